@@ -1,0 +1,116 @@
+"""Validation of arguments, before any tracing.
+
+Every refusal is one line of one form: which argument, what is allowed, what came::
+
+    keep must be a number in (0, 1], got 1.5
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slth_jax.types import Array, ArrayLike
+
+
+def fail(name: str, allowed: str, came: Any) -> ValueError:
+    """Return the `ValueError` that says that argument `name` must be `allowed`."""
+    return ValueError(f"{name} must be {allowed}, got {came}")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return `value` as a float that lies between `low` and `high` and is not NaN."""
+    left = "(" if open_low or low == -math.inf else "["
+    right = ")" if open_high or high == math.inf else "]"
+    allowed = f"a number in {left}{low:g}, {high:g}{right}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise fail(name, allowed, repr(value))
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if not math.isfinite(value) or below or above:
+        raise fail(name, allowed, value)
+    return float(value)
+
+
+def integer(name: str, value: Any, *, low: int, high: int | None = None) -> int:
+    """Return `value` as an int that lies between `low` and `high`, both included."""
+    allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise fail(name, allowed, repr(value))
+    if value < low or (high is not None and value > high):
+        raise fail(name, allowed, value)
+    return int(value)
+
+
+def choice(name: str, value: Any, allowed: Collection[str]) -> str:
+    """Return `value`, which must be one of the words in `allowed`."""
+    if value not in allowed:
+        raise fail(name, "one of " + ", ".join(map(repr, allowed)), repr(value))
+    return value
+
+
+def array(
+    name: str,
+    value: ArrayLike,
+    *,
+    ndim: int | None = None,
+    min_ndim: int = 0,
+    shape: Sequence[int | None] | None = None,
+    kind: str = "float",
+    finite: bool = True,
+) -> Array:
+    """Return `value` as a JAX array after looking at its rank, shape, dtype and entries.
+
+    Args:
+      name: how the caller calls the argument.
+      value: anything `jnp.asarray` takes.
+      ndim: the exact rank, if it matters.
+      min_ndim: the least rank.
+      shape: the exact shape; `None` entries are free.
+      kind: 'float', 'bool' or 'int': the kind of dtype that is allowed.
+      finite: refuse NaN and infinities. Values under a JAX transformation are not looked at,
+        since they are not known yet.
+
+    Raises:
+      ValueError: one line that names the argument, what is allowed and what came.
+    """
+    kinds = {"float": jnp.floating, "bool": jnp.bool_, "int": jnp.integer}
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        value = np.asarray(value)
+        dtype = value.dtype
+    if not jnp.issubdtype(dtype, kinds[kind]):
+        words = {
+            "float": "a floating-point array",
+            "bool": "a boolean array",
+            "int": "an integer array",
+        }
+        raise fail(name, words[kind], f"dtype {dtype}")
+    dims = tuple(jnp.shape(value))
+    if shape is not None:
+        if len(dims) != len(shape) or any(
+            want is not None and want != have for want, have in zip(shape, dims, strict=True)
+        ):
+            wanted = ", ".join("any" if want is None else str(want) for want in shape)
+            raise fail(name, f"of shape ({wanted})", f"shape {dims}")
+    elif ndim is not None and len(dims) != ndim:
+        raise fail(name, f"an array of {ndim} dimensions", f"shape {dims}")
+    elif len(dims) < min_ndim:
+        raise fail(name, f"an array of at least {min_ndim} dimensions", f"shape {dims}")
+    if finite and kind == "float" and not isinstance(value, jax.core.Tracer):
+        bad = dims and not bool(jnp.all(jnp.isfinite(value)))
+        if bad or (not dims and not math.isfinite(float(value))):
+            count = int(jnp.sum(~jnp.isfinite(value)))
+            raise fail(name, "finite", f"{count} NaN or infinite of {math.prod(dims)} entries")
+    return jnp.asarray(value)
