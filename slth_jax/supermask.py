@@ -1,0 +1,220 @@
+"""From scores to masks: the only place where a fraction becomes a count.
+
+A mask is 1 where a connection is kept. It keeps the connections with the largest |score|
+(edge-popup, Ramanujan et al. 2020), exactly `num_kept` of them, whatever ties there are. The
+threshold is found by bisection on the bits of the scores and counting, never by sorting: a count
+over shards is a sum, so sharded scores stay where they are.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slth_jax import checks
+from slth_jax.types import Array, ArrayLike, PyTree
+
+_MAX_SIZE = 2**32 - 2  # counts and positions are uint32
+_MILLION = 1_000_000
+
+
+def num_kept(size: int, keep: ArrayLike) -> int:
+    """Return how many of `size` connections a fraction `keep` is: the one rounding.
+
+    ``max(1, floor(keep size + 1/2))``, in exact arithmetic with `keep` read as the decimal number
+    that it prints as, so 0.29 of 50 is 15 (14.5 rounded up), for Python floats and float32 alike.
+
+    Raises:
+      ValueError: `keep` outside (0, 1], or `size` outside [1, 2^32 - 2].
+    """
+    checks.integer("size", size, low=1, high=_MAX_SIZE)
+    return max(1, math.floor(Fraction(str(_checked_keep(keep))) * size + Fraction(1, 2)))
+
+
+def num_kept_traced(size: int, keep: ArrayLike) -> Array:
+    """Return `num_kept` as a uint32 array for a `keep` that JAX traces.
+
+    A traced `keep` is read in whole millionths, as float32 holds no more: for such fractions this
+    is `num_kept` to the last connection at every size. Values outside (0, 1] are clipped to
+    one connection and to all.
+    """
+    checks.integer("size", size, low=1, high=_MAX_SIZE)
+    millionths = jnp.clip(jnp.round(jnp.asarray(keep) * _MILLION), 0, _MILLION).astype(jnp.uint32)
+    # floor((millionths size + 500,000) / 1,000,000) without leaving 32 bits.
+    whole, rest = divmod(size, _MILLION)
+    thousands, ones = divmod(rest, 1000)
+    high = millionths * np.uint32(thousands)
+    low = (high % 1000) * 1000 + millionths * np.uint32(ones) + np.uint32(_MILLION // 2)
+    count = millionths * np.uint32(whole) + high // 1000 + low // np.uint32(_MILLION)
+    return jnp.maximum(count, 1)
+
+
+def from_scores(scores: ArrayLike, keep: ArrayLike, *, magnitude: bool = True) -> Array:
+    """Return the mask of the `num_kept` largest |score|, ties settled by index.
+
+    Args:
+      scores: floating-point, any shape and sharding; up to 2^32 - 2 entries.
+      keep: fraction kept in (0, 1]; may be traced (see `num_kept_traced`).
+      magnitude: rank by |score|; False ranks by the score itself.
+
+    Returns:
+      Booleans of the shape of `scores`, exactly ``num_kept(scores.size, keep)`` of them True.
+      Among equal scores at the threshold those that come first in C order are kept.
+
+    Raises:
+      ValueError: `keep` outside (0, 1], or scores that are not floating-point or are empty.
+    """
+    return from_tree([scores], keep, magnitude=magnitude)[0]
+
+
+def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyTree:
+    """Return masks with one threshold over a whole tree of scores ("global" edge-popup).
+
+    As `from_scores` of all leaves laid one after another, without laying them so.
+    """
+    leaves, treedef = jax.tree.flatten(scores)
+    leaves = [checks.array("scores", leaf, finite=False) for leaf in leaves]
+    size = sum(leaf.size for leaf in leaves)
+    if isinstance(keep, jax.core.Tracer):
+        count = num_kept_traced(size, keep)
+    else:
+        count = jnp.uint32(num_kept(size, keep))
+    return jax.tree.unflatten(treedef, _largest(leaves, count, magnitude))
+
+
+@jax.custom_jvp
+def straight_through(scores: Array, mask: Array) -> Array:
+    """Return `mask` in the dtype of `scores`, with the gradient of ``|scores|``.
+
+    So the score of a connection of `weights * straight_through(scores, mask)`, kept or not, gets
+    the gradient ``g w sign(score)``, g being the gradient of the masked weight (Ramanujan et al.
+    2020, equation 5, with the |score| of its published code).
+    """
+    return mask.astype(scores.dtype)
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    scores, mask = primals
+    return straight_through(scores, mask), tangents[0] * jnp.sign(scores)
+
+
+def pack(mask: ArrayLike) -> Array:
+    """Pack a boolean mask into uint8, eight connections a byte, C order, highest bit first.
+
+    Returns ``ceil(size / 8)`` bytes as `numpy.packbits` makes them; unused last bits are 0.
+
+    Raises:
+      ValueError: `mask` is not boolean.
+    """
+    return jnp.packbits(checks.array("mask", mask, kind="bool").reshape(-1))
+
+
+def unpack(bits: ArrayLike, shape: Sequence[int]) -> Array:
+    """Return the boolean mask of `shape` that `pack` made `bits` of.
+
+    Raises:
+      ValueError: `bits` is not uint8 or its length does not fit `shape`.
+    """
+    shape = tuple(shape)
+    bits = checks.array("bits", bits, ndim=1, kind="int")
+    if bits.dtype != jnp.uint8:
+        raise checks.fail("bits", "of dtype uint8", f"dtype {bits.dtype}")
+    size = math.prod(shape)
+    if bits.size != -(-size // 8):
+        raise checks.fail("bits", f"{-(-size // 8)} bytes for shape {shape}", f"{bits.size} bytes")
+    return jnp.unpackbits(bits, count=size).reshape(shape).astype(bool)
+
+
+def _checked_keep(keep: ArrayLike) -> ArrayLike:
+    """Return a concrete `keep` in its own precision, refused outside (0, 1]."""
+    value = np.asarray(keep)[()] if isinstance(keep, jax.Array) else keep
+    checks.number("keep", value, low=0, high=1, open_low=True)
+    return value
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
+    """Return masks of the `count` largest of all entries of `leaves`."""
+    keys = [_order(leaf, magnitude) for leaf in leaves]
+    dtype = keys[0].dtype
+    size = sum(key.size for key in keys)
+
+    def total(entries: list[Array]) -> Array:
+        # Integers: a float32 count is wrong above 2^24 entries.
+        return sum((jnp.sum(entry, dtype=jnp.uint32) for entry in entries), jnp.uint32(0))
+
+    # Set the threshold's bits from the highest down wherever enough entries still reach it; stop
+    # as soon as it parts exactly `count` entries from the rest.
+    def refine(state):
+        bit, threshold, reached = state
+        candidate = threshold | (jnp.ones((), dtype) << bit.astype(dtype))
+        above = total([key >= candidate for key in keys])
+        enough = above >= count
+        return (
+            bit - 1,
+            jnp.where(enough, candidate, threshold),
+            jnp.where(enough, above, reached),
+        )
+
+    top_bit = jnp.iinfo(dtype).bits - (2 if magnitude else 1)
+    start = (jnp.int32(top_bit), jnp.zeros((), dtype), jnp.uint32(size))
+    _, threshold, reached = jax.lax.while_loop(
+        lambda state: (state[0] >= 0) & (state[2] != count), refine, start
+    )
+
+    # Too many reach it only if several equal it: bisect on the position that parts those.
+    positions = _positions(leaves)
+    wanted = count - total([key > threshold for key in keys])
+
+    def narrow(state):
+        bit, bound = state
+        candidate = bound | (jnp.uint32(1) << bit.astype(jnp.uint32))
+        tied = total(
+            [
+                (key == threshold) & (position < candidate)
+                for key, position in zip(keys, positions, strict=True)
+            ]
+        )
+        return bit - 1, jnp.where(tied <= wanted, candidate, bound)
+
+    settled = reached == count
+    first = (
+        jnp.where(settled, -1, size.bit_length()).astype(jnp.int32),
+        jnp.where(settled, jnp.uint32(2**32 - 1), jnp.uint32(0)),
+    )
+    _, bound = jax.lax.while_loop(lambda state: state[0] >= 0, narrow, first)
+    return [
+        (key > threshold) | ((key == threshold) & (position < bound))
+        for key, position in zip(keys, positions, strict=True)
+    ]
+
+
+def _order(scores: Array, magnitude: bool) -> Array:
+    """Return unsigned integers in the order of |scores|, or of `scores`."""
+    info = jnp.finfo(scores.dtype)
+    bits = jax.lax.bitcast_convert_type(scores, jnp.dtype(f"uint{info.bits}"))
+    sign = jnp.asarray(1 << (info.bits - 1), bits.dtype)
+    size = bits & ~sign
+    if magnitude:
+        return size
+    # Negative numbers count down from the middle, so that both zeros are one number.
+    return jnp.where(bits >= sign, sign - size, sign + size)
+
+
+def _positions(leaves: list[Array]) -> list[Array]:
+    """Return each entry's position in the concatenation of `leaves`, without reshaping them."""
+    positions, offset = [], 0
+    for leaf in leaves:
+        position = jnp.full(leaf.shape, offset, jnp.uint32)
+        for axis in range(leaf.ndim):
+            stride = math.prod(leaf.shape[axis + 1 :])
+            index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            position = position + index * np.uint32(stride)
+        positions.append(position)
+        offset += leaf.size
+    return positions
