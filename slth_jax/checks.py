@@ -109,8 +109,7 @@ def array(
     elif len(dims) < min_ndim:
         raise fail(name, f"an array of at least {min_ndim} dimensions", f"shape {dims}")
     if finite and kind == "float" and not isinstance(value, jax.core.Tracer):
-        bad = dims and not bool(jnp.all(jnp.isfinite(value)))
-        if bad or (not dims and not math.isfinite(float(value))):
-            count = int(jnp.sum(~jnp.isfinite(value)))
+        count = int(jnp.sum(~jnp.isfinite(value)))
+        if count:
             raise fail(name, "finite", f"{count} NaN or infinite of {math.prod(dims)} entries")
     return jnp.asarray(value)

@@ -1,0 +1,195 @@
+"""Multi-head attention as pure functions on explicit parameters.
+
+It knows nothing of masks over weights: a ticket is applied by passing `weights * mask`.
+
+Letters, here and in every einsum: h heads, m input width, k key width, v value width,
+o output width, q query tokens, t key/value tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from slth_jax import checks
+from slth_jax.types import Array, ArrayLike, AttentionParams, MergedParams
+
+# Logits of one block of queries: 2^22 entries are 16 MiB in float32, 32 MiB in float64.
+_BLOCK_ENTRIES = 1 << 22
+
+
+def apply(
+    params: AttentionParams,
+    x: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    queries: ArrayLike | None = None,
+    key_width: ArrayLike | None = None,
+    block_size: int | None = None,
+    precision: str = "highest",
+) -> Array:
+    """Compute multi-head attention of one sequence (paper, section 2).
+
+    ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i.
+
+    Args:
+      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`.
+      x: tokens `[t, m]`. Lift over batches with `jax.vmap`.
+      attn_mask: booleans `[t, t]`, True where row i may attend to column j; None for all.
+        A row that may attend to nothing is refused; under a JAX transformation, where values
+        are not known yet, such a row gives zeros.
+      queries: indices `[q]` of the rows to compute; None for all.
+      key_width: the k of ``1 / sqrt(k)`` where projections are padded with zero units; may be
+        traced. None for the width of `w_q`.
+      block_size: rows computed at once; None for as many as keep the logits of a block within
+        2^22 entries, so that memory grows with t and not with t^2.
+      precision: of the matrix products, as in `jax.default_matmul_precision`. Accelerators
+        shorten float32 by default, which hides errors near 1e-6.
+
+    Returns:
+      `[t, o]`, or `[q, o]` with `queries`.
+
+    Raises:
+      ValueError: shapes, dtypes or values that do not fit, named in one line.
+    """
+    x = _checked(params, x)
+    h = params.w_q.shape[0]
+    root = _key_root(params, key_width)
+    rows, allowed = _rows(x, attn_mask, queries)
+    block = _block_size(block_size, h, x.shape[0])
+
+    with jax.default_matmul_precision(precision):
+        keys = jnp.einsum("tm,hmk->htk", x, params.w_k)
+        values = jnp.einsum("tm,hmv->htv", x, params.w_v)
+
+        def attend(x_rows: Array, may_attend: Array | None) -> Array:
+            q = jnp.einsum("qm,hmk->hqk", x_rows, params.w_q)
+            logits = jnp.einsum("hqk,htk->hqt", q, keys) / root
+            heads = jnp.einsum("hqt,htv->hqv", _softmax(logits, may_attend), values)
+            return jnp.einsum("hqv,hvo->qo", heads, params.w_o)
+
+        return _in_blocks(attend, rows, allowed, block)
+
+
+def merge(params: AttentionParams, *, key_width: ArrayLike | None = None) -> MergedParams:
+    """Merge the four projections into the two matrices that attention depends on.
+
+    ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, m]`, ``w_vo = w_v w_o`` `[h, m, o]` (paper, section 2).
+    `key_width` as in `apply`.
+    """
+    _check_params(params)
+    root = _key_root(params, key_width)
+    with jax.default_matmul_precision("highest"):
+        w_qk = jnp.einsum("hmk,hnk->hmn", params.w_q, params.w_k) / root
+        w_vo = jnp.einsum("hmv,hvo->hmo", params.w_v, params.w_o)
+    return MergedParams(w_qk, w_vo)
+
+
+def apply_merged(
+    merged: MergedParams,
+    x: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    queries: ArrayLike | None = None,
+    block_size: int | None = None,
+    precision: str = "highest",
+) -> Array:
+    """Compute what `apply` computes, from the merged matrices.
+
+    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``. Arguments, shapes and errors as in `apply`.
+    """
+    w_qk, w_vo = merged
+    h, m, _ = checks.array("merged.w_qk", w_qk, ndim=3).shape
+    checks.array("merged.w_qk", w_qk, shape=(h, m, m))
+    checks.array("merged.w_vo", w_vo, shape=(h, m, None))
+    x = checks.array("x", x, shape=(None, m))
+    rows, allowed = _rows(x, attn_mask, queries)
+    block = _block_size(block_size, h, x.shape[0])
+
+    with jax.default_matmul_precision(precision):
+        values = jnp.einsum("tm,hmo->hto", x, w_vo)
+
+        def attend(x_rows: Array, may_attend: Array | None) -> Array:
+            logits = jnp.einsum("qm,hmn,tn->hqt", x_rows, w_qk, x)
+            return jnp.einsum("hqt,hto->qo", _softmax(logits, may_attend), values)
+
+        return _in_blocks(attend, rows, allowed, block)
+
+
+def causal_mask(length: int) -> Array:
+    """Return the causal attention mask `[length, length]`: row i attends to columns j <= i."""
+    return jnp.tril(jnp.ones((length, length), bool))
+
+
+def _softmax(logits: Array, may_attend: Array | None) -> Array:
+    """Softmax over the last axis of `[h, q, t]` within `may_attend [q, t]`; empty rows give 0."""
+    if may_attend is None:
+        return jax.nn.softmax(logits, axis=-1)
+    # where= keeps masked logits out of the maximum as well, so they cannot overflow.
+    lowest = jnp.finfo(logits.dtype).min
+    logits = jnp.where(may_attend[None], logits, lowest)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)) * may_attend[None]
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1)
+
+
+def _in_blocks(attend, rows: Array, allowed: Array | None, block: int) -> Array:
+    """Apply `attend` to `rows`, `block` of them at a time."""
+    if rows.shape[0] <= block:
+        return attend(rows, allowed)
+    if allowed is None:
+        return jax.lax.map(lambda row: attend(row[None], None)[0], rows, batch_size=block)
+    return jax.lax.map(
+        lambda pair: attend(pair[0][None], pair[1][None])[0], (rows, allowed), batch_size=block
+    )
+
+
+def _rows(
+    x: Array, attn_mask: ArrayLike | None, queries: ArrayLike | None
+) -> tuple[Array, Array | None]:
+    """Return the query rows `[q, m]` and what each may attend to `[q, t]`, or None for all."""
+    t = x.shape[0]
+    rows, allowed = x, None
+    if queries is not None:
+        queries = checks.array("queries", queries, ndim=1, kind="int")
+        if not isinstance(queries, jax.core.Tracer) and queries.size:
+            low, high = int(queries.min()), int(queries.max())
+            if low < 0 or high >= t:
+                raise checks.fail("queries", f"indices in [0, {t - 1}]", f"{low} to {high}")
+        rows = x[queries]
+    if attn_mask is not None:
+        allowed = checks.array("attn_mask", attn_mask, shape=(t, t), kind="bool")
+        if queries is not None:
+            allowed = allowed[queries]
+        if not isinstance(allowed, jax.core.Tracer):
+            empty = int(jnp.sum(~jnp.any(allowed, axis=-1)))
+            if empty:
+                raise checks.fail(
+                    "attn_mask",
+                    "True at least once in every row",
+                    f"{empty} rows that attend to nothing",
+                )
+    return rows, allowed
+
+
+def _key_root(params: AttentionParams, key_width: ArrayLike | None) -> Array:
+    """Return ``sqrt(k)`` in the dtype of the parameters."""
+    k = params.w_q.shape[-1] if key_width is None else key_width
+    return jnp.sqrt(jnp.asarray(k, params.w_q.dtype))
+
+
+def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
+    if block_size is None:
+        return max(1, _BLOCK_ENTRIES // max(1, num_heads * t))
+    return checks.integer("block_size", block_size, low=1)
+
+
+def _check_params(params: AttentionParams) -> None:
+    """Refuse projections whose heads or widths do not fit together."""
+    h, m, k = checks.array("params.w_q", params.w_q, ndim=3).shape
+    checks.array("params.w_k", params.w_k, shape=(h, m, k))
+    v = checks.array("params.w_v", params.w_v, shape=(h, m, None)).shape[-1]
+    checks.array("params.w_o", params.w_o, shape=(h, v, None))
+
+
+def _checked(params: AttentionParams, x: ArrayLike) -> Array:
+    _check_params(params)
+    return checks.array("x", x, shape=(None, params.w_q.shape[1]))

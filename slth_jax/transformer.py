@@ -1,0 +1,66 @@
+"""The transformer of the theory: blocks of attention and a ReLU network, no normalisation.
+
+``Blk(x) = F(Attn(x) + x) + Attn(x) + x`` (paper, Theorems 11 and 14). Letters as in `attention`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from slth_jax import attention, checks
+from slth_jax.types import Array, ArrayLike, AttentionParams
+
+
+class Linear(NamedTuple):
+    """A fully connected layer ``x w^T + b``; without `b` it has no bias."""
+
+    w: Array  # [o, i]
+    b: Array | None = None  # [o]
+
+
+class Block(NamedTuple):
+    """One block: attention and the layers of the ReLU network F."""
+
+    attention: AttentionParams
+    layers: tuple[Linear, ...]
+
+
+def apply_layers(layers: Sequence[Linear], x: ArrayLike, *, precision: str = "highest") -> Array:
+    """Apply a ReLU network to rows `[t, i]`: ReLU between the layers, none after the last."""
+    x = checks.array("x", x, ndim=2)
+    with jax.default_matmul_precision(precision):
+        for index, layer in enumerate(layers):
+            x = jnp.einsum("ti,oi->to", jax.nn.relu(x) if index else x, layer.w)
+            if layer.b is not None:
+                x = x + layer.b[None, :]
+    return x
+
+
+def apply_block(
+    block: Block, x: ArrayLike, attn_mask: ArrayLike | None = None, *, precision: str = "highest"
+) -> Array:
+    """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11)."""
+    x = checks.array("x", x, shape=(None, block.attention.w_q.shape[1]))
+    hidden = attention.apply(block.attention, x, attn_mask, precision=precision) + x
+    if not block.layers:
+        return hidden
+    return apply_layers(block.layers, hidden, precision=precision) + hidden
+
+
+def apply(
+    blocks: Sequence[Block],
+    x: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    precision: str = "highest",
+) -> Array:
+    """Apply the blocks one after another to tokens `[t, m]` (paper, Theorem 14).
+
+    Raises:
+      ValueError: widths that do not fit, or a row of `attn_mask` that attends to nothing.
+    """
+    for block in blocks:
+        x = apply_block(block, x, attn_mask, precision=precision)
+    return checks.array("x", x, ndim=2)

@@ -1,0 +1,64 @@
+"""Source distributions: their moments, and that a unit's numbers do not depend on the rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slth_jax import initializers
+
+SHAPE = {"num_heads": 2, "d_in": 3, "d_out": 4}
+KEY = jax.random.key(7, impl="threefry2x32")
+
+
+def bound(name, n_k, n_v):
+    """Largest absolute entry that each distribution allows, per projection."""
+    root = n_k**0.25
+    qk, v, o = (np.sqrt(6 / (i + j)) for i, j in ((3, n_k), (3, n_v), (n_v, 4)))
+    return {
+        "theory": (root, root, 1, 1),
+        "signed_constant": (root, root, 1, 1),
+        "xavier": (qk, qk, v, o),
+        "xavier_scaled": (qk * root, qk * root, v, o),
+    }[name]
+
+
+@pytest.mark.parametrize("name", initializers.ATTENTION)
+def test_distribution(name):
+    n_k, n_v = 900, 400
+    params = initializers.ATTENTION[name](KEY, n_k=n_k, n_v=n_v, **SHAPE)
+    for weight, limit in zip(params, bound(name, n_k, n_v), strict=True):
+        w = np.asarray(weight, np.float64) / limit
+        assert np.abs(w).max() <= 1 + 1e-6
+        # Moments within five standard errors: variance 1/3 for U[-1, 1], 1 for signs.
+        variance = 1.0 if name == "signed_constant" else 1 / 3
+        assert abs(w.mean()) < 5 * np.sqrt(variance / w.size)
+        spread = 0 if name == "signed_constant" else np.sqrt(4 / 45 / w.size)
+        assert abs((w**2).mean() - variance) <= 5 * spread + 1e-6
+    assert [w.shape for w in params] == [(2, 3, 900), (2, 3, 900), (2, 3, 400), (2, 400, 4)]
+    assert not np.array_equal(params.w_q, params.w_k)
+
+
+@pytest.mark.parametrize("name", initializers.ATTENTION)
+def test_padding_tracing_and_batching_do_not_change_a_bit(name):
+    draw = initializers.ATTENTION[name]
+    alone = draw(KEY, n_k=5, n_v=6, **SHAPE)
+    padded = jax.jit(lambda k, n: draw(k, n_k=n, n_v=n + 1, padded=16, **SHAPE))(KEY, 5)
+    keys = jnp.stack([jax.random.key(1, impl="threefry2x32"), KEY])
+    batched = jax.vmap(lambda k: draw(k, n_k=5, n_v=6, **SHAPE))(keys)
+    for field in alone._fields:
+        want = np.asarray(getattr(alone, field))
+        got = np.asarray(getattr(padded, field))
+        inside = tuple(slice(0, size) for size in want.shape)
+        np.testing.assert_array_equal(got[inside], want)
+        assert np.count_nonzero(got) == np.count_nonzero(want)
+        np.testing.assert_array_equal(np.asarray(getattr(batched, field))[1], want)
+
+
+def test_bad_widths_are_named():
+    with pytest.raises(ValueError, match=r"^n_k must be an integer >= 1, got 0"):
+        initializers.theory_attention(KEY, n_k=0, n_v=1, **SHAPE)
+    with pytest.raises(ValueError, match=r"^n_v must be an integer in \[1, 8\], got 9"):
+        initializers.theory_attention(KEY, n_k=1, n_v=9, padded=8, **SHAPE)
+    with pytest.raises(ValueError, match=r"^d_in must be an integer >= 1"):
+        initializers.theory_attention(KEY, n_k=1, n_v=1, num_heads=1, d_in=0, d_out=1)

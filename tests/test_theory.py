@@ -1,0 +1,104 @@
+"""The bounds against the formulas of the paper, typed in anew, and their inverses."""
+
+import math
+
+import numpy as np
+import pytest
+
+from slth_jax import theory
+
+C = 2.5
+
+
+def test_widths_are_the_printed_formulas():
+    n_k, n_v = theory.attention_widths(0.01, d_in=4, d_out=9, num_heads=3, alpha=3.0, constant=C)
+    assert n_k == math.ceil(4 * C * math.log(8 * 3 * 27 * 8 / 0.01))
+    assert n_v == math.ceil(4 * C * math.log(2 * 3 * 3 * 4 * 3 / 0.01))
+    assert theory.product_width(0.1, d_in=4, d_out=3, constant=C) == math.ceil(10 * math.log(120))
+    assert theory.relu_width(0.1, d_in=4, d_out=3, constant=C) == math.ceil(10 * math.log(240))
+    assert theory.relu_network_width(0.1, d_in=4, d_out=3, num_layers=2, constant=C) == math.ceil(
+        10 * math.log(4 * 2 * 12 / 0.1)
+    )
+    block = theory.block_widths(0.1, d_in=4, num_heads=2, num_layers=1, alpha=2.0, constant=C)
+    assert block == (
+        math.ceil(10 * math.log(32 * 8 * 2 * 8 / 0.1)),
+        math.ceil(10 * math.log(24 * 2 * 1 * 2 * 32 / 0.1)),
+    )
+
+
+def test_transformer_budgets_of_three_blocks():
+    epsilon, h, d, alpha = 0.3, 2, 4, 2.0
+    betas = [alpha, alpha * 16, alpha * 256]  # 4 H sqrt(d) = 16
+    factor = 16 * h * 2
+    want = [
+        epsilon / (2**2 * factor * betas[1] ** 2 * factor * betas[2] ** 2),
+        epsilon / (2**2 * factor * betas[2] ** 2),
+        epsilon / 2,
+    ]
+    got = theory.transformer_budgets(epsilon, d_in=d, num_heads=h, num_blocks=3, alpha=alpha)
+    np.testing.assert_allclose([b for b, _ in got], betas)
+    np.testing.assert_allclose([e for _, e in got], want)
+    widths = theory.transformer_widths(
+        epsilon, d_in=d, num_heads=h, num_layers=1, num_blocks=3, alpha=alpha, constant=C
+    )
+    later = theory.block_widths(
+        epsilon / 2, d_in=d, num_heads=h, num_layers=1, alpha=2 * betas[2], constant=C
+    )
+    assert widths[2] == later and widths[0].n_mha > widths[2].n_mha
+
+
+def test_one_block_is_theorem_11():
+    options = {"d_in": 2, "num_heads": 1, "num_layers": 1, "alpha": 2.0, "constant": C}
+    assert theory.transformer_widths(0.1, num_blocks=1, **options) == [
+        theory.block_widths(0.1, **options)
+    ]
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1e-3, 1e-8])
+def test_errors_invert_widths(epsilon):
+    options = {"d_in": 2, "d_out": 3, "constant": C}
+    slack = math.exp(-1 / (2 * C))  # a width is rounded up by less than one unit
+    n = theory.product_width(epsilon, **options)
+    assert epsilon * slack <= theory.product_error(n, **options) <= epsilon
+    n = theory.relu_width(epsilon, **options)
+    assert epsilon * slack <= theory.relu_error(n, **options) <= epsilon
+    options |= {"num_heads": 2, "alpha": 2.0}
+    n_k, n_v = theory.attention_widths(epsilon, **options)
+    assert epsilon * slack <= theory.attention_error(n_k, n_v, **options) <= epsilon
+    assert theory.relu_network_error(epsilon, alpha=2.0) == pytest.approx(math.expm1(epsilon))
+
+
+def test_softmax_bounds_hold_and_the_sharper_is_below():
+    rng = np.random.default_rng(0)
+    alpha, t, d = 1.7, 6, 3
+    for _ in range(2000):
+        x = rng.normal(size=(t, d))
+        x *= (alpha * rng.random(t) / np.linalg.norm(x, axis=1))[:, None]
+        e = rng.exponential()
+        logits = rng.normal(size=t) * 3
+        moved = logits + e * rng.choice([-1.0, 1.0], t)
+        p, q = (np.exp(z - z.max()) for z in (logits, moved))
+        distance = np.linalg.norm(p / p.sum() @ x - q / q.sum() @ x)
+        sharp = theory.sharp_softmax_error(e, alpha=alpha)
+        assert distance <= sharp * (1 + 1e-12)
+        assert sharp <= theory.softmax_error(e, d_in=d, alpha=alpha)
+    # Two tokens at opposite ends with opposite shifts reach the sharper bound.
+    e = 0.8
+    p = 1 / (1 + math.exp(e))
+    assert 2 * alpha * abs(1 - 2 * p) == pytest.approx(theory.sharp_softmax_error(e, alpha=alpha))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"epsilon": 0.0}, r"^epsilon must be a number in \(0, inf\), got 0"),
+        ({"alpha": 0.5}, r"^alpha must be a number in \[1.73"),
+        ({"constant": -1.0}, r"^constant must be a number in \(0, inf\), got -1"),
+        ({"d_in": float("nan")}, r"^d_in must be a number in \(0, inf\), got nan"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    good = {"epsilon": 0.1, "d_in": 2, "d_out": 3, "num_heads": 1, "alpha": 2.0, "constant": C}
+    good.update(options)
+    with pytest.raises(ValueError, match=message):
+        theory.attention_widths(good.pop("epsilon"), **good)
