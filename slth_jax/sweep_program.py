@@ -1,0 +1,214 @@
+"""One trial to a batched, sharded program."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from slth_jax import checks
+from slth_jax.sweep_grid import Plan
+from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
+
+Trial = Callable[[Key, Hparams], Metrics | tuple[Metrics, PyTree]]
+# Results of several trials: name to an array whose first axis is the trial.
+Record = dict[str, dict[str, np.ndarray]]
+
+
+def default_mesh() -> Mesh:
+    """Return a mesh of one axis, 'trial', over every device of every process."""
+    return jax.make_mesh((jax.device_count(),), ("trial",), axis_types=(AxisType.Auto,))
+
+
+def _path_name(path: tuple) -> str:
+    """Return 'layers.0.w_q' for the place of a leaf in a tree."""
+    names = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
+    return ".".join(
+        str(entry.idx if name is None else name) for entry, name in zip(path, names, strict=True)
+    )
+
+
+def _evaluate(
+    trial: Trial, static: Mapping[str, Any], seed: Array, values: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return one trial's metrics and arrays, both by name; `seed` is a uint32 scalar."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    out = trial(key, {**values, **static})
+    metrics, arrays = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
+    if not isinstance(metrics, Mapping) or not metrics:
+        allowed = "a mapping of metrics, or such a mapping and a tree of arrays"
+        raise checks.fail("trial's result", allowed, type(metrics).__name__)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
+    named = {_path_name(path): jnp.asarray(leaf) for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise checks.fail("trial's arrays", "of different names", sorted(named))
+    return {str(name): jnp.asarray(value) for name, value in metrics.items()}, named
+
+
+def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Return boolean arrays as bytes of eight entries; others unchanged, empty ones left out."""
+    return {
+        name: jnp.packbits(array.reshape(-1)) if array.dtype == bool else array
+        for name, array in arrays.items()
+        if array.size
+    }
+
+
+def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, tuple]) -> dict[str, np.ndarray]:
+    """Return one trial's arrays as the trial gave them; `spec`: name to (shape, dtype)."""
+    out = {}
+    for name, (shape, dtype) in spec.items():
+        size = int(np.prod(shape, dtype=np.int64))
+        stored = arrays[name] if size else np.zeros(0, dtype)
+        if dtype == "bool" and size:
+            stored = np.unpackbits(stored, count=size).astype(bool)
+        out[name] = stored.reshape(shape)
+    return out
+
+
+def empty_record(spec: Mapping[str, Any], count: int) -> Record:
+    """Return arrays of the shapes in which `count` trials of a program are stored."""
+    arrays = {}
+    for name, (shape, dtype) in spec["arrays"].items():
+        size = int(np.prod(shape, dtype=np.int64))
+        if size:
+            inner, kind = ([-(-size // 8)], "uint8") if dtype == "bool" else (shape, dtype)
+            arrays[name] = np.empty((count, *inner), jnp.dtype(kind))
+    metrics = {
+        name: np.empty((count, *shape), jnp.dtype(dtype))
+        for name, (shape, dtype) in spec["metrics"].items()
+    }
+    return {"metrics": metrics, "arrays": arrays}
+
+
+def _consts(jaxpr: Any) -> list[ArrayLike]:
+    """Return the arrays that a closed jaxpr, or one inside it, captured."""
+    found = list(getattr(jaxpr, "consts", ()))
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    found += _consts(inner)
+    return found
+
+
+def fingerprint(jaxpr: Any) -> str:
+    """Return the SHA-256 of a traced program and of the arrays that it captured.
+
+    It changes when the trial's computation does, and not with its comments, its file or the
+    number of devices.
+    """
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
+    for const in _consts(jaxpr):
+        typed = jax.dtypes.issubdtype(getattr(const, "dtype", None), jax.dtypes.prng_key)
+        value = np.asarray(jax.random.key_data(const) if typed else const)
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+class Program:
+    """The compiled program of one group of trials.
+
+    Attributes:
+      metrics: name to (shape, dtype) of one trial's metrics.
+      arrays: name to (shape, dtype) of one trial's arrays, before masks are packed.
+      fingerprint: see `fingerprint`.
+    """
+
+    def __init__(self, trial: Trial, plan: Plan, group: int, mesh: Mesh):
+        """Trace the trial; nothing is compiled yet."""
+        self._plan, self._trials, self._axis = plan, plan.groups[group].trials, mesh.axis_names[0]
+        self._sharding = NamedSharding(mesh, jax.P(self._axis))
+        self._lanes = plan.batch * mesh.shape[self._axis]
+        self._mesh = mesh
+        self._compiled: Callable | None = None
+        sizes = {f"{name}_max": size for name, size in plan.groups[group].padded.items()}
+        self._trial = partial(_evaluate, trial, {**sizes, **plan.groups[group].static})
+        one = [jax.ShapeDtypeStruct((), array.dtype) for array in self._inputs(self._trials[:1])]
+        jaxpr, (metrics, arrays) = jax.make_jaxpr(self._unpacked, return_shape=True)(*one)
+        self.fingerprint = fingerprint(jaxpr)
+        self.metrics = {name: (spec.shape, str(spec.dtype)) for name, spec in metrics.items()}
+        self.arrays = {name: (spec.shape, str(spec.dtype)) for name, spec in arrays.items()}
+
+    def _unpacked(self, seed: Array, *values: Array) -> tuple[dict, dict]:
+        return self._trial(seed, dict(zip(self._plan.values, values, strict=True)))
+
+    def _one(self, seed: Array, *values: Array) -> tuple[dict, dict]:
+        metrics, arrays = self._unpacked(seed, *values)
+        return metrics, _packed(arrays)
+
+    def _inputs(self, trials: np.ndarray) -> list[np.ndarray]:
+        """Return the seed and the traced values of some trials, one array each."""
+        point, seed = np.divmod(trials, len(self._plan.seeds))
+        return [self._plan.seeds[seed], *(column[point] for column in self._plan.values.values())]
+
+    def compile(self) -> None:
+        """Compile, unless that was done before.
+
+        Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` that program is
+        the same for every number of devices, where XLA, left to partition, might choose another.
+        """
+        if self._compiled is not None:
+            return
+        spec = jax.P(self._axis)
+        # Unchecked: trials are independent, and a loop in one may start at a constant.
+        batched = jax.shard_map(
+            jax.vmap(self._one), mesh=self._mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        shapes = [
+            jax.ShapeDtypeStruct((self._lanes,), array.dtype, sharding=self._sharding)
+            for array in self._inputs(self._trials[:1])
+        ]
+        self._compiled = jax.jit(batched).lower(*shapes).compile()
+
+    def spec(self) -> dict[str, Any]:
+        """Return what a record of this program's results needs to be read, as JSON."""
+        return {
+            "fingerprint": self.fingerprint,
+            "metrics": {
+                name: [list(shape), dtype] for name, (shape, dtype) in self.metrics.items()
+            },
+            "arrays": {name: [list(shape), dtype] for name, (shape, dtype) in self.arrays.items()},
+        }
+
+    def steps(self, trials: np.ndarray) -> int:
+        """Return how many calls of the program `trials` take."""
+        return -(-len(trials) // self._lanes)
+
+    def start(self, trials: np.ndarray, index: int) -> tuple[Any, int]:
+        """Start computing the `index`-th part of `trials`; `collect` takes what this returns."""
+        self.compile()
+        assert self._compiled is not None
+        part = trials[index * self._lanes : (index + 1) * self._lanes]
+        # The last lanes of the last step repeat a trial: every call has the same shapes.
+        full = np.pad(part, (0, self._lanes - len(part)), mode="edge")
+        inputs = [
+            jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__)
+            for array in self._inputs(full)
+        ]
+        return self._compiled(*inputs), len(part)
+
+
+def collect(started: tuple[Any, int]) -> Record:
+    """Wait for a step and return its results, on every process."""
+    outputs, count = started
+    metrics, arrays = jax.tree.map(lambda array: _to_host(array)[:count], outputs)
+    return {"metrics": metrics, "arrays": arrays}
+
+
+def join(records: list[Record]) -> Record:
+    """Return several records as one, in their order."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *records)
+
+
+def _to_host(array: Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
