@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 
+from slth_jax import checks
 from slth_jax.types import PyTree
 
 SUMS = "SHA256SUMS"
@@ -272,6 +274,25 @@ def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) ->
             same = _digest(path) == sums[name]
         if not same:
             raise Damaged(f"{path} is damaged: its checksum does not match")
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their places: 'layers.0.w_q'; a tree that is a leaf as ''.
+
+    Raises:
+      ValueError: two leaves have one name.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {
+        ".".join(
+            str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+            for entry in path
+        ): leaf
+        for path, leaf in leaves
+    }
+    if len(named) < len(leaves):
+        raise checks.fail("tree", "of leaves with different names", sorted(named))
+    return named
 
 
 def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:

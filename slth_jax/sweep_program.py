@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from slth_jax import checks
+from slth_jax.checkpoint import named_leaves
 from slth_jax.sweep_grid import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
 
@@ -26,14 +27,6 @@ def default_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("trial",), axis_types=(AxisType.Auto,))
 
 
-def _path_name(path: tuple) -> str:
-    """Return 'layers.0.w_q' for the place of a leaf in a tree."""
-    names = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
-    return ".".join(
-        str(entry.idx if name is None else name) for entry, name in zip(path, names, strict=True)
-    )
-
-
 def _evaluate(
     trial: Trial, static: Mapping[str, Any], seed: Array, values: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -44,10 +37,7 @@ def _evaluate(
     if not isinstance(metrics, Mapping) or not metrics:
         allowed = "a mapping of metrics, or such a mapping and a tree of arrays"
         raise checks.fail("trial's result", allowed, type(metrics).__name__)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
-    named = {_path_name(path): jnp.asarray(leaf) for path, leaf in leaves}
-    if len(named) < len(leaves):
-        raise checks.fail("trial's arrays", "of different names", sorted(named))
+    named = {name: jnp.asarray(leaf) for name, leaf in named_leaves(arrays).items()}
     return {str(name): jnp.asarray(value) for name, value in metrics.items()}, named
 
 

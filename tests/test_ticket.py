@@ -1,0 +1,172 @@
+"""A ticket's file against itself damaged in every way, and against masks applied by hand."""
+
+import dataclasses
+import hashlib
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from slth_jax import initializers, ticket
+from slth_jax.checkpoint import CheckpointError, Damaged
+
+OPTIONS = {"num_heads": 2, "d_in": 2, "d_out": 1, "n_k": 5, "n_v": 3}
+SEED = 7
+
+
+def _source():
+    return initializers.theory_attention(jax.random.key(SEED, impl="threefry2x32"), **OPTIONS)
+
+
+def _masks(keep=0.3):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda w: jnp.asarray(rng.random(w.shape) < keep), _source())
+
+
+def _ticket(**changes):
+    made = ticket.create("theory", OPTIONS, SEED, _masks(), metadata={"error": np.float32(0.125)})
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "one.ticket.safetensors"
+    ticket.save(path, _ticket())
+    return path
+
+
+def test_materialize_is_source_times_masks(path):
+    expected = jax.tree.map(lambda w, m: np.asarray(w) * np.asarray(m), _source(), _masks())
+    got = ticket.materialize(ticket.load(path))
+    assert type(got) is type(_source())
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    loaded = ticket.load(path)
+    for name, mask in ticket.masks(loaded).items():
+        np.testing.assert_array_equal(mask, getattr(_masks(), name))
+    assert loaded.metadata == {"error": 0.125}
+
+
+def test_verify_counts_what_is_kept(path):
+    report = ticket.verify(path)
+    leaves = jax.tree.leaves(_masks())
+    assert report.size == sum(leaf.size for leaf in leaves)
+    assert report.num_kept == sum(int(leaf.sum()) for leaf in leaves)
+    assert 0 < report.num_kept < report.size
+
+
+def test_the_file_holds_one_bit_a_connection(path):
+    stored = safetensors.numpy.load_file(path)
+    assert {name: bits.size for name, bits in stored.items()} == {
+        name: -(-getattr(_source(), name).size // 8) for name in _source()._fields
+    }
+
+
+def test_a_tree_of_dicts_with_unmasked_leaves(tmp_path):
+    def tiny(key, width):
+        return {"layer": {"w": jax.random.normal(key, (width, 3)), "gain": jnp.ones(width)}}
+
+    sources = {"tiny": tiny}
+    mask = jnp.arange(12).reshape(4, 3) % 5 == 0
+    masks = {"layer": {"w": mask, "gain": None}}
+    made = ticket.create("tiny", {"width": 4}, 3, masks, sources=sources)
+    path = tmp_path / "tiny.ticket.safetensors"
+    ticket.save(path, made)
+    got = ticket.materialize(ticket.load(path), sources=sources)
+    weights = tiny(jax.random.key(3, impl="threefry2x32"), 4)["layer"]
+    np.testing.assert_array_equal(got["layer"]["gain"], weights["gain"])
+    np.testing.assert_array_equal(got["layer"]["w"], np.where(mask, weights["w"], 0))
+    with pytest.raises(CheckpointError, match="source must be one of"):
+        ticket.verify(path)
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(path):
+    good, expected = path.read_bytes(), ticket.load(path)
+    harmless = 0
+    for place in range(len(good)):
+        for flip in (0x01, 0x80):
+            path.write_bytes(good[:place] + bytes([good[place] ^ flip]) + good[place + 1 :])
+            try:
+                got = ticket.load(path)
+            except CheckpointError as error:
+                assert "\n" not in str(error) and str(path) in str(error)
+                continue
+            harmless += 1
+            jax.tree.map(np.testing.assert_array_equal, vars(got), vars(expected))
+    assert harmless < 0.02 * 2 * len(good)  # padding of the header
+
+
+def test_every_truncation_is_noticed(path):
+    good = path.read_bytes()
+    for size in range(len(good)):
+        path.write_bytes(good[:size])
+        with pytest.raises(Damaged) as caught:
+            ticket.verify(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(good + b"\0")
+    with pytest.raises(Damaged):
+        ticket.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": SEED + 1}, "generates other weights here"),
+        ({"source": "magic"}, "source must be one of .* got 'magic'"),
+        ({"options": {**OPTIONS, "n_k": 6}}, r"mask w_[qk] has shape \(2, 2, 5\); .* has \(2, 2, 6\)"),
+        ({"options": {**OPTIONS, "n_k": 0}}, "is refused: n_k must be an integer >= 1, got 0"),
+        ({"options": {**OPTIONS, "width": 3}}, "is refused: .*unexpected keyword"),
+        ({"fingerprint": "0" * 64}, "generates other weights here"),
+    ],
+)
+def test_wrong_recipes_are_one_line(tmp_path, changes, words):
+    path = tmp_path / "wrong.ticket.safetensors"
+    ticket.save(path, _ticket(**changes))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        ticket.verify(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_format_of_the_future_is_refused(path):
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    text = json.loads(data[8 : 8 + size])["__metadata__"]["ticket"]
+    new = text.replace('"format": 1', '"format": 2')
+    sums = {"ticket": new, "ticket_sha256": hashlib.sha256(new.encode()).hexdigest()}
+    path.write_bytes(safetensors.numpy.save(safetensors.numpy.load(data), metadata=sums))
+    with pytest.raises(CheckpointError, match="format 2"):
+        ticket.load(path)
+
+
+def test_saving_is_repeatable_and_keeps_a_different_file(path):
+    before = path.read_bytes()
+    ticket.save(path, _ticket())
+    assert path.read_bytes() == before
+    other = _ticket(metadata={})
+    with pytest.raises(CheckpointError, match="overwrite=True"):
+        ticket.save(path, other)
+    assert path.read_bytes() == before
+    ticket.save(path, other, overwrite=True)
+    assert ticket.load(path).metadata == {}
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("path must be NAME.ticket.safetensors")):
+        ticket.save(tmp_path / "x.safetensors", _ticket())
+    with pytest.raises(ValueError, match="source must be one of"):
+        ticket.create("magic", OPTIONS, SEED, _masks())
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        ticket.create("theory", OPTIONS, -1, _masks())
+    with pytest.raises(ValueError, match="mask w_q has shape"):
+        ticket.create("theory", {**OPTIONS, "n_k": 4}, SEED, _masks())
+    with pytest.raises(ValueError, match="boolean"):
+        ticket.create("theory", OPTIONS, SEED, _source())
+    other = jax.tree.map(lambda w: w + 1, _source())
+    with pytest.raises(ValueError, match="weights must be what source 'theory'"):
+        ticket.create("theory", OPTIONS, SEED, _masks(), weights=other)
+    ticket.create("theory", OPTIONS, SEED, _masks(), weights=_source())
+    with pytest.raises(CheckpointError, match="cannot read"):
+        ticket.load(tmp_path / "none.ticket.safetensors")
