@@ -103,6 +103,20 @@ def _straight_through_jvp(primals, tangents):
     return straight_through(scores, mask), tangents[0] * jnp.sign(scores)
 
 
+@jax.custom_jvp
+def straight_through_raw(scores: Array, mask: Array) -> Array:
+    """Return `mask` in the dtype of `scores`, with the gradient of `scores` themselves.
+
+    For masks ranked by the raw score: the gradient of a score is ``g w``.
+    """
+    return mask.astype(scores.dtype)
+
+
+@straight_through_raw.defjvp
+def _straight_through_raw_jvp(primals, tangents):
+    return straight_through_raw(*primals), tangents[0]
+
+
 def pack(mask: ArrayLike) -> Array:
     """Pack a boolean mask into uint8, eight connections a byte, C order, highest bit first.
 
