@@ -6,7 +6,6 @@ number of devices and after every restart.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -147,7 +146,7 @@ def _bucket_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     if isinstance(buckets, Mapping):
         buckets = buckets.get(name)
     if buckets is None:
-        return {size: max(8, 1 << (size - 1).bit_length()) for size in sizes}
+        return {size: max(8, _power_of_two(size)) for size in sizes}
     if isinstance(buckets, str):
         checks.choice("buckets", buckets, ("largest",))
         return dict.fromkeys(sizes, sizes[-1])
@@ -155,6 +154,11 @@ def _bucket_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     if not edges or edges[-1] < sizes[-1]:
         raise checks.fail("buckets", f"up to at least {sizes[-1]}, the largest {name}", edges)
     return {size: next(edge for edge in edges if edge >= size) for size in sizes}
+
+
+def _power_of_two(size: int) -> int:
+    """Return the least power of two that is not below `size`."""
+    return 1 << (size - 1).bit_length()
 
 
 def plan(
@@ -200,7 +204,7 @@ def plan(
 
     largest = max(len(group.trials) for group in groups)
     if chunk is None:
-        chunk = min(largest, MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(largest / 64))))
+        chunk = min(largest, MAX_CHUNK, max(MIN_CHUNK, _power_of_two(-(-largest // 64))))
     chunk = checks.integer("chunk", chunk, low=1)
     batch = min(MAX_BATCH, -(-chunk // 8)) if batch is None else batch
     pieces = [
