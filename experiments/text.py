@@ -1,0 +1,265 @@
+"""Text for language models: WikiText from a folder, tokens in a memory-mapped cache, batches.
+
+The folder (option `data`) holds ``wikitext-2/train.txt, valid.txt, test.txt`` (or another corpus
+of that layout) and, for GPT-2's tokens, ``gpt2-bpe/encoder.json`` and ``vocab.bpe``. Each text is
+tokenised once, into uint16 numbers in a cache folder, under a name that its content gives.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from slth_jax import checkpoint, checks
+from slth_jax.checkpoint import CheckpointError
+
+SPLITS = ("train", "valid", "test")
+VOCAB_SIZES = {"bytes": 256, "gpt2": 50257}
+# A cut before a line that starts with one space is a cut between GPT-2's own pieces of text: the
+# spaces before the last one, and the word with its space, are never joined.
+_CUT = re.compile(r"\n(?= \S)")
+_PIECE = 1 << 20
+
+
+class Corpus(NamedTuple):
+    """Tokens of the three splits as uint16 arrays, mapped from disk."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    vocab_size: int
+
+
+def find(data: str = "") -> Path:
+    """Return the folder of the texts: `data`, else $SLTH_DATA, ./data, or ../shared/data.
+
+    Raises:
+      ValueError: it is not there; the line says what is expected.
+    """
+    given = data or os.environ.get("SLTH_DATA", "")
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    places = [Path(given)] if given else [Path("data"), beside]
+    for place in places:
+        if place.is_dir():
+            return place
+    allowed = "a folder with wikitext-2/train.txt, valid.txt and test.txt (or set SLTH_DATA)"
+    raise checks.fail("data", allowed, f"{places[0]}, which is not there")
+
+
+def load(
+    data: str = "", *, corpus: str = "wikitext-2", tokenizer: str = "bytes", cache: str = ""
+) -> Corpus:
+    """Return the tokens of a corpus, tokenised at the first call and mapped from disk later.
+
+    Args:
+      data: see `find`; ``hub:NAME``, such as ``hub:wikitext-103-v1``, fetches the texts with the
+        `datasets` library first.
+      corpus: a folder in `data`.
+      tokenizer: 'bytes' (256 tokens) or 'gpt2' (50,257 tokens, byte-pair encoding).
+      cache: folder for the tokens; default $SLTH_CACHE or ~/.cache/slth_jax.
+
+    Raises:
+      ValueError: a text is missing, empty or cut short.
+    """
+    checks.choice("tokenizer", tokenizer, VOCAB_SIZES)
+    into = Path(cache or os.environ.get("SLTH_CACHE", "") or Path.home() / ".cache" / "slth_jax")
+    if data.startswith("hub:"):
+        root, corpus = into / "hub", data.removeprefix("hub:")
+        _fetch(root / corpus, corpus)
+    else:
+        root = find(data)
+    arrays = {
+        split: _tokens(root / corpus / f"{split}.txt", tokenizer, root, into) for split in SPLITS
+    }
+    return Corpus(**arrays, vocab_size=VOCAB_SIZES[tokenizer])
+
+
+def encoder(tokenizer: str, root: Path) -> Callable[[str], list[int]]:
+    """Return the function from text to tokens.
+
+    GPT-2's two files are read from ``root/gpt2-bpe``; where that folder is missing, tiktoken's
+    own copy is used.
+
+    Raises:
+      ValueError: the files are missing or damaged.
+    """
+    if tokenizer == "bytes":
+        return lambda text: list(text.encode())
+    try:
+        import tiktoken
+        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    except ModuleNotFoundError as error:
+        raise ValueError("tokenizer 'gpt2' needs tiktoken: pip install tiktoken") from error
+    folder = root / "gpt2-bpe"
+    if not folder.is_dir():
+        try:
+            return tiktoken.get_encoding("gpt2").encode_ordinary
+        except Exception as error:  # whatever the network gives
+            allowed = "a folder with encoder.json and vocab.bpe for tokenizer 'gpt2'"
+            raise checks.fail("data/gpt2-bpe", allowed, f"{folder}, which is not there") from error
+    try:
+        ranks = data_gym_to_mergeable_bpe_ranks(
+            vocab_bpe_file=str(folder / "vocab.bpe"),
+            encoder_json_file=str(folder / "encoder.json"),
+        )
+    except (OSError, ValueError, AssertionError, KeyError) as error:
+        raise checks.fail("data/gpt2-bpe", "GPT-2's two files", f"{folder}: damaged") from error
+    pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return tiktoken.Encoding(
+        "gpt2-files", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+    ).encode_ordinary
+
+
+def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
+    """Yield `text` in parts of about `size`, cut where GPT-2's tokens do not cross."""
+    begin = 0
+    while begin < len(text):
+        cut = _CUT.search(text, begin + size)
+        end = cut.end() if cut else len(text)
+        yield text[begin:end]
+        begin = end
+
+
+def batch(tokens: np.ndarray, *, seed: int, step: int, rows: int, length: int) -> np.ndarray:
+    """Return the training batch of a step: int32 `[rows, length + 1]`.
+
+    It is a pure function of (seed, step), so a resumed run sees the same data. The text is cut into windows of `length` inputs; an epoch goes through all of them in a random
+    order of its own, from an offset of its own, and drops what fills no batch.
+
+    Raises:
+      ValueError: the text is shorter than one batch.
+    """
+    steps = steps_per_epoch(tokens, rows=rows, length=length)
+    epoch, index = divmod(step, steps)
+    starts = _order(seed, epoch, len(tokens), length)[index * rows : (index + 1) * rows]
+    return tokens[starts[:, None] + np.arange(length + 1)[None]].astype(np.int32)
+
+
+def steps_per_epoch(tokens: np.ndarray, *, rows: int, length: int) -> int:
+    """Return the number of batches in one pass over the text.
+
+    Raises:
+      ValueError: the text is shorter than one batch.
+    """
+    steps = _windows(len(tokens), length) // rows
+    if steps < 1:
+        allowed = f"a text of at least {(rows + 1) * length + 1} tokens for batches of {rows} rows"
+        raise checks.fail("data", allowed, f"{len(tokens)} tokens")
+    return steps
+
+
+def windows(tokens: np.ndarray, *, rows: int, length: int) -> np.ndarray:
+    """Return `rows` windows spread evenly over a text, for validation: int32 `[rows, length + 1]`.
+
+    All whole windows if there are no more than `rows`, or if `rows` is 0.
+    """
+    whole = (len(tokens) - 1) // length
+    if whole < 1:
+        raise checks.fail("data", f"a text of more than {length} tokens", f"{len(tokens)} tokens")
+    count = min(rows or whole, whole)
+    starts = (np.arange(count) * whole // count) * length
+    return tokens[starts[:, None] + np.arange(length + 1)[None]].astype(np.int32)
+
+
+def unigram_entropy(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
+    """Return the loss of a model that knows only how frequent each token is, in nats a token.
+
+    ``-mean log p`` over `valid`, with p the frequencies in `train` with one added to each count.
+    """
+    counts = np.bincount(train, minlength=vocab_size) + 1.0
+    return float(-np.mean(np.log(counts / counts.sum())[valid]))
+
+
+def _windows(size: int, length: int) -> int:
+    # One window is kept free for the offset.
+    return (size - 1) // length - 1
+
+
+@functools.lru_cache(maxsize=32)
+def _order(seed: int, epoch: int, size: int, length: int) -> np.ndarray:
+    draw = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    offset = int(draw.integers(length))
+    return draw.permutation(_windows(size, length)) * length + offset
+
+
+def _tokens(path: Path, tokenizer: str, root: Path, cache: Path) -> np.ndarray:
+    """Return a text's tokens from the cache, made first where it is missing or damaged."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise checks.fail(
+            "data", f"a folder with {path.parent.name}/{path.name}", f"{path}: {error.strerror}"
+        ) from error
+    if not raw.endswith(b"\n"):
+        state = "is empty" if not raw else f"ends in the middle of a line after {len(raw)} bytes"
+        raise checks.fail("data", "whole texts that end with a line", f"{path}, which {state}")
+    name = f"{hashlib.sha256(raw).hexdigest()[:16]}-{tokenizer}"
+    file, note = cache / f"{name}.bin", cache / f"{name}.json"
+    known = _note(note)
+    if known is None or not _whole(file, known):
+        known = _write(file, note, raw, path, encoder(tokenizer, root))
+    return np.memmap(file, np.uint16, "r", shape=(known["tokens"],))
+
+
+def _write(file: Path, note: Path, raw: bytes, path: Path, encode) -> dict:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise checks.fail(
+            "data", "texts in UTF-8", f"{path}: {error.reason} at byte {error.start}"
+        ) from error
+    digest, count = hashlib.sha256(), 0
+    checkpoint.make_folder(file.parent)
+    with checkpoint.writing(file) as out:
+        for piece in pieces(text):
+            part = np.array(encode(piece), np.uint16)
+            out.write(part.tobytes())
+            digest.update(part.tobytes())
+            count += len(part)
+    known = {"tokens": count, "sha256": digest.hexdigest(), "text": path.name}
+    checkpoint.write_json(note, known)
+    return known
+
+
+def _note(note: Path) -> dict | None:
+    try:
+        known = checkpoint.read_json(note)
+    except CheckpointError:
+        return None
+    return known if isinstance(known, dict) and {"tokens", "sha256"} <= known.keys() else None
+
+
+def _whole(file: Path, known: dict) -> bool:
+    """Return whether the cache holds what was written: size first, then the checksum."""
+    if not file.is_file() or file.stat().st_size != 2 * known["tokens"]:
+        return False
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == known["sha256"]
+
+
+def _fetch(folder: Path, name: str) -> None:
+    """Write the splits of a WikiText of the hub into `folder`, once."""
+    if all((folder / f"{split}.txt").is_file() for split in SPLITS):
+        return
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "data 'hub:NAME' needs the datasets library: pip install datasets"
+        ) from error
+    try:
+        parts = datasets.load_dataset("Salesforce/wikitext", name)
+    except Exception as error:  # whatever the network gives
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise checks.fail(
+            "data", "a WikiText of the hub that can be reached", f"hub:{name} ({reason})"
+        ) from error
+    checkpoint.make_folder(folder)
+    for split, theirs in zip(SPLITS, ("train", "validation", "test"), strict=True):
+        lines = (row["text"] or " \n" for row in parts[theirs])
+        checkpoint.write_bytes(folder / f"{split}.txt", "".join(lines).encode())
