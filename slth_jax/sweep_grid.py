@@ -185,6 +185,7 @@ def plan(
     fixed = tuple(name for name in columns if name in static or name in words)
     sizes = {name: _bucket_of(name, columns[name], buckets) for name in padded}
     values = {n: _column(n, column) for n, column in columns.items() if n not in fixed}
+    values |= {name: np.array(columns[name], np.int32) for name in padded}
 
     members: dict[tuple, list[int]] = {}
     for index, point in enumerate(points):

@@ -116,7 +116,7 @@ class Program:
         """Trace the trial; nothing is compiled yet."""
         self._plan, self._trials, self._axis = plan, plan.groups[group].trials, mesh.axis_names[0]
         self._sharding = NamedSharding(mesh, jax.P(self._axis))
-        self._lanes = plan.batch * mesh.shape[self._axis]
+        self.lanes = plan.batch * mesh.shape[self._axis]
         self._mesh = mesh
         self._compiled: Callable | None = None
         sizes = {f"{name}_max": size for name, size in plan.groups[group].padded.items()}
@@ -153,7 +153,7 @@ class Program:
             jax.vmap(self._one), mesh=self._mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
         shapes = [
-            jax.ShapeDtypeStruct((self._lanes,), array.dtype, sharding=self._sharding)
+            jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
             for array in self._inputs(self._trials[:1])
         ]
         self._compiled = jax.jit(batched).lower(*shapes).compile()
@@ -170,15 +170,15 @@ class Program:
 
     def steps(self, trials: np.ndarray) -> int:
         """Return how many calls of the program `trials` take."""
-        return -(-len(trials) // self._lanes)
+        return -(-len(trials) // self.lanes)
 
     def start(self, trials: np.ndarray, index: int) -> tuple[Any, int]:
         """Start computing the `index`-th part of `trials`; `collect` takes what this returns."""
         self.compile()
         assert self._compiled is not None
-        part = trials[index * self._lanes : (index + 1) * self._lanes]
+        part = trials[index * self.lanes : (index + 1) * self.lanes]
         # The last lanes of the last step repeat a trial: every call has the same shapes.
-        full = np.pad(part, (0, self._lanes - len(part)), mode="edge")
+        full = np.pad(part, (0, self.lanes - len(part)), mode="edge")
         inputs = [
             jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__)
             for array in self._inputs(full)

@@ -92,7 +92,7 @@ def computed(monkeypatch):
 
     def counting(self, part, index):
         out = start(self, part, index)
-        trials.extend(part[index * self._lanes : (index + 1) * self._lanes].tolist())
+        trials.extend(part[index * self.lanes : (index + 1) * self.lanes].tolist())
         return out
 
     monkeypatch.setattr(sweep_program.Program, "start", counting)
