@@ -8,6 +8,7 @@ o output width, q query tokens, t key/value tokens.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slth_jax import checks
 from slth_jax.types import Array, ArrayLike, AttentionParams, MergedParams
@@ -150,8 +151,9 @@ def _rows(
     rows, allowed = x, None
     if queries is not None:
         queries = checks.array("queries", queries, ndim=1, kind="int")
-        if not isinstance(queries, jax.core.Tracer) and queries.size:
-            low, high = int(queries.min()), int(queries.max())
+        known = checks.concrete(queries)
+        if known is not None and known.size:
+            low, high = known.min(), known.max()
             if low < 0 or high >= t:
                 raise checks.fail("queries", f"indices in [0, {t - 1}]", f"{low} to {high}")
         rows = x[queries]
@@ -159,8 +161,9 @@ def _rows(
         allowed = checks.array("attn_mask", attn_mask, shape=(t, t), kind="bool")
         if queries is not None:
             allowed = allowed[queries]
-        if not isinstance(allowed, jax.core.Tracer):
-            empty = int(jnp.sum(~jnp.any(allowed, axis=-1)))
+        known = checks.concrete(allowed)
+        if known is not None:
+            empty = np.sum(~known.any(axis=-1))
             if empty:
                 raise checks.fail(
                     "attn_mask",

@@ -60,6 +60,18 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
     return value
 
 
+def concrete(value: ArrayLike) -> np.ndarray | None:
+    """Return `value` in NumPy, or None where this process cannot look at its entries.
+
+    That is under a JAX transformation, and for arrays that are spread over several processes.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    return np.asarray(value)
+
+
 def array(
     name: str,
     value: ArrayLike,
@@ -108,8 +120,9 @@ def array(
         raise fail(name, f"an array of {ndim} dimensions", f"shape {dims}")
     elif len(dims) < min_ndim:
         raise fail(name, f"an array of at least {min_ndim} dimensions", f"shape {dims}")
-    if finite and kind == "float" and not isinstance(value, jax.core.Tracer):
-        count = int(jnp.sum(~jnp.isfinite(value)))
+    known = concrete(value) if finite and kind == "float" else None
+    if known is not None:
+        count = int(np.sum(~np.isfinite(known)))
         if count:
             raise fail(name, "finite", f"{count} NaN or infinite of {math.prod(dims)} entries")
     return jnp.asarray(value)

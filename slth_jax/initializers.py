@@ -11,7 +11,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from slth_jax import checks
 from slth_jax.types import Array, ArrayLike, AttentionParams, Key
@@ -182,6 +181,7 @@ def _size(name: str, n: ArrayLike, padded: int | None) -> int:
     """Return the static width of a projection: `padded`, or `n` itself."""
     if padded is None:
         return checks.integer(name, n, low=1)
-    if not isinstance(n, jax.core.Tracer):
-        checks.integer(name, np.asarray(n).item(), low=1, high=padded)
+    known = checks.concrete(n)
+    if known is not None:
+        checks.integer(name, known.item(), low=1, high=padded)
     return checks.integer("padded", padded, low=1)

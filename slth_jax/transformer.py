@@ -39,11 +39,22 @@ def apply_layers(layers: Sequence[Linear], x: ArrayLike, *, precision: str = "hi
 
 
 def apply_block(
-    block: Block, x: ArrayLike, attn_mask: ArrayLike | None = None, *, precision: str = "highest"
+    block: Block,
+    x: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    key_width: ArrayLike | None = None,
+    precision: str = "highest",
 ) -> Array:
-    """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11)."""
+    """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11).
+
+    `attn_mask` and `key_width` as in `attention.apply`.
+    """
     x = checks.array("x", x, shape=(None, block.attention.w_q.shape[1]))
-    hidden = attention.apply(block.attention, x, attn_mask, precision=precision) + x
+    attended = attention.apply(
+        block.attention, x, attn_mask, key_width=key_width, precision=precision
+    )
+    hidden = attended + x
     if not block.layers:
         return hidden
     return apply_layers(block.layers, hidden, precision=precision) + hidden
@@ -54,6 +65,7 @@ def apply(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    key_width: ArrayLike | None = None,
     precision: str = "highest",
 ) -> Array:
     """Apply the blocks one after another to tokens `[t, m]` (paper, Theorem 14).
@@ -62,5 +74,5 @@ def apply(
       ValueError: widths that do not fit, or a row of `attn_mask` that attends to nothing.
     """
     for block in blocks:
-        x = apply_block(block, x, attn_mask, precision=precision)
+        x = apply_block(block, x, attn_mask, key_width=key_width, precision=precision)
     return checks.array("x", x, ndim=2)
