@@ -1,0 +1,216 @@
+"""Figure 6: the error of a ticket against the width of its source, for 1 to 4 blocks."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data, fits, measure, plots
+from experiments.folder import RunFolder
+from experiments.targets import random_transformer
+from slth_jax import construction, initializers, transformer
+from slth_jax.transformer import Block, Linear
+from slth_jax.types import Array, ArrayLike, Hparams, Key
+
+DESCRIPTION = "error against width for transformers of 1 to 4 blocks (figure 6)"
+FLOAT64 = True
+
+PAPER_RANGE = (100, 225)
+# Below this many times the measured floor, rounding bends the curve.
+ABOVE_FLOOR = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is repeated from."""
+
+    seeds: int = 100
+    max_blocks: int = 4
+    widths: tuple[int, ...] = (8, 16, 24, 32, 40, 48, 56, 64, 80, 100, 125, 150, 175, 200, 225)
+    d: int = 2
+    d_k: int = 8
+    length: int = 4
+    test_sequences: int = 100
+    construction: str = "proof"
+    target_seed: int = 0
+
+
+PRESETS = {
+    "quick": Config(
+        seeds=10,
+        max_blocks=3,
+        widths=(8, 16, 24, 32, 48, 64, 100, 150, 225),
+        test_sequences=20,
+    ),
+    "paper": Config(),
+}
+
+
+def random_source(
+    key: Key, target: Sequence[Block], *, width: ArrayLike, padded: int
+) -> tuple[Block, ...]:
+    """Draw a source for `target`, ``n_mha = n_fc = width``, with the target's biases."""
+    blocks = []
+    for index, block in enumerate(target):
+        block_key = jax.random.fold_in(key, index)
+        h, m, _ = block.attention.w_q.shape
+        drawn = initializers.theory_attention(
+            block_key,
+            num_heads=h,
+            d_in=m,
+            d_out=m,
+            n_k=width,
+            n_v=width,
+            padded=padded,
+        )
+        blocks.append(
+            Block(drawn, random_layers(block_key, block.layers, width=width, padded=padded))
+        )
+    return tuple(blocks)
+
+
+def random_layers(
+    key: Key, target: Sequence[Linear], *, width: ArrayLike, padded: int
+) -> tuple[Linear, ...]:
+    """Draw two layers with entries ``U[-1, 1]`` for each of `target`, which keeps its bias."""
+    layers: list[Linear] = []
+    for l, layer in enumerate(target):
+        o, i = layer.w.shape
+        # Behind the keys of the attention projections, which take the first of every unit.
+        units = initializers.uniform_units(jax.random.fold_in(key, 2**31 + l), padded, (i + o,))
+        units = jnp.where((jnp.arange(padded) < width)[:, None], units, 0)
+        layers += [Linear(units[:, :i]), Linear(units[:, i:].T, layer.b)]
+    return tuple(layers)
+
+
+def make_trial(target: Sequence[Block], x: Array, how: str):
+    """Return the trial: draw a source, find its ticket, measure the error on `x [s, t, m]`.
+
+    The metric `error` has an entry for each block: the error of the transformer up to it.
+    """
+
+    def trial(key: Key, hparams: Hparams):
+        width = hparams["width"]
+        source = random_source(key, target, width=width, padded=hparams["width_max"])
+        masks = construction.prune_transformer(
+            source, target, construction=how, widths=(width, width)
+        )
+        wide = partial(jax.tree.map, lambda w: w.astype(x.dtype))
+        ticket, of_target = wide(construction.apply_masks(source, masks)), wide(tuple(target))
+
+        def worst(sequence: Array) -> Array:
+            reached, wanted, errors = sequence, sequence, []
+            for from_block, to_block in zip(ticket, of_target, strict=True):
+                reached = transformer.apply_block(from_block, reached, key_width=width)
+                wanted = transformer.apply_block(to_block, wanted)
+                errors.append(jnp.max(jnp.linalg.norm(reached - wanted, axis=-1)))
+            return jnp.stack(errors)
+
+        return {"error": jnp.mean(jax.vmap(worst)(x), axis=0)}
+
+    return trial
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Run the sweep, fit one decay rate to all depths, draw the figure."""
+    key = jax.random.key(config.target_seed, impl="threefry2x32")
+    for_target, for_data = jax.random.split(key)
+    target = random_transformer(
+        for_target, num_blocks=config.max_blocks, d=config.d, d_k=config.d_k
+    )
+    x = data.angular_velocity(for_data, config.test_sequences, config.length).x
+
+    results = out.sweep(
+        make_trial(target, x, config.construction),
+        "sources pruned",
+        seeds=config.seeds,
+        grid={"width": config.widths},
+        padded=("width",),
+        buckets="largest",
+        config=dataclasses.asdict(config),
+    )
+    depths = range(1, config.max_blocks + 1)
+    trials = measure.spread(results.rows, "num_blocks", depths)
+    out.write_rows(trials)
+    rows = sorted(
+        measure.summarize(trials, ("num_blocks", "width")), key=lambda row: row["num_blocks"]
+    )
+    by_depth = {b: [row for row in rows if row["num_blocks"] == b] for b in depths}
+    fit = one_rate(by_depth)
+    _draw(config, out, by_depth, fit)
+    return {
+        "rows": rows,
+        "fit": fit,
+        "paper": {"range": PAPER_RANGE, "statement": "one rate serves all depths, gamma refitted"},
+    }
+
+
+def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Fit the decay rate on the shallowest net and only gamma on the others.
+
+    Over the widths where the mean is at least ten times the floor: the median at the largest
+    width, which rare values out of reach do not move. Fits are to the logarithms, as the means
+    span many decades. `residual` is the root mean square of the logarithms' distance from the
+    line; `one_rate_serves` says whether each depth's own rate lies within two standard errors
+    (of both) of the shared one.
+    """
+    depths: dict[str, Any] = {}
+    shared: dict[str, float] = {}
+    for depth, rows in by_depth.items():
+        floor = min(row["median"] for row in rows)
+        used = [row for row in rows if row["mean"] >= ABOVE_FLOOR * floor]
+        n = [row["width"] for row in used]
+        mean = [row["mean"] for row in used]
+        if len(used) < 3:
+            continue
+        own = fits.log_line(n, mean)
+        shared = shared or own
+        together = fits.log_gamma_at(n, mean, shared["delta"])
+        error = np.hypot(own["delta_se"], shared["delta_se"])
+        depths[str(depth)] = {
+            "gamma": together["gamma"],
+            "residual": together["residual"],
+            "own_delta": own["delta"],
+            "own_delta_se": own["delta_se"],
+            "floor": floor,
+            "widths": n,
+            "agrees": bool(abs(own["delta"] - shared["delta"]) <= 2 * error),
+        }
+    if not depths:
+        return {}
+    first = next(iter(depths.values()))
+    return {
+        "gamma": first["gamma"],
+        "delta": shared["delta"],
+        "delta_se": shared["delta_se"],
+        "blocks": depths,
+        "one_rate_serves": all(fit["agrees"] for fit in depths.values()),
+    }
+
+
+def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -> None:
+    figure, axes = plots.figure()
+    axes.axvspan(*PAPER_RANGE, color="#f2f2f2", zorder=0, label="range of the paper's figure")
+    for index, (depth, rows) in enumerate(by_depth.items()):
+        label = f"B = {depth}"
+        plots.error_curve(axes, [row["width"] for row in rows], rows, label, index)
+        part = fit.get("blocks", {}).get(str(depth))
+        if part:
+            plots.curve(
+                axes,
+                part["widths"],
+                plots.exponential(part["gamma"], fit["delta"]),
+                "",
+                color=plots.COLORS[index % len(plots.COLORS)],
+            )
+    axes.plot([], [], "--", color=plots.PAPER, label=f"one rate, {fit.get('delta', 0):.2g}")
+    axes.set_yscale("log")
+    axes.set_xlabel("source width $n_{MHA} = n_{FC}$")
+    axes.set_ylabel("error of the ticket, mean and sd")
+    axes.set_title("Tickets in random transformers of B blocks")
+    axes.legend(frameon=False, fontsize=8)
+    out.figure(figure, "blocks")

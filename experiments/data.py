@@ -1,0 +1,51 @@
+"""The synthetic data of the paper: sequences that turn with a constant angular velocity."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from slth_jax.types import Array, Key
+
+# Variance of w ~ U[-pi, pi]: the squared error of always answering zero.
+VELOCITY_VARIANCE = math.pi**2 / 3
+
+
+class Sequences(NamedTuple):
+    """Sequences `x [s, t, 2]`, the velocities `w [s]` behind them, and their lengths `[s]`."""
+
+    x: Array
+    w: Array
+    length: Array
+
+
+def angular_velocity(
+    key: Key, count: int, length: int, *, min_length: int | None = None
+) -> Sequences:
+    """Draw ``x_t = (cos(w t + theta), sin(w t + theta))``, t = 0, 1, ... (paper, section 3).
+
+    ``w ~ U[-pi, pi]`` radians per step and ``theta ~ U[0, pi]``. With `min_length` the
+    lengths are drawn uniformly from ``min_length, 2 min_length, 4 min_length, ... length``, and
+    rows beyond a length are zero.
+    Computed in float64 where JAX has it switched on.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
+    for_w, for_theta, for_length = jax.random.split(key, 3)
+    # Drawn in float32, so that the data are the same with float64 on and off.
+    w = jax.random.uniform(for_w, (count,), jnp.float32, -math.pi, math.pi).astype(dtype)
+    theta = jax.random.uniform(for_theta, (count,), jnp.float32, 0, math.pi).astype(dtype)
+    doublings = 0 if min_length is None else (length // min_length).bit_length() - 1
+    halved = jax.random.randint(for_length, (count,), 0, doublings + 1, jnp.int32)
+    lengths = length >> halved
+    t = jnp.arange(length, dtype=dtype)
+    angle = w[:, None] * t[None] + theta[:, None]
+    x = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    inside = jnp.arange(length)[None] < lengths[:, None]
+    return Sequences(x * inside[..., None].astype(dtype), w, lengths)
+
+
+def with_token(token: Array, x: Array) -> Array:
+    """Put the regression token `[2]` before every sequence `[s, t, 2]`: `[s, t + 1, 2]`."""
+    first = jnp.broadcast_to(token.astype(x.dtype)[None, None], (x.shape[0], 1, x.shape[2]))
+    return jnp.concatenate([first, x], axis=1)

@@ -1,0 +1,62 @@
+"""Curves through measured means."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+
+
+def exponential(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
+    """Fit ``gamma exp(-delta n)`` to means, as the paper does with SciPy.
+
+    `gamma`, `delta` and their standard errors by unweighted least squares on the means (which
+    the small widths dominate); `log_delta` is the rate of a straight line through the logarithms.
+    """
+    n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
+    line = log_line(n_, mean_)
+    out = {"log_gamma": line["gamma"], "log_delta": line["delta"]}
+    out["log_delta_se"] = line["delta_se"]
+    (gamma, delta), covariance = optimize.curve_fit(
+        lambda x, g, d: g * np.exp(-d * x),
+        n_,
+        mean_,
+        p0=(mean_.max(), min(max(line["delta"], 1e-3), 0.5)),
+        maxfev=20_000,
+    )
+    gamma_se, delta_se = np.sqrt(np.diag(covariance))
+    return {
+        "gamma": float(gamma),
+        "delta": float(delta),
+        "gamma_se": float(gamma_se),
+        "delta_se": float(delta_se),
+        **out,
+    }
+
+
+def log_line(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
+    """Fit ``log mean = log gamma - delta n`` by least squares over positive means."""
+    n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
+    positive = mean_ > 0
+    line = stats.linregress(n_[positive], np.log(mean_[positive]))
+    return {
+        "gamma": float(np.exp(line.intercept)),
+        "delta": float(-line.slope),
+        "delta_se": float(line.stderr),
+    }
+
+
+def log_gamma_at(n: ArrayLike, mean: ArrayLike, delta: float) -> dict[str, float]:
+    """Fit only gamma of ``log mean = log gamma - delta n``; `residual` is the rms of the logs."""
+    shifted = np.log(np.asarray(mean, float)) + delta * np.asarray(n, float)
+    return {
+        "gamma": float(np.exp(shifted.mean())),
+        "residual": float(np.sqrt(np.mean((shifted - shifted.mean()) ** 2))),
+    }
+
+
+def slope(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> dict[str, float]:
+    """Fit ``y = a + b x`` by least squares; `low` and `high` bound b with that confidence."""
+    x_, y_ = np.asarray(x, float), np.asarray(y, float)
+    line = stats.linregress(x_, y_)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(x_) - 2) * line.stderr)
+    b = float(line.slope)
+    return {"slope": b, "slope_se": float(line.stderr), "low": b - half, "high": b + half}

@@ -1,0 +1,154 @@
+"""Figure 4: the error of a ticket against the hidden widths of its random source."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import data, fits, measure, plots, tickets
+from experiments.folder import RunFolder
+from experiments.targets import AngularTarget, Training, train_angular
+from slth_jax import construction, initializers
+from slth_jax.types import Array, Hparams, Key
+
+DESCRIPTION = "error against the width of the random source (figure 4)"
+FLOAT64 = True  # errors are measured in float64; weights and subset sums stay float32
+
+PAPER_FIT = {"gamma": 0.8, "delta": 0.06}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is repeated from."""
+
+    seeds: int = 100
+    widths: tuple[int, ...] = tuple(range(4, 101, 8))
+    sources: tuple[str, ...] = ("theory",)
+    construction: str = "proof"
+    length: int = 4
+    test_sequences: int = 100
+    target_seed: int = 0
+    epochs: int = 25
+
+
+PRESETS = {
+    "quick": Config(seeds=20),
+    "paper": Config(),
+    "sources": Config(sources=("theory", "xavier", "xavier_scaled")),
+}
+
+
+def make_target(config: Any) -> AngularTarget:
+    """Train the target of figures 4 and 5 as `config` says."""
+    key = jax.random.key(config.target_seed, impl="threefry2x32")
+    return train_angular(key, Training(epochs=config.epochs))
+
+
+def test_inputs(target: AngularTarget, count: int, length: int, seed: int) -> Array:
+    """Return test sequences behind the target's regression token, `[count, length + 1, 2]`."""
+    key = jax.random.key(2**31 + seed, impl="threefry2x32")
+    return data.with_token(target.token, data.angular_velocity(key, count, length).x)
+
+
+def make_trial(target: AngularTarget, x: Array, how: str):
+    """Return the trial: draw a source, find its ticket, measure the error on `x`."""
+
+    def trial(key: Key, hparams: Hparams):
+        width = hparams["width"]
+        source = initializers.ATTENTION[hparams["source"]](
+            key, num_heads=1, d_in=2, d_out=1, n_k=width, n_v=width, padded=hparams["width_max"]
+        )
+        masks, report = construction.prune_attention(
+            source, target.params, construction=how, widths=(width, width), with_report=True
+        )
+        error = measure.attention_error(source, masks, target.params, x, key_width=width)
+        metrics = {
+            "error": error,
+            "out_of_reach": report.qk.out_of_reach + report.vo.out_of_reach,
+            "max_entry_error": jnp.maximum(report.qk.max_error, report.vo.max_error),
+        }
+        return metrics, masks
+
+    return trial
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Run the sweep, fit the exponential, draw the figure."""
+    target = make_target(config)
+    x = test_inputs(target, config.test_sequences, config.length, config.target_seed)
+    results = out.sweep(
+        make_trial(target, x, config.construction),
+        "sources pruned",
+        seeds=config.seeds,
+        grid={"source": config.sources, "width": config.widths},
+        padded=("width",),
+        buckets="largest",  # the solver compiles once; narrower sources cost little in it
+        config=dataclasses.asdict(config),
+    )
+    out.write_rows(results.rows)
+    rows = measure.summarize(results.rows, ("source", "width"), also=("out_of_reach",))
+    by_source = {
+        source: [row for row in rows if row["source"] == source] for source in config.sources
+    }
+    fitted = {
+        source: fits.exponential([row["width"] for row in part], [row["mean"] for row in part])
+        for source, part in by_source.items()
+        if len(part) >= 3
+    }
+    guarantees = tickets.first_of_each_width(out, results, target.params, x, sources=config.sources)
+    _draw(config, out, by_source, fitted, guarantees)
+    qk_norm, vo_norm = tickets.merged_norms(target.params)
+    return {
+        "rows": rows,
+        "fit": fitted.get(config.sources[0]),
+        "fits": fitted,
+        "paper": PAPER_FIT,
+        "guarantees": guarantees,
+        "target": {
+            "test_loss": float(target.test_loss),
+            "answer_variance": data.VELOCITY_VARIANCE,
+            "w_qk_norm": qk_norm,
+            "w_vo_norm": vo_norm,
+        },
+    }
+
+
+def _draw(
+    config: Config, out: RunFolder, by_source: dict, fitted: dict, guarantees: list[dict]
+) -> None:
+    figure, axes = plots.figure()
+    for index, (source, rows) in enumerate(by_source.items()):
+        label = f"{source.replace('_', ', ')} source ({config.seeds} each)"
+        plots.error_curve(axes, [row["width"] for row in rows], rows, label, index)
+    if fitted:
+        gamma, delta = (next(iter(fitted.values()))[name] for name in ("gamma", "delta"))
+        plots.curve(
+            axes,
+            config.widths,
+            plots.exponential(gamma, delta),
+            f"our fit {gamma:.2g} exp(-{delta:.2g} n)",
+            color=plots.COLORS[0],
+        )
+    plots.curve(
+        axes,
+        config.widths,
+        plots.exponential(**PAPER_FIT),
+        f"paper's fit {PAPER_FIT['gamma']} exp(-{PAPER_FIT['delta']} n)",
+        style=":",
+    )
+    told = [row for row in guarantees if row["source"] == config.sources[0]]
+    axes.plot(
+        [row["width"] for row in told],
+        [row["bound"] for row in told],
+        "v",
+        color=plots.PAPER,
+        markersize=4,
+        label="guaranteed for the ticket of seed 0",
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel("source width $n_K = n_V$")
+    axes.set_ylabel("error of the ticket, mean and sd")
+    axes.set_title(f"Tickets in random attention (T = {config.length})")
+    axes.legend(frameon=False, fontsize=8)
+    out.figure(figure, "hidden_dim")

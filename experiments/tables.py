@@ -1,0 +1,36 @@
+"""The short table that a run prints at its end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(name: str, summary: Mapping[str, Any], path: Path) -> None:
+    """Print a summary's rows, its fits beside the paper's numbers, and where the files are."""
+    console = Console()
+    rows = summary["rows"]
+    if rows:
+        columns = [column for column in rows[0] if not isinstance(rows[0][column], (list, dict))]
+        table = Table(title=name)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*(text(row.get(column)) for column in columns))
+        console.print(table)
+    for part in ("fit", "paper", "target"):
+        if summary.get(part):
+            console.print(f"{part}: {text(summary[part])}", highlight=False)
+    console.print(f"{summary['seconds']:.1f} s on {summary['device']}; files in", highlight=False)
+    print(path)
+
+
+def text(value: Any) -> str:
+    """Return a number in four digits, a mapping as ``name value`` pairs, all else as it is."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text(entry)}" for name, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(text(entry) for entry in value) + ")"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
