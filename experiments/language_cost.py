@@ -1,0 +1,87 @@
+"""What training a language model costs: parameters, memory, operations, hours."""
+
+import math
+
+from experiments.training_program import Job
+from slth_jax import gpt2, supermask
+
+# Dense bfloat16 peak in 1e12 operations a second, and memory in GB, from the makers' data sheets.
+ACCELERATORS = {
+    "T4 (Colab)": (65, 16),
+    "L4": (121, 24),
+    "A100 80 GB": (312, 80),
+    "H100 SXM": (989, 80),
+    "TPU v5e": (197, 16),
+    "TPU v6e": (918, 32),
+}
+UTILISATION = 0.4
+"""Share of the peak that is assumed; well-tuned runs of this kind reach 0.3 to 0.5."""
+
+
+def num_nonzero(config: gpt2.Config, keep: float) -> int:
+    """Return the number of parameters of a ticket that are not zero (figure 7's abscissa).
+
+    Kept entries of the masked matrices, all entries of learned ones, and the gains.
+    """
+    shapes = gpt2.matrix_shapes(config)
+    total = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape[-2:])
+        masked = name in gpt2.masked_names(config)
+        total += math.prod(shape[:-2]) * (supermask.num_kept(size, keep) if masked else size)
+    for name, shape in gpt2.vector_shapes(config).items():
+        if name.endswith("gain") or config.gains == "learned":
+            total += math.prod(shape)
+    return total
+
+
+def flops_per_token(config: gpt2.Config, length: int) -> float:
+    """Return the operations of a training step per token, forward and backward.
+
+    ``6 (12 b d^2 + v d) + 6 b d t``: six a weight of a matrix product, the embedding counted once
+    as the output layer, and causal attention's two products at half of the t x t pairs. Masks add
+    a few dozen comparisons a weight and *step*, nothing a token.
+    """
+    b, d = config.num_blocks, config.width
+    return 6 * (12 * b * d**2 + config.vocab_size * d) + 6 * b * d * length
+
+
+def memory(job: Job) -> float:
+    """Return an estimate of the bytes that one run needs on one device.
+
+    Weights, scores and two moments in float32, a gradient, masked parameters in the compute
+    dtype; the activations of one part of the batch (of one block, with remat), and its logits
+    twice.
+    """
+    model = job.model
+    size = 2 if job.dtype == "bfloat16" else 4
+    states = 3 if job.dense else 4
+    parameters = gpt2.num_parameters(model) * (4 * states + 4 + size)
+    tokens = job.rows // job.accumulate * job.length
+    per_block = model.width * 16 * size + model.num_heads * job.length * (4 + size)
+    kept = model.width * size * model.num_blocks if job.remat else 0
+    blocks = 1 if job.remat else model.num_blocks
+    logits = model.vocab_size * 4 * 2
+    return parameters + tokens * (blocks * per_block + kept + logits)
+
+
+def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
+    """Return lines on what `runs` runs of a job cost."""
+    tokens = job.recipe.steps * job.rows * job.length
+    flops = flops_per_token(job.model, job.length) * tokens
+    count = gpt2.num_parameters(job.model)
+    kept = count if job.dense else num_nonzero(job.model, keep)
+    lines = [
+        f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB a run",
+        f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations a run, {runs} runs",
+        f"  hours for all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
+    ]
+    for device, (peak, size) in ACCELERATORS.items():
+        hours = runs * flops / (peak * 1e12 * UTILISATION) / 3600
+        fits = (
+            ""
+            if memory(job) < size * 1e9
+            else f"  (needs more than {size} GB: shard or accumulate)"
+        )
+        lines.append(f"    {device:<12}{hours:>12,.2f}{fits}")
+    return lines

@@ -1,0 +1,105 @@
+"""Pictures of the language experiments: loss against scale, against size, and over steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.plots import COLORS, PAPER, figure
+
+METHODS = {"dense": "trained", "ticket": "ticket", "scaled": "ticket, scaled query and key"}
+
+
+def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
+    """Draw figure 8: mean and standard deviation of the best validation loss against the scale."""
+    made, axes = figure()
+    for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        here = [row for row in rows if row["model"] == model]
+        count = here[0]["count"]
+        axes.errorbar(
+            [row["scale"] for row in here],
+            [row["mean"] for row in here],
+            [row["std"] for row in here],
+            fmt="o-",
+            capsize=3,
+            markersize=5,
+            color=COLORS[index],
+            label=f"GPT-2 {model}, mean of {count} seeds",
+        )
+    axes.axvline(64**0.25, color=PAPER, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        "paper: n_K^(1/4) = 2.83",
+        (64**0.25, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -12),
+        textcoords="offset points",
+        color=PAPER,
+        fontsize=9,
+    )
+    axes.set_xlabel("scale of query and key weights")
+    axes.set_ylabel("validation loss (nats a token)")
+    axes.set_title(f"Ticket loss against weight scale; unigram entropy {entropy:.2f}", fontsize=10)
+    axes.legend(frameon=False)
+    return made
+
+
+def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draw figure 7: best validation loss against the number of non-zero parameters."""
+    made, axes = figure()
+    for index, (method, label) in enumerate(METHODS.items()):
+        here = [row for row in rows if row["method"] == method]
+        if not here:
+            continue
+        here.sort(key=lambda row: row["nonzero"])
+        axes.errorbar(
+            [row["nonzero"] for row in here],
+            [row["mean"] for row in here],
+            [row["std"] for row in here],
+            fmt="o-",
+            capsize=3,
+            markersize=5,
+            color=COLORS[index],
+            label=label,
+        )
+    for row in rows:
+        if row["method"] == "dense":
+            axes.annotate(
+                f"{row['model']} x{row['width_multiplier']:g}",
+                (row["nonzero"], row["mean"]),
+                xytext=(0, -14),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=PAPER,
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("non-zero parameters")
+    axes.set_ylabel("validation loss (nats a token)")
+    axes.legend(frameon=False)
+    return made
+
+
+def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
+    """Draw the validation loss over steps, the mean over seeds, one line per value of `by`."""
+    made, axes = figure()
+    models = list(dict.fromkeys(row["model"] for row in log))
+    values = list(dict.fromkeys(row[by] for row in log))
+    for model, style in zip(models, ["-", "--", ":", "-."] * len(models), strict=False):
+        for index, value in enumerate(values):
+            here = [r for r in log if r["model"] == model and r[by] == value and r["step"] > 0]
+            steps = sorted({row["step"] for row in here})
+            means = [np.mean([r["val_loss"] for r in here if r["step"] == step]) for step in steps]
+            label = METHODS.get(value, f"scale {value:g}" if isinstance(value, float) else value)
+            axes.plot(
+                steps,
+                means,
+                style,
+                color=COLORS[index % len(COLORS)],
+                linewidth=1.4,
+                label=label if len(models) == 1 else f"{model}, {label}",
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss (nats a token)")
+    axes.legend(frameon=False, fontsize=8)
+    return made

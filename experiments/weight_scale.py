@@ -1,0 +1,118 @@
+"""Figure 8: validation loss of GPT-2's tickets against the scale of query and key weights."""
+
+import dataclasses
+from typing import Any
+
+from experiments import language_cost, language_settings, plots_language, text, training
+from experiments.folder import RunFolder
+from experiments.language_settings import ModelSettings
+
+DESCRIPTION = "Figure 8: loss of GPT-2's tickets against the scale of query and key weights"
+
+PAPER = {
+    "best_scale": "near n_K^(1/4) = 2.8 in mini, small and medium",
+    "scales": "1 to 5",
+    "figure": 8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ModelSettings):
+    """Settings of the sweep over scales, besides those of the model and its training.
+
+    Attributes:
+      seeds: runs per scale; seed 0, 1, ... draws weights, scores and data order.
+      models: names in `gpt2.PRESETS`, each swept on its own.
+      scales: factors of the query and key weights.
+      runs_at_once: runs in one program; 0 for all of a model.
+    """
+
+    seeds: int = 3
+    models: tuple[str, ...] = ("tiny",)
+    scales: tuple[float, ...] = (1.0, 2.0, 2.83, 4.0, 6.0)
+    runs_at_once: int = 0
+
+
+PRESETS = {
+    # 15 runs in one program; about 7 minutes on two CPU cores.
+    "quick": Config(),
+    "paper": Config(
+        models=("mini", "small", "medium"),
+        scales=(1.0, 1.5, 2.0, 2.5, 2.8284, 3.0, 3.5, 4.0, 5.0),
+        runs_at_once=1,
+        **language_settings.PAPER,
+    ),
+}
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Train every scale and seed, evaluate the controls, and draw the figure."""
+    corpus = language_settings.load_text(config)
+    entropy = text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size)
+    rows: list[dict[str, Any]] = []
+    log: list[dict[str, Any]] = []
+    for model in config.models:
+        outcomes = language_settings.train_in_groups(
+            model, config.job(model), _runs(config), config.runs_at_once, corpus, out
+        )
+        for outcome in outcomes:
+            log += [{"model": model, **row} for row in outcome.log]
+            rows += [_measurement(model, outcome, index) for index in range(len(outcome.runs))]
+        out.write_rows(rows)
+    summary = [_summary(rows, model, scale) for model in config.models for scale in config.scales]
+    out.figure(plots_language.against_scale(summary, entropy), "weight_scale")
+    out.figure(plots_language.curves(log, "qk_scale"), "curves")
+    return {
+        "rows": summary,
+        "fit": {
+            model: _minimum([row for row in summary if row["model"] == model])
+            for model in config.models
+        },
+        "unigram_entropy": entropy,
+        "paper": PAPER,
+    }
+
+
+def dry_run(config: Config) -> str:
+    """Return what the sweep costs, without starting it."""
+    runs = len(config.scales) * config.seeds
+    lines = [f"weight-scale: {runs} runs a model, {config.steps} steps each"]
+    for model in config.models:
+        lines += language_cost.report(model, config.job(model), runs, config.keep)
+    return "\n".join(lines)
+
+
+def _runs(config: Config) -> list[training.Run]:
+    return [
+        training.Run("ticket", seed, scale, config.keep, config.learning_rate)
+        for scale in config.scales
+        for seed in range(config.seeds)
+    ]
+
+
+def _measurement(model: str, outcome: training.Outcome, index: int) -> dict[str, Any]:
+    """Return the row of one run, the scale under the name that the figure gives it."""
+    row = outcome.measurement(index)
+    return {"model": model, "scale": row.pop("qk_scale"), **row}
+
+
+def _summary(rows: list[dict[str, Any]], model: str, scale: float) -> dict[str, Any]:
+    """Return one point of the figure: best validation loss over seeds, and the controls."""
+    here = [row for row in rows if (row["model"], row["scale"]) == (model, scale)]
+    best = language_settings.spread([row["loss"] for row in here])
+    controls = {
+        name: language_settings.spread([row[name] for row in here])["mean"]
+        for name in ("last_loss", "random_mask", "shuffled_mask")
+    }
+    return {"model": model, "scale": scale, **best, **controls}
+
+
+def _minimum(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the scale with the lowest mean, and how far the ends of the range lie above it."""
+    best = min(rows, key=lambda row: row["mean"])
+    return {
+        "best_scale": best["scale"],
+        "best_mean": best["mean"],
+        "above_at_lowest_scale": rows[0]["mean"] - best["mean"],
+        "above_at_highest_scale": rows[-1]["mean"] - best["mean"],
+    }

@@ -1,0 +1,254 @@
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from slth_jax import edge_popup, gpt2, placement, supermask
+
+CONFIG = gpt2.Config(num_blocks=2, width=16, num_heads=2, vocab_size=24, max_length=8, init_sd=0.2)
+RECIPE = edge_popup.Recipe(steps=20, warmup=2, weight_decay=0.1)
+HPARAMS = edge_popup.Hparams(keep=0.3, learning_rate=0.02)
+RAMANUJAN = edge_popup.VARIANTS["ramanujan"]
+
+
+def loss(params, tokens):
+    return gpt2.loss(params, tokens, CONFIG)
+
+
+def start(seed=0, scale=1.0, variant=RAMANUJAN, config=CONFIG):
+    weights, trainable = gpt2.start(jax.random.key(seed), config, qk_scale=scale, variant=variant)
+    return edge_popup.start(weights, trainable, RECIPE)
+
+
+def tokens(seed, rows=8):
+    return jax.random.randint(jax.random.key(100 + seed), (rows, 9), 0, 24)
+
+
+def make_step(variant=RAMANUJAN, accumulate=1):
+    return functools.partial(
+        edge_popup.step, loss=loss, recipe=RECIPE, variant=variant, accumulate=accumulate
+    )
+
+
+@pytest.mark.parametrize("name", edge_popup.VARIANTS)
+def test_training_moves_scores_only_and_lowers_the_loss(name):
+    variant = edge_popup.VARIANTS[name]
+    state = start(variant=variant)
+    before = jax.tree.map(np.asarray, state.weights)
+    step = jax.jit(make_step(variant))
+    batch = tokens(0)
+    losses = []
+    for _ in range(15):
+        state, metrics = step(state, batch, HPARAMS)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.05
+    chex.assert_trees_all_equal(before, state.weights)
+    kept = edge_popup.masks(state.trainable.scores, 0.3, variant)
+    if variant.scope == "global":
+        sizes = [mask.size for mask in kept.values()]
+        total = sum(int(mask.sum()) for mask in kept.values())
+        assert total == supermask.num_kept(sum(sizes), 0.3)
+    else:
+        for mask in kept.values():
+            counts = np.asarray(mask).reshape(-1, *mask.shape[-2:]).sum(axis=(1, 2))
+            wanted = supermask.num_kept(int(np.prod(mask.shape[-2:])), 0.3)
+            assert np.all(counts == wanted)
+
+
+def test_one_step_is_written_out_by_hand():
+    """One linear layer, squared error, first step of Adam: the sign of the gradient."""
+    weights = {"w": jnp.array([[2.0, -1.0], [0.5, 3.0]])}
+    scores = jnp.array([[0.9, -0.8], [0.1, -0.2]])
+    state = edge_popup.start(
+        weights, edge_popup.Trainable({"w": scores}, {}), edge_popup.Recipe(steps=5)
+    )
+    x, y = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 1.0]])
+
+    def squared(params, batch):
+        return 0.5 * jnp.sum((batch[0] @ params["w"] - batch[1]) ** 2)
+
+    recipe = edge_popup.Recipe(steps=5, weight_decay=0.0)
+    after, metrics = edge_popup.step(
+        state,
+        (x, y),
+        edge_popup.Hparams(0.5, 0.01),
+        loss=squared,
+        recipe=recipe,
+        variant=RAMANUJAN,
+    )
+    # Kept: 2 and -1. Output (2, -1), residual (1, -2); dL/dw = x^T residual.
+    assert float(metrics["loss"]) == 2.5
+    upstream = np.array([[1.0, -2.0], [2.0, -4.0]])
+    gradient = upstream * np.asarray(weights["w"]) * np.sign(scores)
+    assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(gradient))
+    moved = np.asarray(scores) - 0.01 * np.sign(gradient)
+    np.testing.assert_allclose(after.trainable.scores["w"], moved, rtol=1e-5)
+
+
+def test_raw_scores_have_the_plain_gradient():
+    weights = {"w": jnp.array([[2.0, -1.0], [0.5, 3.0]])}
+    scores = {"w": jnp.array([[0.9, -0.8], [0.1, -0.2]])}
+    variant = edge_popup.VARIANTS["raw_score"]
+
+    def total(s):
+        params = edge_popup.ticket(weights, edge_popup.Trainable(s, {}), 0.5, variant)
+        return jnp.sum(params["w"])
+
+    value, gradient = jax.value_and_grad(total)(scores)
+    assert value == 2.5  # 0.9 and 0.1 are the largest
+    np.testing.assert_array_equal(gradient["w"], weights["w"])
+
+
+def test_accumulation_is_the_whole_batch():
+    plain, parts = (jax.jit(make_step(accumulate=n)) for n in (1, 4))
+    a, metrics_a = plain(start(), tokens(0), HPARAMS)
+    b, metrics_b = parts(start(), tokens(0), HPARAMS)
+    assert float(metrics_a["loss"]) == pytest.approx(float(metrics_b["loss"]), rel=1e-5)
+    assert float(metrics_a["grad_norm"]) == pytest.approx(float(metrics_b["grad_norm"]), rel=1e-4)
+    chex.assert_trees_all_close(a.opt_state[0].mu, b.opt_state[0].mu, atol=1e-6)
+    with pytest.raises(ValueError, match=r"^accumulate must be a divisor of the batch's 8 rows"):
+        make_step(accumulate=3)(start(), tokens(0), HPARAMS)
+
+
+def test_nothing_compiles_after_the_first_step():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(state, batch, hparams):
+        return make_step()(state, batch, hparams)
+
+    for seed, scale, keep, rate in ((0, 1.0, 0.3, 0.1), (1, 2.83, 0.5, 0.01), (2, 6.0, 1.0, 1e-4)):
+        state = start(seed, scale)
+        for index in range(2):
+            state, metrics = step(state, tokens(index), edge_popup.Hparams(keep, rate))
+        assert np.isfinite(metrics["loss"])
+    assert step._cache_size() == 1
+
+
+def test_vmap_is_a_loop():
+    settings = [(0, 1.0), (1, 2.0), (0, 3.0)]
+    runs = [start(seed, scale) for seed, scale in settings]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+    batches = jnp.stack([tokens(seed) for seed, _ in settings])
+    rates = edge_popup.Hparams(jnp.array([0.3, 0.5, 0.9]), jnp.array([0.02, 0.01, 0.03]))
+    together, metrics = jax.jit(jax.vmap(make_step()))(stacked, batches, rates)
+    for index, run in enumerate(runs):
+        hparams = jax.tree.map(lambda leaf, index=index: leaf[index], rates)
+        alone, alone_metrics = make_step()(run, batches[index], hparams)
+        assert float(metrics["loss"][index]) == pytest.approx(
+            float(alone_metrics["loss"]), rel=1e-5
+        )
+        np.testing.assert_allclose(
+            together.trainable.scores["wte"][index], alone.trainable.scores["wte"], atol=1e-4
+        )
+
+
+def test_dense_training_is_ordinary_training():
+    params = gpt2.init(jax.random.key(0), CONFIG)
+    state = edge_popup.start({}, edge_popup.Trainable({}, params), RECIPE)
+    after, _ = make_step()(state, tokens(0), HPARAMS)
+    optimizer = RECIPE.optimizer(0.02)
+    gradient = jax.grad(loss)(params, tokens(0))
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    expected = optax.apply_updates(params, updates)
+    chex.assert_trees_all_close(after.trainable.learned, expected, atol=1e-7)
+
+
+def test_learned_parts_train_beside_the_scores():
+    config = dataclasses.replace(CONFIG, embeddings="learned", gains="learned")
+    state = start(config=config)
+    after, _ = make_step()(state, tokens(0), HPARAMS)
+    after, _ = make_step()(after, tokens(1), HPARAMS)
+    moved = [
+        name
+        for name, value in after.trainable.learned.items()
+        if not np.array_equal(value, state.trainable.learned[name])
+    ]
+    # The bias of the keys shifts all logits of a row alike, so softmax gives it no gradient.
+    assert set(moved) | {"h.attn.k.bias"} == set(gpt2.learned_names(config))
+
+
+def test_redraw_touches_only_pruned_weights():
+    variant = dataclasses.replace(edge_popup.VARIANTS["iterand"], redraw_rate=0.5)
+    state = start(variant=variant)
+    fresh = gpt2.init(jax.random.key(9), CONFIG)
+    after = jax.jit(edge_popup.redraw, static_argnames="variant")(
+        jax.random.key(1), state, fresh, 0.3, variant=variant
+    )
+    kept = edge_popup.masks(state.trainable.scores, 0.3, variant)
+    changed = pruned = 0
+    for name, mask in kept.items():
+        old, new = np.asarray(state.weights[name]), np.asarray(after.weights[name])
+        differs = old != new
+        assert not np.any(differs & np.asarray(mask))
+        assert np.all(new[differs] == np.asarray(fresh[name])[differs])
+        changed, pruned = changed + differs.sum(), pruned + (~np.asarray(mask)).sum()
+    assert abs(changed - 0.5 * pruned) < 5 * (0.25 * pruned) ** 0.5
+    chex.assert_trees_all_equal(state.trainable, after.trainable)
+
+
+def test_shuffled_masks_keep_their_counts():
+    kept = edge_popup.masks(start().trainable.scores, 0.3, RAMANUJAN)
+    moved = edge_popup.shuffled(jax.random.key(0), kept)
+    for name, mask in kept.items():
+        axes = (-2, -1)
+        np.testing.assert_array_equal(jnp.sum(mask, axes), jnp.sum(moved[name], axes))
+        assert not np.array_equal(mask, moved[name])
+
+
+@pytest.mark.parametrize("name", ["ramanujan", "kaiming_global"])
+def test_sharded_runs_equal_the_run_on_one_device(name):
+    variant = edge_popup.VARIANTS[name]
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    state, batch = start(variant=variant), tokens(0)
+    shardings = placement.of(state, mesh)
+    assert shardings.trainable.scores["h.mlp.in"].spec == jax.P(None, None, "model")
+    assert shardings.opt_state[0].mu.scores["wte"].spec == jax.P(None, "model")
+    step = make_step(variant)
+    sharded = jax.jit(step, out_shardings=(shardings, None))
+    on_mesh = jax.device_put(state, shardings)
+    rows = jax.device_put(batch, placement.of_batch(batch, mesh))
+    alone = state
+    for _ in range(3):
+        on_mesh, metrics = sharded(on_mesh, rows, HPARAMS)
+        alone, alone_metrics = jax.jit(step)(alone, batch, HPARAMS)
+    assert on_mesh.trainable.scores["wte"].sharding.spec == jax.P(None, "model")
+    assert float(metrics["loss"]) == pytest.approx(float(alone_metrics["loss"]), rel=1e-4)
+
+
+def test_learning_rate_follows_the_paper():
+    recipe = edge_popup.Recipe(steps=11350, warmup=227)
+    assert float(recipe.rate(0)) == 0.0
+    assert float(recipe.rate(227)) == pytest.approx(1.0)
+    assert float(recipe.rate(11350)) == pytest.approx(0.1)
+    halfway = (227 + 11350) / 2
+    assert float(recipe.rate(halfway)) == pytest.approx(0.55, abs=1e-3)
+
+
+def test_scores_start_as_named():
+    weights = {"a": jnp.zeros((3, 50, 40)), "b": jnp.zeros((200, 30))}
+    uniform = edge_popup.init_scores(jax.random.key(0), weights, RAMANUJAN, fan_in={"b": 30})
+    normal = edge_popup.init_scores(
+        jax.random.key(0), weights, edge_popup.VARIANTS["kaiming_local"], fan_in={"b": 30}
+    )
+    for name, inputs in (("a", 50), ("b", 30)):
+        assert float(jnp.max(jnp.abs(uniform[name]))) <= inputs**-0.5
+        for scores, sd in (
+            (uniform[name], (3 * inputs) ** -0.5),
+            (normal[name], (2 / inputs) ** 0.5),
+        ):
+            assert abs(float(jnp.std(scores)) - sd) < 5 * sd / (2 * scores.size) ** 0.5
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match=r"^scope must be one of 'matrix', 'global', got 'layer'"):
+        edge_popup.Variant(scope="layer")
+    with pytest.raises(ValueError, match=r"^warmup must be an integer in \[0, 4\], got 5"):
+        edge_popup.Recipe(steps=5, warmup=5)
+    with pytest.raises(ValueError, match=r"^keep must be a number in \(0, 1\], got 0"):
+        make_step()(start(), tokens(0), edge_popup.Hparams(0, 0.1))
