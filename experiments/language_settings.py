@@ -35,7 +35,7 @@ class ModelSettings:
 
     keep: float = 0.3
     variant: str = "ramanujan"
-    steps: int = 600
+    steps: int = 500
     warmup: int = 20
     rows: int = 16
     length: int = 64

@@ -1,0 +1,245 @@
+"""A training step under masks against others of the same shapes, paired in one run.
+
+    python -m experiments.benchmarks.edge_popup --rounds 9 --out experiments/benchmarks/results
+
+Every round times each step once, in rotating order; what is reported are medians over the rounds
+of the times and of the ratios within a round. Steps: ours (threshold by counting), dense (the same
+program without masks, all weights training), the same with `jnp.sort` and with `lax.top_k`, and
+PyTorch as published code does it (one sort per layer) and dense. Then eight seeds of a small
+model under one vmap against the eight one after another.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slth_jax import checkpoint, edge_popup, gpt2, supermask
+
+# 5.3 million parameters, of which 5.2 million carry a score.
+LARGE = gpt2.Config(num_blocks=6, width=256, num_heads=4, vocab_size=2048, max_length=128)
+SMALL = gpt2.Config(num_blocks=2, width=128, num_heads=2, vocab_size=256, max_length=64)
+RECIPE = edge_popup.Recipe(steps=1000, warmup=10)
+RAMANUJAN = edge_popup.VARIANTS["ramanujan"]
+KEEP, RATE, SEEDS = 0.3, 1e-3, 8
+
+
+def by_sort(scores: jax.Array) -> jax.Array:
+    """Mask by sorting |scores|; connections equal to the threshold are all kept."""
+    size = jnp.abs(scores).reshape(-1)
+    threshold = jnp.sort(size)[size.size - supermask.num_kept(size.size, KEEP)]
+    return (size >= threshold).reshape(scores.shape)
+
+
+def by_top_k(scores: jax.Array) -> jax.Array:
+    """Mask by `lax.top_k` of |scores|; connections equal to the threshold are all kept."""
+    size = jnp.abs(scores).reshape(-1)
+    threshold = jax.lax.top_k(size, supermask.num_kept(size.size, KEEP))[0][-1]
+    return (size >= threshold).reshape(scores.shape)
+
+
+class Runner:
+    """One of the steps that are compared; calling it makes a step and waits for its end."""
+
+    def __init__(self, config: gpt2.Config, *, dense: bool = False, seeds: int | None = None):
+        """Compile the step, of `seeds` runs under one vmap where given."""
+
+        def start(seed):
+            weights, trainable = gpt2.start(jax.random.key(seed), config)
+            if dense:
+                learned = {name: weights.pop(name) for name in gpt2.matrix_shapes(config)}
+                trainable = edge_popup.Trainable({}, learned)
+            return edge_popup.start(weights, trainable, RECIPE)
+
+        def step(state, tokens, keep, rate):
+            hparams = edge_popup.Hparams(keep, rate)
+            return edge_popup.step(
+                state,
+                tokens,
+                hparams,
+                loss=lambda params, rows: gpt2.loss(params, rows, config),
+                recipe=RECIPE,
+                variant=RAMANUJAN,
+            )
+
+        if seeds is not None:
+            start = jax.vmap(start)
+            step = jax.vmap(step, in_axes=(0, None, None, None))
+        self._step = jax.jit(step, donate_argnums=0)
+        self._state = start(jnp.arange(seeds) if seeds else 0)
+        self.losses: list[float] = []
+
+    def __call__(self, tokens: np.ndarray) -> None:
+        """Make one step."""
+        self._state, metrics = self._step(self._state, tokens, KEEP, RATE)
+        self.losses.append(float(jnp.mean(jax.block_until_ready(metrics["loss"]))))
+
+
+def with_mask(mask: Callable[[jax.Array], jax.Array], config: gpt2.Config) -> Runner:
+    """Return a runner whose masks come from `mask` of each matrix instead of from counting."""
+
+    def masks(scores, keep, variant):
+        return {n: jax.vmap(mask)(s) if s.ndim == 3 else mask(s) for n, s in scores.items()}
+
+    ours, edge_popup.masks = edge_popup.masks, masks
+    try:
+        runner = Runner(config)
+        runner(_tokens(config, 8))  # traced here, while `masks` is the other one
+    finally:
+        edge_popup.masks = ours
+    return runner
+
+
+def torch_runners(config: gpt2.Config) -> dict[str, Callable[[np.ndarray], Any]]:
+    """Return PyTorch's steps, or none where PyTorch is not installed."""
+    try:
+        from experiments.benchmarks import edge_popup_torch
+    except ModuleNotFoundError:
+        return {}
+    weights = gpt2.init(jax.random.key(0), config)
+    return {
+        "PyTorch, sort per layer": edge_popup_torch.make_step(
+            config, weights, keep=KEEP, learning_rate=RATE
+        ),
+        "PyTorch, dense": edge_popup_torch.make_step(
+            config, weights, keep=None, learning_rate=RATE
+        ),
+    }
+
+
+def paired(
+    steps: dict[str, Callable[[np.ndarray], Any]], tokens: np.ndarray, rounds: int
+) -> dict[str, list[float]]:
+    """Return seconds of each step in each round, after two rounds of warming up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for index in range(-2, rounds):
+        turn = index % len(names)
+        for name in names[turn:] + names[:turn]:
+            started = time.perf_counter()
+            steps[name](tokens)
+            if index >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], base: str, rate: float) -> list[dict[str, Any]]:
+    """Return a row per step: median time, and median ratio to `base` within a round."""
+    rows = []
+    for name, times in seconds.items():
+        ratios = np.array(seconds[base]) / np.array(times)
+        rows.append(
+            {
+                "step": name,
+                "milliseconds": 1e3 * float(np.median(times)),
+                "tokens_per_second": rate / float(np.median(times)),
+                f"{base}_over_this": float(np.median(ratios)),
+                "lowest": float(ratios.min()),
+                "highest": float(ratios.max()),
+            }
+        )
+    return rows
+
+
+def picture(rows: list[dict[str, Any]], title: str):
+    """Draw the median time of each step as a bar."""
+    from experiments.plots import COLORS, figure
+
+    made, axes = figure(6.4, 2.8)
+    names = [row["step"] for row in rows][::-1]
+    times = [row["milliseconds"] for row in rows][::-1]
+    colors = [COLORS[1] if name.startswith("ours") else COLORS[5] for name in names]
+    bars = axes.barh(names, times, color=colors)
+    axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axes.set_xlabel("milliseconds a training step (median)")
+    axes.set_title(title, fontsize=9)
+    axes.grid(False, axis="y")
+    return made
+
+
+def main() -> None:
+    """Run the benchmark, print its tables and write them as JSON, CSV and PNG."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=8, help="sequences of 128 tokens in a batch")
+    parser.add_argument("--part", choices=("steps", "seeds", "both"), default="both")
+    parser.add_argument("--out", default="experiments/benchmarks/results")
+    options = parser.parse_args()
+    out = checkpoint.make_folder(options.out)
+    if options.part in ("steps", "both"):
+        steps: dict[str, Callable[[np.ndarray], Any]] = {
+            "ours, counting": Runner(LARGE),
+            "ours, dense": Runner(LARGE, dense=True),
+            "JAX, sort": with_mask(by_sort, LARGE),
+            "JAX, top_k": with_mask(by_top_k, LARGE),
+            **torch_runners(LARGE),
+        }
+        tokens = _tokens(LARGE, options.rows)
+        rows = table(paired(steps, tokens, options.rounds), "ours, counting", tokens[:, 1:].size)
+        count = gpt2.num_parameters(LARGE)
+        what = f"GPT-2, {count / 1e6:.1f} M parameters, {tokens[:, 1:].size} tokens a step"
+        _write(out / "edge_popup_step", rows, what, options.rounds)
+    if options.part in ("seeds", "both"):
+        together = Runner(SMALL, seeds=SEEDS)
+        alone = Runner(SMALL)
+
+        def one_after_another(tokens: np.ndarray) -> None:
+            for _ in range(SEEDS):
+                alone(tokens)
+
+        tokens = _tokens(SMALL, 16)
+        name = f"ours, {SEEDS} seeds in one vmap"
+        seconds = paired(
+            {name: together, f"{SEEDS} seeds, one after another": one_after_another},
+            tokens,
+            options.rounds,
+        )
+        count = gpt2.num_parameters(SMALL)
+        what = f"GPT-2, {count / 1e6:.2f} M parameters, {tokens[:, 1:].size} tokens a seed"
+        rows = table(seconds, name, SEEDS * tokens[:, 1:].size)
+        _write(out / "edge_popup_seeds", rows, what, options.rounds)
+
+
+def _tokens(config: gpt2.Config, rows: int) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    return draw.integers(config.vocab_size, size=(rows, config.max_length + 1)).astype(np.int32)
+
+
+def _write(path: Path, rows: list[dict[str, Any]], what: str, rounds: int) -> None:
+    device = jax.devices()[0].device_kind
+    versions = {"jax": jax.__version__, "python": platform.python_version()}
+    if any(row["step"].startswith("PyTorch") for row in rows):
+        import torch
+
+        versions["torch"] = torch.__version__
+    result = {
+        "what": what,
+        "rounds": rounds,
+        "rows": rows,
+        "device": f"{device}, {os.cpu_count()} cores",
+        "versions": versions,
+    }
+    print(json.dumps(result, indent=1))
+    checkpoint.write_json(path.with_suffix(".json"), result)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    checkpoint.write_bytes(path.with_suffix(".csv"), lines.getvalue().encode())
+    with checkpoint.writing(path.with_suffix(".png")) as file:
+        figure = picture(rows, f"{what}, {os.cpu_count()} cores")
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()

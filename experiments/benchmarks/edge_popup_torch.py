@@ -1,0 +1,99 @@
+"""Edge-popup on GPT-2 in PyTorch, as published code does it: one sort per layer and step.
+
+The mask is Ramanujan et al.'s `GetSubnet` (github.com/allenai/hidden-networks): sort |scores|, set
+the first ``(1 - k) n`` to 0 and the rest to 1, and hand the gradient through. The model is written
+in PyTorch's own fast parts (`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from slth_jax import gpt2
+
+
+class GetSubnet(torch.autograd.Function):
+    """The mask of the largest scores; its gradient goes straight through."""
+
+    @staticmethod
+    def forward(ctx, scores, keep):
+        """Sort the scores and fill the mask."""
+        out = scores.clone()
+        _, order = scores.flatten().sort()
+        pruned = int((1 - keep) * scores.numel())
+        flat = out.flatten()
+        flat[order[:pruned]] = 0
+        flat[order[pruned:]] = 1
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Return the gradient as it came."""
+        return gradient, None
+
+
+def make_step(
+    config: gpt2.Config, weights: gpt2.Params, *, keep: float | None, learning_rate: float
+) -> Callable[[np.ndarray], float]:
+    """Return ``step(tokens) -> loss``; with `keep` None all weights train and there is no mask."""
+    arrays = {name: torch.tensor(np.asarray(value)) for name, value in weights.items()}
+    matrices = {name: arrays[name] for name in gpt2.matrix_shapes(config)}
+    # One tensor per layer, as every layer is a module of its own there.
+    layers = {name: list(w) if w.ndim == 3 else [w] for name, w in matrices.items()}
+    if keep is None:
+        trained = {n: [w.clone().requires_grad_() for w in ws] for n, ws in layers.items()}
+    else:
+        trained = {n: [_scores(w) for w in ws] for n, ws in layers.items()}
+    optimizer = torch.optim.AdamW([leaf for ws in trained.values() for leaf in ws], learning_rate)
+
+    def parameters() -> dict[str, Any]:
+        params: dict[str, Any] = dict(arrays)
+        for name, leaves in trained.items():
+            used = leaves
+            if keep is not None:
+                pairs = zip(layers[name], leaves, strict=True)
+                used = [w * GetSubnet.apply(s.abs(), keep) for w, s in pairs]
+            params[name] = used if matrices[name].ndim == 3 else used[0]
+        return params
+
+    def step(tokens: np.ndarray) -> float:
+        optimizer.zero_grad()
+        loss = _loss(parameters(), torch.from_numpy(tokens.astype(np.int64)), config)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def _scores(weight: torch.Tensor) -> torch.Tensor:
+    bound = weight.shape[-2] ** -0.5
+    return torch.empty_like(weight).uniform_(-bound, bound).requires_grad_()
+
+
+def _loss(params, tokens: torch.Tensor, config: gpt2.Config) -> torch.Tensor:
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    n, t = inputs.shape
+    d, heads = config.width, config.num_heads
+    x = F.embedding(inputs, params["wte"]) + params["wpe"][:t]
+    for b in range(config.num_blocks):
+        block = {name[2:]: value[b] for name, value in params.items() if name.startswith("h.")}
+        hidden = F.layer_norm(x, (d,), block["ln_1.gain"], block["ln_1.bias"])
+        q, k, v = (
+            (hidden @ block[f"attn.{name}"] + block[f"attn.{name}.bias"])
+            .view(n, t, heads, -1)
+            .transpose(1, 2)
+            for name in "qkv"
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = mixed.transpose(1, 2).reshape(n, t, d)
+        x = x + mixed @ block["attn.o"] + block["attn.o.bias"]
+        hidden = F.layer_norm(x, (d,), block["ln_2.gain"], block["ln_2.bias"])
+        hidden = F.relu(hidden @ block["mlp.in"] + block["mlp.in.bias"])
+        x = x + hidden @ block["mlp.out"] + block["mlp.out.bias"]
+    x = F.layer_norm(x, (d,), params["ln_f.gain"], params["ln_f.bias"])
+    logits = x @ params["wte"].T
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -1,0 +1,153 @@
+"""Figure 7: validation loss of trained GPT-2s, tickets, and tickets with scaled query and key."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from experiments import language_cost, language_settings, plots_language, text, training
+from experiments.folder import RunFolder
+from experiments.language_settings import ModelSettings
+from slth_jax import checks, gpt2
+
+DESCRIPTION = "Figure 7: trained GPT-2, its tickets, and tickets with scaled query and key weights"
+
+PAPER = {
+    "figure": 7,
+    "claim": "scaled tickets are better than tickets at every size, and close to trained models",
+    "keep": 0.3,
+    "seeds": 3,
+}
+METHODS = tuple(plots_language.METHODS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ModelSettings):
+    """Settings of the comparison, besides those of the model and its training.
+
+    Attributes:
+      seeds: runs per model and method.
+      models: names in `gpt2.PRESETS`.
+      widths: width multiplier of each model; the heads' width stays.
+      methods: of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
+      dense_learning_rate: of the trained models.
+      runs_at_once: runs in one program; 0 for all of a model and method.
+    """
+
+    seeds: int = 3
+    models: tuple[str, ...] = ("tiny",)
+    widths: tuple[float, ...] = (1.0,)
+    methods: tuple[str, ...] = METHODS
+    dense_learning_rate: float = 1e-3
+    runs_at_once: int = 0
+
+    def __post_init__(self):
+        if len(self.models) != len(self.widths):
+            raise checks.fail(
+                "widths", f"one number for each of {len(self.models)} models", self.widths
+            )
+        for method in self.methods:
+            checks.choice("methods", method, METHODS)
+
+
+PRESETS = {
+    # Two sizes, three methods, two seeds: about 6 minutes on two CPU cores.
+    "quick": Config(models=("tiny", "tiny"), widths=(0.5, 1.0), seeds=2, steps=400),
+    # One size and seed: about a minute.
+    "tiny": Config(seeds=1, steps=200, chunk=50),
+    "paper": Config(
+        models=("mini", "mini", "small", "medium", "medium"),
+        widths=(0.5, 1.0, 1.0, 1.0, 2.0),
+        dense_learning_rate=1e-4,
+        runs_at_once=1,
+        **language_settings.PAPER,
+    ),
+}
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Train every model by every method, evaluate the controls, and draw the figure."""
+    jobs = {
+        (model, width, dense): config.job(model, width_multiplier=width, dense=dense)
+        for (model, width), dense in itertools.product(
+            zip(config.models, config.widths, strict=True), (False, True)
+        )
+        if _runs(config, gpt2.preset(model), dense)
+    }
+    corpus = language_settings.load_text(config)
+    rows: list[dict[str, Any]] = []
+    log: list[dict[str, Any]] = []
+    for (model, width, dense), job in jobs.items():
+        name = f"{model}-x{width:g}-{'dense' if dense else 'tickets'}"
+        setting = {"model": model, "width_multiplier": width}
+        for outcome in language_settings.train_in_groups(
+            name, job, _runs(config, job.model, dense), config.runs_at_once, corpus, out
+        ):
+            log += [setting | {"model": f"{model} x{width:g}"} | row for row in outcome.log]
+            rows += [
+                setting | {"nonzero": _nonzero(job, config)} | outcome.measurement(index)
+                for index in range(len(outcome.runs))
+            ]
+        out.write_rows(rows)
+    summary = [
+        _summary(rows, model, width, method)
+        for model, width in zip(config.models, config.widths, strict=True)
+        for method in config.methods
+    ]
+    out.figure(plots_language.against_size(summary), "language")
+    out.figure(plots_language.curves(log, "method"), "curves")
+    return {
+        "rows": summary,
+        "unigram_entropy": text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size),
+        "paper": PAPER,
+    }
+
+
+def dry_run(config: Config) -> str:
+    """Return what the comparison costs, without starting it."""
+    lines = [f"language: {config.steps} steps a run"]
+    for model, width in zip(config.models, config.widths, strict=True):
+        for dense in (False, True):
+            job = config.job(model, width_multiplier=width, dense=dense)
+            runs = len(_runs(config, job.model, dense))
+            name = f"{model} x{width:g}, {'trained' if dense else 'tickets'}"
+            lines += language_cost.report(name, job, runs, config.keep) if runs else []
+    return "\n".join(lines)
+
+
+def _runs(config: Config, model: gpt2.Config, dense: bool) -> list[training.Run]:
+    """Return the runs of one program: dense ones, or tickets with and without scaling."""
+    scales = {"dense": 1.0, "ticket": 1.0, "scaled": gpt2.paper_qk_scale(model)}
+    return [
+        training.Run(
+            method,
+            seed,
+            scales[method],
+            1.0 if dense else config.keep,
+            config.dense_learning_rate if dense else config.learning_rate,
+        )
+        for method in config.methods
+        if (method == "dense") == dense
+        for seed in range(config.seeds)
+    ]
+
+
+def _nonzero(job: training.Job, config: Config) -> int:
+    if job.dense:
+        return gpt2.num_parameters(job.model)
+    return language_cost.num_nonzero(job.model, config.keep)
+
+
+def _summary(rows: list[dict[str, Any]], model: str, width: float, method: str) -> dict[str, Any]:
+    """Return one point of the figure: best validation loss over seeds, and the controls."""
+    here = [
+        row
+        for row in rows
+        if (row["model"], row["width_multiplier"], row["method"]) == (model, width, method)
+    ]
+    setting = {name: here[0][name] for name in ("model", "width_multiplier", "method", "nonzero")}
+    controls = {
+        name: language_settings.spread([row[name] for row in here])["mean"]
+        for name in ("last_loss", "random_mask", "shuffled_mask")
+        if name in here[0]
+    }
+    return setting | language_settings.spread([row["loss"] for row in here]) | controls
