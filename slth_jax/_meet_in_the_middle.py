@@ -6,64 +6,29 @@ axis is the batch:
 
 - The sums of a half come in complementary pairs `x, total - x`, so only the lower half of the list
   is kept. Adding the number `q` maps the sorted lower half `x` to `x` and `min(total - x, q + x)`;
-  the first rises, the second reversed falls or rises and falls, and together they are bitonic:
+  the first rises, the second reversed rises and then falls, and together they are bitonic:
   a few passes of minimum and maximum (Batcher 1968) sort them.
 - `A`, rising, against `value - B`, falling, is bitonic as well. Sums are even, `value` is made
   odd, so the lowest bit says which list a sorted entry came from, and the closest pair stands side
   by side.
 - The numbers are integers, hence every sum is exact in whatever order it is made, and the subset
-  behind a sum is found afterwards by looking for it in the table of sums.
+  behind a sum is found afterwards by looking for it among the sums of sums.
+
+What made it fast on a CPU, where each pass becomes one loop nest that XLA hands to LLVM:
+two merge stages a pass (half the memory traffic; three a pass gained nothing); every pass ends in
+a concatenation, which XLA does not recompute inside its consumers, as it does a bare minimum;
+reductions as passes over eight slices, since a reduction with a computed operand is not vectorised;
+at least 64 instances a tile, since shorter inner loops are unrolled before they are vectorised;
+and a `cond` around the passes, since a tile sliced out inside them keeps them from vectorising.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+
 import jax.numpy as jnp
+from jax import lax
 
 from slth_jax.types import Array
-
-
-def _sort_bitonic(x: Array) -> Array:
-    """Sort the columns of a bitonic `x[2^k, b]`: log2 passes of minimum and maximum."""
-    length, batch = x.shape
-    stride = length // 2
-    while stride:
-        pairs = x.reshape(length // (2 * stride), 2, stride * batch)
-        low = jnp.minimum(pairs[:, 0], pairs[:, 1])
-        high = jnp.maximum(pairs[:, 0], pairs[:, 1])
-        x = jnp.stack([low, high], axis=1).reshape(length, batch)
-        stride //= 2
-    return x
-
-
-def _sorted_sums(q: Array) -> Array:
-    """Return all sums of the nonnegative `q[h, b]` in rising order, `[2^h, b]`."""
-    lower, total = jnp.zeros_like(q[:1]), q[:1]
-    for new in (q[k : k + 1] for k in range(1, q.shape[0])):
-        lower = _sort_bitonic(
-            jnp.concatenate([lower, jnp.minimum(total - lower, new + lower)[::-1]])
-        )
-        total = total + new
-    return jnp.concatenate([lower, total - lower[::-1]])
-
-
-def _sums(q: Array) -> Array:
-    """Return the sums of `q[h, b]` by subset, `[2^h, b]`: bit k of the row number is row k of q."""
-    sums = jnp.zeros_like(q, shape=(1, q.shape[1]))
-    for new in (q[k : k + 1] for k in range(q.shape[0])):
-        sums = jnp.concatenate([sums, sums + new])
-    return sums
-
-
-def _find_subset(q: Array, target: Array) -> Array:
-    """Return the mask `[h, b]` of the subset of `q[h, b]` that sums to `target[b]` exactly.
-
-    Of several such subsets it is the one whose bits, read as a number, are least; so a zero is
-    never kept.
-    """
-    h = q.shape[0]
-    low, high = _sums(q[: h // 2]), _sums(q[h // 2 :])
-    number = jnp.arange(2**h, dtype=jnp.int32).reshape(high.shape[0], low.shape[0], 1)
-    hit = high[:, None] + low[None] == target[None, None]
-    number = jnp.min(jnp.where(hit, number, 2**h), axis=(0, 1))
-    return (number[None] >> jnp.arange(h, dtype=jnp.int32)[:, None]) & 1 == 1
 
 
 def closest_subset(q: Array, value: Array) -> Array:
@@ -76,31 +41,134 @@ def closest_subset(q: Array, value: Array) -> Array:
       q: signed integers, n even and at least 2, `sum |q| < 2^30` (int32) or `2^62` (int64).
       value: integers between the sum of the negative and the sum of the positive `q`.
     """
-    size = jnp.abs(q) * 2
-    below = jnp.sum(jnp.maximum(-q, 0), axis=0) * 2
-    below_a = jnp.sum(jnp.maximum(-q[0::2], 0), axis=0) * 2
+    size, below = 2 * jnp.abs(q), 2 * jnp.maximum(-q, 0)
+    below_a, below_b = (jnp.sum(below[half::2], axis=0, keepdims=True) for half in (0, 1))
     # With |q| for q the sums start at zero: a negative number left out is then one added.
-    target = value * 2 + 1 + below
-    rising = _sorted_sums(size[0::2])
-    falling = target[None] - _sorted_sums(size[1::2])
-    merged = jnp.concatenate(
-        [
-            _sort_bitonic(jnp.minimum(rising, falling)),
-            _sort_bitonic(jnp.maximum(rising, falling)),
-        ]
+    target = 2 * value[None] + 1 + below_a + below_b
+    # A value of zero takes the empty subset: a tile of nothing else, as padding is, is skipped.
+    some = jnp.any(value != 0)
+    best, pair = lax.cond(
+        some,
+        _closest_pair,
+        lambda *operands: (jnp.zeros_like(target), jnp.zeros_like(target)),
+        *(part for half in (0, 1) for part in (size[half::2], jnp.cumsum(size[half::2], axis=0))),
+        target,
     )
-    # Neighbours from different lists differ by an odd number; make that twice their distance.
-    here, there = merged[:-1], merged[1:]
-    largest = jnp.iinfo(q.dtype).max
-    gap = there - here
-    gap = jnp.where(gap & 1 == 1, gap - 1 + 2 * (here & 1), largest)
-    best = jnp.min(gap, axis=0)
-    # The least sum of A at that distance; its free low bit tells that the partner stands before it.
-    pair = jnp.where(here & 1 == 0, here, there + 1)
-    pair = jnp.min(jnp.where(gap == best[None], pair, largest), axis=0)
     partner_before = pair & 1
     sum_a = pair - partner_before
     sum_b = target - 1 - sum_a - jnp.where(partner_before == 1, -best, best)
-    mask_a = _find_subset(q[0::2], (sum_a - below_a) >> 1)
-    mask_b = _find_subset(q[1::2], (sum_b - (below - below_a)) >> 1)
-    return jnp.stack([mask_a, mask_b], axis=1).reshape(q.shape)
+    masks = lax.cond(
+        some,
+        lambda a, sum_a, b, sum_b: (_find_subset(a, sum_a), _find_subset(b, sum_b)),
+        lambda a, sum_a, b, sum_b: (jnp.zeros(a.shape, bool), jnp.zeros(b.shape, bool)),
+        *(q[0::2], (sum_a - below_a) >> 1, q[1::2], (sum_b - below_b) >> 1),
+    )
+    return jnp.stack(masks, axis=1).reshape(q.shape) & (value != 0)[None]
+
+
+def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):
+    """Return the distance `[1, b]` of the closest pair, and its sum of `a` tagged with the side.
+
+    Of several such sums of `a` it is the least. Its lowest bit, free since sums are even, is set
+    where the partner `target - 1 - (sum of b)` lies before it.
+    """
+    low_a, low_b = _lower_sums(a, a_totals), _lower_sums(b, b_totals)
+    # Rising: low_a, high_a. Falling: the target less low_b, less high_b.
+    high_a = a_totals[-1:] - low_a[::-1]
+    first = _stage([low_a, target - low_b])
+    second = _stage([high_a, target - b_totals[-1:] + low_b[::-1]])
+    merged = _sort_bitonic(jnp.concatenate([first[0], second[0], first[1], second[1]]), 2)
+    largest = jnp.iinfo(merged.dtype).max
+
+    def gap(start: int, rows: int) -> Array:
+        # Neighbours from different lists differ by an odd number; make that their distance.
+        here, there = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
+        difference = there - here
+        return jnp.where(difference & 1 == 1, difference - 1 + 2 * (here & 1), largest)
+
+    best = _least(gap, merged.shape[0] - 1)
+
+    def sum_at_best(start: int, rows: int) -> Array:
+        here, there = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
+        tagged = jnp.where(here & 1 == 0, here, there + 1)
+        return jnp.where(gap(start, rows) == best, tagged, largest)
+
+    return best, _least(sum_at_best, merged.shape[0] - 1)
+
+
+def _lower_sums(q: Array, totals: Array) -> Array:
+    """Return the lower half of the sums of the nonnegative `q[h, b]` in rising order."""
+    lower = jnp.zeros_like(q[:1])
+    for k in range(1, q.shape[0]):
+        added = jnp.minimum(totals[k - 1 : k] - lower, q[k : k + 1] + lower)
+        lower = _sort_bitonic(jnp.concatenate(_stage([lower, added[::-1]])), 2)
+    return lower
+
+
+def _stage(rows: Sequence[Array]) -> list[Array]:
+    """Merge a bitonic sequence of 2^k arrays: least first, most last, elementwise."""
+    rows, stride = list(rows), len(rows) // 2
+    while stride:
+        for i in range(len(rows)):
+            if not i & stride:
+                low, high = rows[i], rows[i + stride]
+                rows[i], rows[i + stride] = jnp.minimum(low, high), jnp.maximum(low, high)
+        stride //= 2
+    return rows
+
+
+def _sort_bitonic(x: Array, groups: int) -> Array:
+    """Sort the columns of `x[2^k, b]`, made of so many bitonic groups that are in order."""
+    length, batch = x.shape
+    while groups < length:
+        stages = (length // groups).bit_length() - 1
+        parts = 2 if stages % 2 else 4
+        y = x.reshape(groups, parts, length // (groups * parts) * batch)
+        y = jnp.stack(_stage([y[:, part] for part in range(parts)]), axis=1)
+        x = y.reshape(length, batch)
+        groups *= parts
+    return x
+
+
+def _least(chunk: Callable[[int, int], Array], length: int) -> Array:
+    """Return the minimum `[1, b]` of `length` rows, of which `chunk(start, rows)` returns some."""
+    least = functools.partial(functools.reduce, jnp.minimum)
+    # The chunks may overlap: there is often one row too few.
+    rows = (length + 1) // 16
+    if not rows:
+        return jnp.min(chunk(0, length), axis=0, keepdims=True)
+    starts = [min(i * rows, length - rows) for i in range(16)]
+    x = jnp.concatenate([least([chunk(start, rows) for start in starts[i::2]]) for i in (0, 1)])
+    while x.shape[0] > 16:
+        y = x.reshape(2, 8, x.shape[0] // 16, x.shape[1])
+        x = jnp.concatenate([least([y[i, j] for j in range(8)]) for i in (0, 1)])
+    return jnp.min(x, axis=0, keepdims=True)
+
+
+def _sums(q: Array) -> Array:
+    """Return the sums of `q[h, b]` by subset, `[2^h, b]`: bit k of the row number is row k of q."""
+    sums = jnp.zeros_like(q[:1], shape=(1, q.shape[1]))
+    for k in range(q.shape[0]):
+        sums = jnp.concatenate([sums, sums + q[k : k + 1]])
+    return sums
+
+
+def _find_subset(q: Array, total: Array) -> Array:
+    """Return the mask `[h, b]` of the subset of `q[h, b]` that sums to `total[1, b]` exactly.
+
+    Of several such subsets it is the one whose bits, read as a number, are least; so a zero is
+    never kept.
+    """
+    h = q.shape[0]
+    low, high = _sums(q[: (h + 1) // 2]), _sums(q[(h + 1) // 2 :])
+    missing = total - low
+    row = lax.broadcasted_iota(jnp.int32, missing.shape, 0)
+    numbers = []
+    for start in range(0, high.shape[0], 16):
+        number = jnp.full(missing.shape, 2**h, jnp.int32)
+        for i in reversed(range(start, min(start + 16, high.shape[0]))):
+            number = jnp.where(missing == high[i : i + 1], i * low.shape[0], number)
+        numbers.append(number + row)
+    table = jnp.concatenate(numbers)
+    number = _least(lambda start, rows: table[start : start + rows], table.shape[0])
+    return (number >> lax.broadcasted_iota(jnp.int32, q.shape, 0)) & 1 == 1
