@@ -1,0 +1,114 @@
+"""The batch scripts against stand-ins for srun, scontrol and gcloud that log what they are told."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import parser
+
+PODS = Path(__file__).parents[1] / "experiments" / "pods"
+ARGUMENTS = ["hidden-dim", "--preset", "paper", "--out", "/shared/my results"]
+
+GCLOUD = """
+echo "gcloud $4 $5" >> "$LOG"
+case "$4" in
+  describe)
+    [ -e "$LOG.made" ] || exit 1
+    echo "$(tail -n 1 "$LOG.states")" ;;
+  create) touch "$LOG.made" ;;
+  delete) rm "$LOG.made" ;;
+  ssh)
+    echo "${@: -1}" >> "$LOG"
+    status=$(head -n 1 "$LOG.statuses")
+    sed -i 1d "$LOG.statuses"
+    [ "$status" -eq 255 ] && echo PREEMPTED > "$LOG.states" || echo READY > "$LOG.states"
+    exit "$status" ;;
+esac
+"""
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Return a function that runs a script with stand-ins and returns its status and the log."""
+    log = tmp_path / "log"
+
+    def stand_in(name, body):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+
+    def run(script, *, srun_status=0, ssh_statuses=(0,)):
+        stand_in("srun", f'echo "srun $*" >> "$LOG"\nexit {srun_status}')
+        stand_in("scontrol", 'echo "scontrol $*" >> "$LOG"')
+        stand_in("gcloud", GCLOUD)
+        log.with_name("log.statuses").write_text("\n".join(map(str, ssh_statuses)) + "\n")
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "LOG": str(log),
+            "SLURM_JOB_ID": "77",
+            "SLURM_ARRAY_TASK_ID": "3",
+            "SLURM_ARRAY_TASK_COUNT": "16",
+            "TPU": "slth",
+            "ZONE": "z",
+            "TYPE": "t",
+            "VERSION": "v",
+            "SETUP": "cd /slth",
+        }
+        done = subprocess.run(["bash", PODS / script, *ARGUMENTS], env=environment, timeout=30)
+        return done.returncode, log.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "slurm_array.sh"])
+@pytest.mark.parametrize("status", [0, 1, 143])
+def test_slurm_requeues_what_was_preempted_and_nothing_else(told, script, status):
+    got, log = told(script, srun_status=status)
+    assert got == status
+    assert log[1:] == (["scontrol requeue 77"] if status == 143 else [])
+    command = log[0].split(" python -m experiments ")[1].replace("my results", "my_results")
+    options = parser().parse_args(command.split())
+    assert options.name == "hidden-dim" and options.out == "/shared/my_results"
+    assert (options.shard, options.distributed) == (
+        ("3/16", "off") if script == "slurm_array.sh" else (None, "on")
+    )
+
+
+def test_cloud_tpu_makes_preempted_machines_anew_until_done(told):
+    status, log = told("cloud_tpu.sh", ssh_statuses=(255, 143, 0))
+    steps = [line.split()[1] for line in log if line.startswith("gcloud")]
+    once = ["describe", "create", "ssh", "describe", "delete"]
+    assert status == 0 and steps == once * 3
+    (command,) = {line for line in log if not line.startswith("gcloud")}
+    assert command.startswith("--command=cd /slth && python -m experiments hidden-dim ")
+    assert r"/shared/my\ results" in command and command.endswith("--distributed on")
+
+
+def test_cloud_tpu_stops_at_an_error_of_the_program(told):
+    status, log = told("cloud_tpu.sh", ssh_statuses=(2, 0))
+    assert status == 2 and sum(line.startswith("gcloud ssh") for line in log) == 1
+    assert log[-1].startswith("gcloud delete")
+
+
+def test_the_kubernetes_command_is_one_that_parses():
+    text = (PODS / "gke_jobset.yaml").read_text()
+    (command,) = re.findall(r"command: \[(.*)\]", text)
+    words = [word.strip().strip('"') for word in command.split(",")]
+    assert words[:3] == ["python", "-m", "experiments"]
+    assert parser().parse_args(words[3:]).distributed == "on"
+    yaml = pytest.importorskip("yaml")
+    spec = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["command"] == words and spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [143]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in PODS.glob("*.sh")))
+def test_shellcheck(script):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", PODS / script], check=True)
