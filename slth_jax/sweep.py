@@ -52,8 +52,8 @@ def run(
     is `jax.random.key(seed, impl='threefry2x32')`; metrics are scalars, or small arrays of a fixed
     shape, by name; arrays are any tree, such as masks (kept as one bit an entry). Trials are
     vmapped, sharded over the first axis of `mesh` and computed in chunks; each chunk is durable
-    before the next one starts. A trial has the same result bits whatever the chunk, the number of
-    devices and the number of processes it ran with, on one kind of device.
+    before the next one starts. A trial has the same result bits whatever the chunk it is in and the
+    number of devices and of processes, on one kind of device and at one `batch`.
 
     Args:
       trial: must give a result that depends on its own key and hparams only.
@@ -64,8 +64,8 @@ def run(
       padded: names of sizes, integers >= 1. The trial gets `hparams[name]`, a traced int32, and
         `hparams[name + '_max']`, a Python int >= it, by which it shapes its arrays; its result
         must not depend on the latter.
-      buckets: the padded sizes: None for powers of two from 8, 'largest' for one program at the
-        largest size, the sizes themselves, or one of these a name. Fewer sizes, fewer compilations.
+      buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
+        largest size; the sizes themselves; or one of these a name. Fewer sizes, fewer compilations.
       out: a folder to keep results in and to resume from; None keeps them in memory.
       mesh: None for one axis over every device of every process.
       chunk: trials that become durable together; None for 512 (more for very many trials). Give

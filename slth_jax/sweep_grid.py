@@ -139,14 +139,15 @@ def _column(name: str, column: list[Any]) -> np.ndarray:
 def _bucket_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     """Return the padded size of each true size.
 
-    By default the next power of two, at least 8: an absolute ladder, so that a trial is computed
-    at the same size in every sweep; a program for each doubling; less than twice the true size.
+    By default the next of 8, 32, 128, 512, ...: an absolute ladder, so that a trial is computed at
+    the same size in every sweep. Doubling steps would waste less, but compiling one program more
+    costs as much as hundreds of trials.
     """
     sizes = sorted({checks.integer(f"grid[{name!r}]", value, low=1) for value in values})
     if isinstance(buckets, Mapping):
         buckets = buckets.get(name)
     if buckets is None:
-        return {size: max(8, _power_of_two(size)) for size in sizes}
+        return {size: _rung(size) for size in sizes}
     if isinstance(buckets, str):
         checks.choice("buckets", buckets, ("largest",))
         return dict.fromkeys(sizes, sizes[-1])
@@ -154,6 +155,14 @@ def _bucket_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     if not edges or edges[-1] < sizes[-1]:
         raise checks.fail("buckets", f"up to at least {sizes[-1]}, the largest {name}", edges)
     return {size: next(edge for edge in edges if edge >= size) for size in sizes}
+
+
+def _rung(size: int) -> int:
+    """Return the least of 8, 32, 128, ... that is not below `size`."""
+    rung = 8
+    while rung < size:
+        rung *= 4
+    return rung
 
 
 def _power_of_two(size: int) -> int:

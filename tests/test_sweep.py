@@ -164,7 +164,7 @@ def test_static_names_are_plain_values_and_padded_ones_are_bounded():
     results = sweep.run(trial, grid=grid, seeds=[4], static=["depth"], padded=["width"])
     # Traced once for the results' shapes and once to be compiled.
     assert len(seen) == 2 * (2 * 2 * 2)
-    assert {hparams["width_max"] for hparams in seen} == {8, 64}
+    assert {hparams["width_max"] for hparams in seen} == {8, 128}
     assert [row["error"] for row in results.rows] == [row["width"] for row in results.rows]
     assert {row["seed"] for row in results.rows} == {4}
 
@@ -182,7 +182,7 @@ def test_a_sweep_over_seeds_alone():
 
 @pytest.mark.parametrize(
     ("buckets", "expected"),
-    [(None, {8, 16, 128}), ("largest", {100}), ([9, 200], {9, 200}), ({"width": [100]}, {100})],
+    [(None, {8, 32, 128}), ("largest", {100}), ([9, 200], {9, 200}), ({"width": [100]}, {100})],
 )
 def test_buckets(buckets, expected):
     grid = {"width": [1, 8, 9, 100]}
