@@ -11,10 +11,11 @@ import numpy as np
 
 from experiments import data, fits, measure, plots
 from experiments.folder import RunFolder
+from experiments.sources import random_source
 from experiments.targets import random_transformer
-from slth_jax import construction, initializers, transformer
-from slth_jax.transformer import Block, Linear
-from slth_jax.types import Array, ArrayLike, Hparams, Key
+from slth_jax import construction, transformer
+from slth_jax.transformer import Block
+from slth_jax.types import Array, Hparams, Key
 
 DESCRIPTION = "error against width for transformers of 1 to 4 blocks (figure 6)"
 FLOAT64 = True
@@ -50,43 +51,6 @@ PRESETS = {
 }
 
 
-def random_source(
-    key: Key, target: Sequence[Block], *, width: ArrayLike, padded: int
-) -> tuple[Block, ...]:
-    """Draw a source for `target`, ``n_mha = n_fc = width``, with the target's biases."""
-    blocks = []
-    for index, block in enumerate(target):
-        block_key = jax.random.fold_in(key, index)
-        h, m, _ = block.attention.w_q.shape
-        drawn = initializers.theory_attention(
-            block_key,
-            num_heads=h,
-            d_in=m,
-            d_out=m,
-            n_k=width,
-            n_v=width,
-            padded=padded,
-        )
-        blocks.append(
-            Block(drawn, random_layers(block_key, block.layers, width=width, padded=padded))
-        )
-    return tuple(blocks)
-
-
-def random_layers(
-    key: Key, target: Sequence[Linear], *, width: ArrayLike, padded: int
-) -> tuple[Linear, ...]:
-    """Draw two layers with entries ``U[-1, 1]`` for each of `target`, which keeps its bias."""
-    layers: list[Linear] = []
-    for l, layer in enumerate(target):
-        o, i = layer.w.shape
-        # Behind the keys of the attention projections, which take the first of every unit.
-        units = initializers.uniform_units(jax.random.fold_in(key, 2**31 + l), padded, (i + o,))
-        units = jnp.where((jnp.arange(padded) < width)[:, None], units, 0)
-        layers += [Linear(units[:, :i]), Linear(units[:, i:].T, layer.b)]
-    return tuple(layers)
-
-
 def make_trial(target: Sequence[Block], x: Array, how: str):
     """Return the trial: draw a source, find its ticket, measure the error on `x [s, t, m]`.
 
@@ -95,7 +59,8 @@ def make_trial(target: Sequence[Block], x: Array, how: str):
 
     def trial(key: Key, hparams: Hparams):
         width = hparams["width"]
-        source = random_source(key, target, width=width, padded=hparams["width_max"])
+        size = hparams["width_max"]
+        source = random_source(key, target, n_mha=width, n_fc=(width,), padded=(size, (size,)))
         masks = construction.prune_transformer(
             source, target, construction=how, widths=(width, width)
         )

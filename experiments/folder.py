@@ -46,19 +46,21 @@ class RunFolder:
         """Whether a run of this configuration has ended here."""
         return (self.path / SUMMARY).exists()
 
-    def sweep(self, trial: Callable, what: str, **options: Any) -> sweep.Results:
+    def sweep(self, trial: Callable, what: str, *, part: str = "", **options: Any) -> sweep.Results:
         """Run `sweep.run` in this folder, with a progress bar, and return all its results.
+
+        A run of several sweeps names each one's `part`.
 
         Raises:
           Incomplete: with `shard`, when trials of other shards are missing.
         """
         with self.progress(what) as update:
             results = sweep.run(
-                trial, out=self.checkpoints, shard=self.shard, progress=update, **options
+                trial, out=self.checkpoints / part, shard=self.shard, progress=update, **options
             )
         if results.missing:
             try:
-                return sweep.load(self.checkpoints)
+                return sweep.load(self.checkpoints / part)
             except CheckpointError as error:
                 raise Incomplete(f"shard {self.shard} is done; {error}") from error
         return results

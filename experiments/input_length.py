@@ -116,6 +116,6 @@ def _draw(config: Config, out: RunFolder, by_width: dict) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("length of the input $T$")
     axes.set_ylabel("error of the ticket, mean and sd")
-    axes.set_title("The error does not grow with the input")
+    axes.set_title("Tickets in random attention, applied to inputs of any length")
     axes.legend(frameon=False, fontsize=8)
     out.figure(figure, "input_length")

@@ -22,10 +22,22 @@ Row = Mapping[str, Any]
 def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
     """Return a figure with one pair of axes in the house style."""
     made, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    _style(axes)
+    return made, axes
+
+
+def two(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Return a figure with two pairs of axes side by side."""
+    made, (left, right) = plt.subplots(1, 2, figsize=(width, height), layout="constrained")
+    _style(left)
+    _style(right)
+    return made, (left, right)
+
+
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    return made, axes
 
 
 def error_curve(

@@ -1,5 +1,6 @@
 """The short table that a run prints at its end."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# In summary.json, but not on the screen.
+LEFT_OUT = ("std", "count", "vacuous", "accuracy_min")
+
 
 def show(name: str, summary: Mapping[str, Any], path: Path) -> None:
     """Print a summary's rows, its fits beside the paper's numbers, and where the files are."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     rows = summary["rows"]
     if rows:
-        columns = [column for column in rows[0] if not isinstance(rows[0][column], (list, dict))]
+        columns = [column for column in rows[0] if column not in LEFT_OUT]
         table = Table(title=name)
         for column in columns:
             table.add_column(column, justify="right")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.folder import RunFolder
+from experiments.sources import narrow
 from slth_jax import attention, guarantee, initializers, ticket
 from slth_jax.sweep import Results
 from slth_jax.types import Array, AttentionParams
@@ -45,8 +46,8 @@ def first_of_each_width(
                 continue
             width = row["width"]
             key = jax.random.key(seed, impl=ticket.IMPL)
-            source = _narrow(draw(key, n_k=width, n_v=width), width)
-            masks = _narrow(AttentionParams(**results.arrays(index)), width)
+            source = narrow(draw(key, n_k=width, n_v=width), width)
+            masks = narrow(AttentionParams(**results.arrays(index)), width)
             bound = guarantee.guarantee(
                 source, masks, target, max_norm, num_tokens=x.shape[1], dtype=x.dtype
             )
@@ -79,14 +80,3 @@ def merged_norms(params: AttentionParams) -> tuple[float, float]:
     merged = attention.merge(params)
     qk, vo = (max(float(np.linalg.norm(np.asarray(w), 2)) for w in part) for part in merged)
     return qk, vo
-
-
-def _narrow(params: AttentionParams, width: int) -> AttentionParams:
-    """Return the first `width` hidden units of padded projections."""
-    w_q, w_k, w_v, w_o = (np.asarray(w) for w in params)
-    return AttentionParams(  # NumPy arrays serve as well
-        w_q[..., :width],  # type: ignore[arg-type]
-        w_k[..., :width],  # type: ignore[arg-type]
-        w_v[..., :width],  # type: ignore[arg-type]
-        w_o[:, :width],  # type: ignore[arg-type]
-    )

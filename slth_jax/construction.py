@@ -7,7 +7,7 @@ Masks are booleans of the shapes of the unchanged source weights.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,13 @@ from slth_jax.entries import Problem, Report, Solved, product_problem, relu_prob
 from slth_jax.grouping import CONSTRUCTIONS
 from slth_jax.guarantee import check_biases, guaranteed_error, is_vacuous
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import ArrayLike, AttentionParams, PyTree
+from slth_jax.types import Array, ArrayLike, AttentionParams, PyTree
 
 __all__ = [
     "CONSTRUCTIONS",
     "AttentionReport",
     "Report",
+    "TransformerReport",
     "apply_masks",
     "guaranteed_error",
     "is_vacuous",
@@ -39,6 +40,15 @@ class AttentionReport(NamedTuple):
 
     qk: Report
     vo: Report
+
+
+class TransformerReport(NamedTuple):
+    """What all subset sums of a transformer reached, see `Report`."""
+
+    num_sums: Array
+    out_of_reach: Array
+    num_optimal: Array
+    max_error: Array
 
 
 def prune_product(
@@ -153,9 +163,11 @@ def prune_relu_layer(
     """
     source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
     goal = (Linear(jnp.asarray(target)),)
-    _check_layers(source, goal, width, ("w1", "w2", "target"))
     checks.choice("construction", construction, CONSTRUCTIONS)
-    (mask1, mask2), (report,) = _prune_layers(source, goal, width, construction=construction)
+    widths = _check_layers(
+        source, goal, None if width is None else (width,), ("w1", "w2", "target")
+    )
+    (mask1, mask2), (report,) = _prune_layers(source, goal, widths, construction=construction)
     return (mask1.w, mask2.w, report) if with_report else (mask1.w, mask2.w)
 
 
@@ -164,7 +176,7 @@ def prune_layers(
     target: Sequence[Linear],
     *,
     construction: str = "proof",
-    width: ArrayLike | None = None,
+    widths: Sequence[ArrayLike] | None = None,
     with_report: bool = False,
 ):
     """Mask a random ReLU net of 2 L layers so that it computes one of L layers (Theorem 10).
@@ -174,16 +186,18 @@ def prune_layers(
 
     Args:
       source: 2 L layers. target: L layers.
-      construction, width: as in `prune_relu_layer`; one width for all hidden layers.
+      construction: as in `prune_relu_layer`.
+      widths: the numbers of hidden units, one per layer of `target`, where `source` is padded
+        with zero units; may be traced.
       with_report: also return a list of `Report`, one per layer of `target`.
 
     Raises:
       ValueError: another number of layers, biases that differ, and all that `prune_relu_layer`
         raises.
     """
-    _check_layers(source, target, width)
     checks.choice("construction", construction, CONSTRUCTIONS)
-    masks, reports = _prune_layers(tuple(source), tuple(target), width, construction=construction)
+    widths = _check_layers(source, target, widths)
+    masks, reports = _prune_layers(tuple(source), tuple(target), widths, construction=construction)
     return (masks, reports) if with_report else masks
 
 
@@ -192,34 +206,47 @@ def prune_transformer(
     target: Sequence[Block],
     *,
     construction: str = "proof",
-    widths: tuple[ArrayLike, ArrayLike] | None = None,
-) -> tuple[Block, ...]:
+    widths: tuple[ArrayLike, Any] | None = None,
+    with_report: bool = False,
+):
     """Mask a random transformer so that it computes a given one (Theorems 11 and 14).
 
     Block by block: `prune_attention` and `prune_layers`.
 
     Args:
       source: blocks whose ReLU nets have twice the target's layers, with its biases.
-      target: blocks without normalisation.
+      target: blocks without normalisation; those without layers are attention only.
       construction: 'proof' or 'reach', see `prune_product`.
-      widths: ``(n_mha, n_fc)`` where `source` is padded with zero units; may be traced.
+      widths: ``(n_mha, n_fc)`` where `source` is padded with zero units; may be traced. `n_fc`
+        is one number for all layers, or one for each layer of a block.
+      with_report: also return a `TransformerReport`.
 
     Returns:
-      Masks, one `Block` of booleans per block; None for biases.
+      Masks, one `Block` of booleans per block; None for biases. Then the report if asked for.
 
     Raises:
       ValueError: different numbers of blocks or layers, and all that `prune_attention` raises.
     """
     if len(source) != len(target):
         raise checks.fail("source", f"{len(target)} blocks, as many as target", len(source))
-    n_mha, n_fc = (None, None) if widths is None else widths
     checks.choice("construction", construction, CONSTRUCTIONS)
+    n_mha: Any
+    n_fc: Any
+    n_mha, n_fc = (None, None) if widths is None else widths
+    sizes = []
     for from_block, to_block in zip(source, target, strict=True):
-        _check_attention(from_block.attention, to_block.attention, construction, (n_mha, n_mha))
-        _check_layers(from_block.layers, to_block.layers, n_fc)
-    return _prune_transformer(
-        tuple(source), tuple(target), (n_mha, n_fc), construction=construction
+        attn = from_block.attention
+        _check_attention(attn, to_block.attention, construction, (n_mha, n_mha))
+        one = not (n_fc is None or isinstance(n_fc, (tuple, list)))
+        of_layers = _check_layers(
+            from_block.layers, to_block.layers, [n_fc] * len(to_block.layers) if one else n_fc
+        )
+        n_k, n_v = attn.w_q.shape[-1], attn.w_v.shape[-1]
+        sizes.append(((n_k, n_v) if n_mha is None else (n_mha, n_mha), of_layers))
+    masks, report = _prune_transformer(
+        tuple(source), tuple(target), sizes, construction=construction
     )
+    return (masks, report) if with_report else masks
 
 
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
@@ -261,23 +288,23 @@ def _attention_masks(qk: Solved, vo: Solved) -> AttentionParams:
 
 
 @partial(jax.jit, static_argnames="construction")
-def _prune_layers(source, target, width, *, construction):
+def _prune_layers(source, target, widths, *, construction):
     """Return the masks of pairs of layers and a report of each pair."""
-    solved = entries.solve(_layer_problems(source, target, width, construction))
+    solved = entries.solve(_layer_problems(source, target, widths, construction))
     return _layer_masks(solved), [
         _joined(plus.report, minus.report)
         for plus, minus in zip(solved[::2], solved[1::2], strict=True)
     ]
 
 
-def _layer_problems(source, target, width, construction: str) -> list[Problem]:
+def _layer_problems(source, target, widths, construction: str) -> list[Problem]:
     """Return two problems a layer of `target`, for the positive and negative parts of its input."""
     return [
         problem
-        for first, second, layer in zip(source[::2], source[1::2], target, strict=True)
-        for problem in relu_problems(
-            first.w, second.w, layer.w, first.w.shape[0] if width is None else width, construction
+        for first, second, layer, width in zip(
+            source[::2], source[1::2], target, widths, strict=True
         )
+        for problem in relu_problems(first.w, second.w, layer.w, width, construction)
     ]
 
 
@@ -302,23 +329,29 @@ def _joined(one: Report, other: Report) -> Report:
 
 
 @partial(jax.jit, static_argnames="construction")
-def _prune_transformer(source, target, widths, *, construction):
-    problems, masks = [], []
-    for from_block, to_block in zip(source, target, strict=True):
-        n_mha, n_fc = widths
-        n_k = from_block.attention.w_q.shape[-1] if n_mha is None else n_mha
-        n_v = from_block.attention.w_v.shape[-1] if n_mha is None else n_mha
+def _prune_transformer(source, target, sizes, *, construction):
+    problems = []
+    for from_block, to_block, (of_attention, of_layers) in zip(source, target, sizes, strict=True):
+        n_k, n_v = of_attention
         problems += _attention_problems(
             from_block.attention, to_block.attention, n_k, n_v, construction
         )
-        problems += _layer_problems(from_block.layers, to_block.layers, n_fc, construction)
+        problems += _layer_problems(from_block.layers, to_block.layers, of_layers, construction)
     solved = entries.solve(problems)
+    reports = jax.tree.map(lambda *parts: jnp.stack(parts), *(part.report for part in solved))
+    report = TransformerReport(
+        num_sums=jnp.sum(reports.num_sums),
+        out_of_reach=jnp.sum(reports.out_of_reach),
+        num_optimal=jnp.sum(reports.num_optimal),
+        max_error=jnp.max(reports.max_error),
+    )
+    masks = []
     for to_block in target:
         (qk, vo), solved = solved[:2], solved[2:]
         count = 2 * len(to_block.layers)
         masks.append(Block(_attention_masks(qk, vo), _layer_masks(solved[:count])))
         solved = solved[count:]
-    return tuple(masks)
+    return tuple(masks), report
 
 
 def _check_width(name: str, n: int, width: ArrayLike | None, needed: int) -> None:
@@ -349,13 +382,19 @@ def _check_attention(
 def _check_layers(
     source: Sequence[Linear],
     target: Sequence[Linear],
-    width: ArrayLike | None,
+    widths: Sequence[ArrayLike] | None,
     names: tuple[str, str, str] | None = None,
-) -> None:
-    """Refuse ReLU nets that do not fit; `names` are of the first pair of layers and the target."""
+) -> tuple[ArrayLike, ...]:
+    """Refuse ReLU nets that do not fit, and return the hidden widths.
+
+    `names` are those of the first pair of layers and of its target in the error messages.
+    """
     if len(source) != 2 * len(target):
         allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"
         raise checks.fail("source", allowed, f"{len(source)} layers")
+    if widths is not None and len(widths) != len(target):
+        raise checks.fail("widths", f"{len(target)} numbers, one a layer", len(widths))
+    found: list[ArrayLike] = []
     for l, layer in enumerate(target):
         first, second = source[2 * l], source[2 * l + 1]
         of1, of2, of_target = names or (
@@ -366,5 +405,8 @@ def _check_layers(
         o, i = checks.array(of_target, layer.w, ndim=2).shape
         n = checks.array(of1, first.w, shape=(None, i)).shape[0]
         checks.array(of2, second.w, shape=(o, n))
+        width = None if widths is None else widths[l]
         _check_width(f"the hidden width n of {of1} and {of2}", n, width, 2 * i)
         check_biases(first, second, layer)
+        found.append(n if width is None else width)
+    return tuple(found)

@@ -71,7 +71,8 @@ def guaranteed_error(
 
     Args:
       source: the unmasked random weights; attention, or a sequence of transformer blocks.
-      masks: what `construction` returned for them.
+      masks: what `construction` returned for them. Where a block's masks have no layers, its
+        ReLU network is the target's own.
       target: the network to compute.
       max_norm: bound on the 2-norm of the rows of the input.
       num_tokens: most tokens in an input; only the round-off term depends on it.
@@ -171,6 +172,12 @@ def _layers_error(source, masks, target, error: float, norm: float, unit: float)
         return error, norm, rounding
     for l, layer in enumerate(target):
         w = np.asarray(layer.w, np.float64)
+        if not masks:  # the target's own layer: it only carries the error on
+            here = 2 * _gamma(w.shape[1] + 2, unit) * _spectral(abs(w)) * (norm + error)
+            rounding += here
+            error = _spectral(w) * error + here
+            norm = _spectral(w) * norm + _bias_norm(layer)
+            continue
         first, second = source[2 * l], source[2 * l + 1]
         w1 = _masked(first.w, masks[2 * l].w)
         w2 = _masked(second.w, masks[2 * l + 1].w)
@@ -183,11 +190,13 @@ def _layers_error(source, masks, target, error: float, norm: float, unit: float)
         here = _gamma(w1.shape[1] + w1.shape[0] + 4, unit) * absolute * reached
         rounding += here
         error = _spectral(both) * reached + _spectral(w) * error + here
-        norm = _spectral(w) * norm
-        if layer.b is not None:
-            norm += float(np.linalg.norm(np.asarray(layer.b, np.float64)))
+        norm = _spectral(w) * norm + _bias_norm(layer)
     final = 2 * unit * (norm + in_norm + error + in_error)
     return error + in_error + final, norm + in_norm, rounding + final
+
+
+def _bias_norm(layer: Linear) -> float:
+    return 0.0 if layer.b is None else float(np.linalg.norm(np.asarray(layer.b, np.float64)))
 
 
 def check_biases(first: Linear, second: Linear, target: Linear) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from slth_jax import checks
-from slth_jax.types import Array, ArrayLike, AttentionParams, Key
+from slth_jax.types import Array, ArrayLike, AttentionParams, Key, PyTree
 
 _Q, _K, _V, _O = range(4)
 
@@ -113,7 +113,30 @@ ATTENTION: dict[str, Callable[..., AttentionParams]] = {
     "xavier_scaled": scaled_xavier_attention,
     "signed_constant": signed_constant_attention,
 }
-"""Source distributions by the names that configurations and tickets use."""
+"""Distributions of attention by the names that configurations use."""
+
+
+def theory_blocks(
+    key: Key,
+    *,
+    num_blocks: int,
+    num_heads: int,
+    d: int,
+    n_k: ArrayLike,
+    n_v: ArrayLike,
+    padded: int | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> tuple[AttentionParams, ...]:
+    """Draw `theory_attention`, d_in = d_out = d, for each block b from ``fold_in(key, b)``."""
+    draw = partial(theory_attention, num_heads=num_heads, d_in=d, d_out=d, padded=padded)
+    return tuple(
+        draw(jax.random.fold_in(key, b), n_k=n_k, n_v=n_v, dtype=dtype)
+        for b in range(checks.integer("num_blocks", num_blocks, low=1))
+    )
+
+
+SOURCES: dict[str, Callable[..., PyTree]] = {**ATTENTION, "theory_blocks": theory_blocks}
+"""Everything that a ticket can name as its source."""
 
 
 def units(

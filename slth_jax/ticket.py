@@ -72,7 +72,7 @@ def create(
     *,
     weights: PyTree | None = None,
     metadata: Mapping[str, Any] | None = None,
-    sources: Sources = initializers.ATTENTION,
+    sources: Sources = initializers.SOURCES,
 ) -> Ticket:
     """Return the ticket of some masks.
 
@@ -190,7 +190,7 @@ def masks(ticket: Ticket) -> dict[str, np.ndarray]:
     }
 
 
-def materialize(ticket: Ticket, *, sources: Sources = initializers.ATTENTION) -> PyTree:
+def materialize(ticket: Ticket, *, sources: Sources = initializers.SOURCES) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
     They are generated on the CPU where there is one beside other devices: bits on others may
@@ -212,7 +212,7 @@ def materialize(ticket: Ticket, *, sources: Sources = initializers.ATTENTION) ->
     return jax.tree.map(lambda leaf: _masked(leaf, kept.get(next(names))), weights)
 
 
-def verify(path: str | os.PathLike[str], *, sources: Sources = initializers.ATTENTION) -> Report:
+def verify(path: str | os.PathLike[str], *, sources: Sources = initializers.SOURCES) -> Report:
     """Read a ticket, generate its weights, and report what it keeps.
 
     Raises:

@@ -43,18 +43,24 @@ def apply_block(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    queries: ArrayLike | None = None,
     key_width: ArrayLike | None = None,
     precision: str = "highest",
 ) -> Array:
     """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11).
 
-    `attn_mask` and `key_width` as in `attention.apply`.
+    `attn_mask`, `queries` (rows to compute) and `key_width` as in `attention.apply`.
     """
     x = checks.array("x", x, shape=(None, block.attention.w_q.shape[1]))
     attended = attention.apply(
-        block.attention, x, attn_mask, key_width=key_width, precision=precision
+        block.attention,
+        x,
+        attn_mask,
+        queries=queries,
+        key_width=key_width,
+        precision=precision,
     )
-    hidden = attended + x
+    hidden = attended + (x if queries is None else x[jnp.asarray(queries)])
     if not block.layers:
         return hidden
     return apply_layers(block.layers, hidden, precision=precision) + hidden
@@ -65,14 +71,24 @@ def apply(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    queries: ArrayLike | None = None,
     key_width: ArrayLike | None = None,
     precision: str = "highest",
 ) -> Array:
     """Apply the blocks one after another to tokens `[t, m]` (paper, Theorem 14).
 
+    With `queries` the last block computes these rows only, and the result is `[q, m]`.
+
     Raises:
       ValueError: widths that do not fit, or a row of `attn_mask` that attends to nothing.
     """
-    for block in blocks:
-        x = apply_block(block, x, attn_mask, key_width=key_width, precision=precision)
+    for index, block in enumerate(blocks):
+        x = apply_block(
+            block,
+            x,
+            attn_mask,
+            queries=queries if index == len(blocks) - 1 else None,
+            key_width=key_width,
+            precision=precision,
+        )
     return checks.array("x", x, ndim=2)

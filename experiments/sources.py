@@ -1,0 +1,69 @@
+"""Random sources for whole transformers."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from slth_jax import initializers
+from slth_jax.transformer import Block, Linear
+from slth_jax.types import ArrayLike, AttentionParams, Key
+
+
+def random_source(
+    key: Key,
+    target: Sequence[Block],
+    *,
+    n_mha: ArrayLike,
+    n_fc: Sequence[ArrayLike],
+    padded: tuple[int, Sequence[int]],
+) -> tuple[Block, ...]:
+    """Draw a source for `target`: theory attention, and two ReLU layers for each of its layers.
+
+    Args:
+      key: a typed PRNG key.
+      target: its shapes and biases are taken over.
+      n_mha: n_k = n_v of every block; may be traced.
+      n_fc: hidden units that stand for each layer of a block; may be traced.
+      padded: static sizes of `n_mha` and of each of `n_fc`.
+    """
+    h, m, _ = target[0].attention.w_q.shape
+    attentions = initializers.theory_blocks(
+        key, num_blocks=len(target), num_heads=h, d=m, n_k=n_mha, n_v=n_mha, padded=padded[0]
+    )
+    return tuple(
+        Block(
+            attention,
+            random_layers(
+                jax.random.fold_in(key, 2**31 + index), block.layers, widths=n_fc, padded=padded[1]
+            ),
+        )
+        for index, (attention, block) in enumerate(zip(attentions, target, strict=True))
+    )
+
+
+def random_layers(
+    key: Key, target: Sequence[Linear], *, widths: Sequence[ArrayLike], padded: Sequence[int]
+) -> tuple[Linear, ...]:
+    """Draw two layers with entries ``U[-1, 1]`` for each of `target`, which keeps its bias."""
+    layers: list[Linear] = []
+    for l, (layer, width, size) in enumerate(zip(target, widths, padded, strict=True)):
+        o, i = layer.w.shape
+        units = initializers.uniform_units(jax.random.fold_in(key, l), size, (i + o,))
+        units = jnp.where((jnp.arange(size) < width)[:, None], units, 0)
+        layers += [Linear(units[:, :i]), Linear(units[:, i:].T, layer.b)]
+    return tuple(layers)
+
+
+def narrow(params: AttentionParams, width: int) -> AttentionParams:
+    """Return the first `width` hidden units of padded projections or masks."""
+    w_q, w_k, w_v, w_o = params
+    return AttentionParams(w_q[..., :width], w_k[..., :width], w_v[..., :width], w_o[:, :width])
+
+
+def narrow_layers(layers: Sequence[Linear], widths: Sequence[int]) -> tuple[Linear, ...]:
+    """Return the first hidden units of padded pairs of layers or of their masks."""
+    narrowed: list[Linear] = []
+    for first, second, width in zip(layers[::2], layers[1::2], widths, strict=True):
+        narrowed += [Linear(first.w[:width]), Linear(second.w[:, :width], second.b)]
+    return tuple(narrowed)

@@ -1,0 +1,236 @@
+"""A real trained network as the target: random attention and ReLU layers pruned into it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import measure, modular, plots, pretrained, tickets
+from experiments.folder import RunFolder
+from experiments.pretrained import Network, Task
+from experiments.sources import narrow, narrow_layers, random_source
+from slth_jax import construction, guarantee, ticket
+from slth_jax.transformer import Block, Linear
+from slth_jax.types import Array, AttentionParams, Hparams, Key
+
+DESCRIPTION = "a trained network as the target; --weights FILE for a published one"
+FLOAT64 = False  # the networks were trained, and are used, in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is repeated from."""
+
+    seeds: int = 3
+    weights: str | None = None
+    # Hidden units for each input coordinate: the source widths are these times the input width.
+    attention_units: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24)
+    relu_units: tuple[int, ...] = (8, 12, 16, 20, 24, 32)
+    construction: str = "proof"
+    target_seed: int = 0
+
+
+PRESETS = {
+    "quick": Config(seeds=1, attention_units=(2, 4, 6, 8), relu_units=(8, 16, 24)),
+    "paper": Config(),
+}
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Prune attention alone, then attention and ReLU layers, and score both on the task."""
+    if config.weights is None:
+        key = jax.random.key(config.target_seed, impl="threefry2x32")
+        network = modular.train(key)
+    else:
+        network = pretrained.load(config.weights)
+    task = pretrained.task_of(network)
+    of_target = pretrained.read_out(network, task, network.blocks)
+    x = pretrained.embed(network, task.tokens)
+    max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
+    m = network.w_pos.shape[1]
+
+    mha = max(config.attention_units)
+    parts: dict[str, dict[str, tuple[int, ...]]] = {
+        "attention": {"attention_units": config.attention_units}
+    }
+    if any(block.layers for block in network.blocks):
+        parts["attention+relu"] = {"attention_units": (mha,), "relu_units": config.relu_units}
+    rows: list[dict[str, Any]] = []
+    for part, grid in parts.items():
+        trial = make_trial(network, task, of_target, config.construction)
+        results = out.sweep(
+            trial,
+            f"pruned, {part}",
+            part=part,
+            seeds=config.seeds,
+            grid=grid,
+            padded=tuple(grid),
+            buckets="largest",
+            # Each trial is large: 131,072 subset sums or more.
+            batch=1,
+            chunk=1,
+            config=dataclasses.asdict(config),
+        )
+        first = results.rows[0]["seed"]
+        largest = {f"{name}_max": max(values) for name, values in grid.items()}
+        for index, row in enumerate(results.rows):
+            units = row["relu_units"] if "relu_units" in row else row["attention_units"]
+            here = {"part": part, "units": units, "width": m * row["attention_units"], **row}
+            if row["seed"] == first:
+                source, masks = _ticket_of(row, results.arrays(index), network, largest)
+                bound = guarantee.guarantee(
+                    source, masks, network.blocks, max_norm, num_tokens=x.shape[1]
+                )
+                here |= {"bound": bound.error, "vacuous": bound.vacuous}
+                if part == "attention" and row["attention_units"] == mha:
+                    _save(out, here, source, masks)
+            rows.append(here)
+    out.write_rows(rows)
+    return _summary(config, out, rows, network, task, of_target, max_norm)
+
+
+def make_trial(network: Network, task: Task, of_target: Array, how: str):
+    """Return the trial: draw a source, prune it into the network's blocks, score the task.
+
+    With `relu_units` among its values the ReLU layers are pruned as well, else the target's own
+    are kept.
+    """
+    target = network.blocks
+
+    def trial(key: Key, hparams: Hparams):
+        source, widths = draw(key, target, hparams)
+        pruned = target if "relu_units" in hparams else without_layers(target)
+        masks, report = construction.prune_transformer(
+            source, pruned, construction=how, widths=widths, with_report=True
+        )
+        ticket = construction.apply_masks(source, masks)
+        if "relu_units" not in hparams:
+            ticket = tuple(
+                block._replace(layers=to_block.layers)
+                for block, to_block in zip(ticket, target, strict=True)
+            )
+        rows = pretrained.read_out(network, task, ticket, key_width=widths[0])
+        error = jnp.max(jnp.linalg.norm(rows - of_target, axis=-1))
+        scores = pretrained.score(network, task, rows)
+        return {**scores, "error": error, "out_of_reach": report.out_of_reach}, masks
+
+    return trial
+
+
+def without_layers(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Return the blocks with their attention only."""
+    return tuple(block._replace(layers=()) for block in blocks)
+
+
+def draw(key: Key, target: Sequence[Block], hparams: Mapping[str, Any]):
+    """Return a padded source for `target` and its true widths ``(n_mha, n_fc)``."""
+    m = target[0].attention.w_q.shape[1]
+    n_mha, padded = (m * hparams[name] for name in ("attention_units", "attention_units_max"))
+    if "relu_units" not in hparams:
+        source = random_source(
+            key, without_layers(target), n_mha=n_mha, n_fc=(), padded=(padded, ())
+        )
+        return source, (n_mha, ())
+    sizes = [layer.w.shape[1] for layer in target[0].layers]
+    n_fc = tuple(hparams["relu_units"] * i for i in sizes)
+    of_layers = [hparams["relu_units_max"] * i for i in sizes]
+    source = random_source(key, target, n_mha=n_mha, n_fc=n_fc, padded=(padded, of_layers))
+    return source, (n_mha, n_fc)
+
+
+def _ticket_of(
+    row: Mapping[str, Any], stored: Mapping[str, Any], network: Network, largest: Mapping[str, int]
+) -> tuple[Any, Any]:
+    """Return source and masks of one trial at their true widths; see `guarantee.guarantee`."""
+    key = jax.random.key(row["seed"], impl=ticket.IMPL)
+    drawn, (n_mha, n_fc) = draw(key, network.blocks, {**row, **largest})
+    source, masks = [], []
+    for b, (block, own) in enumerate(zip(drawn, network.blocks, strict=True)):
+        named = stored[str(b)]
+        mask_layers = [Linear(layer["w"]) for layer in named.get("layers", {}).values()]
+        masks.append(
+            Block(
+                narrow(AttentionParams(**named["attention"]), n_mha),
+                narrow_layers(mask_layers, n_fc),
+            )
+        )
+        layers = narrow_layers(block.layers, n_fc) if n_fc else own.layers
+        source.append(Block(narrow(block.attention, n_mha), layers))
+    return tuple(source), tuple(masks)
+
+
+def _save(
+    out: RunFolder, row: Mapping[str, Any], source: Sequence[Block], masks: Sequence[Block]
+) -> None:
+    """Write the ticket of the attention of all blocks."""
+    if not out.writes:
+        return
+    h, m, n = source[0].attention.w_q.shape
+    made = ticket.create(
+        "theory_blocks",
+        {"num_blocks": len(source), "num_heads": h, "d": m, "n_k": n, "n_v": n},
+        row["seed"],
+        tuple(block.attention for block in masks),
+        weights=tuple(block.attention for block in source),
+        metadata={name: row[name] for name in ("accuracy", "error", "bound")},
+    )
+    name = f"attention-width{n}-seed{row['seed']}{ticket.SUFFIX}"
+    ticket.save(out.tickets / name, made, overwrite=True)
+
+
+def _summary(
+    config: Config,
+    out: RunFolder,
+    rows: list[dict[str, Any]],
+    network: Network,
+    task: Task,
+    of_target: Array,
+    max_norm: float,
+) -> dict[str, Any]:
+    """Return a row per part and width, and what the target itself scores."""
+    by = ("part", "units", "width")
+    summary = measure.summarize(rows, by, also=("out_of_reach",))
+    for one in summary:
+        here = [row for row in rows if all(row[name] == one[name] for name in by)]
+        one["accuracy"] = float(np.mean([row["accuracy"] for row in here]))
+        one["accuracy_min"] = float(min(row["accuracy"] for row in here))
+        bounds = [row for row in here if "bound" in row]
+        if bounds:
+            one["bound"] = bounds[0]["bound"]
+            one["vacuous"] = bounds[0]["vacuous"]
+    scores = pretrained.score(network, task, of_target)
+    _draw(out, task, summary)
+    return {
+        "rows": summary,
+        "task": task.name,
+        "questions": int(task.answers.size),
+        "target": {
+            **{name: float(value) for name, value in scores.items()},
+            "alpha": max_norm,
+            "w_vo_norm": max(tickets.merged_norms(block.attention)[1] for block in network.blocks),
+        },
+        "paper": {"statement": "not in the paper: a trained network as the target"},
+    }
+
+
+def _draw(out: RunFolder, task: Task, summary: list[dict[str, Any]]) -> None:
+    figure, (left, right) = plots.two(9.0, 3.8)
+    parts = list(dict.fromkeys(row["part"] for row in summary))
+    for index, part in enumerate(parts):
+        here = [row for row in summary if row["part"] == part]
+        units = [row["units"] for row in here]
+        color = plots.COLORS[index]
+        left.plot(units, [row["accuracy"] for row in here], "o-", color=color, label=part)
+        plots.error_curve(right, units, here, part, index)
+        right.plot(units, [row["bound"] for row in here], "v", color=color, markersize=4)
+    left.set_ylabel("accuracy, mean over sources")
+    right.set_ylabel("largest error of a row; triangles: guaranteed")
+    right.set_yscale("log")
+    for axes in (left, right):
+        axes.set_xlabel("hidden units per input coordinate")
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Random sources pruned into a trained network: {task.name}")
+    out.figure(figure, "trained_target")
