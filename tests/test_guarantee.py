@@ -1,0 +1,85 @@
+"""The guaranteed bound against measured errors, on many inputs and every kind of ticket."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_construction import attention_pair, pruned_transformer
+
+from slth_jax import attention, construction, guarantee, transformer
+
+T, ALPHA = 6, 1.5
+
+
+def inputs(d, count=40):
+    """Rows of norms up to ALPHA, some of them exactly that long, in random directions."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(count, T, d))
+    radius = ALPHA * np.minimum(1, rng.random((count, T, 1)) * 1.5)
+    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True) * radius, jnp.float32)
+
+
+def worst(apply, ticket, target, x, mask=None):
+    difference = jax.vmap(lambda s: apply(ticket, s, mask) - apply(target, s, mask))(x)
+    return float(jnp.max(jnp.linalg.norm(difference, axis=-1)))
+
+
+@pytest.mark.parametrize("n", [6, 48])
+def test_attention_error_is_below_the_bound_and_the_bound_is_not_idle(n):
+    source, target = attention_pair(n, n)
+    masks = construction.prune_attention(source, target)
+    ticket = construction.apply_masks(source, masks)
+    bound = guarantee.guarantee(source, masks, target, ALPHA, num_tokens=T)
+    for mask in (None, attention.causal_mask(T)):
+        error = worst(attention.apply, ticket, target, inputs(3), mask)
+        assert error <= bound.error
+    assert construction.guaranteed_error(source, masks, target, ALPHA, num_tokens=T) == bound.error
+    assert bound.error < 200 * error, "a bound this loose would say nothing"
+    assert bound.vacuous == (not bound.error < bound.trivial)
+    if n == 48:
+        assert not construction.is_vacuous(source, masks, target, ALPHA)
+
+
+def test_an_empty_mask_is_vacuous_and_a_perfect_ticket_is_only_rounding():
+    source, target = attention_pair(12, 12)
+    nothing = jax.tree.map(lambda w: jnp.zeros(w.shape, bool), source)
+    assert guarantee.is_vacuous(source, nothing, target, ALPHA)
+    everything = jax.tree.map(lambda w: jnp.ones(w.shape, bool), target)
+    perfect = guarantee.guarantee(target, everything, target, ALPHA)
+    assert perfect.error == perfect.round_off > 0
+    half = jax.tree.map(lambda w: w * (1 + 1e-3), target)
+    moved = guarantee.guarantee(half, everything, target, ALPHA, dtype=jnp.float64)
+    assert 1e-4 < moved.error < 0.1 and moved.round_off < 1e-10
+
+
+@pytest.mark.parametrize("n", [18, 120])
+def test_transformer_error_is_below_the_bound(n):
+    source, target, masks, _ = pruned_transformer(n)
+    ticket = construction.apply_masks(source, masks)
+    bound = guarantee.guarantee(source, masks, target, ALPHA, num_tokens=T)
+    error = worst(transformer.apply, ticket, target, inputs(2))
+    assert error <= bound.error
+    if n == 120:
+        assert not bound.vacuous
+
+
+def test_blocks_whose_layers_are_the_targets_own():
+    source, target, masks, _ = pruned_transformer(18)
+    mixed = tuple(s._replace(layers=t.layers) for s, t in zip(source, target, strict=True))
+    bare = tuple(mask._replace(layers=()) for mask in masks)
+    of_attention = construction.apply_masks(
+        tuple(s.attention for s in source), tuple(mask.attention for mask in masks)
+    )
+    ticket = tuple(t._replace(attention=a) for a, t in zip(of_attention, target, strict=True))
+    bound = guarantee.guarantee(mixed, bare, target, ALPHA, num_tokens=T)
+    whole = guarantee.guarantee(source, masks, target, ALPHA, num_tokens=T)
+    assert worst(transformer.apply, ticket, target, inputs(2)) <= bound.error < whole.error
+
+
+def test_bad_input_is_named():
+    source, target = attention_pair()
+    masks = construction.prune_attention(source, target)
+    with pytest.raises(ValueError, match=r"^max_norm must be a number in \[0, inf\), got -1"):
+        construction.guaranteed_error(source, masks, target, -1.0)
+    with pytest.raises(ValueError, match=r"^masks must be of the shapes of source"):
+        construction.guaranteed_error(source, masks._replace(w_q=masks.w_q[:1]), target, 1.0)
