@@ -1,0 +1,1 @@
+"""Speed and robustness measured against others, each module a command of its own."""

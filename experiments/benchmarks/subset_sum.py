@@ -1,0 +1,333 @@
+"""Subset sums: ours against the solvers that the field uses, on the same instances.
+
+    python -m experiments.benchmarks.subset_sum --preset full --out experiments/benchmarks/results
+
+Instances as a constructed ticket has them: samples = u*v with u, v ~ U[-1, 1] and value ~
+U[-0.5, 0.5] in float32. Compiling is not timed, finding the mask is. Ours and the C loop take turns
+for so many rounds; reported are medians over the rounds of the times and of the ratios in a round.
+The other solvers get a few of the same instances, one at a time, for so many seconds; a solver that
+needs longer than that for one instance is asked no larger n. Then: time against the batch, one
+million instances in a process of its own for its peak memory, and the published case, 397,000
+weights of 21 samples, for which a commercial solver took 77,266 s on 36 cores. `full` wants the
+machine for itself for some five minutes on two cores.
+"""
+
+import argparse
+import csv
+import datetime
+import io
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import solvers
+from slth_jax import files, subset_sum
+
+OURS, LOOP = "slth_jax", "C two-pointer"
+
+
+class Preset(NamedTuple):
+    """How much to measure: sizes, rounds, seconds a solver and size, whether the large cases."""
+
+    sizes: tuple[int, ...]
+    rounds: int
+    seconds: float
+    instances: int
+    large: bool
+
+
+PRESETS = {
+    "quick": Preset((8, 16, 20), 3, 2.0, 3, False),
+    "full": Preset((8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), 7, 8.0, 5, True),
+}
+
+
+def draw(batch: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return `samples[batch, n]` and `value[batch]`."""
+    rng = np.random.default_rng(seed)
+    samples = rng.uniform(-1, 1, (batch, n)) * rng.uniform(-1, 1, (batch, n))
+    return samples.astype(np.float32), rng.uniform(-0.5, 0.5, batch).astype(np.float32)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Return the seconds that `call` takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ours(samples: np.ndarray, value: np.ndarray) -> Callable[[], subset_sum.Solution]:
+    """Return a call that solves these instances, which lie on the device, and is compiled."""
+    on_device = jax.device_put(samples), jax.device_put(value)
+    exact = max(24, samples.shape[1])
+
+    def call() -> subset_sum.Solution:
+        return jax.block_until_ready(subset_sum.solve(*on_device, max_exact=exact))
+
+    call()
+    return call
+
+
+def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return one row a solver and n, and the solvers that are missing with the reason."""
+    missing, others = {}, {}
+    for name, make in solvers.ALL.items():
+        try:
+            others[name] = make()
+        except solvers.Missing as reason:
+            missing[name] = str(reason)
+    loop = others.pop(LOOP, None)
+    rows = []
+    for n in preset.sizes:
+        # As many instances as take ours about a tenth of a second, the loop some half.
+        batch = max(64, int(2 ** (24 - n / 2) / n) // 64 * 64)
+        samples, value = draw(batch, n)
+        call = ours(samples, value)
+        found = solvers.error_of(samples, value, np.asarray(call().mask))
+        times: dict[str, list[float]] = {OURS: [], LOOP: []}
+        for _ in range(preset.rounds):
+            times[OURS].append(timed(call))
+            if loop is not None:
+                times[LOOP].append(timed(lambda: loop(samples, value)))  # noqa: B023
+        rows.append(_row(OURS, n, [t / batch for t in times[OURS]], batch, found, found))
+        if loop is not None:
+            row = _row(
+                LOOP, n, [t / batch for t in times[LOOP]], batch, loop(samples, value), found
+            )
+            ratios = [a / b for a, b in zip(times[OURS], times[LOOP], strict=True)]
+            rows.append({**row, "ours_of_loop": statistics.median(ratios)})
+        for name in list(others):
+            seconds: list[float] = []
+            errors: list[float] = []
+            while len(seconds) < preset.instances and sum(seconds) < preset.seconds:
+                one = slice(len(seconds), len(seconds) + 1)
+                start = time.perf_counter()
+                errors.append(float(others[name](samples[one], value[one])[0]))
+                seconds.append(time.perf_counter() - start)
+            rows.append(_row(name, n, seconds, len(seconds), np.array(errors), found))
+            if max(seconds) > preset.seconds:
+                del others[name]
+        print(_line(rows, n), flush=True)
+    return rows, missing
+
+
+def _row(
+    name: str, n: int, seconds: list[float], count: int, error: np.ndarray, found: np.ndarray
+) -> dict[str, Any]:
+    return {
+        "solver": name,
+        "n": n,
+        "instances": count,
+        "seconds": statistics.median(seconds),
+        "mean_error": float(np.mean(error)),
+        "max_error": float(np.max(error)),
+        # How much further from the value ours is than this solver, at worst, on the same instances.
+        "ours_worse_by": float(np.max(found[:count] - error)),
+        "ours_of_loop": "",
+    }
+
+
+def _line(rows: list[dict[str, Any]], n: int) -> str:
+    parts = [f"{row['solver']} {_duration(row['seconds'])}" for row in rows if row["n"] == n]
+    return f"n = {n:2d}: " + ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    unit = next((unit for unit, scale in units.items() if seconds >= scale), "us")
+    return f"{seconds / units[unit]:.3g} {unit}"
+
+
+def batches(n: int, largest: int, rounds: int) -> list[dict[str, Any]]:
+    """Return the seconds that ours takes for growing batches of n samples."""
+    rows = []
+    batch = 64
+    while batch <= largest:
+        call = ours(*draw(batch, n))
+        rows.append(
+            {
+                "n": n,
+                "batch": batch,
+                "seconds": statistics.median(timed(call) for _ in range(rounds)),
+            }
+        )
+        batch *= 4
+    return rows
+
+
+def published() -> dict[str, Any]:
+    """Return the seconds for the published case, compiled, and with compiling."""
+    samples, value = draw(397_000, 21)
+    start = time.perf_counter()
+    call = ours(samples, value)
+    first = time.perf_counter() - start
+    return {
+        "what": "397,000 weights of 21 samples",
+        "seconds": timed(call),
+        "seconds_with_compiling": first,
+        "published_seconds": 77_266,
+        "published_cores": 36,
+        "max_error": float(np.max(call().error)),
+    }
+
+
+def million() -> dict[str, Any]:
+    """Return seconds and peak memory of a process that solves one million instances at n = 16."""
+    code = "from experiments.benchmarks import subset_sum as s; s.print_million()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, peak = done.stdout.split()[-2:]
+    return {"batch": 10**6, "n": 16, "seconds": float(seconds), "peak_gib": float(peak)}
+
+
+def print_million() -> None:
+    """Solve one million instances at n = 16; print the seconds and the peak memory in GiB."""
+    call = ours(*draw(10**6, 16))
+    print(timed(call), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def bandwidth(n: int) -> dict[str, Any]:
+    """Return instances a second against what the device's memory bandwidth would allow.
+
+    The bandwidth is measured with a copy. The limit counts one reading and one writing of the
+    merged list of 2^(n/2 + 1) numbers of 4 bytes for each of its n/2 + 1 merge stages: what a
+    program that joins no stages and keeps nothing in a cache would need.
+    """
+    words = jnp.zeros(2**27, jnp.int32)
+    copy = jax.jit(lambda x: x + 1)
+    jax.block_until_ready(copy(words))
+    copying = statistics.median(timed(lambda: jax.block_until_ready(copy(words))) for _ in range(5))
+    bytes_a_second = 2 * words.nbytes / copying
+    batch = max(4096, int(2 ** (30 - n / 2) / n))
+    call = ours(*draw(batch, n))
+    rate = batch / statistics.median(timed(call) for _ in range(5))
+    limit = bytes_a_second / (8 * 2 ** (n // 2 + 1) * (n // 2 + 1))
+    return {
+        "n": n,
+        "instances_per_second": rate,
+        "gigabytes_per_second": bytes_a_second / 1e9,
+        "unfused_limit": limit,
+        "of_limit": rate / limit,
+    }
+
+
+def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path) -> None:
+    """Draw time against n, with the law 2^(n/2) n, and time against the batch, with a line."""
+    from experiments import plots
+
+    made, (left, right) = plots.two(9.6, 4.2)
+    names = list(dict.fromkeys(row["solver"] for row in rows))
+    for index, name in enumerate(names):
+        points = [(row["n"], row["seconds"]) for row in rows if row["solver"] == name]
+        left.plot(*zip(*points, strict=True), "o-", ms=4, lw=1.4, color=plots.COLORS[index])
+        left.annotate(
+            name,
+            points[-1],
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=plots.COLORS[index],
+        )
+    own = [(row["n"], row["seconds"]) for row in rows if row["solver"] == OURS]
+    law = np.exp(np.mean([np.log(t / (2 ** (n / 2) * n)) for n, t in own if n >= 12]))
+    n_axis = np.linspace(own[0][0], own[-1][0], 50)
+    left.plot(n_axis, law * 2 ** (n_axis / 2) * n_axis, "--", color="#777777", lw=1, zorder=1)
+    left.annotate(
+        "$2^{n/2}\\,n$",
+        (n_axis[3], law * 2 ** (n_axis[3] / 2) * n_axis[3]),
+        xytext=(4, -14),
+        textcoords="offset points",
+        color="#777777",
+    )
+    left.set(yscale="log", xlabel="samples n", ylabel="seconds an instance")
+    left.set_xlim(own[0][0] - 1, own[-1][0] + 6)
+    left.set_xticks([n for n, _ in own if n % 4 == 0])
+    x = np.array([row["batch"] for row in growth], float)
+    y = np.array([row["seconds"] for row in growth])
+    right.plot(x, y, "o-", ms=4, lw=1.4, color=plots.COLORS[0])
+    right.plot(x, y[-1] / x[-1] * x, "--", color="#777777", lw=1, zorder=1)
+    right.annotate(
+        "linear",
+        (x[1], y[-1] / x[-1] * x[1]),
+        xytext=(8, -6),
+        textcoords="offset points",
+        color="#777777",
+    )
+    right.set(xscale="log", yscale="log", xlabel=f"instances of n = {growth[0]['n']} samples")
+    right.set_ylabel("seconds")
+    for ending in (".png", ".svg"):
+        made.savefig(path.with_suffix(ending), dpi=150)
+
+
+def machine() -> dict[str, Any]:
+    """Return what was measured on: processor, cores, device, versions, date."""
+    names = ("jax", "jaxlib", "numpy", "scipy", "gurobipy", "ortools")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((x.split(":")[1].strip() for x in lines if "model name" in x), processor)
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write `subset_sum.{csv,json,png,svg}`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.subset_sum",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    options = parser.parse_args(arguments)
+    preset = PRESETS[options.preset]
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = machine()
+    print(f"{result['processor']}, {result['cores']} cores, {result['device']}")
+    rows, missing = sizes(preset)
+    for name, reason in missing.items():
+        print(f"skipped {name}: {reason}")
+    growth = batches(16, 2**20 if preset.large else 2**14, preset.rounds)
+    result |= {"preset": options.preset, "skipped": missing, "rows": rows, "batches": growth}
+    if preset.large:
+        result |= {"published": published(), "million": million(), "bandwidth": bandwidth(20)}
+        print(f"published case: {result['published']['seconds']:.1f} s")
+        print(f"one million at n = 16: {result['million']['peak_gib']:.2f} GiB")
+    for row in rows:
+        if row["ours_of_loop"]:
+            print(f"n = {row['n']}: {row['ours_of_loop']:.2f} of the time of the C loop")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_bytes(options.out / "subset_sum.csv", text.getvalue().encode())
+    files.write_json(options.out / "subset_sum.json", result)
+    picture(rows, growth, options.out / "subset_sum")
+    print(f"written to {options.out}/subset_sum.csv, .json, .png, .svg")
+
+
+if __name__ == "__main__":
+    main()
