@@ -83,15 +83,7 @@ def apply(
     Raises:
       ValueError: tokens of the wrong kind, too long, or (where not traced) outside the vocabulary.
     """
-    tokens = _checked_tokens(tokens, config)
-    cast = {name: value.astype(dtype) for name, value in params.items()}
-    x = cast["wte"][tokens] + cast["wpe"][: tokens.shape[1]][None]
-    block = functools.partial(_block, config=config)
-    body = jax.checkpoint(block) if remat else block
-    stacked = {name: value for name, value in cast.items() if name.startswith("h.")}
-    x, _ = jax.lax.scan(lambda x, layer: (body(layer, x), None), x, stacked)
-    x = _norm(x, cast["ln_f.gain"], cast["ln_f.bias"])
-    return jnp.einsum("ntd,vd->ntv", x, cast["wte"], preferred_element_type=jnp.float32)
+    return _apply(dict(params), _checked_tokens(tokens, config), config, jnp.dtype(dtype), remat)
 
 
 def loss(
@@ -110,6 +102,18 @@ def loss(
     logits = apply(params, tokens[:, :-1], config, dtype=dtype, remat=remat)
     picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _apply(params: Params, tokens: Array, config: Config, dtype: jnp.dtype, remat: bool) -> Array:
+    cast = {name: value.astype(dtype) for name, value in params.items()}
+    x = cast["wte"][tokens] + cast["wpe"][: tokens.shape[1]][None]
+    block = functools.partial(_block, config=config)
+    body = jax.checkpoint(block) if remat else block
+    stacked = {name: value for name, value in cast.items() if name.startswith("h.")}
+    x, _ = jax.lax.scan(lambda x, layer: (body(layer, x), None), x, stacked)
+    x = _norm(x, cast["ln_f.gain"], cast["ln_f.bias"])
+    return jnp.einsum("ntd,vd->ntv", x, cast["wte"], preferred_element_type=jnp.float32)
 
 
 def _block(block: Mapping[str, Array], x: Array, *, config: Config) -> Array:
