@@ -24,6 +24,15 @@ def nested(named: dict[str, Any]) -> Any:
     return tree
 
 
+def _column(values: list[Any]) -> np.ndarray:
+    """Return values as one array: of their own type where they share one, else of objects."""
+    if len({type(value) for value in values}) == 1 and not isinstance(values[0], tuple):
+        return np.array(values)
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
 class Results:
     """The measured trials of a sweep, in the order of the grid and then of the seeds.
 
@@ -82,17 +91,12 @@ class Results:
 
         A metric that is an array becomes one column an entry: 'loss[0]', 'loss[1]', 'cm[0,1]'.
         """
-        settings = [self._plan.setting(trial) for trial in self.trials]
-        names = [*self._plan.points[0], "seed"]
-        columns = {}
-        for name in names:
-            values = [setting[name] for setting in settings]
-            simple = len({type(value) for value in values}) <= 1
-            column = np.array(values) if simple else None
-            if column is None or column.ndim != 1:
-                column = np.empty(len(values), object)
-                column[:] = values
-            columns[name] = column
+        point, seed = np.divmod(self.trials, len(self._plan.seeds))
+        columns = {
+            name: _column([point[name] for point in self._plan.points])[point]
+            for name in self._plan.points[0]
+        }
+        columns["seed"] = self._plan.seeds[seed]
         for name, metric in self.metrics.items():
             if metric.ndim == 1:
                 columns[name] = metric

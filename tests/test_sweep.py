@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -489,6 +490,40 @@ def test_a_full_disk_loses_nothing(finished, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
         monkeypatch.setattr(files.os, "fsync", real)
     same(sweep.run(cheap, out=tmp_path, **CHEAP), finished[1])
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system that is full after 100 kB, and a function that mounts it again otherwise."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    if mount("size=100k"):
+        pytest.skip("a file system can be mounted by root only")
+    yield disk, mount
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_and_then_read_only(finished, tiny_disk):
+    disk, mount = tiny_disk
+    with pytest.raises(
+        CheckpointError, match=r"cannot write .*: No space left on device"
+    ) as caught:
+        sweep.run(cheap, out=disk / "out", **CHEAP)
+    assert "\n" not in str(caught.value)
+    done = 15 - sweep.load(disk / "out", partial=True).missing
+    assert 0 < done < 15
+    assert mount("remount,size=2m") == 0
+    same(sweep.run(cheap, out=disk / "out", **CHEAP), finished[1])
+    assert mount("remount,ro") == 0
+    for out in (disk / "out", disk / "new"):
+        with pytest.raises(CheckpointError, match=r"cannot .*: Read-only file system"):
+            sweep.run(cheap, out=out, **CHEAP)
+    same(sweep.load(disk / "out"), finished[1])
 
 
 def test_folders_that_cannot_be_written(tmp_path):

@@ -65,9 +65,9 @@ def one_by_one(trial: Any) -> tuple[dict[str, float], list[Any]]:
     begin = time.perf_counter()
     for width in WIDTHS:
         hparams = {"source": "theory", "width": width, "width_max": width}
-        single = jax.jit(lambda key, hparams=hparams: trial(key, hparams))
         keys = [jax.random.key(seed, impl="threefry2x32") for seed in range(SEEDS)]
-        single = single.lower(keys[0]).compile()
+        jitted = jax.jit(lambda key, hparams=hparams: trial(key, hparams))
+        single = jitted.lower(keys[0]).compile()
         start = time.perf_counter()
         outputs += jax.block_until_ready([single(key) for key in keys])
         run += time.perf_counter() - start
