@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, fits, measure, plots
+from experiments import data, fits, measure, plots, registry
 from experiments.folder import RunFolder
 from experiments.sources import random_source
 from experiments.targets import random_transformer
@@ -49,6 +49,11 @@ PRESETS = {
     ),
     "paper": Config(),
 }
+
+
+def check(config: Config) -> None:
+    """Refuse options that no trial could run with."""
+    registry.check_theory(config, least_width=4)
 
 
 def make_trial(target: Sequence[Block], x: Array, how: str):

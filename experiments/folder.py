@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slth_jax import checkpoint, checks, sweep
-from slth_jax.checkpoint import CheckpointError
+from slth_jax import checks, files, sweep
+from slth_jax.files import CheckpointError
 
 CONFIG, ROWS, SUMMARY = "config.json", "rows.jsonl", "summary.json"
 
@@ -39,7 +39,7 @@ class RunFolder:
     @property
     def tickets(self) -> Path:
         """Where found tickets go, as ``NAME.ticket.safetensors``."""
-        return checkpoint.make_folder(self.path / "tickets")
+        return files.make_folder(self.path / "tickets")
 
     @property
     def finished(self) -> bool:
@@ -68,23 +68,23 @@ class RunFolder:
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one measurement a line to ``rows.jsonl``."""
         if self.writes:
-            checkpoint.write_rows(self.path / ROWS, rows)
+            files.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, last of all: its presence says that the run is complete."""
         if self.writes:
-            checkpoint.write_json(self.path / SUMMARY, summary)
+            files.write_json(self.path / SUMMARY, summary)
 
     def read_summary(self) -> dict[str, Any]:
         """Return what `write_summary` wrote."""
-        return checkpoint.read_json(self.path / SUMMARY)
+        return files.read_json(self.path / SUMMARY)
 
     def figure(self, figure: Any, name: str) -> None:
         """Write a matplotlib figure as ``name.png`` and ``name.svg`` and close it."""
         from matplotlib import pyplot
 
         for kind in ("png", "svg") if self.writes else ():
-            with checkpoint.writing(self.path / f"{name}.{kind}") as file:
+            with files.writing(self.path / f"{name}.{kind}") as file:
                 figure.savefig(file, format=kind, dpi=160, bbox_inches="tight")
         pyplot.close(figure)
 
@@ -143,15 +143,15 @@ def open(  # the word for it, always written folder.open
     where = Path(path).absolute()
     if where.exists() and not where.is_dir():
         raise checks.fail("--out", "a folder", f"a file, {where}")
-    wanted = checkpoint.plain({"experiment": experiment, "options": dataclasses.asdict(config)})
+    wanted = files.plain({"experiment": experiment, "options": dataclasses.asdict(config)})
     _refuse_foreign(where)
     with contextlib.ExitStack() as stack:
         if writes:
-            stack.enter_context(checkpoint.lock(checkpoint.make_folder(where), shared=bool(shard)))
+            stack.enter_context(files.lock(files.make_folder(where), shared=bool(shard)))
         if (where / CONFIG).exists():
-            _compare(where, checkpoint.read_json(where / CONFIG), wanted, resume)
+            _compare(where, files.read_json(where / CONFIG), wanted, resume)
         elif writes:
-            checkpoint.write_json(where / CONFIG, wanted)
+            files.write_json(where / CONFIG, wanted)
         yield RunFolder(where, shard=shard, quiet=quiet, writes=writes)
 
 

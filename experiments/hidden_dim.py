@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import data, fits, measure, plots, tickets
+from experiments import data, fits, measure, plots, registry, tickets
 from experiments.folder import RunFolder
 from experiments.targets import AngularTarget, Training, train_angular
 from slth_jax import construction, initializers
@@ -37,6 +37,11 @@ PRESETS = {
     "paper": Config(),
     "sources": Config(sources=("theory", "xavier", "xavier_scaled")),
 }
+
+
+def check(config: Config) -> None:
+    """Refuse options that no trial could run with."""
+    registry.check_theory(config, least_width=2)
 
 
 def make_target(config: Any) -> AngularTarget:

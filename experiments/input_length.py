@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, fits, hidden_dim, measure, plots
+from experiments import data, fits, hidden_dim, measure, plots, registry
 from experiments.folder import RunFolder
 from slth_jax import construction, initializers
 from slth_jax.types import Hparams, Key
@@ -34,6 +34,11 @@ PRESETS = {
     "quick": Config(seeds=20, lengths=tuple(2**k for k in range(3, 12))),
     "paper": Config(),
 }
+
+
+def check(config: Config) -> None:
+    """Refuse options that no trial could run with."""
+    registry.check_theory(config, least_width=2)
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:

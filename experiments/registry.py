@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slth_jax import checks
+from slth_jax import checks, construction, initializers
 
 EXPERIMENTS: dict[str, str] = {
     "hidden-dim": "experiments.hidden_dim",
@@ -52,7 +52,33 @@ def configure(
         changes[name] = _parse(name, text, hints[name])
     if seeds is not None:
         changes["seeds"] = checks.integer("seeds", seeds, low=1)
-    return dataclasses.replace(config, **changes)
+    config = dataclasses.replace(config, **changes)
+    # An experiment may know more about its options than their types.
+    if hasattr(module, "check"):
+        module.check(config)
+    return config
+
+
+def check_theory(config: Any, *, least_width: int) -> None:
+    """Refuse options of the theory's experiments that no trial could run with.
+
+    `widths`, `lengths`, `length`, `test_sequences`, `epochs`, `sources` and `construction` are
+    looked at where the configuration has them.
+    """
+    low = {"widths": least_width, "max_blocks": 1, "query_rows": 0, "target_seed": 0}
+    counts = ("lengths", "length", "test_sequences", "epochs", "attention_units", "relu_units")
+    low |= dict.fromkeys(counts, 1)
+    words = {"sources": tuple(initializers.ATTENTION), "construction": construction.CONSTRUCTIONS}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        if field.name in low and not values:
+            raise checks.fail(field.name, "at least one number", "none")
+        for one in values:
+            if field.name in low:
+                checks.integer(field.name, one, low=low[field.name])
+            elif field.name in words:
+                checks.choice(field.name, one, words[field.name])
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, str]:

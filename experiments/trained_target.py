@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import measure, modular, plots, pretrained, tickets
+from experiments import measure, modular, plots, pretrained, registry, tickets
 from experiments.folder import RunFolder
 from experiments.pretrained import Network, Task
 from experiments.sources import narrow, narrow_layers, random_source
@@ -28,7 +28,7 @@ class Config:
     weights: str | None = None
     # Hidden units for each input coordinate: the source widths are these times the input width.
     attention_units: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24)
-    relu_units: tuple[int, ...] = (8, 12, 16, 20, 24, 32)
+    relu_units: tuple[int, ...] = (8, 12, 16, 20, 24, 32)  # two at least: one a sign
     construction: str = "proof"
     target_seed: int = 0
 
@@ -37,6 +37,13 @@ PRESETS = {
     "quick": Config(seeds=1, attention_units=(2, 4, 6, 8), relu_units=(8, 16, 24)),
     "paper": Config(),
 }
+
+
+def check(config: Config) -> None:
+    """Refuse options that no trial could run with."""
+    registry.check_theory(config, least_width=1)
+    if config.weights is not None:
+        pretrained.load(config.weights)
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
