@@ -28,10 +28,11 @@ def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int = 24) -> Solut
     """Return the subset of `samples` whose sum is closest to `value`, for every instance.
 
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
-    (Horowitz and Sahni 1974) in time O(2^(n/2) n). Beyond `max_exact` samples all but that many
-    are settled greedily, largest first, towards the middle of what the rest can reach; the rest
-    is solved exactly. The result is never worse than keeping, from the largest down, each sample
-    that brings the sum closer.
+    (Horowitz and Sahni 1974) in time O(2^(n/2) n). Beyond `max_exact` samples all but that many,
+    spread over the smaller three quarters, are settled from the largest down, each kept or not so
+    that the value stays nearest to the middle of what the others can still reach; those set aside
+    are then solved exactly. The result is never worse than keeping, from the largest down, each
+    sample that brings the sum closer.
 
     Zeros are never kept, and zeros appended to the last axis change no bit of the rest of the
     result; nor do the batch, the place in it, `jit`, `vmap` or sharding. Subnormal numbers are
@@ -237,26 +238,30 @@ def _reach_and_resolve(samples: Array, value: Array, m: int) -> Array:
 
     def settle(rest, now):
         (high, low), (sample, blocked) = rest, now
-        keep = jnp.abs(high - sample) < jnp.abs(high)
-        keep = keep & ~jnp.stack([blocked, jnp.zeros_like(blocked)])
-        new, lost = _two_sum(high, jnp.where(keep, -sample, 0))
+        # Row 0: the distance from the middle of what the samples to come can reach. Row 1: the
+        # distance from the value.
+        step = jnp.stack([0.5 * sample, sample])
+        gain = jnp.abs(high - step) < jnp.abs(high)
+        keep = jnp.stack([jnp.where(sample > 0, high[0] > 0, high[0] < 0), gain[1]])
+        step = jnp.where(keep, step, jnp.stack([-step[0], jnp.zeros_like(sample)]))
+        step = jnp.where(jnp.stack([blocked, jnp.zeros_like(blocked)]), 0, step)
+        new, lost = _two_sum(high, -step)
         new, low = _two_sum(new, low + lost)
-        return (new, low), keep
+        return (new, low), keep & ~jnp.stack([blocked | (sample == 0), jnp.zeros_like(blocked)])
 
-    start = jnp.stack([value - centre, value])
-    (high, low), keep = lax.scan(
-        settle,
-        (start, jnp.zeros_like(start)),
-        (jnp.stack([by_size] * 2, axis=1), blocked),
-    )
+    middle = _two_sum(value, -0.5 * _total(samples.T))
+    start = jnp.stack([middle[0], value]), jnp.stack([middle[1], jnp.zeros_like(value)])
+    (high, low), keep = lax.scan(settle, start, (by_size, blocked))
 
     def to_samples(keep, order):
         mask = jnp.zeros(samples.shape, bool)
         return jnp.put_along_axis(mask, order, keep.T, axis=1, inplace=False).T
 
     target, lost = _two_sum(high[0], centre)
-    exact = _enumerate(part, target, low[0] + lost)
+    exact = _enumerate(part, *_two_sum(target, low[0] + lost))
     settled = to_samples(keep[::-1, 0], order) | to_samples(exact, chosen)
     greedy = to_samples(keep[::-1, 1], order)
     error = [jnp.abs(value - _total(jnp.where(mask, samples.T, 0))) for mask in (settled, greedy)]
-    return jnp.where((error[0] <= error[1])[None], settled, greedy)
+    # Where all were enumerated, that stands, as it does without the zeros that are here besides.
+    settled_is_better = (error[0] <= error[1]) | (count[:, 0] <= m)
+    return jnp.where(settled_is_better[None], settled, greedy)
