@@ -71,6 +71,23 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Find out whether `size` bytes more fit on the disk, by taking and giving back the room.
+
+    For what other libraries write: they are less clear about a full disk.
+
+    Raises:
+      CheckpointError: they do not fit.
+    """
+    path = folder / ".room.tmp"
+    with _telling("write", folder):
+        try:
+            with open(path, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def move(source: Path, target: Path) -> None:
     """Rename a folder durably; `target` must not be there.
 

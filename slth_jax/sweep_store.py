@@ -30,6 +30,9 @@ from slth_jax.sweep_program import Record, empty_record
 
 _log = logging.getLogger("slth_jax.sweep")
 
+# What Orbax and the file system need beside the numbers of a chunk, in bytes; some 40 kB were seen.
+_OVERHEAD = 1 << 18
+
 
 class Store:
     """Reads and writes the folder of one sweep."""
@@ -123,6 +126,8 @@ class Store:
         def prepare() -> None:
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.make_folder(aside)
+            size = sum(array.nbytes for part in record.values() for array in part.values())
+            checkpoint.check_room(aside, size + _OVERHEAD)
 
         def commit() -> None:
             checkpoint.seal(aside)

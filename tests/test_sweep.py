@@ -494,7 +494,7 @@ def test_a_full_disk_loses_nothing(finished, tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system that is full after 100 kB, and a function that mounts it again otherwise."""
+    """A file system that is full after 320 kB, and a function that mounts it again otherwise."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -502,7 +502,7 @@ def tiny_disk(tmp_path):
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
         return subprocess.run(command, capture_output=True).returncode
 
-    if mount("size=100k"):
+    if mount("size=320k"):
         pytest.skip("a file system can be mounted by root only")
     yield disk, mount
     subprocess.run(["umount", str(disk)], check=True)
