@@ -128,8 +128,9 @@ def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
 def batch(tokens: np.ndarray, *, seed: int, step: int, rows: int, length: int) -> np.ndarray:
     """Return the training batch of a step: int32 `[rows, length + 1]`.
 
-    It is a pure function of (seed, step), so a resumed run sees the same data. The text is cut into windows of `length` inputs; an epoch goes through all of them in a random
-    order of its own, from an offset of its own, and drops what fills no batch.
+    It is a pure function of (seed, step), so a resumed run sees the same data. The text is cut into
+    windows of `length` inputs; an epoch goes through all of them in a random order of its own, from
+    an offset of its own, and drops what fills no batch.
 
     Raises:
       ValueError: the text is shorter than one batch.

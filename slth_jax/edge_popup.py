@@ -230,7 +230,8 @@ def step(
     optimizer = recipe.optimizer(hparams.learning_rate)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(gradient)))
+    metrics = {"loss": value, "grad_norm": norm}
     return State(state.step + 1, state.weights, trainable, opt_state), metrics
 
 

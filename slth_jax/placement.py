@@ -29,7 +29,7 @@ def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = Fal
     row = int(runs) + int(steps)
 
     def sharding(leaf) -> NamedSharding:
-        spec = [None] * (row + 1)
+        spec: list[str | None] = [None] * (row + 1)
         if runs:
             spec[0] = _axis(mesh, "run", leaf.shape[0])
         spec[row] = _axis(mesh, "data", leaf.shape[row])

@@ -30,7 +30,12 @@ def tokens(seed, rows=8):
     return jax.random.randint(jax.random.key(100 + seed), (rows, 9), 0, 24)
 
 
+@functools.cache
 def make_step(variant=RAMANUJAN, accumulate=1):
+    return jax.jit(_step(variant, accumulate))
+
+
+def _step(variant, accumulate):
     return functools.partial(
         edge_popup.step, loss=loss, recipe=RECIPE, variant=variant, accumulate=accumulate
     )
@@ -41,7 +46,7 @@ def test_training_moves_scores_only_and_lowers_the_loss(name):
     variant = edge_popup.VARIANTS[name]
     state = start(variant=variant)
     before = jax.tree.map(np.asarray, state.weights)
-    step = jax.jit(make_step(variant))
+    step = make_step(variant)
     batch = tokens(0)
     losses = []
     for _ in range(15):
@@ -106,7 +111,7 @@ def test_raw_scores_have_the_plain_gradient():
 
 
 def test_accumulation_is_the_whole_batch():
-    plain, parts = (jax.jit(make_step(accumulate=n)) for n in (1, 4))
+    plain, parts = (make_step(accumulate=n) for n in (1, 4))
     a, metrics_a = plain(start(), tokens(0), HPARAMS)
     b, metrics_b = parts(start(), tokens(0), HPARAMS)
     assert float(metrics_a["loss"]) == pytest.approx(float(metrics_b["loss"]), rel=1e-5)
@@ -120,7 +125,7 @@ def test_nothing_compiles_after_the_first_step():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(state, batch, hparams):
-        return make_step()(state, batch, hparams)
+        return _step(RAMANUJAN, 1)(state, batch, hparams)
 
     for seed, scale, keep, rate in ((0, 1.0, 0.3, 0.1), (1, 2.83, 0.5, 0.01), (2, 6.0, 1.0, 1e-4)):
         state = start(seed, scale)
@@ -136,7 +141,7 @@ def test_vmap_is_a_loop():
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
     batches = jnp.stack([tokens(seed) for seed, _ in settings])
     rates = edge_popup.Hparams(jnp.array([0.3, 0.5, 0.9]), jnp.array([0.02, 0.01, 0.03]))
-    together, metrics = jax.jit(jax.vmap(make_step()))(stacked, batches, rates)
+    together, metrics = jax.jit(jax.vmap(_step(RAMANUJAN, 1)))(stacked, batches, rates)
     for index, run in enumerate(runs):
         hparams = jax.tree.map(lambda leaf, index=index: leaf[index], rates)
         alone, alone_metrics = make_step()(run, batches[index], hparams)
@@ -209,14 +214,13 @@ def test_sharded_runs_equal_the_run_on_one_device(name):
     shardings = placement.of(state, mesh)
     assert shardings.trainable.scores["h.mlp.in"].spec == jax.P(None, None, "model")
     assert shardings.opt_state[0].mu.scores["wte"].spec == jax.P(None, "model")
-    step = make_step(variant)
-    sharded = jax.jit(step, out_shardings=(shardings, None))
+    sharded = jax.jit(_step(variant, 1), out_shardings=(shardings, None))
     on_mesh = jax.device_put(state, shardings)
     rows = jax.device_put(batch, placement.of_batch(batch, mesh))
     alone = state
     for _ in range(3):
         on_mesh, metrics = sharded(on_mesh, rows, HPARAMS)
-        alone, alone_metrics = jax.jit(step)(alone, batch, HPARAMS)
+        alone, alone_metrics = make_step(variant)(alone, batch, HPARAMS)
     assert on_mesh.trainable.scores["wte"].sharding.spec == jax.P(None, "model")
     assert float(metrics["loss"]) == pytest.approx(float(alone_metrics["loss"]), rel=1e-4)
 
@@ -251,4 +255,4 @@ def test_bad_settings():
     with pytest.raises(ValueError, match=r"^warmup must be an integer in \[0, 4\], got 5"):
         edge_popup.Recipe(steps=5, warmup=5)
     with pytest.raises(ValueError, match=r"^keep must be a number in \(0, 1\], got 0"):
-        make_step()(start(), tokens(0), edge_popup.Hparams(0, 0.1))
+        _step(RAMANUJAN, 1)(start(), tokens(0), edge_popup.Hparams(0, 0.1))

@@ -1,0 +1,263 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import __main__ as command
+from experiments import language, language_cost, text, training, weight_scale
+from experiments.training_program import Program
+from slth_jax import edge_popup, gpt2, ticket
+from slth_jax.checkpoint import CheckpointError
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "one", "dog", "ran", "=", ","]
+MODEL = gpt2.Config(
+    num_blocks=1,
+    width=16,
+    num_heads=2,
+    vocab_size=256,
+    max_length=16,
+    init_sd=0.2,
+    embedding_sd=0.4,
+)
+JOB = training.Job(
+    model=MODEL,
+    recipe=edge_popup.Recipe(steps=8, warmup=1),
+    variant=edge_popup.VARIANTS["ramanujan"],
+    rows=4,
+    length=16,
+    eval_rows=8,
+    chunk=2,
+)
+RUNS = (
+    training.Run("ticket", 0, 1.0, 0.3, 0.02),
+    training.Run("scaled", 1, 2.0, 0.5, 0.01),
+)
+
+
+def write_text(folder):
+    draw = np.random.default_rng(0)
+    for split, lines in (("train", 300), ("valid", 40), ("test", 40)):
+        path = folder / "wikitext-2" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "".join(" " + " ".join(draw.choice(WORDS, 12)) + " \n" for _ in range(lines))
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def corpus(data, tmp_path_factory):
+    return text.load(str(data), cache=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    return training.train(JOB, RUNS, corpus, tmp_path_factory.mktemp("undisturbed"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def _lines(path):
+    return path.read_text().splitlines()
+
+
+def kill_at(step):
+    def progress(done, total):
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def curve(outcome):
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in outcome.log]
+
+
+def test_a_killed_run_continues_to_the_same_losses(corpus, tmp_path, undisturbed):
+    with pytest.raises(Killed):
+        training.train(JOB, RUNS, corpus, tmp_path, progress=kill_at(4))
+    (tmp_path / ".step-00000006.tmp").mkdir()  # what a kill in the middle of a save leaves
+    again = training.train(JOB, RUNS, corpus, tmp_path, log_file=tmp_path / "log.jsonl")
+    assert curve(again) == curve(undisturbed)
+    np.testing.assert_array_equal(again.shuffled, undisturbed.shuffled)
+    for name, bits in undisturbed.best.masks.items():
+        np.testing.assert_array_equal(again.best.masks[name], bits)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000006", "step-00000008"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(corpus, tmp_path):
+    """With weights that are re-drawn, so that a resume must restore them as well."""
+    variant = dataclasses.replace(edge_popup.VARIANTS["iterand"], redraw_every=3)
+    job = dataclasses.replace(JOB, variant=variant)
+    whole = training.train(job, RUNS, corpus, tmp_path / "whole")
+    with pytest.raises(Killed):
+        training.train(job, RUNS, corpus, tmp_path / "part", progress=kill_at(6))
+    newest = tmp_path / "part" / "step-00000006"
+    (newest / "log.json").write_text("[]")
+    again = training.train(job, RUNS, corpus, tmp_path / "part")
+    assert curve(again) == curve(whole)
+    for path in (tmp_path / "part").glob("step-*"):
+        shutil.rmtree(path / "arrays")
+    with pytest.raises(CheckpointError, match="damaged"):
+        training.train(job, RUNS, corpus, tmp_path / "part")
+
+
+def test_runs_do_not_depend_on_their_company_or_the_mesh(corpus, tmp_path, undisturbed):
+    job = dataclasses.replace(JOB, mesh=(1, 2, 4))
+    alone = training.train(job, RUNS[1:], corpus, tmp_path)
+    # Other devices add in another order; a score near the threshold may then change sides.
+    expected = [row["val_loss"] for row in undisturbed.log if row["run"] == 1]
+    np.testing.assert_allclose([row["val_loss"] for row in alone.log], expected, atol=2e-2)
+    np.testing.assert_allclose(alone.log[0]["val_loss"], expected[0], rtol=1e-5)
+
+
+def test_training_helps_and_keeps_what_it_says(undisturbed, corpus):
+    for index, run in enumerate(RUNS):
+        row = undisturbed.measurement(index)
+        assert row["loss"] < row["random_mask"] and row["loss"] < row["shuffled_mask"]
+        for name, fraction in row["kept"].items():
+            size = np.prod(gpt2.matrix_shapes(MODEL)[name])
+            assert fraction == pytest.approx(run.keep, abs=1 / size)
+    speeds = [row["tokens_per_second"] for row in undisturbed.log if row["step"] > 2]
+    assert all(speed > 0 for speed in speeds)
+
+
+def test_saved_tickets_have_the_logged_loss(undisturbed, corpus, tmp_path):
+    assert training.save_tickets(undisturbed, tmp_path) == 2
+    valid = text.windows(corpus.valid, rows=8, length=16)
+    for index, run in enumerate(RUNS):
+        path = tmp_path / f"{run.name}.ticket.safetensors"
+        found = ticket.load(path)
+        params = ticket.materialize(found, sources={"gpt2": gpt2.source})
+        loss = float(gpt2.loss(params, valid, MODEL))
+        assert loss == pytest.approx(float(undisturbed.best.loss[index]), rel=1e-5)
+
+
+def test_source_weights_do_not_change(corpus):
+    program = Program(JOB, RUNS)
+    state = program.start()
+    batches = np.stack(
+        [[text.batch(corpus.train, seed=0, step=i, rows=4, length=16) for i in range(2)]] * 2
+    )
+    state, _ = program.advance(state, batches)
+    for index, run in enumerate(RUNS):
+        key = jax.random.key(run.seed, impl="threefry2x32")
+        source = gpt2.init(key, MODEL, qk_scale=run.qk_scale)
+        for name, weights in source.items():
+            np.testing.assert_array_equal(state.weights[name][index], weights)
+
+
+def test_a_loss_that_is_nan_names_the_step_and_the_run(corpus, tmp_path):
+    job = dataclasses.replace(JOB, dense=True, recipe=edge_popup.Recipe(steps=8, warmup=6))
+    runs = [training.Run("dense", 0, 1.0, 1.0, 1e37)]
+    message = r"^training loss must be finite, got nan at step \d of run dense-scale1-seed0 "
+    with pytest.raises(ValueError, match=message + r"\(learning_rate=1e\+37, keep=1, qk_scale=1\)"):
+        training.train(job, runs, corpus, tmp_path)
+    gentle = [runs[0]._replace(learning_rate=0.01)]
+    with pytest.raises(Killed):
+        training.train(job, gentle, corpus, tmp_path, progress=kill_at(2))
+    with pytest.raises(ValueError, match=message):
+        training.train(job, runs, corpus, tmp_path)
+    assert (tmp_path / "step-00000002" / "SHA256SUMS").exists()
+
+
+def test_refusals(corpus, tmp_path):
+    small = dataclasses.replace(JOB, model=dataclasses.replace(MODEL, vocab_size=100))
+    with pytest.raises(ValueError, match=r"^vocab_size must be at least the tokenizer's 256, got"):
+        training.train(small, RUNS, corpus, tmp_path)
+    with pytest.raises(ValueError, match=r"^length must be at most the model's max_length = 16"):
+        dataclasses.replace(JOB, length=17)
+    with pytest.raises(ValueError, match=r"^accumulate must be a divisor of rows = 4, got 3"):
+        dataclasses.replace(JOB, accumulate=3)
+    with pytest.raises(ValueError, match=r"^mesh must be of 8 devices in all, got \(1, 2, 2\)"):
+        Program(dataclasses.replace(JOB, mesh=(1, 2, 2)), RUNS)
+    with pytest.raises(ValueError, match=r"^keep must be a number in \(0, 1\], got 0"):
+        Program(JOB, [RUNS[0]._replace(keep=0.0)])
+
+
+@pytest.mark.parametrize("name", ["weight-scale", "language"])
+def test_the_command_line(name, data, tmp_path, capsys):
+    options = ["steps=4", "chunk=2", "warmup=1", "rows=8", "length=16", "eval_rows=8"]
+    options += [f"data={data}", f"cache={tmp_path / 'cache'}"]
+    if name == "weight-scale":
+        options.append("scales=1,2")
+    else:
+        options += ["models=tiny", "widths=0.5"]
+    arguments = [
+        name,
+        "--preset",
+        "quick",
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "2",
+        "--quiet",
+    ]
+    arguments += [part for option in options for part in ("--set", option)]
+    assert command.main(arguments) == 0
+    out = tmp_path / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    by = "scale" if name == "weight-scale" else "method"
+    expected = [1.0, 2.0] if name == "weight-scale" else ["dense", "ticket", "scaled"]
+    assert [row[by] for row in summary["rows"]] == expected
+    for row in summary["rows"]:
+        losses = [entry["loss"] for entry in rows if entry[by] == row[by]]
+        assert row["count"] == 2
+        assert row["mean"] == pytest.approx(np.mean(losses))
+        assert row["std"] == pytest.approx(np.std(losses, ddof=1))
+    figures = {path.name for path in out.iterdir()}
+    main = "weight_scale" if name == "weight-scale" else "language"
+    assert {f"{main}.png", f"{main}.svg", "curves.png", "config.json"} <= figures
+    assert len(list((out / "tickets").glob("*.ticket.safetensors"))) == 4
+    logged = [json.loads(line) for path in (out / "logs").iterdir() for line in _lines(path)]
+    assert {row["step"] for row in logged} == {0, 2, 4}
+
+
+def test_user_mistakes_are_one_line(data, capsys, tmp_path):
+    for option, message in (
+        ("keep=0", r"keep must be a number in (0, 1], got 0.0"),
+        ("length=300", "length must be at most the model's max_length = 256, got 300"),
+        ("data=/nowhere", "data must be a folder with wikitext-2/train.txt"),
+        ("variant=best", "variant must be one of 'ramanujan'"),
+        ("models=huge", "model must be one of 'tiny'"),
+    ):
+        arguments = ["weight-scale", "--out", str(tmp_path / option[:4]), "--set", option]
+        assert command.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_dry_run_numbers():
+    lines = language.dry_run(language.PRESETS["paper"])
+    assert "small x1, tickets: 124,439,808 parameters" in lines
+    assert "H100 SXM" in lines and "GB a run" in lines
+    assert "15 runs a model" in weight_scale.dry_run(weight_scale.PRESETS["quick"])
+    config = dataclasses.replace(gpt2.PRESETS["tiny"], vocab_size=300)
+    weights, trainable = gpt2.start(jax.random.key(0), config)
+    params = edge_popup.ticket(weights, trainable, 0.3, edge_popup.VARIANTS["ramanujan"])
+    nonzero = sum(int((np.asarray(value) != 0).sum()) for value in params.values())
+    assert language_cost.num_nonzero(config, 0.3) == nonzero
+    small = gpt2.PRESETS["small"]
+    weights_in_products = 12 * 12 * 768**2 + 50257 * 768
+    assert language_cost.flops_per_token(small, 0) == 6 * weights_in_products
+
+
+def test_the_paper_recipe():
+    config = weight_scale.PRESETS["paper"]
+    job = config.job("mini")
+    assert (job.recipe.steps, job.recipe.warmup, config.learning_rate) == (11350, 227, 1e-4)
+    assert job.rows * job.length == 512 * 1024 and config.keep == 0.3 and config.seeds == 3
+    assert job.model == gpt2.preset("mini")
