@@ -6,18 +6,18 @@ Masks are booleans of the shapes of the unchanged source weights.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from slth_jax import attention, checks, entries
-from slth_jax.entries import Problem, Report, Solved, product_problem, relu_problems, turn
+from slth_jax import checks, pairing, pruning
+from slth_jax.entries import Report
 from slth_jax.grouping import CONSTRUCTIONS
-from slth_jax.guarantee import check_biases, guaranteed_error, is_vacuous
+from slth_jax.guarantee import guaranteed_error, is_vacuous
+from slth_jax.pruning import AttentionReport, TransformerReport
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import Array, ArrayLike, AttentionParams, PyTree
+from slth_jax.types import ArrayLike, AttentionParams, PyTree
 
 __all__ = [
     "CONSTRUCTIONS",
@@ -33,22 +33,6 @@ __all__ = [
     "prune_relu_layer",
     "prune_transformer",
 ]
-
-
-class AttentionReport(NamedTuple):
-    """Reports of the two merged matrices."""
-
-    qk: Report
-    vo: Report
-
-
-class TransformerReport(NamedTuple):
-    """What all subset sums of a transformer reached, see `Report`."""
-
-    num_sums: Array
-    out_of_reach: Array
-    num_optimal: Array
-    max_error: Array
 
 
 def prune_product(
@@ -92,9 +76,9 @@ def prune_product(
     target = checks.array("target", target, shape=(*batch, p, r))
     checks.choice("construction", construction, CONSTRUCTIONS)
     groups = r if construction == "proof" else min(p, r)
-    _check_width("the hidden width n of left and right", n, width, groups)
+    pairing.check_width("the hidden width n of left and right", n, width, groups)
     width = n if width is None else width
-    left_mask, right_mask, report = _prune_product(
+    left_mask, right_mask, report = pruning.prune_product(
         left, right, target, width, construction=construction
     )
     return (left_mask, right_mask, report) if with_report else (left_mask, right_mask)
@@ -129,9 +113,9 @@ def prune_attention(
         than one hidden unit per input coordinate.
     """
     checks.choice("construction", construction, CONSTRUCTIONS)
-    _check_attention(source, target, construction, widths or (None, None))
+    pairing.check_attention(source, target, construction, widths or (None, None))
     n_k, n_v = widths or (source.w_q.shape[-1], source.w_v.shape[-1])
-    masks, report = _prune_attention(source, target, n_k, n_v, construction=construction)
+    masks, report = pruning.prune_attention(source, target, n_k, n_v, construction=construction)
     return (masks, report) if with_report else masks
 
 
@@ -164,10 +148,12 @@ def prune_relu_layer(
     source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
     goal = (Linear(jnp.asarray(target)),)
     checks.choice("construction", construction, CONSTRUCTIONS)
-    widths = _check_layers(
+    widths = pairing.check_layers(
         source, goal, None if width is None else (width,), ("w1", "w2", "target")
     )
-    (mask1, mask2), (report,) = _prune_layers(source, goal, widths, construction=construction)
+    (mask1, mask2), (report,) = pruning.prune_layers(
+        source, goal, widths, construction=construction
+    )
     return (mask1.w, mask2.w, report) if with_report else (mask1.w, mask2.w)
 
 
@@ -196,8 +182,10 @@ def prune_layers(
         raises.
     """
     checks.choice("construction", construction, CONSTRUCTIONS)
-    widths = _check_layers(source, target, widths)
-    masks, reports = _prune_layers(tuple(source), tuple(target), widths, construction=construction)
+    widths = pairing.check_layers(source, target, widths)
+    masks, reports = pruning.prune_layers(
+        tuple(source), tuple(target), widths, construction=construction
+    )
     return (masks, reports) if with_report else masks
 
 
@@ -236,14 +224,14 @@ def prune_transformer(
     sizes = []
     for from_block, to_block in zip(source, target, strict=True):
         attn = from_block.attention
-        _check_attention(attn, to_block.attention, construction, (n_mha, n_mha))
+        pairing.check_attention(attn, to_block.attention, construction, (n_mha, n_mha))
         one = not (n_fc is None or isinstance(n_fc, (tuple, list)))
-        of_layers = _check_layers(
+        of_layers = pairing.check_layers(
             from_block.layers, to_block.layers, [n_fc] * len(to_block.layers) if one else n_fc
         )
         n_k, n_v = attn.w_q.shape[-1], attn.w_v.shape[-1]
         sizes.append(((n_k, n_v) if n_mha is None else (n_mha, n_mha), of_layers))
-    masks, report = _prune_transformer(
+    masks, report = pruning.prune_transformer(
         tuple(source), tuple(target), sizes, construction=construction
     )
     return (masks, report) if with_report else masks
@@ -257,156 +245,3 @@ def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
         source,
         is_leaf=lambda leaf: leaf is None,
     )
-
-
-@partial(jax.jit, static_argnames="construction")
-def _prune_product(left, right, target, width, *, construction):
-    return entries.solve([product_problem(left, right, target, width, construction)])[0]
-
-
-@partial(jax.jit, static_argnames="construction")
-def _prune_attention(source, target, n_k, n_v, *, construction):
-    qk, vo = entries.solve(_attention_problems(source, target, n_k, n_v, construction))
-    return _attention_masks(qk, vo), AttentionReport(qk=qk.report, vo=vo.report)
-
-
-def _attention_problems(source, target, n_k, n_v, construction: str) -> list[Problem]:
-    merged = attention.merge(target)
-    root = jnp.sqrt(jnp.asarray(n_k, source.w_q.dtype))
-    qk = (source.w_q / root, turn(source.w_k), merged.w_qk, n_k)
-    vo = (turn(source.w_o), turn(source.w_v), turn(merged.w_vo), n_v)
-    return [product_problem(*qk, construction), product_problem(*vo, construction)]
-
-
-def _attention_masks(qk: Solved, vo: Solved) -> AttentionParams:
-    return AttentionParams(
-        w_q=qk.left_mask,
-        w_k=turn(qk.right_mask),
-        w_v=turn(vo.right_mask),
-        w_o=turn(vo.left_mask),
-    )
-
-
-@partial(jax.jit, static_argnames="construction")
-def _prune_layers(source, target, widths, *, construction):
-    """Return the masks of pairs of layers and a report of each pair."""
-    solved = entries.solve(_layer_problems(source, target, widths, construction))
-    return _layer_masks(solved), [
-        _joined(plus.report, minus.report)
-        for plus, minus in zip(solved[::2], solved[1::2], strict=True)
-    ]
-
-
-def _layer_problems(source, target, widths, construction: str) -> list[Problem]:
-    """Return two problems a layer of `target`, for the positive and negative parts of its input."""
-    return [
-        problem
-        for first, second, layer, width in zip(
-            source[::2], source[1::2], target, widths, strict=True
-        )
-        for problem in relu_problems(first.w, second.w, layer.w, width, construction)
-    ]
-
-
-def _layer_masks(solved: Sequence[Solved]) -> tuple[Linear, ...]:
-    masks = []
-    for plus, minus in zip(solved[::2], solved[1::2], strict=True):
-        masks += [
-            Linear(plus.right_mask | minus.right_mask),
-            Linear(plus.left_mask | minus.left_mask),
-        ]
-    return tuple(masks)
-
-
-def _joined(one: Report, other: Report) -> Report:
-    return Report(
-        num_sums=one.num_sums + other.num_sums,
-        out_of_reach=one.out_of_reach + other.out_of_reach,
-        num_optimal=one.num_optimal + other.num_optimal,
-        max_error=jnp.maximum(one.max_error, other.max_error),
-        mean_error=(one.mean_error + other.mean_error) / 2,  # as many sums in each half
-    )
-
-
-@partial(jax.jit, static_argnames="construction")
-def _prune_transformer(source, target, sizes, *, construction):
-    problems = []
-    for from_block, to_block, (of_attention, of_layers) in zip(source, target, sizes, strict=True):
-        n_k, n_v = of_attention
-        problems += _attention_problems(
-            from_block.attention, to_block.attention, n_k, n_v, construction
-        )
-        problems += _layer_problems(from_block.layers, to_block.layers, of_layers, construction)
-    solved = entries.solve(problems)
-    reports = jax.tree.map(lambda *parts: jnp.stack(parts), *(part.report for part in solved))
-    report = TransformerReport(
-        num_sums=jnp.sum(reports.num_sums),
-        out_of_reach=jnp.sum(reports.out_of_reach),
-        num_optimal=jnp.sum(reports.num_optimal),
-        max_error=jnp.max(reports.max_error),
-    )
-    masks = []
-    for to_block in target:
-        (qk, vo), solved = solved[:2], solved[2:]
-        count = 2 * len(to_block.layers)
-        masks.append(Block(_attention_masks(qk, vo), _layer_masks(solved[:count])))
-        solved = solved[count:]
-    return tuple(masks), report
-
-
-def _check_width(name: str, n: int, width: ArrayLike | None, needed: int) -> None:
-    """Refuse a source that has less than one hidden unit for each of `needed` groups."""
-    if n < needed:
-        raise checks.fail(name, f"at least {needed}, one hidden unit per group", n)
-    known = None if width is None else checks.concrete(width)
-    if known is not None:
-        checks.integer(name, known.item(), low=needed, high=n)
-
-
-def _check_attention(
-    source: AttentionParams, target: AttentionParams, construction: str, widths: tuple
-) -> None:
-    """Refuse a source and a target that do not fit."""
-    h, m, _ = checks.array("target.w_q", target.w_q, ndim=3).shape
-    checks.array("target.w_k", target.w_k, shape=target.w_q.shape)
-    d_v = checks.array("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
-    o = checks.array("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
-    n_k = checks.array("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
-    checks.array("source.w_k", source.w_k, shape=(h, m, n_k))
-    n_v = checks.array("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
-    checks.array("source.w_o", source.w_o, shape=(h, n_v, o))
-    _check_width("source n_k", n_k, widths[0], m)
-    _check_width("source n_v", n_v, widths[1], m if construction == "proof" else min(m, o))
-
-
-def _check_layers(
-    source: Sequence[Linear],
-    target: Sequence[Linear],
-    widths: Sequence[ArrayLike] | None,
-    names: tuple[str, str, str] | None = None,
-) -> tuple[ArrayLike, ...]:
-    """Refuse ReLU nets that do not fit, and return the hidden widths.
-
-    `names` are those of the first pair of layers and of its target in the error messages.
-    """
-    if len(source) != 2 * len(target):
-        allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"
-        raise checks.fail("source", allowed, f"{len(source)} layers")
-    if widths is not None and len(widths) != len(target):
-        raise checks.fail("widths", f"{len(target)} numbers, one a layer", len(widths))
-    found: list[ArrayLike] = []
-    for l, layer in enumerate(target):
-        first, second = source[2 * l], source[2 * l + 1]
-        of1, of2, of_target = names or (
-            f"source[{2 * l}].w",
-            f"source[{2 * l + 1}].w",
-            f"target[{l}].w",
-        )
-        o, i = checks.array(of_target, layer.w, ndim=2).shape
-        n = checks.array(of1, first.w, shape=(None, i)).shape[0]
-        checks.array(of2, second.w, shape=(o, n))
-        width = None if widths is None else widths[l]
-        _check_width(f"the hidden width n of {of1} and {of2}", n, width, 2 * i)
-        check_biases(first, second, layer)
-        found.append(n if width is None else width)
-    return tuple(found)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from slth_jax import checks
+from slth_jax import checks, pairing
 from slth_jax.theory import sharp_softmax_error
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams
@@ -181,7 +181,7 @@ def _layers_error(source, masks, target, error: float, norm: float, unit: float)
         first, second = source[2 * l], source[2 * l + 1]
         w1 = _masked(first.w, masks[2 * l].w)
         w2 = _masked(second.w, masks[2 * l + 1].w)
-        check_biases(first, second, layer)
+        pairing.check_biases(first, second, layer)
         # relu(u x) = u x+ for u > 0 and -u x- for u < 0: two products, one per half of x.
         plus, minus = w2 @ np.where(w1 > 0, w1, 0), w2 @ np.where(w1 < 0, w1, 0)
         both = np.concatenate([plus - w, minus - w], axis=1) if l == 0 else plus - w
@@ -197,17 +197,6 @@ def _layers_error(source, masks, target, error: float, norm: float, unit: float)
 
 def _bias_norm(layer: Linear) -> float:
     return 0.0 if layer.b is None else float(np.linalg.norm(np.asarray(layer.b, np.float64)))
-
-
-def check_biases(first: Linear, second: Linear, target: Linear) -> None:
-    """Refuse a pair of source layers that does not hold the biases of the target's layer."""
-    differ = (second.b is None) != (target.b is None)
-    if second.b is not None and target.b is not None:
-        held, wanted = checks.concrete(second.b), checks.concrete(target.b)
-        if held is not None and wanted is not None:
-            differ = not np.array_equal(held, wanted)
-    if differ or first.b is not None:
-        raise checks.fail("source", "a net with the target's biases on its odd layers", "others")
 
 
 def _w_qk(params: _Params, h: int) -> np.ndarray:

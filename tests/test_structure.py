@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 # A module may import those before it, and nothing after it.
 ORDER = [
     "types", "checks", "theory", "files", "checkpoint", "initializers", "_meet_in_the_middle",
-    "subset_sum", "supermask", "attention", "placement", "transformer",
-    "grouping", "entries", "guarantee", "construction", "edge_popup", "gpt2_config", "gpt2_core",
-    "gpt2", "ticket", "huggingface", "sweep_grid", "sweep_program", "sweep_hosts",
-    "sweep_results", "sweep_store", "sweep",
+    "_subset_sum_tile", "subset_sum", "supermask", "attention", "placement", "transformer",
+    "pairing", "grouping", "entries", "guarantee", "pruning", "construction", "edge_popup",
+    "gpt2_config", "gpt2_core", "gpt2", "ticket", "huggingface", "sweep_grid", "sweep_program",
+    "sweep_hosts", "sweep_results", "sweep_store", "sweep",
 ]  # fmt: skip
 
 
