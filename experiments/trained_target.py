@@ -28,13 +28,13 @@ class Config:
     weights: str | None = None
     # Hidden units for each input coordinate: the source widths are these times the input width.
     attention_units: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24)
-    relu_units: tuple[int, ...] = (8, 12, 16, 20, 24, 32)  # two at least: one a sign
+    relu_units: tuple[int, ...] = (4, 6, 8, 12, 16, 24)  # half of them for each sign
     construction: str = "proof"
     target_seed: int = 0
 
 
 PRESETS = {
-    "quick": Config(seeds=1, attention_units=(2, 4, 6, 8), relu_units=(8, 16, 24)),
+    "quick": Config(seeds=1, attention_units=(2, 4, 6, 8), relu_units=(4, 8, 12, 16)),
     "paper": Config(),
 }
 
