@@ -6,11 +6,14 @@
 
 The trials are those of `experiments.hidden_dim`. A pair is 100 seeds at 12 widths, through
 `sweep.run` and through a loop of single jitted trials that compiles once a width, at its true
-width, and waits for nothing but the end. Measurements collect in results/sweep.json, medians with
-them. `pair` wants the machine for itself for some two minutes on two cores.
+width, and waits for nothing but the end. The sweep has two simulated devices, one a core; the loop
+has one device, whose work XLA may share out over both cores. Measurements collect in
+results/sweep.json, medians with them. `pair` wants the machine for itself, for a minute or two on
+two cores.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -41,27 +44,32 @@ def make_trial() -> Any:
     return hidden_dim.make_trial(target, x, config.construction)
 
 
-def batched(trial: Any) -> tuple[dict[str, float], Any]:
-    """Return the times of the sweep, and its results."""
+def batched() -> dict[str, Any]:
+    """Return the times of the sweep, and a checksum of every trial's masks."""
     from slth_jax import sweep
 
-    begin = time.perf_counter()
+    trial, begin = make_trial(), time.perf_counter()
     results = sweep.run(
         trial,
         seeds=SEEDS,
         grid={"source": ["theory"], "width": WIDTHS},
         padded=["width"],
+        buckets="largest",  # as the experiment does
     )
     total = time.perf_counter() - begin
-    # Tracing is part of compiling here, as it is in the loop.
-    return {"total": total, "run": results.run_seconds}, results
+    masks = [
+        _checksum(results.arrays(index), results.row(index)["width"])
+        for index in range(len(results))
+    ]
+    # What is not running is tracing and compiling, here and below.
+    return {"total": total, "run": results.run_seconds, "masks": masks}
 
 
-def one_by_one(trial: Any) -> tuple[dict[str, float], list[Any]]:
-    """Return the times of the loop, and its results."""
+def one_by_one() -> dict[str, Any]:
+    """Return the times of the loop, and a checksum of every trial's masks."""
     import jax
 
-    run, outputs = 0.0, []
+    trial, run, found = make_trial(), 0.0, []
     begin = time.perf_counter()
     for width in WIDTHS:
         hparams = {"source": "theory", "width": width, "width_max": width}
@@ -69,33 +77,34 @@ def one_by_one(trial: Any) -> tuple[dict[str, float], list[Any]]:
         jitted = jax.jit(lambda key, hparams=hparams: trial(key, hparams))
         single = jitted.lower(keys[0]).compile()
         start = time.perf_counter()
-        outputs += jax.block_until_ready([single(key) for key in keys])
+        outputs = jax.block_until_ready([single(key) for key in keys])
         run += time.perf_counter() - start
-    return {"total": time.perf_counter() - begin, "run": run}, outputs
+        found += [(masks._asdict(), width) for _, masks in outputs]
+    total = time.perf_counter() - begin
+    return {"total": total, "run": run, "masks": [_checksum(*each) for each in found]}
+
+
+def _checksum(masks: dict[str, Any], width: int) -> str:
+    """Return a checksum of a trial's masks without their padding."""
+    import numpy as np
+
+    parts = [
+        np.asarray(mask)[:, :width] if name == "w_o" else np.asarray(mask)[..., :width]
+        for name, mask in sorted(masks.items())
+    ]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:8]
 
 
 def pair(first: str) -> dict[str, Any]:
-    """Return one paired measurement, and how far the two results agree."""
-    import numpy as np
-
-    trial = make_trial()
-    ways = {"batched": batched, "one_by_one": one_by_one}
-    order = sorted(ways, key=lambda way: way != first)
-    times, results = {}, {}
-    for way in order:
-        times[way], results[way] = ways[way](trial)
-    same = 0
-    for index, (_, masks) in enumerate(results["one_by_one"]):
-        arrays = results["batched"].arrays(index)
-        parts = [(arrays[name], np.asarray(getattr(masks, name))) for name in masks._fields]
-        same += all(
-            (wide[tuple(map(slice, narrow.shape))] == narrow).all() for wide, narrow in parts
-        )
+    """Return one paired measurement, each way in a process of its own, and how far they agree."""
+    ways = sorted(("batched", "one_by_one"), key=lambda way: way != first)
+    times = {way: _alone(way, devices=2 if way == "batched" else 1) for way in ways}
+    masks = [times[way].pop("masks") for way in ways]
     return {
         "first": first,
         **times,
-        "trials": len(results["one_by_one"]),
-        "trials_with_equal_masks": same,
+        "trials": len(masks[0]),
+        "trials_with_equal_masks": sum(map(str.__eq__, *masks)),
         "ratio_with_compilation": times["one_by_one"]["total"] / times["batched"]["total"],
         "ratio_without": times["one_by_one"]["run"] / times["batched"]["run"],
     }
@@ -131,10 +140,11 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _alone(*arguments: str) -> dict[str, Any]:
+def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
     """Return what this command prints as JSON in a process of its own."""
-    command = [sys.executable, "-m", "experiments.benchmarks.sweep", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "experiments.benchmarks.sweep", "one", what]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -177,12 +187,13 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("pair", "scale", "picture"))
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process of its own measures
+    parser.add_argument("what", choices=("pair", "scale", "picture", "one"))
+    parser.add_argument("which", nargs="*", help="with scale: numbers of trials")
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(pair(options.one) if options.what == "pair" else scale(int(options.one))))
+    if options.what == "one":
+        which = options.which[0]
+        ways = {"batched": batched, "one_by_one": one_by_one}
+        print(json.dumps(ways[which]() if which in ways else scale(int(which))))
         return
 
     import jax
@@ -193,10 +204,11 @@ def main() -> None:
     results = checkpoint.read_json(path) if path.exists() else {}
     pairs = results.setdefault("pairs", [])
     if options.what == "pair":
-        pairs.append(_alone("pair", "--one", ("batched", "one_by_one")[len(pairs) % 2]))
+        pairs.append(pair(("batched", "one_by_one")[len(pairs) % 2]))
     elif options.what == "scale":
         rows = {row["trials"]: row for row in results.get("scale", [])}
-        rows |= {count: _alone("scale", "--one", str(count)) for count in options.counts}
+        counts = [int(count) for count in options.which] or COUNTS
+        rows |= {count: _alone(str(count), devices=2) for count in counts}
         results["scale"] = [rows[count] for count in sorted(rows)]
     results["medians"] = summarize(results)
     results["machine"] = {"cores": os.cpu_count(), "cpu": platform.processor() or "unknown"}
