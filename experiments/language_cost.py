@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.training_program import Job
+from experiments.training_job import Job
 from slth_jax import gpt2, supermask
 
 # Dense bfloat16 peak in 1e12 operations a second, and memory in GB, from the makers' data sheets.

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import text, training
 from experiments.folder import RunFolder
-from experiments.training_program import Job
+from experiments.training_job import Job
 from slth_jax import checkpoint, checks, edge_popup, gpt2
 
 
@@ -25,7 +25,7 @@ class ModelSettings:
       weight_decay: of AdamW, on the scores.
       chunk: steps between evaluations; each is followed by a checkpoint.
       eval_rows: validation windows; 0 for all of the text.
-      accumulate, dtype, remat, mesh: see `training_program.Job`.
+      accumulate, dtype, remat, mesh: see `training_job.Job`.
       activation, embeddings, gains: see `gpt2.Config`.
       init_sd, embedding_sd: of the random weights. GPT-2's 0.02 is 0.55 / sqrt(768); the default
         is 0.55 / sqrt(128), with embeddings of 1.5 / sqrt(128), since a narrow tied random

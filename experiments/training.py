@@ -1,8 +1,10 @@
 """Training of many runs of one language model in one program, with logs and exact resume.
 
-training_program   the compiled parts: advance, evaluate, redraw; where arrays live
-training_store     checkpoints: the runs' state, the best masks so far and the log
-training           the loop
+training_job         what a program is made for, and what its runs differ in
+training_functions   the compiled functions of a job, spread over a mesh of devices
+training_store       checkpoints: the runs' state, the best masks so far and the log
+training_program     a group of runs
+training             the loop
 """
 
 import dataclasses
@@ -17,7 +19,8 @@ import jax
 import numpy as np
 
 from experiments import text
-from experiments.training_program import Job, Program, Run
+from experiments.training_job import Job, Run
+from experiments.training_program import Program
 from experiments.training_store import Best, Store
 from slth_jax import checkpoint, gpt2, supermask, ticket
 from slth_jax.sweep_hosts import on_first, until_sigterm

@@ -1,0 +1,65 @@
+"""What a training program is made for, and what its runs differ in."""
+
+import dataclasses
+from typing import NamedTuple
+
+from slth_jax import checks, edge_popup, gpt2
+
+
+class Run(NamedTuple):
+    """The settings that may differ between runs of one program."""
+
+    method: str
+    seed: int
+    qk_scale: float
+    keep: float
+    learning_rate: float
+
+    @property
+    def name(self) -> str:
+        """Return a name for files and messages."""
+        return f"{self.method}-scale{self.qk_scale:.4g}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all runs of a program share.
+
+    Attributes:
+      model, recipe, variant: see `gpt2.Config`, `edge_popup.Recipe`, `edge_popup.Variant`.
+      rows, length: sequences of a batch, and their length in inputs.
+      eval_rows: validation windows, 0 for all; what fills no batch is left out.
+      chunk: steps between evaluations, each followed by a checkpoint.
+      accumulate: parts of a batch that go through the model one after another.
+      dtype: of the matrix products, 'float32' or 'bfloat16'.
+      remat: recompute blocks in the backward pass.
+      dense: train all weights instead of scores.
+      mesh: devices along 'run', 'data' and 'model'; empty to fit runs first, then rows.
+    """
+
+    model: gpt2.Config
+    recipe: edge_popup.Recipe
+    variant: edge_popup.Variant
+    rows: int
+    length: int
+    eval_rows: int = 0
+    chunk: int = 100
+    accumulate: int = 1
+    dtype: str = "float32"
+    remat: bool = False
+    dense: bool = False
+    mesh: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        checks.integer("rows", self.rows, low=1)
+        checks.integer("length", self.length, low=1)
+        checks.integer("eval_rows", self.eval_rows, low=0)
+        checks.integer("chunk", self.chunk, low=1)
+        checks.choice("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.length > self.model.max_length:
+            allowed = f"at most the model's max_length = {self.model.max_length}"
+            raise checks.fail("length", allowed, self.length)
+        if self.rows % checks.integer("accumulate", self.accumulate, low=1):
+            raise checks.fail("accumulate", f"a divisor of rows = {self.rows}", self.accumulate)
+        if self.mesh and len(self.mesh) != 3:
+            raise checks.fail("mesh", "three numbers: run, data, model", self.mesh)
