@@ -48,7 +48,9 @@ def prune_attention(source, target, n_k, n_v, *, construction):
 
 def _attention_problems(source, target, n_k, n_v, construction: str) -> list[Problem]:
     merged = attention.merge(target)
-    root = jnp.sqrt(jnp.asarray(n_k, source.w_q.dtype))
+    # The barrier keeps the division one: XLA makes x / sqrt(n) into x * rsqrt(n), or into a product
+    # with 1 / sqrt(n), as n is known or not and devices are one or more, and each rounds otherwise.
+    root = jax.lax.optimization_barrier(jnp.sqrt(jnp.asarray(n_k, source.w_q.dtype)))
     qk = (source.w_q / root, turn(source.w_k), merged.w_qk, n_k)
     vo = (turn(source.w_o), turn(source.w_v), turn(merged.w_vo), n_v)
     return [product_problem(*qk, construction), product_problem(*vo, construction)]
