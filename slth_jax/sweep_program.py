@@ -120,18 +120,21 @@ class Program:
         self._mesh = mesh
         self._compiled: Callable | None = None
         sizes = {f"{name}_max": size for name, size in plan.groups[group].padded.items()}
-        self._trial = partial(_evaluate, trial, {**sizes, **plan.groups[group].static})
+        evaluate = partial(_evaluate, trial, {**sizes, **plan.groups[group].static})
         one = [jax.ShapeDtypeStruct((), array.dtype) for array in self._inputs(self._trials[:1])]
-        jaxpr, (metrics, arrays) = jax.make_jaxpr(self._unpacked, return_shape=True)(*one)
-        self.fingerprint = fingerprint(jaxpr)
+        self._jaxpr, self._shapes = jax.make_jaxpr(
+            lambda seed, *values: evaluate(seed, dict(zip(plan.values, values, strict=True))),
+            return_shape=True,
+        )(*one)
+        metrics, arrays = self._shapes
+        self.fingerprint = fingerprint(self._jaxpr)
         self.metrics = {name: (spec.shape, str(spec.dtype)) for name, spec in metrics.items()}
         self.arrays = {name: (spec.shape, str(spec.dtype)) for name, spec in arrays.items()}
 
-    def _unpacked(self, seed: Array, *values: Array) -> tuple[dict, dict]:
-        return self._trial(seed, dict(zip(self._plan.values, values, strict=True)))
-
-    def _one(self, seed: Array, *values: Array) -> tuple[dict, dict]:
-        metrics, arrays = self._unpacked(seed, *values)
+    def _one(self, captured: list[Array], *inputs: Array) -> tuple[dict, dict]:
+        """Return one trial's metrics and packed arrays."""
+        flat = jax.core.eval_jaxpr(self._jaxpr.jaxpr, captured, *inputs)
+        metrics, arrays = jax.tree.unflatten(jax.tree.structure(self._shapes), flat)
         return metrics, _packed(arrays)
 
     def _inputs(self, trials: np.ndarray) -> list[np.ndarray]:
@@ -144,19 +147,29 @@ class Program:
 
         Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` that program is
         the same for every number of devices, where XLA, left to partition, might choose another.
+        For the same reason what the trial captured is handed over as arguments: XLA folds
+        constants differently for one device and for several, and rounds differently in that.
         """
         if self._compiled is not None:
             return
-        spec = jax.P(self._axis)
-        # Unchecked: trials are independent, and a loop in one may start at a constant.
-        batched = jax.shard_map(
-            jax.vmap(self._one), mesh=self._mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
+        everywhere, split = jax.P(), jax.P(self._axis)
+        captured = self._jaxpr.consts
+        # A jit, since it also places typed keys and works across processes.
+        place = jax.jit(lambda: captured, out_shardings=NamedSharding(self._mesh, everywhere))
+        self._captured = place()
         shapes = [
             jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
             for array in self._inputs(self._trials[:1])
         ]
-        self._compiled = jax.jit(batched).lower(*shapes).compile()
+        # Unchecked: trials are independent, and a loop in one may start at a constant.
+        batched = jax.shard_map(
+            jax.vmap(self._one, in_axes=(None, *[0] * len(shapes))),
+            mesh=self._mesh,
+            in_specs=(everywhere, *[split] * len(shapes)),
+            out_specs=split,
+            check_vma=False,
+        )
+        self._compiled = jax.jit(batched).lower(self._captured, *shapes).compile()
 
     def spec(self) -> dict[str, Any]:
         """Return what a record of this program's results needs to be read, as JSON."""
@@ -183,7 +196,7 @@ class Program:
             jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__)
             for array in self._inputs(full)
         ]
-        return self._compiled(*inputs), len(part)
+        return self._compiled(self._captured, *inputs), len(part)
 
 
 def collect(started: tuple[Any, int]) -> Record:
