@@ -43,6 +43,9 @@ def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int = 24) -> Solut
     result; nor do the batch, the place in it, `jit`, `vmap` or sharding. Subnormal numbers are
     zeros here, as they are to most accelerators. Nothing is differentiated through.
 
+    A sharded batch (samples not split) is solved by every device on its own. One CPU device keeps
+    little more than one core busy: for all of them set `JAX_NUM_CPU_DEVICES` and shard the batch.
+
     Args:
       samples: float32 or float64 of shape [..., n], n up to 4,096.
       value: the number to hit, of the leading shape [...].
