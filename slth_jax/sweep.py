@@ -52,8 +52,10 @@ def run(
     is `jax.random.key(seed, impl='threefry2x32')`; metrics are scalars, or small arrays of a fixed
     shape, by name; arrays are any tree, such as masks (kept as one bit an entry). Trials are
     vmapped, sharded over the first axis of `mesh` and computed in chunks; each chunk is durable
-    before the next one starts. A trial has the same result bits whatever the chunk it is in and the
-    number of devices and of processes, on one kind of device and at one `batch`.
+    before the next one starts. A trial has the same result bits whatever the chunk it is in and
+    the number of devices and of processes, on one kind of device and at one `batch`. (Between one
+    device and several XLA may simplify an expression of the trial differently, such as
+    ``x / sqrt(n)``; `jax.lax.optimization_barrier` around the divisor keeps it as it is.)
 
     Args:
       trial: must give a result that depends on its own key and hparams only.

@@ -145,10 +145,10 @@ class Program:
     def compile(self) -> None:
         """Compile, unless that was done before.
 
-        Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` that program is
-        the same for every number of devices, where XLA, left to partition, might choose another.
-        For the same reason what the trial captured is handed over as arguments: XLA folds
-        constants differently for one device and for several, and rounds differently in that.
+        Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` that is one
+        program for every number of devices, where XLA, left to partition, might choose another.
+        For the same reason what the trial captured is handed over as arguments: a constant may
+        be folded, and rounded, when compiling.
         """
         if self._compiled is not None:
             return

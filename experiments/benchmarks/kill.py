@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--save", action="store_true", help="keep the line in results/kill.json")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -148,7 +149,13 @@ def main() -> None:
         return work(Path(out), Path(log), int(points), int(seeds))
     with tempfile.TemporaryDirectory() as folder:
         counts = {"kills": options.kills, "points": options.points, "seeds": options.seeds}
-        print(json.dumps(run(Path(folder), seed=options.seed, **counts)))
+        report = run(Path(folder), seed=options.seed, **counts)
+    print(json.dumps(report))
+    if options.save:
+        from slth_jax import checkpoint
+
+        results = checkpoint.make_folder(Path(__file__).parent / "results")
+        checkpoint.write_json(results / "kill.json", report)
     return None
 
 
