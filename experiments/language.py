@@ -50,9 +50,9 @@ class Config(ModelSettings):
 
 
 PRESETS = {
-    # Two sizes, three methods, two seeds: about 6 minutes on two CPU cores.
+    # Two sizes, three methods, two seeds: about 5 minutes of processor time.
     "quick": Config(models=("tiny", "tiny"), widths=(0.5, 1.0), seeds=2, steps=400),
-    # One size and seed: about a minute.
+    # One size and seed: one to two minutes.
     "tiny": Config(seeds=1, steps=200, chunk=50),
     "paper": Config(
         models=("mini", "mini", "small", "medium", "medium"),

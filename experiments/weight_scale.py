@@ -34,7 +34,7 @@ class Config(ModelSettings):
 
 
 PRESETS = {
-    # 15 runs in one program; 6 to 7 minutes on two CPU cores.
+    # 15 runs in one program: 10 minutes of processor time, about 6 on two CPU cores.
     "quick": Config(),
     "paper": Config(
         models=("mini", "small", "medium"),
