@@ -73,8 +73,8 @@ def run(
       chunk: trials that become durable together; None for 512 (more for very many trials). Give
         less for trials of seconds or minutes each: at most one chunk is computed again after a
         kill.
-      batch: trials that a device computes at once; None for an eighth of a chunk, at most 64. Not
-        chosen by the number of devices, so that results do not depend on it.
+      batch: trials that a device computes at once; None for an eighth of a chunk, at most 64 (16
+        on a CPU). Not chosen by the number of devices, so that results do not depend on it.
       config: anything else that the results depend on; recorded, and compared when resuming.
       shard: 'i/n' computes every n-th chunk from the i-th on (0 <= i < n), needing no other
         process. Shards may share `out`; `load` joins them.

@@ -124,7 +124,6 @@ def scale(count: int) -> dict[str, Any]:
             grid={"source": ["theory"], "width": [12]},
             padded=["width"],
             out=out,
-            batch=64,
         )
         total = time.perf_counter() - begin
     return {
