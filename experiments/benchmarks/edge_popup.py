@@ -85,7 +85,9 @@ class Runner:
         self.losses.append(float(jnp.mean(jax.block_until_ready(metrics["loss"]))))
 
 
-def with_mask(mask: Callable[[jax.Array], jax.Array], config: gpt2.Config) -> Runner:
+def with_mask(
+    mask: Callable[[jax.Array], jax.Array], config: gpt2.Config, tokens: np.ndarray
+) -> Runner:
     """Return a runner whose masks come from `mask` of each matrix instead of from counting."""
 
     def masks(scores, keep, variant):
@@ -94,7 +96,7 @@ def with_mask(mask: Callable[[jax.Array], jax.Array], config: gpt2.Config) -> Ru
     ours, edge_popup.masks = edge_popup.masks, masks
     try:
         runner = Runner(config)
-        runner(_tokens(config, 8))  # traced here, while `masks` is the other one
+        runner(tokens)  # traced here for this shape, while `masks` is the other one
     finally:
         edge_popup.masks = ours
     return runner
@@ -186,14 +188,14 @@ def main() -> None:
     options = parser.parse_args()
     out = checkpoint.make_folder(options.out)
     if options.part in ("steps", "both"):
+        tokens = _tokens(LARGE, options.rows)
         steps: dict[str, Callable[[np.ndarray], Any]] = {
             "ours, counting": Runner(LARGE),
             "ours, dense": Runner(LARGE, dense=True),
-            "JAX, sort": with_mask(by_sort, LARGE),
-            "JAX, top_k": with_mask(by_top_k, LARGE),
+            "JAX, sort": with_mask(by_sort, LARGE, tokens),
+            "JAX, top_k": with_mask(by_top_k, LARGE, tokens),
             **torch_runners(LARGE),
         }
-        tokens = _tokens(LARGE, options.rows)
         rows = table(paired(steps, tokens, options.rounds), "ours, counting", tokens[:, 1:].size)
         count = gpt2.num_parameters(LARGE)
         what = f"GPT-2, {count / 1e6:.1f} M parameters, {tokens[:, 1:].size} tokens a step"
