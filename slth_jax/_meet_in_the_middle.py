@@ -42,7 +42,9 @@ def closest_subset(q: Array, value: Array) -> Array:
       value: integers between the sum of the negative and the sum of the positive `q`.
     """
     size, below = 2 * jnp.abs(q), 2 * jnp.maximum(-q, 0)
-    below_a, below_b = (jnp.sum(below[half::2], axis=0, keepdims=True) for half in (0, 1))
+    below_a, below_b = (
+        jnp.sum(below[half::2], axis=0, keepdims=True, dtype=q.dtype) for half in (0, 1)
+    )
     # With |q| for q the sums start at zero: a negative number left out is then one added.
     target = 2 * value[None] + 1 + below_a + below_b
     # A value of zero takes the empty subset: a tile of nothing else, as padding is, is skipped.
@@ -51,7 +53,8 @@ def closest_subset(q: Array, value: Array) -> Array:
         some,
         _closest_pair,
         lambda *operands: (jnp.zeros_like(target), jnp.zeros_like(target)),
-        *(part for half in (0, 1) for part in (size[half::2], jnp.cumsum(size[half::2], axis=0))),
+        *_with_totals(size[0::2]),
+        *_with_totals(size[1::2]),
         target,
     )
     partner_before = pair & 1
@@ -64,6 +67,10 @@ def closest_subset(q: Array, value: Array) -> Array:
         *(q[0::2], (sum_a - below_a) >> 1, q[1::2], (sum_b - below_b) >> 1),
     )
     return jnp.stack(masks, axis=1).reshape(q.shape) & (value != 0)[None]
+
+
+def _with_totals(q: Array) -> tuple[Array, Array]:
+    return q, jnp.cumsum(q, axis=0, dtype=q.dtype)
 
 
 def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):

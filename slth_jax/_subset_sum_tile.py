@@ -31,7 +31,7 @@ def solve_tile(samples: Array, value: Array, max_exact: int) -> tuple[Array, Arr
     error = jnp.abs(value - total)
     floor = jnp.maximum(jnp.abs(value), jnp.max(jnp.abs(columns), axis=0))
     optimal = above | below | (error <= jnp.finfo(value.dtype).eps * floor)
-    optimal |= jnp.sum(columns != 0, axis=0) <= max_exact
+    optimal |= jnp.sum(columns != 0, axis=0, dtype=jnp.int32) <= max_exact
     return mask.T, total, error, optimal
 
 
@@ -100,7 +100,8 @@ def _enumerate(samples: Array, value: Array, value_low: Array) -> Array:
         jnp.round(jnp.clip(scaled(part, shift), -limit, limit)).astype(integer)
         for part in (value, value_low)
     )
-    least, most = jnp.sum(jnp.minimum(q, 0), axis=0), jnp.sum(jnp.maximum(q, 0), axis=0)
+    least = jnp.sum(jnp.minimum(q, 0), axis=0, dtype=integer)
+    most = jnp.sum(jnp.maximum(q, 0), axis=0, dtype=integer)
     return _meet_in_the_middle.closest_subset(q, jnp.clip(target, least, most)) & (samples != 0)
 
 
