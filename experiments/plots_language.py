@@ -67,13 +67,13 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
             axes.annotate(
                 f"{row['model']} x{row['width_multiplier']:g}",
                 (row["nonzero"], row["mean"]),
-                xytext=(0, -14),
+                xytext=(6, 4),
                 textcoords="offset points",
-                ha="center",
                 fontsize=8,
                 color=PAPER,
             )
     axes.set_xscale("log")
+    axes.margins(x=0.12)
     axes.set_xlabel("non-zero parameters")
     axes.set_ylabel("validation loss (nats a token)")
     axes.legend(frameon=False)
@@ -84,7 +84,8 @@ def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
     """Draw the validation loss over steps, the mean over seeds, one line per value of `by`."""
     made, axes = figure()
     models = list(dict.fromkeys(row["model"] for row in log))
-    values = list(dict.fromkeys(row[by] for row in log))
+    found = list(dict.fromkeys(row[by] for row in log))
+    values = [*(name for name in METHODS if name in found), *(v for v in found if v not in METHODS)]
     for model, style in zip(models, ["-", "--", ":", "-."] * len(models), strict=False):
         for index, value in enumerate(values):
             here = [r for r in log if r["model"] == model and r[by] == value and r["step"] > 0]
