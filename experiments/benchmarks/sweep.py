@@ -159,12 +159,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left.loglog(trials, seconds, "o-", color=plots.COLORS[0], label="measured, without compiling")
     slope = seconds[-1] / trials[-1]
     linear = [slope * count for count in trials]
-    left.loglog(trials, linear, ":", color=plots.PAPER, label=f"{1e3 * slope:.2f} ms a trial")
+    left.loglog(
+        trials, linear, ":", color=plots.PAPER, label=f"line of {1e3 * slope:.2f} ms a trial"
+    )
     left.set_xlabel("trials")
     left.set_ylabel("seconds")
     left.legend(frameon=False)
     right.semilogx(trials, [row["peak_mib"] for row in rows], "o-", color=plots.COLORS[0])
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.2 * max(row["peak_mib"] for row in rows))
     right.set_xlabel("trials")
     right.set_ylabel("peak memory of the process, MiB")
     figure.suptitle("hidden-dim trials of width 12, results saved in chunks")
