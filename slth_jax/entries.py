@@ -73,7 +73,8 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
         [_pad_last(problem.samples, slots).reshape(-1, slots) for problem in problems]
     )
     value = jnp.concatenate([problem.target.reshape(-1) for problem in problems])
-    solution = subset_sum.solve(samples, value)
+    # Said, so that a source has the same masks however wide the slots are padded.
+    solution = subset_sum.solve(samples, value, max_exact=subset_sum.PART)
     most = jnp.sum(jnp.maximum(samples, 0), axis=-1)
     least = jnp.sum(jnp.minimum(samples, 0), axis=-1)
     beyond = (value > most) | (value < least)

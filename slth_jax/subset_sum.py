@@ -16,6 +16,8 @@ from slth_jax import _subset_sum_tile, checks
 from slth_jax.types import Array, ArrayLike
 
 MAX_SAMPLES = 4096
+# What can be enumerated at all, and what is of more samples than that.
+MAX_EXACT, PART = 30, 24
 # The least number of instances in a tile: shorter innermost loops are not vectorised on a CPU.
 LANES = 64
 
@@ -29,11 +31,11 @@ class Solution(NamedTuple):
     optimal: Array
 
 
-def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int = 24) -> Solution:
+def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int | None = None) -> Solution:
     """Return the subset of `samples` whose sum is closest to `value`, for every instance.
 
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
-    (Horowitz and Sahni 1974) in time O(2^(n/2) n). Beyond `max_exact` samples all but that many,
+    (Horowitz and Sahni 1974) in time O(2^(n/2) n). Beyond 30 samples (`max_exact`) all but 24,
     spread over the smaller three quarters, are settled from the largest down, each kept or not so
     that the value stays nearest to the middle of what the others can still reach; those set aside
     are then solved exactly. The result is never worse than keeping, from the largest down, each
@@ -50,7 +52,8 @@ def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int = 24) -> Solut
       samples: float32 or float64 of shape [..., n], n up to 4,096.
       value: the number to hit, of the leading shape [...].
       max_exact: up to so many samples (not counting zeros) the optimum is guaranteed; the time
-        doubles with every second sample. From 2 to 30.
+        doubles with every second sample. From 2 to 30; None for n where n is at most 30 and 24
+        beyond. Give it where results must not depend on zeros appended to 25 to 30 samples.
 
     Returns:
       `mask`; `total`, the sum of the kept samples, rounded once; `error = |value - total|`;
@@ -65,13 +68,16 @@ def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int = 24) -> Solut
       ValueError: shapes that do not fit, more than 4,096 samples, NaN or infinite numbers
         (where they are known: not under a transformation), dtypes other than the two.
     """
-    max_exact = checks.integer("max_exact", max_exact, low=2, high=30)
+    if max_exact is not None:
+        max_exact = checks.integer("max_exact", max_exact, low=2, high=MAX_EXACT)
     samples = _float_array("samples", samples, min_ndim=1)
     value = _float_array("value", value, shape=samples.shape[:-1])
     if samples.shape[-1] > MAX_SAMPLES:
         raise checks.fail(
             "samples", f"at most {MAX_SAMPLES} numbers an instance", f"shape {samples.shape}"
         )
+    if max_exact is None:
+        max_exact = MAX_EXACT if samples.shape[-1] <= MAX_EXACT else PART
     dtype = jnp.promote_types(samples.dtype, value.dtype)
     return _solve(samples.astype(dtype), value.astype(dtype), max_exact=max_exact)
 

@@ -111,9 +111,9 @@ def test_no_subset_is_closer(n, batch, draw):
     assert not np.any(solution.mask & (np.abs(samples) < np.finfo(np.float32).tiny))
 
 
-def test_thirty_samples_are_enumerated_on_request():
+def test_up_to_thirty_samples_are_all_enumerated():
     samples, value = both(29, B // 2)
-    solution = subset_sum.solve(samples, value, max_exact=30)
+    solution = subset_sum.solve(samples, value)
     found = true_error(samples, value, solution.mask)
     assert np.all(found <= least_error(samples, value) + tolerance(samples))
     assert np.all(solution.optimal)
@@ -136,7 +136,9 @@ def test_total_and_error_are_those_of_the_mask():
     mask, total, error, _ = map(np.asarray, subset_sum.solve(samples, value))
     exact = [math.fsum(row) for row in np.where(mask, samples.astype(np.float64), 0)]
     np.testing.assert_array_equal(total, np.asarray(exact, np.float32))
-    np.testing.assert_array_equal(error, np.abs(value - total))
+    # Whether a subnormal difference is flushed to zero is the hardware's choice.
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_allclose(error, np.abs(value - total), rtol=0, atol=tiny)
 
 
 def test_beyond_reach_takes_all_of_one_sign():
