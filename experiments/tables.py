@@ -1,7 +1,7 @@
 """The short table that a run prints at its end."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,20 @@ def show(name: str, summary: Mapping[str, Any], path: Path) -> None:
         console.print(table)
     for part in ("fit", "paper", "target"):
         if summary.get(part):
-            console.print(f"{part}: {text(summary[part])}", highlight=False)
+            for line in lines(part, summary[part]):
+                console.print(line, highlight=False)
     console.print(f"{summary['seconds']:.1f} s on {summary['device']}; files in", highlight=False)
     print(path)
+
+
+def lines(name: str, value: Mapping[str, Any]) -> Iterator[str]:
+    """Yield ``name: its plain entries``, then a line for each entry that is a mapping itself."""
+    nested = {key: entry for key, entry in value.items() if isinstance(entry, Mapping)}
+    plain = {key: entry for key, entry in value.items() if key not in nested}
+    if plain:
+        yield f"{name}: {text(plain)}"
+    for key, entry in nested.items():
+        yield from lines(f"{name} {key}", entry)
 
 
 def text(value: Any) -> str:

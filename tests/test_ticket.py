@@ -116,7 +116,10 @@ def test_every_truncation_is_noticed(path):
     [
         ({"seed": SEED + 1}, "generates other weights here"),
         ({"source": "magic"}, "source must be one of .* got 'magic'"),
-        ({"options": {**OPTIONS, "n_k": 6}}, r"mask w_[qk] has shape \(2, 2, 5\); .* has \(2, 2, 6\)"),
+        (
+            {"options": {**OPTIONS, "n_k": 6}},
+            r"mask w_[qk] has shape \(2, 2, 5\); .* has \(2, 2, 6\)",
+        ),
         ({"options": {**OPTIONS, "n_k": 0}}, "is refused: n_k must be an integer >= 1, got 0"),
         ({"options": {**OPTIONS, "width": 3}}, "is refused: .*unexpected keyword"),
         ({"fingerprint": "0" * 64}, "generates other weights here"),
