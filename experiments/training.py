@@ -183,7 +183,6 @@ def save_tickets(outcome: Outcome, folder: Path, *, prefix: str = "") -> int:
                     "val_loss": float(outcome.best.loss[index]),
                     "versions": f"jax {jax.__version__}",
                 },
-                sources={"gpt2": gpt2.source},
             )
             ticket.save(folder / f"{prefix}{run.name}{ticket.SUFFIX}", found, overwrite=True)
         return len(outcome.runs)

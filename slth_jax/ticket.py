@@ -72,7 +72,7 @@ def create(
     *,
     weights: PyTree | None = None,
     metadata: Mapping[str, Any] | None = None,
-    sources: Sources = initializers.SOURCES,
+    sources: Sources | None = None,
 ) -> Ticket:
     """Return the ticket of some masks.
 
@@ -84,7 +84,7 @@ def create(
         dict is not masked.
       weights: those that the masks were found for, compared with the recipe's bit for bit.
       metadata: see `Ticket`.
-      sources: initializers by name.
+      sources: initializers by name; None for `initializers.SOURCES` and "gpt2".
 
     Raises:
       ValueError: an unknown source, options that it refuses, masks of other names or shapes, or
@@ -190,7 +190,7 @@ def masks(ticket: Ticket) -> dict[str, np.ndarray]:
     }
 
 
-def materialize(ticket: Ticket, *, sources: Sources = initializers.SOURCES) -> PyTree:
+def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
     They are generated on the CPU where there is one beside other devices: bits on others may
@@ -212,7 +212,7 @@ def materialize(ticket: Ticket, *, sources: Sources = initializers.SOURCES) -> P
     return jax.tree.map(lambda leaf: _masked(leaf, kept.get(next(names))), weights)
 
 
-def verify(path: str | os.PathLike[str], *, sources: Sources = initializers.SOURCES) -> Report:
+def verify(path: str | os.PathLike[str], *, sources: Sources | None = None) -> Report:
     """Read a ticket, generate its weights, and report what it keeps.
 
     Raises:
@@ -236,11 +236,9 @@ def _recipe(ticket: Ticket) -> str:
     return f"source {ticket.source!r} with seed {ticket.seed} and {options}"
 
 
-def _generate(ticket: Ticket, sources: Sources) -> PyTree:
+def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
     """Return the source's weights, after comparing their names and shapes with the masks'."""
-    if ticket.source not in sources:
-        raise CheckpointError(f"source must be one of {sorted(sources)}, got {ticket.source!r}")
-    draw = functools.partial(sources[ticket.source], **ticket.options)
+    draw = functools.partial(_initializer(ticket.source, sources), **ticket.options)
     with jax.default_device(_cpu()):
         key = jax.random.key(ticket.seed, impl=IMPL)
         try:
@@ -253,6 +251,18 @@ def _generate(ticket: Ticket, sources: Sources) -> PyTree:
                 has = shapes.get(name, f"no such weight, but {sorted(shapes)}")
                 raise CheckpointError(f"mask {name} has shape {shape}; {_recipe(ticket)} has {has}")
         return draw(key)
+
+
+def _initializer(name: str, sources: Sources | None) -> Callable[..., PyTree]:
+    if sources is None and name == "gpt2":
+        # Imported here: Flax takes a second, which tickets of attention need not wait for.
+        from slth_jax import gpt2
+
+        return gpt2.source
+    known = initializers.SOURCES if sources is None else sources
+    if name not in known:
+        raise CheckpointError(f"source must be one of {sorted(known)}, got {name!r}")
+    return known[name]
 
 
 def _cpu() -> jax.Device | None:
