@@ -120,7 +120,8 @@ def test_rows_are_those_of_single_trials(reference):
         assert {name: row[name] for name in point} == point and row["seed"] == seed
         assert row["steps"] == int(metrics["steps"])
         np.testing.assert_allclose(row["error"], metrics["error"], rtol=1e-5)
-        np.testing.assert_array_equal(row["sorted"], metrics["sorted"])
+        # A normal draw that is compiled may round its inverse error function differently.
+        np.testing.assert_allclose(row["sorted"], metrics["sorted"], rtol=1e-6)
         got, mask = reference.arrays(index), arrays["layer"]["mask"]
         assert got["layer"]["mask"].dtype == bool
         np.testing.assert_array_equal(got["layer"]["mask"][: len(mask)], mask)
