@@ -17,12 +17,14 @@ def show(name: str, summary: Mapping[str, Any], path: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     rows = summary["rows"]
     if rows:
-        columns = [column for column in rows[0] if column not in LEFT_OUT]
+        # All rows', in order: some methods have columns that others lack.
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = [column for column in names if column not in LEFT_OUT]
         table = Table(title=name)
         for column in columns:
             table.add_column(column, justify="right")
         for row in rows:
-            table.add_row(*(text(row.get(column)) for column in columns))
+            table.add_row(*(text(row.get(column, "")) for column in columns))
         console.print(table)
     for part in ("fit", "paper", "target"):
         if summary.get(part):
