@@ -133,8 +133,9 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
         "metadata": ticket.metadata,
     }
     text = json.dumps(checkpoint.plain(header), sort_keys=True)
-    sums = {"ticket": text, "ticket_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    data = safetensors.numpy.save(dict(sorted(ticket.bits.items())), metadata=sums)
+    # One entry: safetensors writes several in no fixed order, and the bytes must repeat.
+    entry = {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
+    data = safetensors.numpy.save(dict(sorted(ticket.bits.items())), metadata=entry)
     if path.exists():
         if checkpoint.read_bytes(path) == data:
             return
@@ -154,10 +155,10 @@ def load(path: str | os.PathLike[str]) -> Ticket:
     try:
         bits = safetensors.numpy.load(data)
         size = int.from_bytes(data[:8], "little")
-        sums = json.loads(data[8 : 8 + size])["__metadata__"]
-        text = sums["ticket"]
+        entry = json.loads(data[8 : 8 + size])["__metadata__"]
+        recorded, _, text = entry["ticket"].partition(" ")
         header = json.loads(text)
-        good = hashlib.sha256(text.encode()).hexdigest() == sums["ticket_sha256"]
+        good = hashlib.sha256(text.encode()).hexdigest() == recorded
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Damaged(f"{path} is no whole ticket: {reason}") from error
