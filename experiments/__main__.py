@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["JAX_NUM_CPU_DEVICES"] = str(options.devices)
     # JAX reads its environment when it is imported, so nothing above may import it.
     from experiments.folder import Incomplete
-    from slth_jax.files import CheckpointError
+    from slth_jax.storage import CheckpointError
 
     try:
         return _command(options)

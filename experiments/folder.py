@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slth_jax import checks, files, sweep
-from slth_jax.files import CheckpointError
+from slth_jax import checks, storage, sweep
+from slth_jax.storage import CheckpointError
 
 CONFIG, ROWS, SUMMARY = "config.json", "rows.jsonl", "summary.json"
 
@@ -19,7 +19,7 @@ class Incomplete(Exception):
 class RunFolder:
     """One run's folder, held by a lock while the run lasts.
 
-    Of several processes that run one sweep together only the first writes files.
+    Of several processes that run one sweep together only the first writes storage.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RunFolder:
     @property
     def tickets(self) -> Path:
         """Where found tickets go, as ``NAME.ticket.safetensors``."""
-        return files.make_folder(self.path / "tickets")
+        return storage.make_folder(self.path / "tickets")
 
     @property
     def finished(self) -> bool:
@@ -68,23 +68,23 @@ class RunFolder:
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one measurement a line to ``rows.jsonl``."""
         if self.writes:
-            files.write_rows(self.path / ROWS, rows)
+            storage.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, last of all: its presence says that the run is complete."""
         if self.writes:
-            files.write_json(self.path / SUMMARY, summary)
+            storage.write_json(self.path / SUMMARY, summary)
 
     def read_summary(self) -> dict[str, Any]:
         """Return what `write_summary` wrote."""
-        return files.read_json(self.path / SUMMARY)
+        return storage.read_json(self.path / SUMMARY)
 
     def figure(self, figure: Any, name: str) -> None:
         """Write a matplotlib figure as ``name.png`` and ``name.svg`` and close it."""
         from matplotlib import pyplot
 
         for kind in ("png", "svg") if self.writes else ():
-            with files.writing(self.path / f"{name}.{kind}") as file:
+            with storage.writing(self.path / f"{name}.{kind}") as file:
                 figure.savefig(file, format=kind, dpi=160, bbox_inches="tight")
         pyplot.close(figure)
 
@@ -143,15 +143,15 @@ def open(  # the word for it, always written folder.open
     where = Path(path).absolute()
     if where.exists() and not where.is_dir():
         raise checks.fail("--out", "a folder", f"a file, {where}")
-    wanted = files.plain({"experiment": experiment, "options": dataclasses.asdict(config)})
+    wanted = storage.plain({"experiment": experiment, "options": dataclasses.asdict(config)})
     _refuse_foreign(where)
     with contextlib.ExitStack() as stack:
         if writes:
-            stack.enter_context(files.lock(files.make_folder(where), shared=bool(shard)))
+            stack.enter_context(storage.lock(storage.make_folder(where), shared=bool(shard)))
         if (where / CONFIG).exists():
-            _compare(where, files.read_json(where / CONFIG), wanted, resume)
+            _compare(where, storage.read_json(where / CONFIG), wanted, resume)
         elif writes:
-            files.write_json(where / CONFIG, wanted)
+            storage.write_json(where / CONFIG, wanted)
         yield RunFolder(where, shard=shard, quiet=quiet, writes=writes)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import text, training
 from experiments.folder import RunFolder
 from experiments.training_job import Job
-from slth_jax import checkpoint, checks, edge_popup, gpt2
+from slth_jax import checks, edge_popup, gpt2, storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ModelSettings:
       rows, length: sequences of a batch and their length.
       learning_rate, final: the highest, and the last as a fraction of it (cosine decay).
       weight_decay: of AdamW, on the scores.
-      chunk: steps between evaluations; each is followed by a checkpoint.
+      chunk: steps between evaluations; each is followed by a storage.
       eval_rows: validation windows; 0 for all of the text.
       accumulate, dtype, remat, mesh: see `training_job.Job`.
       activation, embeddings, gains: see `gpt2.Config`.
@@ -143,7 +143,7 @@ def train_in_groups(
     `name` tells this job's checkpoints and logs from those of others in the run's folder.
     """
     size = at_once or len(runs)
-    logs = checkpoint.make_folder(out.path / "logs")
+    logs = storage.make_folder(out.path / "logs")
     outcomes = []
     for begin in range(0, len(runs), size):
         group, part = runs[begin : begin + size], f"{name}-{begin}"

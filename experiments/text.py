@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slth_jax import checkpoint, checks
-from slth_jax.checkpoint import CheckpointError
+from slth_jax import checks, storage
+from slth_jax.storage import CheckpointError
 
 SPLITS = ("train", "valid", "test")
 VOCAB_SIZES = {"bytes": 256, "gpt2": 50257}
@@ -215,21 +215,21 @@ def _write(file: Path, note: Path, raw: bytes, path: Path, encode) -> dict:
             "data", "texts in UTF-8", f"{path}: {error.reason} at byte {error.start}"
         ) from error
     digest, count = hashlib.sha256(), 0
-    checkpoint.make_folder(file.parent)
-    with checkpoint.writing(file) as out:
+    storage.make_folder(file.parent)
+    with storage.writing(file) as out:
         for piece in pieces(text):
             part = np.array(encode(piece), np.uint16)
             out.write(part.tobytes())
             digest.update(part.tobytes())
             count += len(part)
     known = {"tokens": count, "sha256": digest.hexdigest(), "text": path.name}
-    checkpoint.write_json(note, known)
+    storage.write_json(note, known)
     return known
 
 
 def _note(note: Path) -> dict | None:
     try:
-        known = checkpoint.read_json(note)
+        known = storage.read_json(note)
     except CheckpointError:
         return None
     return known if isinstance(known, dict) and {"tokens", "sha256"} <= known.keys() else None
@@ -260,7 +260,7 @@ def _fetch(folder: Path, name: str) -> None:
         raise checks.fail(
             "data", "a WikiText of the hub that can be reached", f"hub:{name} ({reason})"
         ) from error
-    checkpoint.make_folder(folder)
+    storage.make_folder(folder)
     for split, theirs in zip(SPLITS, ("train", "validation", "test"), strict=True):
         lines = (row["text"] or " \n" for row in parts[theirs])
-        checkpoint.write_bytes(folder / f"{split}.txt", "".join(lines).encode())
+        storage.write_bytes(folder / f"{split}.txt", "".join(lines).encode())

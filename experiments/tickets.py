@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.folder import RunFolder
 from experiments.sources import narrow
-from slth_jax import attention, guarantee, initializers, ticket
+from slth_jax import attention, initializers, ticket
+from slth_jax.construction import guarantee
 from slth_jax.sweep import Results
 from slth_jax.types import Array, AttentionParams
 

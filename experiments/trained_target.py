@@ -12,7 +12,8 @@ from experiments import measure, modular, plots, pretrained, registry, tickets
 from experiments.folder import RunFolder
 from experiments.pretrained import Network, Task
 from experiments.sources import narrow, narrow_layers, random_source
-from slth_jax import construction, guarantee, ticket
+from slth_jax import construction, ticket
+from slth_jax.construction import guarantee
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams, Hparams, Key
 

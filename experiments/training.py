@@ -22,8 +22,8 @@ from experiments import text
 from experiments.training_job import Job, Run
 from experiments.training_program import Program
 from experiments.training_store import Best, Store
-from slth_jax import checkpoint, gpt2, supermask, ticket
-from slth_jax.sweep_hosts import on_first, until_sigterm
+from slth_jax import gpt2, storage, supermask, ticket
+from slth_jax.sweep.hosts import on_first, until_sigterm
 
 __all__ = ["Job", "Outcome", "Run", "save_tickets", "train"]
 
@@ -145,7 +145,7 @@ def train(
             log += _rows(runs, until, losses, measured)
             store.save(state, best, log)
             if log_file is not None:
-                on_first(functools.partial(checkpoint.write_rows, log_file, log))
+                on_first(functools.partial(storage.write_rows, log_file, log))
             progress(until, job.recipe.steps)
             check()
     shuffled = np.full(len(runs), np.nan)

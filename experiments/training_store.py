@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from slth_jax import checkpoint, edge_popup
-from slth_jax.checkpoint import CheckpointError
-from slth_jax.sweep_hosts import on_first
+from slth_jax import edge_popup, storage
+from slth_jax.storage import CheckpointError
+from slth_jax.sweep.hosts import on_first
 from slth_jax.types import PyTree
 
 _KEPT = 2  # checkpoints that stay: the last one, and one more should it be damaged
@@ -62,7 +62,7 @@ class Store:
 
     def __init__(self, folder: Path, program: Runs):
         """Use `folder`, made with its parents where it is missing."""
-        self._folder, self._program = checkpoint.make_folder(folder), program
+        self._folder, self._program = storage.make_folder(folder), program
 
     def restore(self) -> tuple[edge_popup.State, Best, list[dict[str, Any]]]:
         """Return state, best and log of the newest whole checkpoint, or of the beginning.
@@ -75,7 +75,7 @@ class Store:
             try:
                 log = on_first(functools.partial(_log, path))
                 like = {"state": self._program.shapes, "best": self._empty()}
-                tree = checkpoint.load_tree(path / "arrays", like)
+                tree = storage.load_tree(path / "arrays", like)
                 best = jax.tree.map(np.asarray, tree["best"])
                 return tree["state"], best, log
             except CheckpointError as error:
@@ -91,14 +91,14 @@ class Store:
         path = self._folder / f"step-{int(log[-1]['step']):08d}"
         aside = self._folder / f".{path.name}.tmp"
         on_first(lambda: shutil.rmtree(aside, ignore_errors=True))
-        on_first(lambda: str(checkpoint.make_folder(aside)))
-        checkpoint.save_tree(aside / "arrays", {"state": state, "best": best})()
+        on_first(lambda: str(storage.make_folder(aside)))
+        storage.save_tree(aside / "arrays", {"state": state, "best": best})()
 
         def finish() -> None:
-            checkpoint.write_json(aside / "log.json", log)
-            checkpoint.seal(aside)
+            storage.write_json(aside / "log.json", log)
+            storage.seal(aside)
             shutil.rmtree(path, ignore_errors=True)  # a damaged one that was passed over
-            checkpoint.move(aside, path)
+            storage.move(aside, path)
             for old in self._saved()[_KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -122,5 +122,5 @@ class Store:
 
 def _log(path: Path) -> list[dict[str, Any]]:
     """Return the log of a checkpoint whose files are whole."""
-    checkpoint.check(path)
-    return checkpoint.read_json(path / "log.json")
+    storage.check(path)
+    return storage.read_json(path / "log.json")

@@ -15,10 +15,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from slth_jax import checkpoint, checks
-from slth_jax.checkpoint import Damaged
+from slth_jax import checks, storage
 from slth_jax.gpt2_config import Config, matrix_shapes, vector_shapes
 from slth_jax.gpt2_core import Params
+from slth_jax.storage import Damaged
 
 # Ours to theirs, within a block.
 _BLOCK = {
@@ -116,10 +116,10 @@ def save(path: str | os.PathLike[str], params: Mapping[str, Any], config: Config
       CheckpointError: the folder cannot be written to.
     """
     state = to_state_dict(params, config)
-    folder = checkpoint.make_folder(path)
+    folder = storage.make_folder(path)
     data = safetensors.numpy.save(state, metadata={"format": "pt"})
-    checkpoint.write_bytes(folder / "model.safetensors", data)
-    checkpoint.write_json(folder / "config.json", to_config(config))
+    storage.write_bytes(folder / "model.safetensors", data)
+    storage.write_json(folder / "config.json", to_config(config))
 
 
 def load(path: str | os.PathLike[str], **settings: Any) -> tuple[Params, Config]:
@@ -132,8 +132,8 @@ def load(path: str | os.PathLike[str], **settings: Any) -> tuple[Params, Config]
       CheckpointError: a file is missing or damaged.
     """
     folder = Path(path)
-    config = from_config(checkpoint.read_json(folder / "config.json"))
-    data = checkpoint.read_bytes(folder / "model.safetensors")
+    config = from_config(storage.read_json(folder / "config.json"))
+    data = storage.read_bytes(folder / "model.safetensors")
     try:
         state = safetensors.numpy.load(data)
     except safetensors.SafetensorError as error:

@@ -20,8 +20,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from slth_jax import checkpoint, checks, initializers, supermask
-from slth_jax.checkpoint import CheckpointError, Damaged, named_leaves
+from slth_jax import checks, initializers, storage, supermask
+from slth_jax.storage import CheckpointError, Damaged, named_leaves
 from slth_jax.types import PyTree
 
 SUFFIX = ".ticket.safetensors"
@@ -99,7 +99,7 @@ def create(
         bits={name: np.asarray(supermask.pack(mask)) for name, mask in named.items()},
         shapes={name: tuple(mask.shape) for name, mask in named.items()},
         fingerprint="",
-        metadata=checkpoint.plain(metadata or {}),
+        metadata=storage.plain(metadata or {}),
     )
     try:
         generated = _generate(ticket, sources)
@@ -132,16 +132,16 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
         "fingerprint": ticket.fingerprint,
         "metadata": ticket.metadata,
     }
-    text = json.dumps(checkpoint.plain(header), sort_keys=True)
+    text = json.dumps(storage.plain(header), sort_keys=True)
     # One entry: safetensors writes several in no fixed order, and the bytes must repeat.
     entry = {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
     data = safetensors.numpy.save(dict(sorted(ticket.bits.items())), metadata=entry)
     if path.exists():
-        if checkpoint.read_bytes(path) == data:
+        if storage.read_bytes(path) == data:
             return
         if not overwrite:
             raise CheckpointError(f"{path} is there and differs; pass overwrite=True to replace it")
-    checkpoint.write_bytes(path, data)
+    storage.write_bytes(path, data)
 
 
 def load(path: str | os.PathLike[str]) -> Ticket:
@@ -151,7 +151,7 @@ def load(path: str | os.PathLike[str]) -> Ticket:
       Damaged: the file is not, byte for byte in what it says, one that `save` wrote.
       CheckpointError: it is missing or of a later format.
     """
-    data = checkpoint.read_bytes(path)
+    data = storage.read_bytes(path)
     try:
         bits = safetensors.numpy.load(data)
         size = int.from_bytes(data[:8], "little")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from slth_jax import sweep
-from slth_jax.checkpoint import CheckpointError
+from slth_jax.storage import CheckpointError
 
 SWEEP = {
     "grid": {"scale": [0.5, 2.0, 3.0], "width": [3, 9]},

@@ -13,24 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slth_jax import checkpoint, files
-from slth_jax.checkpoint import CheckpointError, Damaged, Locked
+from slth_jax import storage
+from slth_jax.storage import CheckpointError, Damaged, Locked
 
 LIMITED = """
 import resource, signal, sys
-from slth_jax import checkpoint
+from slth_jax import storage
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    checkpoint.write_bytes(sys.argv[1], b"x" * 5000)
-except checkpoint.CheckpointError as error:
+    storage.write_bytes(sys.argv[1], b"x" * 5000)
+except storage.CheckpointError as error:
     print(error)
 """
 
 HOLDER = """
 import sys, time
-from slth_jax import checkpoint
-with checkpoint.lock(sys.argv[1]):
+from slth_jax import storage
+with storage.lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -43,10 +43,10 @@ def _one_line(caught):
 
 def test_bytes_are_replaced_whole(tmp_path):
     path = tmp_path / "a"
-    checkpoint.write_bytes(path, b"one")
-    checkpoint.write_bytes(path, b"two")
-    assert checkpoint.read_bytes(path) == b"two"
-    with pytest.raises(KeyError), checkpoint.writing(path) as file:
+    storage.write_bytes(path, b"one")
+    storage.write_bytes(path, b"two")
+    assert storage.read_bytes(path) == b"two"
+    with pytest.raises(KeyError), storage.writing(path) as file:
         file.write(b"half")
         raise KeyError
     assert path.read_bytes() == b"two" and os.listdir(tmp_path) == ["a"]
@@ -70,9 +70,9 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, step, full)
+    monkeypatch.setattr(storage.files.os, step, full)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.write_bytes(path, b"new")
+        storage.write_bytes(path, b"new")
     assert _one_line(caught) == f"cannot write {path}: No space left on device"
     assert path.read_bytes() == b"good" and os.listdir(tmp_path) == ["a"]
 
@@ -81,10 +81,10 @@ def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file", Path("/proc/self/nothing")):  # root writes anywhere else
         for action in (
-            lambda folder=folder: checkpoint.write_bytes(folder / "a", b""),
-            lambda folder=folder: checkpoint.make_folder(folder / "b"),
-            lambda folder=folder: checkpoint.lock(folder / "c").__enter__(),
-            lambda folder=folder: checkpoint.save_tree(folder / "d", {"a": np.ones(3)})(),
+            lambda folder=folder: storage.write_bytes(folder / "a", b""),
+            lambda folder=folder: storage.make_folder(folder / "b"),
+            lambda folder=folder: storage.lock(folder / "c").__enter__(),
+            lambda folder=folder: storage.save_tree(folder / "d", {"a": np.ones(3)})(),
         ):
             with pytest.raises(CheckpointError) as caught:
                 action()
@@ -94,33 +94,33 @@ def test_folders_that_cannot_be_written(tmp_path):
 def test_json_round_trip_and_values_that_json_lacks(tmp_path):
     path = tmp_path / "a.json"
     value = {"a": np.float32(0.1), "b": (1, np.arange(2)), "c": [math.nan, math.inf, -math.inf]}
-    checkpoint.write_json(path, value, checksum=True)
-    got = checkpoint.read_json(path, checksum=True)
+    storage.write_json(path, value, checksum=True)
+    got = storage.read_json(path, checksum=True)
     assert got["a"] == float(np.float32(0.1)) and got["b"] == [1, [0, 1]]
     assert [float(entry) for entry in got["c"][1:]] == [math.inf, -math.inf]
     assert got["c"][0] == "NaN" and math.isnan(float(got["c"][0]))
     rows = [{"seed": 1, "error": math.nan}, {"seed": 2, "error": 0.5}]
-    checkpoint.write_rows(tmp_path / "rows.jsonl", rows)
+    storage.write_rows(tmp_path / "rows.jsonl", rows)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"seed": 1, "error": "NaN"}, rows[1]]
 
 
 def test_every_flipped_byte_of_checked_json_is_noticed_or_harmless(tmp_path):
     path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"seeds": [1, 2], "name": "x"}, checksum=True)
-    good, value = path.read_bytes(), checkpoint.read_json(path, checksum=True)
+    storage.write_json(path, {"seeds": [1, 2], "name": "x"}, checksum=True)
+    good, value = path.read_bytes(), storage.read_json(path, checksum=True)
     noticed = 0
     for place in range(len(good)):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         try:
-            assert checkpoint.read_json(path, checksum=True) == value
+            assert storage.read_json(path, checksum=True) == value
         except Damaged as error:
             noticed += 1
             assert str(path) in str(error) and "\n" not in str(error)
     for size in range(len(good) - 1):  # the last byte is the line's end
         path.write_bytes(good[:size])
         with pytest.raises(Damaged):
-            checkpoint.read_json(path, checksum=True)
+            storage.read_json(path, checksum=True)
     assert noticed > 0.8 * len(good)
 
 
@@ -128,10 +128,10 @@ def test_seal_and_check(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "a").write_bytes(b"alpha")
     (tmp_path / "in" / "b").write_bytes(b"beta")
-    checkpoint.seal(tmp_path)
-    checkpoint.check(tmp_path)
-    subprocess.run(["sha256sum", "-c", "--quiet", checkpoint.SUMS], cwd=tmp_path, check=True)
-    for path in (tmp_path / "a", tmp_path / "in" / "b", tmp_path / checkpoint.SUMS):
+    storage.seal(tmp_path)
+    storage.check(tmp_path)
+    subprocess.run(["sha256sum", "-c", "--quiet", storage.SUMS], cwd=tmp_path, check=True)
+    for path in (tmp_path / "a", tmp_path / "in" / "b", tmp_path / storage.SUMS):
         good = path.read_bytes()
         flipped = [
             good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
@@ -140,40 +140,40 @@ def test_seal_and_check(tmp_path):
         for bad in (*flipped, *(good[:size] for size in range(len(good))), good + b"x"):
             path.write_bytes(bad)
             with pytest.raises(Damaged) as caught:
-                checkpoint.check(tmp_path)
+                storage.check(tmp_path)
             assert str(tmp_path) in _one_line(caught)
         path.unlink()
         with pytest.raises(Damaged):
-            checkpoint.check(tmp_path)
+            storage.check(tmp_path)
         path.write_bytes(good)
     (tmp_path / "c").write_bytes(b"")
     with pytest.raises(Damaged, match="is not in its SHA256SUMS"):
-        checkpoint.check(tmp_path)
+        storage.check(tmp_path)
 
 
 def test_sealing_named_files_only(tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(b"x")
-    checkpoint.seal(tmp_path, ("a",))
+    storage.seal(tmp_path, ("a",))
     (tmp_path / "b").write_bytes(b"y")
-    checkpoint.check(tmp_path, ("a",))
+    storage.check(tmp_path, ("a",))
     (tmp_path / "a").write_bytes(b"y")
     with pytest.raises(Damaged):
-        checkpoint.check(tmp_path, ("a",))
+        storage.check(tmp_path, ("a",))
 
 
 def test_locks_within_one_process(tmp_path):
-    with checkpoint.lock(tmp_path):
+    with storage.lock(tmp_path):
         for shared in (False, True):
-            with pytest.raises(Locked) as caught, checkpoint.lock(tmp_path, shared=shared):
+            with pytest.raises(Locked) as caught, storage.lock(tmp_path, shared=shared):
                 pass
             assert f"process {os.getpid()} on " in _one_line(caught)
-    with checkpoint.lock(tmp_path, shared=True), checkpoint.lock(tmp_path, shared=True):
-        with pytest.raises(Locked), checkpoint.lock(tmp_path):
+    with storage.lock(tmp_path, shared=True), storage.lock(tmp_path, shared=True):
+        with pytest.raises(Locked), storage.lock(tmp_path):
             pass
-        with checkpoint.lock(tmp_path, name="other"):
+        with storage.lock(tmp_path, name="other"):
             pass
-    with checkpoint.lock(tmp_path):
+    with storage.lock(tmp_path):
         pass
 
 
@@ -182,11 +182,11 @@ def test_a_lock_ends_with_its_killed_process(tmp_path):
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Locked, match=f"process {other.pid} on"), checkpoint.lock(tmp_path):
+        with pytest.raises(Locked, match=f"process {other.pid} on"), storage.lock(tmp_path):
             pass
         other.send_signal(signal.SIGKILL)
         other.wait()
-        with checkpoint.lock(tmp_path):
+        with storage.lock(tmp_path):
             pass
 
 
@@ -199,18 +199,18 @@ def test_trees_through_orbax(tmp_path):
             "one": np.array(2, np.float32),
         },
     }
-    finish = checkpoint.save_tree(tmp_path / "t", tree)
+    finish = storage.save_tree(tmp_path / "t", tree)
     finish()
     like = {
         "bits": np.empty((2, 3), np.uint8),
         "mask": np.empty(2, bool),
         "deep": {"half": np.empty(3, jnp.bfloat16), "one": np.empty((), np.float32)},
     }
-    got = checkpoint.load_tree(tmp_path / "t", like)
-    for name, leaf in checkpoint.named_leaves(tree).items():
-        loaded = checkpoint.named_leaves(got)[name]
+    got = storage.load_tree(tmp_path / "t", like)
+    for name, leaf in storage.named_leaves(tree).items():
+        loaded = storage.named_leaves(got)[name]
         assert loaded.dtype == leaf.dtype
         np.testing.assert_array_equal(loaded, leaf)
     with pytest.raises(Damaged) as caught:
-        checkpoint.load_tree(tmp_path / "nothing", like)
+        storage.load_tree(tmp_path / "nothing", like)
     assert str(tmp_path / "nothing") in _one_line(caught)

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import data, fits, folder, input_length, modular, pretrained, registry
 from experiments.__main__ import main
-from slth_jax import files, sweep, ticket
+from slth_jax import storage, sweep, ticket
 
 SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SMALL = ["--set", "widths=4,8,20", "--seeds", "3", "--set", "epochs=1", "--quiet"]
@@ -256,7 +256,7 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
     config = registry.configure(registry.load("hidden-dim"), "quick", {}, None)
     with (
         folder.open(str(tmp_path / "run"), "hidden-dim", config),
-        pytest.raises(files.Locked, match="in use"),
+        pytest.raises(storage.Locked, match="in use"),
         folder.open(str(tmp_path / "run"), "hidden-dim", config),
     ):
         pass

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from slth_jax import edge_popup, gpt2, huggingface, ticket
-from slth_jax.checkpoint import CheckpointError
+from slth_jax.storage import CheckpointError
 
 CONFIGS = {
     "relu": gpt2.Config(num_blocks=2, width=32, num_heads=4, vocab_size=61, max_length=19),

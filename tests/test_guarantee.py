@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_construction import attention_pair, pruned_transformer
 
-from slth_jax import attention, construction, guarantee, transformer
+from slth_jax import attention, construction, transformer
+from slth_jax.construction import guarantee
 
 T, ALPHA = 6, 1.5
 

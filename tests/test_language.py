@@ -10,7 +10,7 @@ from experiments import __main__ as command
 from experiments import language, language_cost, text, training, weight_scale
 from experiments.training_program import Program
 from slth_jax import edge_popup, gpt2, ticket
-from slth_jax.checkpoint import CheckpointError
+from slth_jax.storage import CheckpointError
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "one", "dog", "ran", "=", ","]
 MODEL = gpt2.Config(

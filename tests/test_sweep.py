@@ -15,16 +15,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from slth_jax import (
-    checkpoint,
-    construction,
-    files,
-    initializers,
-    sweep,
-    sweep_grid,
-    sweep_program,
-)
-from slth_jax.checkpoint import CheckpointError, Damaged, Locked
+from slth_jax import construction, initializers, storage, sweep
+from slth_jax.storage import CheckpointError, Damaged, Locked
+from slth_jax.sweep import grid as sweep_grid
+from slth_jax.sweep import program as sweep_program
 
 
 def trial(key, hparams):
@@ -398,7 +392,7 @@ def test_another_configuration_is_refused(folder, changes, words):
 
 
 def test_another_version_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(sweep.jax, "__version__", "0.99")
+    monkeypatch.setattr(sweep.runner.jax, "__version__", "0.99")
     with pytest.raises(CheckpointError, match=r"versions.jax is .* there and '0.99' here"):
         sweep.run(cheap, out=folder, **CHEAP)
 
@@ -431,11 +425,11 @@ def test_a_shard_without_chunks_is_empty(tmp_path):
 
 
 def test_one_process_a_folder_and_one_a_shard(tmp_path):
-    with checkpoint.lock(tmp_path), pytest.raises(Locked, match="is in use by process"):
+    with storage.lock(tmp_path), pytest.raises(Locked, match="is in use by process"):
         sweep.run(cheap, out=tmp_path, **CHEAP)
-    with checkpoint.lock(tmp_path), pytest.raises(Locked):
+    with storage.lock(tmp_path), pytest.raises(Locked):
         sweep.run(cheap, out=tmp_path, shard="0/2", **CHEAP)
-    with checkpoint.lock(tmp_path, shared=True), checkpoint.lock(tmp_path, name="lock-0-of-2"):
+    with storage.lock(tmp_path, shared=True), storage.lock(tmp_path, name="lock-0-of-2"):
         with pytest.raises(Locked):
             sweep.run(cheap, out=tmp_path, shard="0/2", **CHEAP)
         with pytest.raises(Locked):
@@ -458,7 +452,7 @@ def test_damage_to_any_file_is_noticed_and_repaired(finished, folder, caplog):
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
     chunk = [path for path in paths if "000001" in path.parts]
     assert len(chunk) > 5
-    for path in [*chunk, folder / "table.csv", folder / checkpoint.SUMS]:
+    for path in [*chunk, folder / "table.csv", folder / storage.SUMS]:
         good = path.read_bytes()
         for bad in damages(good):
             path.write_bytes(bad)
@@ -471,7 +465,7 @@ def test_damage_to_any_file_is_noticed_and_repaired(finished, folder, caplog):
                 same(sweep.load(folder), finished[1])
                 (message,) = [record.getMessage() for record in caplog.records]
             assert "\n" not in message
-            assert str(path if path.name != checkpoint.SUMS else path.parent) in message
+            assert str(path if path.name != storage.SUMS else path.parent) in message
         path.write_bytes(good)
     config = folder / "config.json"
     good = config.read_bytes()
@@ -507,7 +501,7 @@ def test_results_without_a_configuration_are_left_alone(folder):
 
 
 def test_a_full_disk_loses_nothing(finished, tmp_path, monkeypatch):
-    real = files.os.fsync
+    real = storage.files.os.fsync
 
     def full(fd):
         if next(count) > limit:
@@ -516,11 +510,11 @@ def test_a_full_disk_loses_nothing(finished, tmp_path, monkeypatch):
 
     for limit in (1, 5, 14, 23, 40):  # noqa: B007
         count = itertools.count()
-        monkeypatch.setattr(files.os, "fsync", full)
+        monkeypatch.setattr(storage.files.os, "fsync", full)
         with pytest.raises(CheckpointError, match=r"cannot write .*: No space left") as caught:
             sweep.run(cheap, out=tmp_path, **CHEAP)
         assert "\n" not in str(caught.value)
-        monkeypatch.setattr(files.os, "fsync", real)
+        monkeypatch.setattr(storage.files.os, "fsync", real)
     same(sweep.run(cheap, out=tmp_path, **CHEAP), finished[1])
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from slth_jax import initializers, ticket
-from slth_jax.checkpoint import CheckpointError, Damaged
+from slth_jax.storage import CheckpointError, Damaged
 
 OPTIONS = {"num_heads": 2, "d_in": 2, "d_out": 1, "n_k": 5, "n_v": 3}
 SEED = 7

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slth_jax import checkpoint, edge_popup, gpt2, supermask
+from slth_jax import edge_popup, gpt2, storage, supermask
 
 # 5.3 million parameters, of which 5.2 million carry a score.
 LARGE = gpt2.Config(num_blocks=6, width=256, num_heads=4, vocab_size=2048, max_length=128)
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("steps", "seeds", "both"), default="both")
     parser.add_argument("--out", default="experiments/benchmarks/results")
     options = parser.parse_args()
-    out = checkpoint.make_folder(options.out)
+    out = storage.make_folder(options.out)
     if options.part in ("steps", "both"):
         tokens = _tokens(LARGE, options.rows)
         steps: dict[str, Callable[[np.ndarray], Any]] = {
@@ -242,13 +242,13 @@ def _write(path: Path, rows: list[dict[str, Any]], what: str, rounds: int) -> No
         "versions": versions,
     }
     print(json.dumps(result, indent=1))
-    checkpoint.write_json(path.with_suffix(".json"), result)
+    storage.write_json(path.with_suffix(".json"), result)
     lines = io.StringIO()
     writer = csv.DictWriter(lines, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    checkpoint.write_bytes(path.with_suffix(".csv"), lines.getvalue().encode())
-    with checkpoint.writing(path.with_suffix(".png")) as file:
+    storage.write_bytes(path.with_suffix(".csv"), lines.getvalue().encode())
+    with storage.writing(path.with_suffix(".png")) as file:
         figure = picture(rows, f"{what}, {os.cpu_count()} cores")
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
 

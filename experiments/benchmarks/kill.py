@@ -35,7 +35,8 @@ def trial(key, hparams):
 
 def work(out: Path, log: Path, points: int, seeds: int) -> None:
     """Run the sweep, noting in `log` every trial whose computation is begun."""
-    from slth_jax import sweep, sweep_program
+    from slth_jax import sweep
+    from slth_jax.sweep import program as sweep_program
 
     start = sweep_program.Program.start
 
@@ -152,10 +153,10 @@ def main() -> None:
         report = run(Path(folder), seed=options.seed, **counts)
     print(json.dumps(report))
     if options.save:
-        from slth_jax import checkpoint
+        from slth_jax import storage
 
-        results = checkpoint.make_folder(Path(__file__).parent / "results")
-        checkpoint.write_json(results / "kill.json", report)
+        results = storage.make_folder(Path(__file__).parent / "results")
+        storage.write_json(results / "kill.json", report)
     return None
 
 

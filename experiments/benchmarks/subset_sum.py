@@ -39,7 +39,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from experiments.benchmarks import solvers
-from slth_jax import files, subset_sum
+from slth_jax import storage, subset_sum
 
 OURS, SHARDED, LOOP = "slth_jax", "slth_jax, sharded", "C two-pointer"
 
@@ -331,8 +331,8 @@ def main(arguments: list[str] | None = None) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_bytes(options.out / "subset_sum.csv", text.getvalue().encode())
-    files.write_json(options.out / "subset_sum.json", result)
+    storage.write_bytes(options.out / "subset_sum.csv", text.getvalue().encode())
+    storage.write_json(options.out / "subset_sum.json", result)
     picture(rows, growth, options.out / "subset_sum")
     print(f"written to {options.out}/subset_sum.csv, .json, .png, .svg")
 

@@ -150,7 +150,7 @@ def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw time and memory against the number of trials."""
     from experiments import plots
-    from slth_jax import checkpoint
+    from slth_jax import storage
 
     rows = results["scale"]
     trials = [row["trials"] for row in rows]
@@ -171,7 +171,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     right.set_ylabel("peak memory of the process, MiB")
     figure.suptitle("hidden-dim trials of width 12, results saved in chunks")
     for kind in ("png", "svg"):
-        with checkpoint.writing(path.with_suffix(f".{kind}")) as file:
+        with storage.writing(path.with_suffix(f".{kind}")) as file:
             figure.savefig(file, format=kind, dpi=160)
 
 
@@ -199,10 +199,10 @@ def main() -> None:
 
     import jax
 
-    from slth_jax import checkpoint
+    from slth_jax import storage
 
     path = RESULTS / "sweep.json"
-    results = checkpoint.read_json(path) if path.exists() else {}
+    results = storage.read_json(path) if path.exists() else {}
     pairs = results.setdefault("pairs", [])
     if options.what == "pair":
         pairs.append(pair(("batched", "one_by_one")[len(pairs) % 2]))
@@ -214,7 +214,7 @@ def main() -> None:
     results["medians"] = summarize(results)
     results["machine"] = {"cores": os.cpu_count(), "cpu": platform.processor() or "unknown"}
     results["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
-    checkpoint.write_json(checkpoint.make_folder(RESULTS) / "sweep.json", results)
+    storage.write_json(storage.make_folder(RESULTS) / "sweep.json", results)
     if results.get("scale"):
         draw(results, RESULTS / "sweep")
     print(json.dumps(results["medians"], indent=1))

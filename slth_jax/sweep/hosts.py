@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from slth_jax.checkpoint import CheckpointError
+from slth_jax.storage import CheckpointError
 
 # What a shell reports for a process ended by SIGTERM; batch systems take it as "preempted".
 PREEMPTED = 128 + signal.SIGTERM

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from slth_jax import checks, pairing
+from slth_jax import checks
+from slth_jax.construction import pairing
 from slth_jax.theory import sharp_softmax_error
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from slth_jax import checks
-from slth_jax.sweep_grid import Plan
-from slth_jax.sweep_program import Record, unpack
+from slth_jax.sweep.grid import Plan
+from slth_jax.sweep.program import Record, unpack
 
 
 def nested(named: dict[str, Any]) -> Any:

@@ -11,28 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slth_jax import checks, pairing, pruning
-from slth_jax.entries import Report
-from slth_jax.grouping import CONSTRUCTIONS
-from slth_jax.guarantee import guaranteed_error, is_vacuous
-from slth_jax.pruning import AttentionReport, TransformerReport
+from slth_jax import checks
+from slth_jax.construction import pairing, pruning
+from slth_jax.construction.grouping import CONSTRUCTIONS
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import ArrayLike, AttentionParams, PyTree
-
-__all__ = [
-    "CONSTRUCTIONS",
-    "AttentionReport",
-    "Report",
-    "TransformerReport",
-    "apply_masks",
-    "guaranteed_error",
-    "is_vacuous",
-    "prune_attention",
-    "prune_layers",
-    "prune_product",
-    "prune_relu_layer",
-    "prune_transformer",
-]
 
 
 def prune_product(

@@ -1,7 +1,4 @@
-"""The one place that knows how things are written safely: files (`files`) and arrays through Orbax.
-
-Other modules and experiments take both from here.
-"""
+"""Trees of arrays on disk, through Orbax."""
 
 import contextlib
 import logging
@@ -13,50 +10,8 @@ from typing import Any
 import jax
 
 from slth_jax import checks
-from slth_jax.files import (
-    SUMS,
-    CheckpointError,
-    Damaged,
-    Locked,
-    check,
-    check_room,
-    lock,
-    make_folder,
-    move,
-    plain,
-    read_bytes,
-    read_json,
-    reason,
-    seal,
-    write_bytes,
-    write_json,
-    write_rows,
-    writing,
-)
+from slth_jax.storage.files import CheckpointError, Damaged, reason
 from slth_jax.types import PyTree
-
-__all__ = [
-    "SUMS",
-    "CheckpointError",
-    "Damaged",
-    "Locked",
-    "check",
-    "check_room",
-    "load_tree",
-    "lock",
-    "make_folder",
-    "move",
-    "named_leaves",
-    "plain",
-    "read_bytes",
-    "read_json",
-    "save_tree",
-    "seal",
-    "write_bytes",
-    "write_json",
-    "write_rows",
-    "writing",
-]
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:

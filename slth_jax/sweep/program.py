@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from slth_jax import checks
-from slth_jax.checkpoint import named_leaves
-from slth_jax.sweep_grid import Plan
+from slth_jax.storage import named_leaves
+from slth_jax.sweep.grid import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
 
 Trial = Callable[[Key, Hparams], Metrics | tuple[Metrics, PyTree]]

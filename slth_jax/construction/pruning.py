@@ -11,8 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slth_jax import attention, entries
-from slth_jax.entries import Problem, Report, Solved, product_problem, relu_problems, turn
+from slth_jax import attention
+from slth_jax.construction import entries
+from slth_jax.construction.entries import (
+    Problem,
+    Report,
+    Solved,
+    product_problem,
+    relu_problems,
+    turn,
+)
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from slth_jax import subset_sum
-from slth_jax.grouping import Groups, deal, split_by_sign
+from slth_jax.construction.grouping import Groups, deal, split_by_sign
 from slth_jax.types import Array, ArrayLike
 
 

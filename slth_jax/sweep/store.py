@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from slth_jax import checkpoint
-from slth_jax.checkpoint import CheckpointError, Damaged
-from slth_jax.sweep_hosts import on_first
-from slth_jax.sweep_program import Record, empty_record
+from slth_jax import storage
+from slth_jax.storage import CheckpointError, Damaged
+from slth_jax.sweep.hosts import on_first
+from slth_jax.sweep.program import Record, empty_record
 
 _log = logging.getLogger("slth_jax.sweep")
 
@@ -45,11 +45,11 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder: all of it, or one shard of it beside the other shards."""
-        with checkpoint.lock(self.out, shared=not self._alone):
+        with storage.lock(self.out, shared=not self._alone):
             if self._alone:
                 yield
             else:
-                with checkpoint.lock(self.out, name=f"lock-{self._owner}"):
+                with storage.lock(self.out, name=f"lock-{self._owner}"):
                     yield
 
     def open(self, config: Mapping[str, Any]) -> None:
@@ -64,18 +64,18 @@ class Store:
         elif chunks.exists() and any(chunks.iterdir()):
             raise CheckpointError(f"{chunks} has results but {path} is missing; use a new folder")
         else:
-            checkpoint.write_json(path, config, checksum=True)
-        checkpoint.make_folder(chunks)
+            storage.write_json(path, config, checksum=True)
+        storage.make_folder(chunks)
         for left in chunks.glob("*.tmp" if self._alone else f"*.{self._owner}.tmp"):
             shutil.rmtree(left, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration."""
-        return checkpoint.read_json(self.out / "config.json", checksum=True)
+        return storage.read_json(self.out / "config.json", checksum=True)
 
     def compare(self, config: Mapping[str, Any]) -> None:
         """Refuse a `config` unlike the one in the folder, naming the first difference."""
-        there, here = self.read_config(), checkpoint.plain(config)
+        there, here = self.read_config(), storage.plain(config)
         # The trial's name is for people: its computation is compared by its fingerprint.
         here["trial"] = there.get("trial")
         difference = _difference(there, here)
@@ -94,14 +94,14 @@ class Store:
         whole = []
         for number in filter(self.has, numbers):
             try:
-                checkpoint.check(self._chunk(number))
+                storage.check(self._chunk(number))
                 whole.append(number)
             except Damaged as error:
-                aside = checkpoint.make_folder(self.out / "damaged")
+                aside = storage.make_folder(self.out / "damaged")
                 free = next(
                     i for i in itertools.count() if not (aside / f"{number:06d}.{i}").exists()
                 )
-                checkpoint.move(self._chunk(number), aside / f"{number:06d}.{free}")
+                storage.move(self._chunk(number), aside / f"{number:06d}.{free}")
                 _log.warning("%s; moved to %s, its trials are computed again", error, aside)
         return whole
 
@@ -111,10 +111,10 @@ class Store:
         Raises:
           Damaged: a file of the chunk is not what was written.
         """
-        checkpoint.check(self._chunk(number))
+        storage.check(self._chunk(number))
         like = empty_record(spec, count)
         filled = {name: part for name, part in like.items() if part}
-        return {**like, **checkpoint.load_tree(self._chunk(number) / "record", filled)}
+        return {**like, **storage.load_tree(self._chunk(number) / "record", filled)}
 
     def save(self, number: int, record: Record) -> Callable[[], None]:
         """Start saving a chunk; call what this returns to make it durable and visible.
@@ -125,20 +125,20 @@ class Store:
 
         def prepare() -> None:
             shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.make_folder(aside)
+            storage.make_folder(aside)
             size = sum(array.nbytes for part in record.values() for array in part.values())
-            checkpoint.check_room(aside, size + _OVERHEAD)
+            storage.check_room(aside, size + _OVERHEAD)
 
         def commit() -> None:
-            checkpoint.seal(aside)
+            storage.seal(aside)
             if self.has(number):  # another shard of another division was first, with the same bits
                 shutil.rmtree(aside, ignore_errors=True)
             else:
-                checkpoint.move(aside, self._chunk(number))
+                storage.move(aside, self._chunk(number))
 
         on_first(prepare)
         filled = {name: part for name, part in record.items() if part}
-        finish_record = checkpoint.save_tree(aside / "record", filled)
+        finish_record = storage.save_tree(aside / "record", filled)
 
         def finish() -> None:
             finish_record()
@@ -148,20 +148,20 @@ class Store:
 
     def write_table(self, table: Mapping[str, np.ndarray]) -> None:
         """Write the columns as `table.csv`, and its checksum beside it."""
-        with checkpoint.writing(self.out / "table.csv") as file:
+        with storage.writing(self.out / "table.csv") as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(table)
             columns = [column.tolist() for column in table.values()]
             writer.writerows(zip(*columns, strict=True))
             text.detach()
-        checkpoint.seal(self.out, ("table.csv",))
+        storage.seal(self.out, ("table.csv",))
 
     def check_table(self) -> None:
         """Say so where the table was damaged; results are read from the chunks, not from it."""
         try:
-            if (self.out / checkpoint.SUMS).exists():
-                checkpoint.check(self.out, ("table.csv",))
+            if (self.out / storage.SUMS).exists():
+                storage.check(self.out, ("table.csv",))
         except Damaged as error:
             _log.warning("%s; run the sweep again to write it anew", error)
 

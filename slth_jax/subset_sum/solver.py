@@ -12,7 +12,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slth_jax import _subset_sum_tile, checks
+from slth_jax import checks
+from slth_jax.subset_sum.tile import solve_tile
 from slth_jax.types import Array, ArrayLike
 
 MAX_SAMPLES = 4096
@@ -164,7 +165,7 @@ def _in_tiles(samples: Array, value: Array, max_exact: int) -> Solution:
     samples = jnp.pad(samples, ((0, pad), (0, 0))).reshape(-1, size, n)
     value = jnp.pad(value, (0, pad)).reshape(-1, size)
     solution = lax.map(
-        lambda tile: Solution(*_subset_sum_tile.solve_tile(tile[0], tile[1], max_exact)),
+        lambda tile: Solution(*solve_tile(tile[0], tile[1], max_exact)),
         (samples, value),
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], solution)

@@ -1,12 +1,4 @@
-"""Thousands of trials, batched, sharded over devices, stopped and resumed without losing a bit.
-
-sweep_grid      which trials there are, which share a program, which share a chunk
-sweep_program   one trial to a batched, sharded program
-sweep_results   the table, and the arrays on demand
-sweep_store     the folder
-sweep_hosts     what several processes agree on
-sweep           `run` and `load`
-"""
+"""`run` a trial at every point of a grid with every seed, and `load` what a folder holds."""
 
 import contextlib
 import os
@@ -19,15 +11,15 @@ import jaxlib
 from jax.sharding import Mesh
 
 import slth_jax
-from slth_jax import checks, sweep_grid, sweep_program
-from slth_jax.checkpoint import CheckpointError
-from slth_jax.sweep_grid import Plan
-from slth_jax.sweep_hosts import on_first, until_sigterm
-from slth_jax.sweep_program import Program, Record, Trial
-from slth_jax.sweep_results import Results
-from slth_jax.sweep_store import Store
-
-__all__ = ["Results", "load", "run"]
+from slth_jax import checks
+from slth_jax.storage import CheckpointError
+from slth_jax.sweep import grid as sweep_grid
+from slth_jax.sweep import program as sweep_program
+from slth_jax.sweep.grid import Plan
+from slth_jax.sweep.hosts import on_first, until_sigterm
+from slth_jax.sweep.program import Program, Record, Trial
+from slth_jax.sweep.results import Results
+from slth_jax.sweep.store import Store
 
 
 def run(

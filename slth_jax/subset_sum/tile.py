@@ -8,7 +8,7 @@ Inside, the batch is the last axis.
 import jax.numpy as jnp
 from jax import lax
 
-from slth_jax import _meet_in_the_middle
+from slth_jax.subset_sum import meet_in_the_middle
 from slth_jax.types import Array
 
 
@@ -102,7 +102,7 @@ def _enumerate(samples: Array, value: Array, value_low: Array) -> Array:
     )
     least = jnp.sum(jnp.minimum(q, 0), axis=0, dtype=integer)
     most = jnp.sum(jnp.maximum(q, 0), axis=0, dtype=integer)
-    return _meet_in_the_middle.closest_subset(q, jnp.clip(target, least, most)) & (samples != 0)
+    return meet_in_the_middle.closest_subset(q, jnp.clip(target, least, most)) & (samples != 0)
 
 
 def _reach_and_resolve(samples: Array, value: Array, m: int) -> Array:
