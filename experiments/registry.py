@@ -10,10 +10,10 @@ from typing import Any
 from slth_jax import checks, construction, initializers
 
 EXPERIMENTS: dict[str, str] = {
-    "hidden-dim": "experiments.hidden_dim",
-    "input-length": "experiments.input_length",
-    "blocks": "experiments.blocks",
-    "trained-target": "experiments.trained_target",
+    "hidden-dim": "experiments.theory.hidden_dim",
+    "input-length": "experiments.theory.input_length",
+    "blocks": "experiments.theory.blocks",
+    "trained-target": "experiments.theory.trained_target",
     "language": "experiments.language",
     "weight-scale": "experiments.weight_scale",
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.folder import RunFolder
-from experiments.sources import narrow
+from experiments.theory.sources import narrow
 from slth_jax import attention, initializers, ticket
 from slth_jax.construction import guarantee
 from slth_jax.sweep import Results

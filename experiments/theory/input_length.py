@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, fits, hidden_dim, measure, plots, registry
+from experiments import fits, measure, plots, registry
 from experiments.folder import RunFolder
+from experiments.theory import data, hidden_dim
 from slth_jax import construction, initializers
 from slth_jax.types import Hparams, Key
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, fits, measure, plots, registry
+from experiments import fits, measure, plots, registry
 from experiments.folder import RunFolder
-from experiments.sources import random_source
-from experiments.targets import random_transformer
+from experiments.theory import data
+from experiments.theory.sources import random_source
+from experiments.theory.targets import random_transformer
 from slth_jax import construction, transformer
 from slth_jax.transformer import Block
 from slth_jax.types import Array, Hparams, Key

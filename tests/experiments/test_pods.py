@@ -10,7 +10,7 @@ import pytest
 
 from experiments.__main__ import parser
 
-PODS = Path(__file__).parents[1] / "experiments" / "pods"
+PODS = Path(__file__).parents[2] / "experiments" / "pods"
 ARGUMENTS = ["hidden-dim", "--preset", "paper", "--out", "/shared/my results"]
 
 GCLOUD = """

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, fits, folder, input_length, modular, pretrained, registry
+from experiments import fits, folder, registry
 from experiments.__main__ import main
+from experiments.theory import data, input_length, modular, pretrained
 from slth_jax import storage, sweep, ticket
 
-SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SMALL = ["--set", "widths=4,8,20", "--seeds", "3", "--set", "epochs=1", "--quiet"]
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import measure, modular, plots, pretrained, registry, tickets
+from experiments import measure, plots, registry, tickets
 from experiments.folder import RunFolder
-from experiments.pretrained import Network, Task
-from experiments.sources import narrow, narrow_layers, random_source
+from experiments.theory import modular, pretrained
+from experiments.theory.pretrained import Network, Task
+from experiments.theory.sources import narrow, narrow_layers, random_source
 from slth_jax import construction, ticket
 from slth_jax.construction import guarantee
 from slth_jax.transformer import Block, Linear

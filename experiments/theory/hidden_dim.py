@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import data, fits, measure, plots, registry, tickets
+from experiments import fits, measure, plots, registry, tickets
 from experiments.folder import RunFolder
-from experiments.targets import AngularTarget, Training, train_angular
+from experiments.theory import data
+from experiments.theory.targets import AngularTarget, Training, train_angular
 from slth_jax import construction, initializers
 from slth_jax.types import Array, Hparams, Key
 
