@@ -42,7 +42,7 @@ def relu_problem(n=24, i=3, o=2):
     return uniform(3, n, i), uniform(4, o, n), 0.5 * uniform(5, o, i)
 
 
-@pytest.mark.parametrize("construction_name", construction.CONSTRUCTIONS)
+@pytest.mark.parametrize("construction_name", ["proof", "reach"])
 def test_every_entry_is_the_closest_subset_of_its_group(construction_name):
     left, right, target = uniform(0, 2, 14), uniform(1, 14, 3), uniform(2, 2, 3)
     left_mask, right_mask, report = construction.prune_product(
@@ -259,7 +259,9 @@ def test_bad_attention_gives_one_line(change, message):
 
 def test_other_bad_input_is_named():
     source, target = attention_pair()
-    with pytest.raises(ValueError, match=r"^construction must be one of 'proof', 'reach', got"):
+    with pytest.raises(
+        ValueError, match=r"^construction must be one of 'proof', 'reach', 'shift', got"
+    ):
         construction.prune_attention(source, target, construction="best")
     with pytest.raises(ValueError, match=r"^right must be of shape \(14, any\)"):
         construction.prune_product(uniform(0, 2, 14), uniform(1, 13, 3), uniform(2, 2, 3))

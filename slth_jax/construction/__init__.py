@@ -1,13 +1,14 @@
 """The theorems made executable: a target and a random source to the masks of a ticket.
 
-`pairing` asks whether the two fit; `pruning` turns networks into products of two matrices;
-`grouping` deals hidden units to columns; `entries` makes every entry of a target a subset sum and
-kept samples masks again; `prune` holds the public functions and `guarantee` what can be promised.
+`prune` holds the public functions: `fits` asks whether source and target go together, `networks`
+turns both into products of two matrices, and `matrices`, the engine, meets each: a rule (`rules`)
+deals hidden units to columns, `search` makes every entry a subset sum, and kept samples become
+masks. `guarantee` says what can be promised of a ticket.
 """
 
-from slth_jax.construction.entries import Report
-from slth_jax.construction.grouping import CONSTRUCTIONS
 from slth_jax.construction.guarantee import guaranteed_error, is_vacuous
+from slth_jax.construction.matrices import Report
+from slth_jax.construction.networks import AttentionReport
 from slth_jax.construction.prune import (
     apply_masks,
     prune_attention,
@@ -16,13 +17,16 @@ from slth_jax.construction.prune import (
     prune_relu_layer,
     prune_transformer,
 )
-from slth_jax.construction.pruning import AttentionReport, TransformerReport
+from slth_jax.construction.rules import RULES, Rule, shift
+
+CONSTRUCTIONS = tuple(RULES)
 
 __all__ = [
     "CONSTRUCTIONS",
+    "RULES",
     "AttentionReport",
     "Report",
-    "TransformerReport",
+    "Rule",
     "apply_masks",
     "guaranteed_error",
     "is_vacuous",
@@ -31,4 +35,5 @@ __all__ = [
     "prune_product",
     "prune_relu_layer",
     "prune_transformer",
+    "shift",
 ]

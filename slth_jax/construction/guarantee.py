@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import checks
-from slth_jax.construction import pairing
+from slth_jax.construction import fits
 from slth_jax.theory import sharp_softmax_error
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams
@@ -182,7 +182,7 @@ def _layers_error(source, masks, target, error: float, norm: float, unit: float)
         first, second = source[2 * l], source[2 * l + 1]
         w1 = _masked(first.w, masks[2 * l].w)
         w2 = _masked(second.w, masks[2 * l + 1].w)
-        pairing.check_biases(first, second, layer)
+        fits.check_biases(first, second, layer)
         # relu(u x) = u x+ for u > 0 and -u x- for u < 0: two products, one per half of x.
         plus, minus = w2 @ np.where(w1 > 0, w1, 0), w2 @ np.where(w1 < 0, w1, 0)
         both = np.concatenate([plus - w, minus - w], axis=1) if l == 0 else plus - w

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from slth_jax import checks
-from slth_jax.construction import pairing, pruning
-from slth_jax.construction.grouping import CONSTRUCTIONS
+from slth_jax.construction import fits, networks, rules
+from slth_jax.construction.rules.deal import Rule
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import ArrayLike, AttentionParams, PyTree
 
@@ -23,7 +23,7 @@ def prune_product(
     right: ArrayLike,
     target: ArrayLike,
     *,
-    construction: str = "proof",
+    construction: str | Rule = "proof",
     width: ArrayLike | None = None,
     with_report: bool = False,
 ):
@@ -41,7 +41,7 @@ def prune_product(
       left: `[..., p, n]`.
       right: `[..., n, r]`.
       target: `[..., p, r]`.
-      construction: 'proof' or 'reach'.
+      construction: a name in `rules.RULES` ('proof', 'reach', 'shift'), or a rule.
       width: number of hidden units where the factors are padded with zero units; may be traced.
       with_report: also return a `Report`.
 
@@ -57,21 +57,19 @@ def prune_product(
     right = checks.array("right", right, shape=(*batch, n, None))
     r = right.shape[-1]
     target = checks.array("target", target, shape=(*batch, p, r))
-    checks.choice("construction", construction, CONSTRUCTIONS)
-    groups = r if construction == "proof" else min(p, r)
-    pairing.check_width("the hidden width n of left and right", n, width, groups)
+    rule = rules.get(construction)
+    groups = min(p, r) if rule.either_side else r
+    fits.check_width("the hidden width n of left and right", n, width, groups)
     width = n if width is None else width
-    left_mask, right_mask, report = pruning.prune_product(
-        left, right, target, width, construction=construction
-    )
-    return (left_mask, right_mask, report) if with_report else (left_mask, right_mask)
+    masks, report = networks.prune_product(left, right, target, width, rule=rule)
+    return (*masks, report) if with_report else masks
 
 
 def prune_attention(
     source: AttentionParams,
     target: AttentionParams,
     *,
-    construction: str = "proof",
+    construction: str | Rule = "proof",
     widths: tuple[ArrayLike, ArrayLike] | None = None,
     with_report: bool = False,
 ):
@@ -84,7 +82,7 @@ def prune_attention(
     Args:
       source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
       target: the same h, m and o; any d_k, d_v.
-      construction: 'proof' or 'reach', see `prune_product`.
+      construction: a name in `rules.RULES` or a rule, see `prune_product`.
       widths: ``(n_k, n_v)`` where `source` is padded with zero units; may be traced.
       with_report: also return an `AttentionReport`.
 
@@ -95,10 +93,10 @@ def prune_attention(
       ValueError: mismatched heads or widths, values that are not finite, or a source narrower
         than one hidden unit per input coordinate.
     """
-    checks.choice("construction", construction, CONSTRUCTIONS)
-    pairing.check_attention(source, target, construction, widths or (None, None))
+    rule = rules.get(construction)
+    fits.check_attention(source, target, rule, widths or (None, None))
     n_k, n_v = widths or (source.w_q.shape[-1], source.w_v.shape[-1])
-    masks, report = pruning.prune_attention(source, target, n_k, n_v, construction=construction)
+    masks, report = networks.prune_attention(source, target, n_k, n_v, rule=rule)
     return (masks, report) if with_report else masks
 
 
@@ -107,7 +105,7 @@ def prune_relu_layer(
     w2: ArrayLike,
     target: ArrayLike,
     *,
-    construction: str = "proof",
+    construction: str | Rule = "proof",
     width: ArrayLike | None = None,
     with_report: bool = False,
 ):
@@ -130,13 +128,11 @@ def prune_relu_layer(
     """
     source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
     goal = (Linear(jnp.asarray(target)),)
-    checks.choice("construction", construction, CONSTRUCTIONS)
-    widths = pairing.check_layers(
+    rule = rules.get(construction)
+    widths = fits.check_layers(
         source, goal, None if width is None else (width,), ("w1", "w2", "target")
     )
-    (mask1, mask2), (report,) = pruning.prune_layers(
-        source, goal, widths, construction=construction
-    )
+    (mask1, mask2), (report,) = networks.prune_layers(source, goal, widths, rule=rule)
     return (mask1.w, mask2.w, report) if with_report else (mask1.w, mask2.w)
 
 
@@ -144,7 +140,7 @@ def prune_layers(
     source: Sequence[Linear],
     target: Sequence[Linear],
     *,
-    construction: str = "proof",
+    construction: str | Rule = "proof",
     widths: Sequence[ArrayLike] | None = None,
     with_report: bool = False,
 ):
@@ -164,11 +160,9 @@ def prune_layers(
       ValueError: another number of layers, biases that differ, and all that `prune_relu_layer`
         raises.
     """
-    checks.choice("construction", construction, CONSTRUCTIONS)
-    widths = pairing.check_layers(source, target, widths)
-    masks, reports = pruning.prune_layers(
-        tuple(source), tuple(target), widths, construction=construction
-    )
+    rule = rules.get(construction)
+    widths = fits.check_layers(source, target, widths)
+    masks, reports = networks.prune_layers(tuple(source), tuple(target), widths, rule=rule)
     return (masks, reports) if with_report else masks
 
 
@@ -176,7 +170,7 @@ def prune_transformer(
     source: Sequence[Block],
     target: Sequence[Block],
     *,
-    construction: str = "proof",
+    construction: str | Rule = "proof",
     widths: tuple[ArrayLike, Any] | None = None,
     with_report: bool = False,
 ):
@@ -187,10 +181,10 @@ def prune_transformer(
     Args:
       source: blocks whose ReLU nets have twice the target's layers, with its biases.
       target: blocks without normalisation; those without layers are attention only.
-      construction: 'proof' or 'reach', see `prune_product`.
+      construction: a name in `rules.RULES` or a rule, see `prune_product`.
       widths: ``(n_mha, n_fc)`` where `source` is padded with zero units; may be traced. `n_fc`
         is one number for all layers, or one for each layer of a block.
-      with_report: also return a `TransformerReport`.
+      with_report: also return a `Report`.
 
     Returns:
       Masks, one `Block` of booleans per block; None for biases. Then the report if asked for.
@@ -200,23 +194,21 @@ def prune_transformer(
     """
     if len(source) != len(target):
         raise checks.fail("source", f"{len(target)} blocks, as many as target", len(source))
-    checks.choice("construction", construction, CONSTRUCTIONS)
+    rule = rules.get(construction)
     n_mha: Any
     n_fc: Any
     n_mha, n_fc = (None, None) if widths is None else widths
     sizes = []
     for from_block, to_block in zip(source, target, strict=True):
         attn = from_block.attention
-        pairing.check_attention(attn, to_block.attention, construction, (n_mha, n_mha))
+        fits.check_attention(attn, to_block.attention, rule, (n_mha, n_mha))
         one = not (n_fc is None or isinstance(n_fc, (tuple, list)))
-        of_layers = pairing.check_layers(
+        of_layers = fits.check_layers(
             from_block.layers, to_block.layers, [n_fc] * len(to_block.layers) if one else n_fc
         )
         n_k, n_v = attn.w_q.shape[-1], attn.w_v.shape[-1]
         sizes.append(((n_k, n_v) if n_mha is None else (n_mha, n_mha), of_layers))
-    masks, report = pruning.prune_transformer(
-        tuple(source), tuple(target), sizes, construction=construction
-    )
+    masks, report = networks.prune_transformer(tuple(source), tuple(target), sizes, rule=rule)
     return (masks, report) if with_report else masks
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slth_jax import checks
+from slth_jax.construction.rules.deal import Rule
 from slth_jax.transformer import Linear
 from slth_jax.types import ArrayLike, AttentionParams
 
@@ -19,7 +20,7 @@ def check_width(name: str, n: int, width: ArrayLike | None, needed: int) -> None
 
 
 def check_attention(
-    source: AttentionParams, target: AttentionParams, construction: str, widths: tuple
+    source: AttentionParams, target: AttentionParams, rule: Rule, widths: tuple
 ) -> None:
     """Refuse a source and a target that do not fit."""
     h, m, _ = checks.array("target.w_q", target.w_q, ndim=3).shape
@@ -31,7 +32,7 @@ def check_attention(
     n_v = checks.array("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
     checks.array("source.w_o", source.w_o, shape=(h, n_v, o))
     check_width("source n_k", n_k, widths[0], m)
-    check_width("source n_v", n_v, widths[1], m if construction == "proof" else min(m, o))
+    check_width("source n_v", n_v, widths[1], min(m, o) if rule.either_side else m)
 
 
 def check_layers(

@@ -1,0 +1,26 @@
+"""Rules of construction: each is one record (`deal.Rule`), one file here and one row of `RULES`.
+
+A rule deals the hidden units of the grouped factor to its columns (`Rule.deal` -> `Deal`); the
+engine (`construction.matrices`) turns that into subset sums, and kept samples into masks.
+"""
+
+from slth_jax import checks
+from slth_jax.construction.rules import proof, reach, shift_units
+from slth_jax.construction.rules.deal import Deal, Rule
+from slth_jax.construction.rules.shift_units import shift
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (proof.RULE, reach.RULE, shift_units.RULE)}
+
+
+def get(construction: str | Rule) -> Rule:
+    """Return the rule of a name; a rule as it is.
+
+    Raises:
+      ValueError: no rule has that name.
+    """
+    if isinstance(construction, Rule):
+        return construction
+    return RULES[checks.choice("construction", construction, RULES)]
+
+
+__all__ = ["RULES", "Deal", "Rule", "get", "shift"]

@@ -1,0 +1,79 @@
+"""What a rule is: a way to deal hidden units to the columns of the grouped factor."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from slth_jax.types import Array, ArrayLike
+
+
+class Deal(NamedTuple):
+    """Which hidden unit of ``right [n, r]`` serves which of its columns.
+
+    Columns stand in `blocks` blocks of ``c = ceil(r / blocks)`` neighbours. A unit in a slot is
+    connected to its own column; a shift unit to every column of its block.
+    """
+
+    units: Array  # int32 [r, slots], the unit in each slot of each column
+    filled: Array  # bool [r, slots], whether the slot holds one; the empty slots come last
+    shift: Array  # int32 [blocks, R], the shift units of each block; -1 for none
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of a block, c."""
+        return -(-self.units.shape[-2] // self.shift.shape[-2])
+
+
+# ``choose(right [n, r], first, last, most)`` fills the slots with the units of [first, last), of
+# which there are at most `most`: the arrays `units` and `filled` of a `Deal`.
+Choose = Callable[[Array, ArrayLike, ArrayLike, int], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A construction: who serves whom, and how often a row may try again.
+
+    Attributes:
+      name: what callers write.
+      summary: one line.
+      choose: deals units to columns, see `Choose`.
+      either_side: whether the factor with the smaller outer dimension is the grouped one.
+      shift_units: R, units connected to all columns of a block. Each row keeps or drops each of
+        them, which moves its targets there by one of 2^R shifts.
+      columns: c, the most columns in a block.
+      reroll: the share of each row's blocks that is solved at a time. A row solves its blocks
+        once, then ``2^R - 1`` times this share: always the blocks that are worst so far, each
+        with its next shift. 1 tries every shift in every block.
+    """
+
+    name: str
+    summary: str
+    choose: Choose
+    either_side: bool = False
+    shift_units: int = 0
+    columns: int = 1
+    reroll: float = 1.0
+
+    def without_shifts(self) -> "Rule":
+        """Return the rule with its dealing alone: across a ReLU nothing can be shifted."""
+        return dataclasses.replace(self, shift_units=0, columns=1, reroll=1.0)
+
+    def deal(self, right: Array, width: ArrayLike) -> Deal:
+        """Deal the first `width` rows of ``right [n, r]``; `width` may be traced.
+
+        Shift units are the first ``R blocks`` rows. Where that would leave a column without a
+        unit, each block has fewer of them.
+        """
+        n, r = right.shape
+        if not self.shift_units:
+            return Deal(*self.choose(right, 0, width, n), jnp.zeros((1, 0), jnp.int32))
+        blocks = -(-r // self.columns)
+        rounds = jnp.clip((jnp.asarray(width) - r) // blocks, 0, self.shift_units)
+        # No width up to n leaves more units than this.
+        most = max(n - blocks * self.shift_units, min(n, r + blocks - 1))
+        units, filled = self.choose(right, blocks * rounds, width, most)
+        u = jnp.arange(self.shift_units, dtype=jnp.int32)[None, :]
+        b = jnp.arange(blocks, dtype=jnp.int32)[:, None]
+        return Deal(units, filled, jnp.where(u < rounds, blocks * u + b, -1))

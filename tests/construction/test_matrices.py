@@ -1,0 +1,138 @@
+"""The engine: rows on their own, shift units against brute force, masks that say what they do."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from slth_jax.construction import matrices, rules
+
+KEY = jax.random.key(11, impl="threefry2x32")
+P, N, R = 8, 26, 5
+RULES = {**rules.RULES, "few rolls": rules.shift(2, 2, 0.4)}
+
+
+def uniform(index, *shape):
+    return jax.random.uniform(jax.random.fold_in(KEY, index), shape, minval=-1.0)
+
+
+def problem():
+    """Targets beyond some groups' reach, so that rows keep shift units."""
+    return uniform(0, P, N), uniform(1, N, R), 1.5 * uniform(2, P, R)
+
+
+@functools.cache
+def solver(rule):
+    """Return one compiled program for every test of a rule."""
+    return jax.jit(
+        lambda *args: (deal := rule.deal(args[1], N), matrices.solve_rows(*args, deal, rule))
+    )
+
+
+@functools.cache
+def solved(name):
+    return solver(RULES[name])(*problem())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_masks_reach_what_is_reported(name):
+    left, right, target = problem()
+    deal, rows = solved(name)
+    of_left = matrices.left_mask(deal, rows.kept, rows.pattern, N)
+    of_right = matrices.right_mask(deal, N)
+    product = np.asarray(left * of_left, np.float64) @ np.asarray(right * of_right, np.float64)
+    np.testing.assert_allclose(product, rows.total, atol=2e-6)
+    np.testing.assert_allclose(np.abs(product - target), rows.error, atol=2e-6)
+    assert of_left.dtype == of_right.dtype == bool
+    if name != "proof":
+        assert np.asarray(of_right).any(axis=1).all(), "no unit is left over"
+    assert rows.pattern.any() == (RULES[name].shift_units > 0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_depends_on_no_other_row(name):
+    left, right, target = problem()
+    deal, rows = solved(name)
+    order = np.random.default_rng(0).permutation(P)
+    _, mixed = solver(RULES[name])(left[order], right, target[order])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[order], b), rows, mixed)
+    some = matrices.solve_rows(left[2:5], right, target[2:5], deal, RULES[name])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:5], b), rows, some)
+
+
+@pytest.mark.parametrize("name", ["proof", "few rolls"])
+def test_rows_spread_over_devices_stay_there_and_keep_their_bits(name):
+    left, right, target = problem()
+    deal, rows = solved(name)
+    mesh = jax.make_mesh((4,), ("row",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    spread = NamedSharding(mesh, jax.P("row"))
+    args = *(jax.device_put(x, spread) for x in (left, target)), right, deal
+    run = jax.jit(lambda l, t, r, d: matrices.solve_rows(l, r, t, d, RULES[name]))
+    compiled = run.lower(args[0], args[1], right, deal).compile()
+    assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()
+    for got, want in zip(run(args[0], args[1], right, deal), rows, strict=True):
+        assert not got.size or got.sharding.spec[0] == "row"
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("r, columns", [(3, 2), (4, 4)])
+def test_with_every_reroll_each_block_gets_the_best_of_all_patterns_and_subsets(r, columns):
+    rule = rules.shift(2, columns, reroll=1.0)
+    left, right, target = uniform(0, 4, 14), uniform(1, 14, r), 1.5 * uniform(2, 4, r)
+    deal = rule.deal(right, 14)
+    rows = matrices.solve_rows(left, right, target, deal, rule)
+    l, w, t = (np.asarray(x, np.float64) for x in (left, right, target))
+    for i in range(4):
+        for b, shift in enumerate(np.asarray(deal.shift)):
+            block = range(r)[b * deal.columns : (b + 1) * deal.columns]
+            scores = []
+            for pattern in itertools.product([0, 1], repeat=2):
+                score = 0.0
+                for j in block:
+                    own = np.asarray(deal.units)[j][np.asarray(deal.filled)[j]]
+                    subsets = np.array(list(itertools.product([0, 1], repeat=len(own))))
+                    value = t[i, j] - np.dot(pattern, l[i, shift] * w[shift, j])
+                    score += np.abs(subsets @ (l[i, own] * w[own, j]) - value).min() ** 2
+                scores.append(score)
+            assert np.sum(np.asarray(rows.error)[i, block] ** 2) == pytest.approx(
+                min(scores), rel=1e-3
+            )
+
+
+def test_more_rolls_are_never_worse_and_end_the_tail():
+    left, right, target = uniform(3, 32, 40), uniform(4, 40, 4), 0.5 * uniform(5, 32, 4)
+    worst = []
+    for rule in (rules.get("reach"), rules.shift(4, 4, 0.5), rules.shift(4, 4, 1.0)):
+        rows = matrices.solve_rows(left, right, target, rule.deal(right, 40), rule)
+        worst.append(float(rows.error.max()))
+    assert worst[0] > 10 * worst[1] and worst[1] >= worst[2]
+
+
+def test_narrow_sources_have_fewer_shift_units_and_every_column_a_unit():
+    rule = rules.shift(4, 2)
+    right = uniform(6, 20, 3)
+    for width, rounds in ((3, 0), (4, 0), (5, 1), (8, 2), (11, 4), (20, 4)):
+        deal = jax.jit(rule.deal)(right, width)
+        alone = rule.deal(right[:width], width)
+        assert int((deal.shift >= 0).sum()) == 2 * rounds
+        assert np.asarray(deal.filled)[:, 0].all()
+        np.testing.assert_array_equal(alone.shift, deal.shift)
+        slots = alone.units.shape[1]
+        np.testing.assert_array_equal(alone.units, deal.units[:, :slots])
+        assert int(deal.filled.sum()) == int(alone.filled.sum()) == width - 2 * rounds
+
+
+def test_one_batch_of_problems_gives_what_each_gives_alone():
+    rule = RULES["few rolls"]
+    one, other = problem(), (uniform(7, 2, 3, 17), uniform(8, 2, 17, 4), uniform(9, 2, 3, 4))
+    both = matrices.solve([matrices.product(*args, rule) for args in (one, other)])
+    for args, (of_left, of_right, report) in zip((one, other), both, strict=True):
+        alone = matrices.prune(*args, rule=rule)
+        np.testing.assert_array_equal(of_left, alone.left_mask)
+        np.testing.assert_array_equal(of_right, alone.right_mask)
+        assert of_left.shape == args[0].shape and of_right.shape == args[1].shape
+        assert float(report.max_error) == float(alone.report.max_error)
+    assert repr(report).startswith("Report(num_sums=24, out_of_reach=")
