@@ -1,10 +1,12 @@
 """Experiments with slth_jax: `python -m experiments list` names them.
 
-An experiment is one module with `DESCRIPTION`, a flat frozen dataclass `Config`, `PRESETS` by
-name, and `run(config, out) -> summary`; and one row of `registry`. They live in `theory` (figures
-4, 5 and 6, a trained target). What all of them share:
+An experiment is one module and one row of `registry`. The module holds a flat frozen dataclass
+`Config` (its docstring says what each option means), `PRESETS` by name, `run(config, out) ->
+summary`, and `sweeps(config)` or `dry_run(config)`, from which costs are estimated. They live in
+`theory` (figures 4, 5 and 6, a trained target) and in the language modules (figures 7 and 8).
 
-- `registry`: which experiments there are.  `folder`: the folder that a run leaves behind.
-- `measure`: from trials to the rows of a summary.  `fits`: curves.  `plots`: pictures.
-- `tickets`: found tickets as files.  `tables`: what a run prints.
+A run passes through `commands` (the command line), `options` (presets and what replaces them),
+`folder` (what a run leaves behind; sweeps go on where they stopped), `measure` (from trials to the
+rows of a summary), `fits` and `plots` (curves and pictures), `tickets` (found tickets as files) and
+`tables` (what is printed); `machine` says what it costs here.
 """

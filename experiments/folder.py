@@ -2,14 +2,37 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from slth_jax import checks, storage, sweep
 from slth_jax.storage import CheckpointError
 
 CONFIG, ROWS, SUMMARY = "config.json", "rows.jsonl", "summary.json"
+# What may lie in a folder before its configuration is recorded.
+BEFORE = ("lock", "checkpoints", "logs")
+
+
+class Sweep(NamedTuple):
+    """A trial and the grid that it is run over; see `sweep.run` for `padded`, `batch`, `chunk`.
+
+    Programs are compiled at the largest padded size: narrower sources cost little in it. A run
+    of several sweeps names each one's `part`.
+    """
+
+    what: str  # for the progress bar
+    trial: Callable
+    grid: Mapping[str, Sequence[Any]]
+    padded: Sequence[str]
+    batch: int | None = None
+    chunk: int | None = None
+    part: str = ""
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `sweep.run`, besides the trial and the seeds."""
+        named = ("grid", "padded", "batch", "chunk")
+        return {name: getattr(self, name) for name in named} | {"buckets": "largest"}
 
 
 class Incomplete(Exception):
@@ -23,17 +46,53 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, *, shard: str | None = None, quiet: bool = False, writes: bool = True
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool = True,
+        shard: str | None = None,
+        quiet: bool = False,
+        writes: bool = True,
     ):
-        """Use `open` instead: it makes and locks the folder, and compares configurations."""
+        """Use `open` instead: it makes and locks the folder.
+
+        Raises:
+          CheckpointError: the folder holds results of another configuration.
+        """
         self.path = path
+        self.config = config
         self.shard = shard
         self.quiet = quiet
         self.writes = writes
+        self._recorded = False
+        held = self._held()
+        if held is not None:
+            _compare(path, held, config, resume)
+        # Fewer seeds held than wanted: the run goes on.
+        self.finished = held == config and (path / SUMMARY).exists()
+
+    def _held(self) -> Any:
+        path = self.path / CONFIG
+        return storage.read_json(path) if path.exists() else None
+
+    def record(self) -> None:
+        """Write the configuration, once there is a result to keep with it.
+
+        A summary of fewer seeds is removed: it is not this configuration's.
+        """
+        if self.writes and not self._recorded:
+            held = self._held()
+            if held != self.config:
+                if held is not None:
+                    _compare(self.path, held, self.config)
+                (self.path / SUMMARY).unlink(missing_ok=True)
+                storage.write_json(self.path / CONFIG, self.config)
+            self._recorded = True
 
     @property
     def checkpoints(self) -> Path:
-        """Where the sweep keeps what it has computed."""
+        """Where sweeps and trainings keep what they have computed."""
         return self.path / "checkpoints"
 
     @property
@@ -41,26 +100,29 @@ class RunFolder:
         """Where found tickets go, as ``NAME.ticket.safetensors``."""
         return storage.make_folder(self.path / "tickets")
 
-    @property
-    def finished(self) -> bool:
-        """Whether a run of this configuration has ended here."""
-        return (self.path / SUMMARY).exists()
-
-    def sweep(self, trial: Callable, what: str, *, part: str = "", **options: Any) -> sweep.Results:
-        """Run `sweep.run` in this folder, with a progress bar, and return all its results.
-
-        A run of several sweeps names each one's `part`.
+    def sweep(self, what: Sweep) -> sweep.Results:
+        """Run a sweep in this folder, with a progress bar, and return all its results.
 
         Raises:
           Incomplete: with `shard`, when trials of other shards are missing.
         """
-        with self.progress(what) as update:
+        options = dict(self.config["options"])
+        seeds = options.pop("seeds")  # more of them change no other trial
+        where = self.checkpoints / what.part
+        with self.progress(what.what) as update:
             results = sweep.run(
-                trial, out=self.checkpoints / part, shard=self.shard, progress=update, **options
+                what.trial,
+                seeds=seeds,
+                out=where,
+                shard=self.shard,
+                progress=update,
+                config=options,
+                **what.options(),
             )
+        self.record()
         if results.missing:
             try:
-                return sweep.load(self.checkpoints / part)
+                return sweep.load(where)
             except CheckpointError as error:
                 raise Incomplete(f"shard {self.shard} is done; {error}") from error
         return results
@@ -68,11 +130,13 @@ class RunFolder:
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one measurement a line to ``rows.jsonl``."""
         if self.writes:
+            self.record()
             storage.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, last of all: its presence says that the run is complete."""
         if self.writes:
+            self.record()
             storage.write_json(self.path / SUMMARY, summary)
 
     def read_summary(self) -> dict[str, Any]:
@@ -90,7 +154,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar with the time left; yield ``update(done, total)``."""
+        """Show a bar with the time left; yield ``update(done, total)``.
+
+        The first thing done records the configuration.
+        """
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -112,7 +179,13 @@ class RunFolder:
         bar = Progress(*columns, console=Console(stderr=True), disable=self.quiet)
         with bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+            def update(done: int, total: int) -> None:
+                if done:
+                    self.record()
+                bar.update(task, completed=done, total=total)
+
+            yield update
 
 
 @contextlib.contextmanager
@@ -148,25 +221,21 @@ def open(  # the word for it, always written folder.open
     with contextlib.ExitStack() as stack:
         if writes:
             stack.enter_context(storage.lock(storage.make_folder(where), shared=bool(shard)))
-        if (where / CONFIG).exists():
-            _compare(where, storage.read_json(where / CONFIG), wanted, resume)
-        elif writes:
-            storage.write_json(where / CONFIG, wanted)
-        yield RunFolder(where, shard=shard, quiet=quiet, writes=writes)
+        yield RunFolder(where, wanted, resume=resume, shard=shard, quiet=quiet, writes=writes)
 
 
 def _refuse_foreign(where: Path) -> None:
     """Refuse a folder with files in it that no run has made."""
     if where.is_dir() and not (where / CONFIG).exists():
-        others = sorted(entry.name for entry in where.iterdir() if entry.name != "lock")
+        others = sorted(entry.name for entry in where.iterdir() if entry.name not in BEFORE)
         if others:
             raise CheckpointError(
                 f"{where} is not a run's folder: it holds {others[0]}; use another"
             )
 
 
-def _compare(where: Path, held: Any, wanted: Mapping[str, Any], resume: bool) -> None:
-    """Refuse a folder that holds results of another configuration."""
+def _compare(where: Path, held: Any, wanted: Mapping[str, Any], resume: bool = True) -> None:
+    """Refuse a folder that holds results of another configuration; more seeds extend it."""
     if not resume:
         raise CheckpointError(f"{where} holds results already; use another folder, or --resume")
     if held.get("experiment") != wanted["experiment"]:
@@ -175,7 +244,8 @@ def _compare(where: Path, held: Any, wanted: Mapping[str, Any], resume: bool) ->
         )
     before, now = held.get("options", {}), wanted["options"]
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+        more_seeds = name == "seeds" and before.get(name, 0) < now[name]
+        if before.get(name) != now.get(name) and not more_seeds:
             raise CheckpointError(
                 f"{where} holds results for {name}={before.get(name)}, not {now.get(name)}; "
                 "use another folder"

@@ -12,8 +12,11 @@ from rich.table import Table
 LEFT_OUT = ("std", "count", "vacuous", "accuracy_min")
 
 
-def show(name: str, summary: Mapping[str, Any], path: Path) -> None:
-    """Print a summary's rows, its fits beside the paper's numbers, and where the files are."""
+def show(name: str, summary: Mapping[str, Any], path: Path, *, finished: bool = False) -> None:
+    """Print a summary's rows, its fits beside the paper's numbers, and where the files are.
+
+    Of a run that was `finished` before, it says when and that nothing was computed now.
+    """
     console = Console(width=None if sys.stdout.isatty() else 100)
     rows = summary["rows"]
     if rows:
@@ -30,7 +33,10 @@ def show(name: str, summary: Mapping[str, Any], path: Path) -> None:
         if summary.get(part):
             for line in lines(part, summary[part]):
                 console.print(line, highlight=False)
-    console.print(f"{summary['seconds']:.1f} s on {summary['device']}; files in", highlight=False)
+    took = f"{summary['seconds']:.1f} s on {summary['device']}"
+    if finished:
+        took = f"finished before, on {summary['date']} ({took}): nothing to do"
+    console.print(f"{took}; files in", highlight=False, soft_wrap=True)
     print(path)
 
 

@@ -1,83 +1,25 @@
-"""Tickets that a sweep has found: written as files, with what is guaranteed of each."""
+"""Found tickets as files of a run's folder."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from experiments.folder import RunFolder
-from experiments.theory.sources import narrow
-from slth_jax import attention, initializers, ticket
-from slth_jax.construction import guarantee
-from slth_jax.sweep import Results
-from slth_jax.types import Array, AttentionParams
+from slth_jax import ticket
+from slth_jax.types import PyTree
 
 
-def first_of_each_width(
+def save(
     out: RunFolder,
-    results: Results,
-    target: AttentionParams,
-    x: Array,
+    name: str,
+    source: str,
+    options: Mapping[str, Any],
+    seed: int,
+    masks: PyTree,
     *,
-    sources: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Bound the error of the first seed's ticket at every width; save the widest ones.
-
-    Returns a row per source and width: the measured error, and `bound`, which holds for every
-    input whose rows are no longer than those of `x [s, t, m]`, with errors in the dtype of `x`.
-    """
-    max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
-    rows = results.rows
-    seed = rows[0]["seed"]
-    widest = max(row["width"] for row in rows)
-    shape = {
-        "num_heads": target.w_q.shape[0],
-        "d_in": target.w_q.shape[1],
-        "d_out": target.w_o.shape[-1],
-    }
-    found = []
-    for source_name in sources:
-        # Drawn once at the padded width: the first n units are the source of width n.
-        draw = jax.jit(partial(initializers.ATTENTION[source_name], padded=widest, **shape))
-        for index, row in enumerate(rows):
-            if row["seed"] != seed or row["source"] != source_name:
-                continue
-            width = row["width"]
-            key = jax.random.key(seed, impl=ticket.IMPL)
-            source = narrow(draw(key, n_k=width, n_v=width), width)
-            masks = narrow(AttentionParams(**results.arrays(index)), width)
-            bound = guarantee.guarantee(
-                source, masks, target, max_norm, num_tokens=x.shape[1], dtype=x.dtype
-            )
-            found.append(
-                {
-                    "source": source_name,
-                    "width": width,
-                    "seed": seed,
-                    "error": row["error"],
-                    "bound": bound.error,
-                    "vacuous": bound.vacuous,
-                }
-            )
-            if width == widest and out.writes:
-                made = ticket.create(
-                    source_name,
-                    {**shape, "n_k": width, "n_v": width},
-                    seed,
-                    masks,
-                    weights=source,
-                    metadata={"error": row["error"], "bound": bound.error, "max_norm": max_norm},
-                )
-                name = f"{source_name}-width{width}-seed{seed}{ticket.SUFFIX}"
-                ticket.save(out.tickets / name, made, overwrite=True)
-    return found
-
-
-def merged_norms(params: AttentionParams) -> tuple[float, float]:
-    """Return the largest spectral norms of the merged matrices ``w_qk`` and ``w_vo`` of a head."""
-    merged = attention.merge(params)
-    qk, vo = (max(float(np.linalg.norm(np.asarray(w), 2)) for w in part) for part in merged)
-    return qk, vo
+    weights: PyTree | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``tickets/NAME.ticket.safetensors``; see `ticket.create` for the arguments."""
+    if out.writes:
+        made = ticket.create(source, options, seed, masks, weights=weights, metadata=metadata)
+        ticket.save(out.tickets / f"{name}{ticket.SUFFIX}", made, overwrite=True)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fits, measure, plots, registry
-from experiments.folder import RunFolder
+from experiments import fits, measure, options, plots
+from experiments.folder import RunFolder, Sweep
 from experiments.theory import data
 from experiments.theory.sources import random_source
 from experiments.theory.targets import random_transformer
@@ -18,7 +18,6 @@ from slth_jax import construction, transformer
 from slth_jax.transformer import Block
 from slth_jax.types import Array, Hparams, Key
 
-DESCRIPTION = "error against width for transformers of 1 to 4 blocks (figure 6)"
 FLOAT64 = True
 
 PAPER_RANGE = (100, 225)
@@ -28,7 +27,19 @@ ABOVE_FLOOR = 10
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from."""
+    """What a run is repeated from.
+
+    Attributes:
+      seeds: random sources a width; seed 0, 1, ... draws the weights.
+      max_blocks: blocks of the deepest transformer; all shallower ones are measured too.
+      widths: hidden widths n_MHA = n_FC of the source.
+      d: width of the transformer.
+      d_k: query, key and value width of the target.
+      length: tokens of a test sequence.
+      test_sequences: how many sequences the error is averaged over.
+      construction: the rule by which hidden units are dealt.
+      target_seed: seed of the random target and of the test sequences.
+    """
 
     seeds: int = 100
     max_blocks: int = 4
@@ -40,6 +51,14 @@ class Config:
     construction: str = "proof"
     target_seed: int = 0
 
+    def __post_init__(self):
+        counts = ("seeds", "max_blocks", "d_k", "length", "test_sequences")
+        options.check(
+            self,
+            least={"widths": 4, "d": 2, "target_seed": 0} | dict.fromkeys(counts, 1),
+            words={"construction": construction.CONSTRUCTIONS},
+        )
+
 
 PRESETS = {
     "quick": Config(
@@ -50,11 +69,6 @@ PRESETS = {
     ),
     "paper": Config(),
 }
-
-
-def check(config: Config) -> None:
-    """Refuse options that no trial could run with."""
-    registry.check_theory(config, least_width=4)
 
 
 def make_trial(target: Sequence[Block], x: Array, how: str):
@@ -86,24 +100,22 @@ def make_trial(target: Sequence[Block], x: Array, how: str):
     return trial
 
 
-def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Run the sweep, fit one decay rate to all depths, draw the figure."""
+def sweeps(config: Config) -> list[Sweep]:
+    """Return what `run` computes."""
     key = jax.random.key(config.target_seed, impl="threefry2x32")
     for_target, for_data = jax.random.split(key)
     target = random_transformer(
         for_target, num_blocks=config.max_blocks, d=config.d, d_k=config.d_k
     )
     x = data.angular_velocity(for_data, config.test_sequences, config.length).x
+    trial = make_trial(target, x, config.construction)
+    return [Sweep("sources pruned", trial, grid={"width": config.widths}, padded=("width",))]
 
-    results = out.sweep(
-        make_trial(target, x, config.construction),
-        "sources pruned",
-        seeds=config.seeds,
-        grid={"width": config.widths},
-        padded=("width",),
-        buckets="largest",
-        config=dataclasses.asdict(config),
-    )
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Run the sweep, fit one decay rate to all depths, draw the figure."""
+    (sweep,) = sweeps(config)
+    results = out.sweep(sweep)
     depths = range(1, config.max_blocks + 1)
     trials = measure.spread(results.rows, "num_blocks", depths)
     out.write_rows(trials)

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import fits, measure, plots, registry, tickets
-from experiments.folder import RunFolder
-from experiments.theory import data
+from experiments import fits, measure, options, plots
+from experiments.folder import RunFolder, Sweep
+from experiments.theory import data, errors
 from experiments.theory.targets import AngularTarget, Training, train_angular
 from slth_jax import construction, initializers
 from slth_jax.types import Array, Hparams, Key
 
-DESCRIPTION = "error against the width of the random source (figure 4)"
 FLOAT64 = True  # errors are measured in float64; weights and subset sums stay float32
 
 PAPER_FIT = {"gamma": 0.8, "delta": 0.06}
@@ -21,7 +20,18 @@ PAPER_FIT = {"gamma": 0.8, "delta": 0.06}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from."""
+    """What a run is repeated from.
+
+    Attributes:
+      seeds: random sources a setting; seed 0, 1, ... draws the weights.
+      widths: hidden widths n_K = n_V of the source.
+      sources: distributions of the source weights, names of `initializers.ATTENTION`.
+      construction: the rule by which hidden units are dealt.
+      length: tokens of a test sequence, the regression token not counted.
+      test_sequences: how many sequences the error is averaged over.
+      target_seed: seed of the target's training and of the test sequences.
+      epochs: of the target's training.
+    """
 
     seeds: int = 100
     widths: tuple[int, ...] = tuple(range(4, 101, 8))
@@ -32,17 +42,23 @@ class Config:
     target_seed: int = 0
     epochs: int = 25
 
+    def __post_init__(self):
+        counts = ("seeds", "length", "test_sequences", "epochs")
+        options.check(
+            self,
+            least={"widths": 2, "target_seed": 0} | dict.fromkeys(counts, 1),
+            words={
+                "sources": initializers.ATTENTION,
+                "construction": construction.CONSTRUCTIONS,
+            },
+        )
+
 
 PRESETS = {
     "quick": Config(seeds=20),
     "paper": Config(),
     "sources": Config(sources=("theory", "xavier", "xavier_scaled")),
 }
-
-
-def check(config: Config) -> None:
-    """Refuse options that no trial could run with."""
-    registry.check_theory(config, least_width=2)
 
 
 def make_target(config: Any) -> AngularTarget:
@@ -68,7 +84,7 @@ def make_trial(target: AngularTarget, x: Array, how: str):
         masks, report = construction.prune_attention(
             source, target.params, construction=how, widths=(width, width), with_report=True
         )
-        error = measure.attention_error(source, masks, target.params, x, key_width=width)
+        error = errors.attention_error(source, masks, target.params, x, key_width=width)
         metrics = {
             "error": error,
             "out_of_reach": report.qk.out_of_reach + report.vo.out_of_reach,
@@ -79,21 +95,32 @@ def make_trial(target: AngularTarget, x: Array, how: str):
     return trial
 
 
-def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Run the sweep, fit the exponential, draw the figure."""
+def _task(config: Config) -> tuple[AngularTarget, Array]:
+    """Return the trained target and the test sequences."""
     target = make_target(config)
-    x = test_inputs(target, config.test_sequences, config.length, config.target_seed)
-    results = out.sweep(
-        make_trial(target, x, config.construction),
+    return target, test_inputs(target, config.test_sequences, config.length, config.target_seed)
+
+
+def _sweep(config: Config, target: AngularTarget, x: Array) -> Sweep:
+    return Sweep(
         "sources pruned",
-        seeds=config.seeds,
+        make_trial(target, x, config.construction),
         grid={"source": config.sources, "width": config.widths},
         padded=("width",),
-        buckets="largest",  # the solver compiles once; narrower sources cost little in it
-        config=dataclasses.asdict(config),
     )
+
+
+def sweeps(config: Config) -> list[Sweep]:
+    """Return what `run` computes, to estimate its cost."""
+    return [_sweep(config, *_task(config))]
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Run the sweep, fit the exponential, draw the figure."""
+    target, x = _task(config)
+    results = out.sweep(_sweep(config, target, x))
     out.write_rows(results.rows)
-    rows = measure.summarize(results.rows, ("source", "width"), also=("out_of_reach",))
+    rows = measure.summarize(results.rows, ("source", "width"), out_of_reach=("out_of_reach", sum))
     by_source = {
         source: [row for row in rows if row["source"] == source] for source in config.sources
     }
@@ -102,9 +129,9 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         for source, part in by_source.items()
         if len(part) >= 3
     }
-    guarantees = tickets.first_of_each_width(out, results, target.params, x, sources=config.sources)
+    guarantees = errors.first_of_each_width(out, results, target.params, x, sources=config.sources)
     _draw(config, out, by_source, fitted, guarantees)
-    qk_norm, vo_norm = tickets.merged_norms(target.params)
+    qk_norm, vo_norm = errors.merged_norms(target.params)
     return {
         "rows": rows,
         "fit": fitted.get(config.sources[0]),

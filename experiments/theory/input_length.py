@@ -1,34 +1,54 @@
 """Figure 5: the error of a ticket against the length of its input."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fits, measure, plots, registry
-from experiments.folder import RunFolder
-from experiments.theory import data, hidden_dim
+from experiments import fits, measure, options, plots
+from experiments.folder import RunFolder, Sweep
+from experiments.theory import data, errors, hidden_dim
+from experiments.theory.targets import AngularTarget
 from slth_jax import construction, initializers
-from slth_jax.types import Hparams, Key
+from slth_jax.types import Array, Hparams, Key
 
-DESCRIPTION = "error against the length of the input (figure 5)"
 FLOAT64 = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from."""
+    """What a run is repeated from.
+
+    Attributes:
+      seeds: random sources a width; seed 0, 1, ... draws the weights.
+      widths: hidden widths n_K = n_V of the source.
+      lengths: tokens of the test sequences, the regression token not counted.
+      test_sequences: how many sequences of each length the error is averaged over.
+      query_rows: tokens compared, spread evenly, the regression token first; 0 for all.
+      construction: the rule by which hidden units are dealt.
+      target_seed: seed of the target's training and of the test sequences.
+      epochs: of the target's training.
+    """
 
     seeds: int = 100
     widths: tuple[int, ...] = (20, 40)
     lengths: tuple[int, ...] = tuple(2**k for k in range(3, 14))
-    test_sequences: int = 4  # of each length
-    query_rows: int = 256  # tokens compared, spread evenly, the regression token first; 0 for all
+    test_sequences: int = 4
+    query_rows: int = 256
     construction: str = "proof"
     target_seed: int = 0
     epochs: int = 25
+
+    def __post_init__(self):
+        counts = ("seeds", "lengths", "test_sequences", "epochs")
+        options.check(
+            self,
+            least={"widths": 2, "query_rows": 0, "target_seed": 0} | dict.fromkeys(counts, 1),
+            words={"construction": construction.CONSTRUCTIONS},
+        )
 
 
 PRESETS = {
@@ -37,19 +57,17 @@ PRESETS = {
 }
 
 
-def check(config: Config) -> None:
-    """Refuse options that no trial could run with."""
-    registry.check_theory(config, least_width=2)
-
-
-def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Prune each source, apply it at all lengths, regress on log T, draw the figure."""
+def _task(config: Config) -> tuple[AngularTarget, list[Array]]:
+    """Return the trained target and the test sequences of each length."""
     target = hidden_dim.make_target(config)
-
-    inputs = [
+    return target, [
         hidden_dim.test_inputs(target, config.test_sequences, length, config.target_seed)
         for length in config.lengths
     ]
+
+
+def make_trial(config: Config, target: AngularTarget, inputs: Sequence[Array]):
+    """Return the trial: prune a source once, measure its error on the inputs of every length."""
 
     def trial(key: Key, hparams: Hparams):
         width = hparams["width"]
@@ -59,8 +77,8 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         masks = construction.prune_attention(
             source, target.params, construction=config.construction, widths=(width, width)
         )
-        errors = [
-            measure.attention_error(
+        of_length = [
+            errors.attention_error(
                 source,
                 masks,
                 target.params,
@@ -70,20 +88,32 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
             )
             for x in inputs
         ]
-        return {"error": jnp.stack(errors)}
+        return {"error": jnp.stack(of_length)}
 
-    results = out.sweep(
-        trial,
+    return trial
+
+
+def _sweep(config: Config, target: AngularTarget, inputs: Sequence[Array]) -> Sweep:
+    return Sweep(
         "sources pruned",
-        seeds=config.seeds,
+        make_trial(config, target, inputs),
         grid={"width": config.widths},
         padded=("width",),
-        buckets="largest",
         # A device works on few sources at a time, so that memory stays bounded at long inputs.
         batch=4,
         chunk=16,
-        config=dataclasses.asdict(config),
     )
+
+
+def sweeps(config: Config) -> list[Sweep]:
+    """Return what `run` computes, to estimate its cost."""
+    return [_sweep(config, *_task(config))]
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Prune each source, apply it at all lengths, regress on log T, draw the figure."""
+    target, inputs = _task(config)
+    results = out.sweep(_sweep(config, target, inputs))
     trials = measure.spread(results.rows, "length", config.lengths)
     out.write_rows(trials)
     rows = measure.summarize(trials, ("width", "length"))

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments import measure, plots, registry, tickets
-from experiments.folder import RunFolder
-from experiments.theory import modular, pretrained
+from experiments import measure, options, plots, tickets
+from experiments.folder import RunFolder, Sweep
+from experiments.theory import errors, modular, pretrained
 from experiments.theory.pretrained import Network, Task
 from experiments.theory.sources import narrow, narrow_layers, random_source
 from slth_jax import construction, ticket
@@ -18,21 +17,36 @@ from slth_jax.construction import guarantee
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams, Hparams, Key
 
-DESCRIPTION = "a trained network as the target; --weights FILE for a published one"
 FLOAT64 = False  # the networks were trained, and are used, in float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from."""
+    """What a run is repeated from.
+
+    Attributes:
+      seeds: random sources a setting; seed 0, 1, ... draws the weights.
+      weights: a published network as .npz; none to train a small one that adds modulo 23.
+      attention_units: hidden units of attention for each input coordinate.
+      relu_units: hidden units of ReLU layers for each input coordinate, half for each sign.
+      construction: the rule by which hidden units are dealt.
+      target_seed: seed of the small network's training.
+    """
 
     seeds: int = 3
     weights: str | None = None
-    # Hidden units for each input coordinate: the source widths are these times the input width.
     attention_units: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24)
-    relu_units: tuple[int, ...] = (4, 6, 8, 12, 16, 24)  # half of them for each sign
+    relu_units: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
     construction: str = "proof"
     target_seed: int = 0
+
+    def __post_init__(self):
+        counts = ("seeds", "attention_units", "relu_units")
+        options.check(
+            self,
+            least={"target_seed": 0} | dict.fromkeys(counts, 1),
+            words={"construction": construction.CONSTRUCTIONS},
+        )
 
 
 PRESETS = {
@@ -41,77 +55,90 @@ PRESETS = {
 }
 
 
-def check(config: Config) -> None:
-    """Refuse options that no trial could run with."""
-    registry.check_theory(config, least_width=1)
-    if config.weights is not None:
-        pretrained.load(config.weights)
+class Target(NamedTuple):
+    """A trained network, its task, and its last rows at the positions of the answers."""
+
+    network: Network
+    task: Task
+    rows: Array
+
+
+def load(config: Config) -> Target:
+    """Read the network, or train the small one."""
+    if config.weights is None:
+        network = modular.train(jax.random.key(config.target_seed, impl="threefry2x32"))
+    else:
+        network = pretrained.load(config.weights)
+    task = pretrained.task_of(network)
+    return Target(network, task, pretrained.read_out(network, task, network.blocks))
+
+
+def _sweeps(config: Config, target: Target) -> list[Sweep]:
+    mha = max(config.attention_units)
+    grids: dict[str, dict[str, tuple[int, ...]]] = {
+        "attention": {"attention_units": config.attention_units}
+    }
+    if any(block.layers for block in target.network.blocks):
+        grids["attention+relu"] = {"attention_units": (mha,), "relu_units": config.relu_units}
+    return [
+        Sweep(
+            f"pruned, {part}",
+            make_trial(target, config.construction),
+            grid=grid,
+            padded=tuple(grid),
+            # Each trial is large: 131,072 subset sums or more.
+            batch=1,
+            chunk=1,
+            part=part,
+        )
+        for part, grid in grids.items()
+    ]
+
+
+def sweeps(config: Config) -> list[Sweep]:
+    """Return what `run` computes, to estimate its cost."""
+    return _sweeps(config, load(config))
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
     """Prune attention alone, then attention and ReLU layers, and score both on the task."""
-    if config.weights is None:
-        key = jax.random.key(config.target_seed, impl="threefry2x32")
-        network = modular.train(key)
-    else:
-        network = pretrained.load(config.weights)
-    task = pretrained.task_of(network)
-    of_target = pretrained.read_out(network, task, network.blocks)
-    x = pretrained.embed(network, task.tokens)
+    target = load(config)
+    x = pretrained.embed(target.network, target.task.tokens)
     max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
-    m = network.w_pos.shape[1]
-
-    mha = max(config.attention_units)
-    parts: dict[str, dict[str, tuple[int, ...]]] = {
-        "attention": {"attention_units": config.attention_units}
-    }
-    if any(block.layers for block in network.blocks):
-        parts["attention+relu"] = {"attention_units": (mha,), "relu_units": config.relu_units}
+    m = x.shape[-1]
     rows: list[dict[str, Any]] = []
-    for part, grid in parts.items():
-        trial = make_trial(network, task, of_target, config.construction)
-        results = out.sweep(
-            trial,
-            f"pruned, {part}",
-            part=part,
-            seeds=config.seeds,
-            grid=grid,
-            padded=tuple(grid),
-            buckets="largest",
-            # Each trial is large: 131,072 subset sums or more.
-            batch=1,
-            chunk=1,
-            config=dataclasses.asdict(config),
-        )
+    for sweep in _sweeps(config, target):
+        results = out.sweep(sweep)
         first = results.rows[0]["seed"]
-        largest = {f"{name}_max": max(values) for name, values in grid.items()}
+        largest = {f"{name}_max": max(values) for name, values in sweep.grid.items()}
         for index, row in enumerate(results.rows):
-            units = row["relu_units"] if "relu_units" in row else row["attention_units"]
-            here = {"part": part, "units": units, "width": m * row["attention_units"], **row}
+            units = row.get("relu_units", row["attention_units"])
+            here = {"part": sweep.part, "units": units, "width": m * row["attention_units"], **row}
             if row["seed"] == first:
-                source, masks = _ticket_of(row, results.arrays(index), network, largest)
+                source, masks = _ticket_of(row, results.arrays(index), target.network, largest)
                 bound = guarantee.guarantee(
-                    source, masks, network.blocks, max_norm, num_tokens=x.shape[1]
+                    source, masks, target.network.blocks, max_norm, num_tokens=x.shape[1]
                 )
                 here |= {"bound": bound.error, "vacuous": bound.vacuous}
-                if part == "attention" and row["attention_units"] == mha:
+                if sweep.part == "attention" and units == max(config.attention_units):
                     _save(out, here, source, masks)
             rows.append(here)
     out.write_rows(rows)
-    return _summary(config, out, rows, network, task, of_target, max_norm)
+    return _summary(out, rows, target, max_norm)
 
 
-def make_trial(network: Network, task: Task, of_target: Array, how: str):
+def make_trial(target: Target, how: str):
     """Return the trial: draw a source, prune it into the network's blocks, score the task.
 
     With `relu_units` among its values the ReLU layers are pruned as well, else the target's own
     are kept.
     """
-    target = network.blocks
+    network, task, of_target = target
+    blocks = network.blocks
 
     def trial(key: Key, hparams: Hparams):
-        source, widths = draw(key, target, hparams)
-        pruned = target if "relu_units" in hparams else without_layers(target)
+        source, widths = draw(key, blocks, hparams)
+        pruned = blocks if "relu_units" in hparams else without_layers(blocks)
         masks, report = construction.prune_transformer(
             source, pruned, construction=how, widths=widths, with_report=True
         )
@@ -119,7 +146,7 @@ def make_trial(network: Network, task: Task, of_target: Array, how: str):
         if "relu_units" not in hparams:
             ticket = tuple(
                 block._replace(layers=to_block.layers)
-                for block, to_block in zip(ticket, target, strict=True)
+                for block, to_block in zip(ticket, blocks, strict=True)
             )
         rows = pretrained.read_out(network, task, ticket, key_width=widths[0])
         error = jnp.max(jnp.linalg.norm(rows - of_target, axis=-1))
@@ -175,10 +202,10 @@ def _save(
     out: RunFolder, row: Mapping[str, Any], source: Sequence[Block], masks: Sequence[Block]
 ) -> None:
     """Write the ticket of the attention of all blocks."""
-    if not out.writes:
-        return
     h, m, n = source[0].attention.w_q.shape
-    made = ticket.create(
+    tickets.save(
+        out,
+        f"attention-width{n}-seed{row['seed']}",
         "theory_blocks",
         {"num_blocks": len(source), "num_heads": h, "d": m, "n_k": n, "n_v": n},
         row["seed"],
@@ -186,30 +213,22 @@ def _save(
         weights=tuple(block.attention for block in source),
         metadata={name: row[name] for name in ("accuracy", "error", "bound")},
     )
-    name = f"attention-width{n}-seed{row['seed']}{ticket.SUFFIX}"
-    ticket.save(out.tickets / name, made, overwrite=True)
 
 
 def _summary(
-    config: Config,
-    out: RunFolder,
-    rows: list[dict[str, Any]],
-    network: Network,
-    task: Task,
-    of_target: Array,
-    max_norm: float,
+    out: RunFolder, rows: list[dict[str, Any]], target: Target, max_norm: float
 ) -> dict[str, Any]:
     """Return a row per part and width, and what the target itself scores."""
-    by = ("part", "units", "width")
-    summary = measure.summarize(rows, by, also=("out_of_reach",))
-    for one in summary:
-        here = [row for row in rows if all(row[name] == one[name] for name in by)]
-        one["accuracy"] = float(np.mean([row["accuracy"] for row in here]))
-        one["accuracy_min"] = float(min(row["accuracy"] for row in here))
-        bounds = [row for row in here if "bound" in row]
-        if bounds:
-            one["bound"] = bounds[0]["bound"]
-            one["vacuous"] = bounds[0]["vacuous"]
+    summary = measure.summarize(
+        rows,
+        ("part", "units", "width"),
+        out_of_reach=("out_of_reach", sum),
+        accuracy=("accuracy", measure.mean),
+        accuracy_min=("accuracy", min),
+        bound=("bound", measure.first),
+        vacuous=("vacuous", measure.first),
+    )
+    network, task, of_target = target
     scores = pretrained.score(network, task, of_target)
     _draw(out, task, summary)
     return {
@@ -219,7 +238,7 @@ def _summary(
         "target": {
             **{name: float(value) for name, value in scores.items()},
             "alpha": max_norm,
-            "w_vo_norm": max(tickets.merged_norms(block.attention)[1] for block in network.blocks),
+            "w_vo_norm": max(errors.merged_norms(block.attention)[1] for block in network.blocks),
         },
         "paper": {"statement": "not in the paper: a trained network as the target"},
     }

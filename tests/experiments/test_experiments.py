@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import fits, folder, registry
+from experiments import fits, folder, options, registry
 from experiments.__main__ import main
 from experiments.theory import data, input_length, modular, pretrained
 from slth_jax import storage, sweep, ticket
@@ -254,7 +254,7 @@ def test_published_networks_do_what_their_authors_say():
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
-    config = registry.configure(registry.load("hidden-dim"), "quick", {}, None)
+    config = options.configure(registry.load("hidden-dim").PRESETS, "quick", {}, None)
     with (
         folder.open(str(tmp_path / "run"), "hidden-dim", config),
         pytest.raises(storage.Locked, match="in use"),

@@ -1,0 +1,116 @@
+"""What the command line does: list, describe, estimate and run experiments."""
+
+import argparse
+import datetime
+import os
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from experiments import folder, machine, registry
+from experiments import options as of
+
+
+def command(options: argparse.Namespace) -> None:
+    """Do what the parsed command line says."""
+    if options.name == "list":
+        for name, (_, shows) in registry.EXPERIMENTS.items():
+            print(f"{name:<16}{shows}")
+        return
+    names, folders = _named(options)
+    modules = [registry.load(name) for name in names]
+    changes = of.split(options.options)
+    if options.weights is not None:
+        changes["weights"] = options.weights
+    # Every configuration is looked at before the first run starts.
+    configs = [
+        of.configure(module.PRESETS, options.preset, changes, options.seeds) for module in modules
+    ]
+    for name, module, config, path in zip(names, modules, configs, folders, strict=True):
+        jax.config.update("jax_enable_x64", getattr(module, "FLOAT64", False))
+        if options.dry_run:
+            print(_cost(name, module, config))
+        else:
+            _join_processes(options.distributed)
+            _run(name, module, config, path, options)
+
+
+def describe(name: str) -> Iterator[str]:
+    """Yield lines on an experiment: what it shows, its presets, and its options."""
+    names = registry.REPRODUCE if name == "reproduce" else () if name == "list" else (name,)
+    for one in names:
+        presets = registry.load(one).PRESETS
+        yield f"\n{one}: {registry.EXPERIMENTS[one].shows}"
+        yield f"presets: {', '.join(presets)}"
+        yield "options, with the values of the preset quick (--set OPTION=VALUE):"
+        yield from of.describe(presets["quick"])
+
+
+def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
+    """Return the experiments that the command line names, and a folder for each."""
+    if options.name != "reproduce":
+        out = options.out or os.path.join("results", f"{options.name}-{options.preset}")
+        return (options.name,), [out]
+    names = tuple(options.names) or registry.REPRODUCE
+    out = options.out or os.path.join("results", f"reproduce-{options.preset}")
+    return names, [os.path.join(out, name) for name in names]
+
+
+def _cost(name: str, module: ModuleType, config: Any) -> str:
+    """Return what a run costs, without starting it."""
+    if hasattr(module, "dry_run"):
+        return module.dry_run(config)
+    return f"{name}, {config.seeds} seeds a setting\n" + machine.cost(
+        module.sweeps(config), config.seeds
+    )
+
+
+def _join_processes(distributed: str) -> None:
+    """Call `jax.distributed.initialize` as asked; 'auto' goes on alone where nothing is found."""
+    if distributed == "off" or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError:  # no cluster was detected
+        if distributed == "on":
+            raise
+
+
+def _run(
+    name: str, module: ModuleType, config: Any, path: str, options: argparse.Namespace
+) -> None:
+    try:
+        from experiments import tables
+    except ModuleNotFoundError as error:
+        raise registry.needs(name, error) from error
+
+    first = jax.process_index() == 0
+    with folder.open(
+        path,
+        name,
+        config,
+        resume=options.resume,
+        shard=options.shard,
+        quiet=options.quiet or not first,
+        writes=first,
+    ) as out:
+        finished = out.finished
+        if finished:
+            summary = out.read_summary()
+        else:
+            started = time.perf_counter()
+            summary = {
+                "experiment": name,
+                "preset": options.preset,
+                **module.run(config, out),
+                "seconds": round(time.perf_counter() - started, 3),
+                "date": datetime.date.today().isoformat(),
+                "versions": machine.versions(),
+                "device": machine.device(),
+            }
+            out.write_summary(summary)
+        if first:
+            tables.show(name, summary, out.path, finished=finished)

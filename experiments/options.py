@@ -1,0 +1,124 @@
+"""Options of an experiment: read from text, checked, and told to the user.
+
+A `Config` is a flat frozen dataclass. Its docstring has a section ``Attributes:`` with a line
+``name: meaning.`` for each option, which is also what ``NAME --help`` prints.
+"""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from slth_jax import checks
+
+
+def split(texts: Sequence[str]) -> dict[str, str]:
+    """Return ``{'name': 'value'}`` from ``['name=value']``."""
+    named = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise checks.fail("--set", "of the form option=value", repr(text))
+        named[name.replace("-", "_")] = value
+    return named
+
+
+def configure(
+    presets: Mapping[str, Any], preset: str, options: Mapping[str, str], seeds: int | None
+) -> Any:
+    """Return an experiment's `Config`: a preset with some options replaced.
+
+    Args:
+      presets: configurations by name.
+      preset: one of the names.
+      options: values by field name, as typed by the user; tuples are separated by commas.
+      seeds: replaces the field `seeds`.
+
+    Raises:
+      ValueError: an unknown preset or option, or a value that is not allowed.
+    """
+    checks.choice("preset", preset, presets)
+    config = presets[preset]
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for name, text in options.items():
+        checks.choice("option", name, hints)
+        changes[name] = _parse(name, text, hints[name])
+    if seeds is not None:
+        changes["seeds"] = checks.integer("seeds", seeds, low=1)
+    return dataclasses.replace(config, **changes)
+
+
+def check(
+    config: Any,
+    *,
+    least: Mapping[str, int],
+    words: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Refuse options below their least integer or outside their words; tuples entry by entry."""
+    for name, low in least.items():
+        for value in _entries(name, getattr(config, name)):
+            checks.integer(name, value, low=low)
+    for name, allowed in (words or {}).items():
+        for value in _entries(name, getattr(config, name)):
+            checks.choice(name, value, allowed)
+
+
+def _entries(name: str, value: Any) -> tuple:
+    if value == ():
+        raise checks.fail(name, "at least one value", "none")
+    return value if isinstance(value, tuple) else (value,)
+
+
+def describe(config: Any) -> Iterator[str]:
+    """Yield a line per option of a `Config`: its name, type, value and meaning."""
+    told = meanings(type(config))
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield f"  {field.name}={text}  ({type_name(hints[field.name])})"
+        yield f"      {told.get(field.name, '')}"
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """Return what the docstrings of a dataclass and its bases say of each attribute."""
+    told: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
+        # A line that is indented deeper goes on with the one before.
+        for line in re.sub(r"\n {4,}", " ", section).splitlines():
+            names, colon, meaning = line.strip().partition(": ")
+            if colon:
+                told |= dict.fromkeys(names.split(", "), meaning)
+    return told
+
+
+def type_name(hint: Any) -> str:
+    """Return a type as a user reads it: 'int', 'text or none', 'integers, separated by commas'."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"{type_name(inner[0])},{type_name(inner[0])},..."
+    return " or ".join("none" if k is type(None) else k.__name__ for k in inner or (hint,))
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    """Return `text` as a value of type `hint`: bool, int, float, str, a union or tuple of them."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_parse(name, part, arguments[0]) for part in text.split(",") if part)
+    for kind in arguments or (hint,):
+        if kind is type(None):
+            if text.lower() in ("none", ""):
+                return None
+        elif kind is bool:
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+        else:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    raise checks.fail(f"option {name}", f"of type {type_name(hint)}", repr(text))

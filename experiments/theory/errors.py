@@ -1,0 +1,112 @@
+"""How far a ticket is from its target: measured, and guaranteed."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import tickets
+from experiments.folder import RunFolder
+from experiments.theory.sources import narrow
+from slth_jax import attention, construction, initializers, ticket
+from slth_jax.construction import guarantee
+from slth_jax.sweep import Results
+from slth_jax.types import Array, ArrayLike, AttentionParams
+
+
+def attention_error(
+    source: AttentionParams,
+    masks: AttentionParams,
+    target: AttentionParams,
+    x: Array,
+    *,
+    key_width: ArrayLike | None = None,
+    queries: Array | None = None,
+) -> Array:
+    """Return how far a ticket is from its target, in float64 where JAX has it switched on.
+
+    The ticket is applied through `attention.apply` on ``source * masks``. The 2-norm of the
+    difference is maximised over tokens and averaged over the sequences `x [s, t, m]`.
+    """
+    wide = partial(jax.tree.map, lambda w: w.astype(x.dtype))
+    ticket = wide(construction.apply_masks(source, masks))
+    of_target = wide(target)
+
+    def worst(sequence: Array) -> Array:
+        apply = partial(attention.apply, x=sequence, queries=queries)
+        difference = apply(ticket, key_width=key_width) - apply(of_target)
+        return jnp.max(jnp.linalg.norm(difference, axis=-1))
+
+    # One sequence after another: long ones would not fit beside each other.
+    one_by_one = x.shape[1] > 512
+    return jnp.mean(jax.lax.map(worst, x) if one_by_one else jax.vmap(worst)(x))
+
+
+def first_of_each_width(
+    out: RunFolder,
+    results: Results,
+    target: AttentionParams,
+    x: Array,
+    *,
+    sources: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Bound the error of the first seed's ticket at every width; save the widest ones.
+
+    Returns a row per source and width: the measured error, and `bound`, which holds for every
+    input whose rows are no longer than those of `x [s, t, m]`, with errors in the dtype of `x`.
+    """
+    max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
+    rows = results.rows
+    seed = rows[0]["seed"]
+    widest = max(row["width"] for row in rows)
+    shape = {
+        "num_heads": target.w_q.shape[0],
+        "d_in": target.w_q.shape[1],
+        "d_out": target.w_o.shape[-1],
+    }
+    found = []
+    for source_name in sources:
+        # Drawn once at the padded width: the first n units are the source of width n.
+        draw = jax.jit(partial(initializers.ATTENTION[source_name], padded=widest, **shape))
+        for index, row in enumerate(rows):
+            if row["seed"] != seed or row["source"] != source_name:
+                continue
+            width = row["width"]
+            key = jax.random.key(seed, impl=ticket.IMPL)
+            source = narrow(draw(key, n_k=width, n_v=width), width)
+            masks = narrow(AttentionParams(**results.arrays(index)), width)
+            bound = guarantee.guarantee(
+                source, masks, target, max_norm, num_tokens=x.shape[1], dtype=x.dtype
+            )
+            found.append(
+                {
+                    "source": source_name,
+                    "width": width,
+                    "seed": seed,
+                    "error": row["error"],
+                    "bound": bound.error,
+                    "vacuous": bound.vacuous,
+                }
+            )
+            if width == widest:
+                tickets.save(
+                    out,
+                    f"{source_name}-width{width}-seed{seed}",
+                    source_name,
+                    {**shape, "n_k": width, "n_v": width},
+                    seed,
+                    masks,
+                    weights=source,
+                    metadata={"error": row["error"], "bound": bound.error, "max_norm": max_norm},
+                )
+    return found
+
+
+def merged_norms(params: AttentionParams) -> tuple[float, float]:
+    """Return the largest spectral norms of the merged matrices ``w_qk`` and ``w_vo`` of a head."""
+    merged = attention.merge(params)
+    qk, vo = (max(float(np.linalg.norm(np.asarray(w), 2)) for w in part) for part in merged)
+    return qk, vo
