@@ -2,6 +2,7 @@
 
 import math
 
+from experiments import machine
 from experiments.training_job import Job
 from slth_jax import gpt2, supermask
 
@@ -16,6 +17,9 @@ ACCELERATORS = {
 }
 UTILISATION = 0.4
 """Share of the peak that is assumed; well-tuned runs of this kind reach 0.3 to 0.5."""
+
+SHARE_HERE = 0.2
+"""Share of the speed of large products that is assumed for small models on this machine."""
 
 
 def num_nonzero(config: gpt2.Config, keep: float) -> int:
@@ -71,9 +75,13 @@ def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
     flops = flops_per_token(job.model, job.length) * tokens
     count = gpt2.num_parameters(job.model)
     kept = count if job.dense else num_nonzero(job.model, keep)
+    here = runs * flops / (machine.products_per_second(dtype=job.dtype) * SHARE_HERE)
+    memory_here = (machine.peak_bytes() + runs * memory(job)) / 2**30
     lines = [
         f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB a run",
         f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations a run, {runs} runs",
+        f"  about {machine.duration(here)} and {memory_here:.1f} GiB of memory, all runs at once, on "
+        f"this machine ({machine.device()}): an estimate from the speed of its products",
         f"  hours for all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
     ]
     for device, (peak, size) in ACCELERATORS.items():

@@ -47,7 +47,8 @@ def configure(
         checks.choice("option", name, hints)
         changes[name] = _parse(name, text, hints[name])
     if seeds is not None:
-        changes["seeds"] = checks.integer("seeds", seeds, low=1)
+        changes["seeds"] = seeds
+    checks.integer("seeds", changes.get("seeds", config.seeds), low=1)
     return dataclasses.replace(config, **changes)
 
 

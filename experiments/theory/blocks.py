@@ -52,7 +52,7 @@ class Config:
     target_seed: int = 0
 
     def __post_init__(self):
-        counts = ("seeds", "max_blocks", "d_k", "length", "test_sequences")
+        counts = ("max_blocks", "d_k", "length", "test_sequences")
         options.check(
             self,
             least={"widths": 4, "d": 2, "target_seed": 0} | dict.fromkeys(counts, 1),

@@ -43,7 +43,7 @@ class Config:
     epochs: int = 25
 
     def __post_init__(self):
-        counts = ("seeds", "lengths", "test_sequences", "epochs")
+        counts = ("lengths", "test_sequences", "epochs")
         options.check(
             self,
             least={"widths": 2, "query_rows": 0, "target_seed": 0} | dict.fromkeys(counts, 1),

@@ -41,7 +41,7 @@ class Config:
     target_seed: int = 0
 
     def __post_init__(self):
-        counts = ("seeds", "attention_units", "relu_units")
+        counts = ("attention_units", "relu_units")
         options.check(
             self,
             least={"target_seed": 0} | dict.fromkeys(counts, 1),

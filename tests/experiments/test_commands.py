@@ -1,0 +1,116 @@
+"""The command line as a user meets it: lists, extras that are missing, and one line a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import folder, measure, options, registry
+from experiments.__main__ import main
+from experiments.theory import hidden_dim
+from slth_jax import storage
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--set", "widths=4,8", "--seeds", "2", "--set", "epochs=1", "--quiet"]
+
+# Runs the command line in a Python that lacks what only the extra `experiments` brings.
+WITHOUT_EXTRAS = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('matplotlib', 'rich', 'scipy', 'tiktoken', 'datasets'):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+sys.meta_path.insert(0, Blocker())
+from experiments.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_extras(*arguments):
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_list_names_every_experiment_without_extras():
+    done = without_extras("list")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(registry.EXPERIMENTS)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("--dry-run",)])
+def test_what_needs_an_extra_says_how_to_get_it(arguments, tmp_path):
+    done = without_extras("hidden-dim", "--out", str(tmp_path / "out"), *arguments)
+    assert done.returncode == 2
+    line = done.stderr.strip()
+    assert line.startswith("error: hidden-dim needs ") and "\n" not in line
+    assert 'pip install "slth-jax[experiments]"' in line
+    assert not (tmp_path / "out").exists()
+
+
+MISTAKES = [
+    (["nothing"], r"experiment must be one of 'hidden-dim'"),
+    (["hidden-dim", "--preset", "huge"], "preset must be one of 'quick', 'paper'"),
+    (["hidden-dim", "--set", "wide=4"], "option must be one of 'seeds', 'widths'"),
+    (["hidden-dim", "--set", "widths=four"], "option widths must be of type int, got 'four'"),
+    (["hidden-dim", "--set", "widths"], "--set must be of the form option=value, got 'widths'"),
+    (["hidden-dim", "--seeds", "0"], "seeds must be an integer >= 1, got 0"),
+    (["hidden-dim", "--devices", "0"], "--devices must be an integer >= 1, got 0"),
+    (["hidden-dim", "--set", "widths=1,8"], "widths must be an integer >= 2, got 1"),
+    (["hidden-dim", "--set", "sources=gauss"], "sources must be one of 'theory', 'xavier'"),
+    (["hidden-dim", "--set", "construction=best"], "construction must be one of 'proof', 'reach'"),
+    (["trained-target", "--weights", "none.npz"], "weights must be a NumPy archive (.npz)"),
+    (["hidden-dim", "--out", "/proc/results"], "cannot make the folder /proc/results"),
+    (["hidden-dim", "--out", __file__], "--out must be a folder, got a file"),
+    (["hidden-dim", "--out", str(Path(__file__).parent)], "is not a run's folder"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", MISTAKES)
+def test_mistakes_get_one_line_and_leave_nothing(arguments, message, tmp_path, capsys):
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    assert main([*arguments, *out, "--quiet"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not said.out
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_run_that_fails_before_its_first_result_refuses_nothing_later(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def fails(*_):
+        raise ValueError("the trial fails")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hidden_dim, "make_trial", lambda *_: fails)
+        assert main(["hidden-dim", "--out", str(out), *SMALL]) == 2
+    assert not (out / "config.json").exists()
+    assert main(["hidden-dim", "--out", str(out), *SMALL, "--set", "length=5"]) == 0
+    assert json.loads((out / "config.json").read_text())["options"]["length"] == 5
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    config = options.configure(registry.load("hidden-dim").PRESETS, "quick", {}, None)
+    with (
+        folder.open(str(tmp_path / "run"), "hidden-dim", config),
+        pytest.raises(storage.Locked, match="in use"),
+        folder.open(str(tmp_path / "run"), "hidden-dim", config),
+    ):
+        pass
+
+
+def test_rows_are_averaged_by_setting():
+    rows = [
+        {"width": 4, "seed": 0, "error": 1.0, "hits": 1, "bound": 9.0},
+        {"width": 4, "seed": 1, "error": 3.0, "hits": 2},
+        {"width": 8, "seed": 0, "error": float("nan"), "hits": 3},
+    ]
+    four, eight = measure.summarize(
+        rows, ("width",), hits=("hits", sum), bound=("bound", measure.first)
+    )
+    assert four == {
+        "width": 4, "mean": 2.0, "std": pytest.approx(2**0.5), "median": 2.0, "count": 2,
+        "hits": 3, "bound": 9.0,
+    }  # fmt: skip
+    assert eight["not_finite"] == 1 and eight["count"] == 1 and "bound" not in eight
