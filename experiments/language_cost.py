@@ -80,8 +80,8 @@ def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
     lines = [
         f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB a run",
         f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations a run, {runs} runs",
-        f"  about {machine.duration(here)} and {memory_here:.1f} GiB of memory, all runs at once, on "
-        f"this machine ({machine.device()}): an estimate from the speed of its products",
+        f"  about {machine.duration(here)} and {memory_here:.1f} GiB of memory, all runs at once, "
+        f"on this machine ({machine.device()}): an estimate from the speed of its products",
         f"  hours for all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
     ]
     for device, (peak, size) in ACCELERATORS.items():
