@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def num_kept(size: int, keep: ArrayLike) -> int:
     return max(1, math.floor(Fraction(str(_checked_keep(keep))) * size + Fraction(1, 2)))
 
 
-def num_kept_traced(size: int, keep: ArrayLike) -> Array:
+def num_kept_traced(size: int, keep: Annotated[ArrayLike, "[]"]) -> Annotated[Array, "[]"]:
     """Return `num_kept` as a uint32 array for a `keep` that JAX traces.
 
     A traced `keep` is read in whole millionths, as float32 holds no more: for such fractions this
@@ -53,7 +54,12 @@ def num_kept_traced(size: int, keep: ArrayLike) -> Array:
     return jnp.maximum(count, 1)
 
 
-def from_scores(scores: ArrayLike, keep: ArrayLike, *, magnitude: bool = True) -> Array:
+def from_scores(
+    scores: Annotated[ArrayLike, "float[*shape]"],
+    keep: Annotated[ArrayLike, "[]"],
+    *,
+    magnitude: bool = True,
+) -> Annotated[Array, "bool[*shape]"]:
     """Return the mask of the `num_kept` largest |score|, ties settled by index.
 
     Args:
@@ -117,7 +123,7 @@ def _straight_through_raw_jvp(primals, tangents):
     return straight_through_raw(*primals), tangents[0]
 
 
-def pack(mask: ArrayLike) -> Array:
+def pack(mask: Annotated[ArrayLike, "bool[*shape]"]) -> Annotated[Array, "uint8[bytes]"]:
     """Pack a boolean mask into uint8, eight connections a byte, C order, highest bit first.
 
     Returns ``ceil(size / 8)`` bytes as `numpy.packbits` makes them; unused last bits are 0.
@@ -128,7 +134,9 @@ def pack(mask: ArrayLike) -> Array:
     return jnp.packbits(checks.array("mask", mask, kind="bool").reshape(-1))
 
 
-def unpack(bits: ArrayLike, shape: Sequence[int]) -> Array:
+def unpack(
+    bits: Annotated[ArrayLike, "uint8[bytes]"], shape: Sequence[int]
+) -> Annotated[Array, "bool[*shape]"]:
     """Return the boolean mask of `shape` that `pack` made `bits` of.
 
     Raises:

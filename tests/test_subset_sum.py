@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slth_jax import subset_sum
+from slth_jax.subset_sum import solver
 
 B = 256
 
@@ -263,9 +264,9 @@ def test_each_device_solves_its_shard():
 
 def test_second_call_compiles_nothing():
     subset_sum.solve(SAMPLES, VALUE)
-    compiled = subset_sum._solve._cache_size()
+    compiled = solver._solve._cache_size()
     subset_sum.solve(SAMPLES + 1, VALUE)
-    assert subset_sum._solve._cache_size() == compiled
+    assert solver._solve._cache_size() == compiled
 
 
 def test_nothing_is_differentiated_through():

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,20 @@ LANES = 64
 
 
 class Solution(NamedTuple):
-    """What `solve` found: `mask` bool[..., n]; `total`, `error`, `optimal` of shape [...]."""
+    """What `solve` found, for every instance of the batch."""
 
-    mask: Array
-    total: Array
-    error: Array
-    optimal: Array
+    mask: Annotated[Array, "bool[*batch, n]"]
+    total: Annotated[Array, "float[*batch]"]
+    error: Annotated[Array, "float[*batch]"]
+    optimal: Annotated[Array, "bool[*batch]"]
 
 
-def solve(samples: ArrayLike, value: ArrayLike, *, max_exact: int | None = None) -> Solution:
+def solve(
+    samples: Annotated[ArrayLike, "[*batch, n]"],
+    value: Annotated[ArrayLike, "[*batch]"],
+    *,
+    max_exact: int | None = None,
+) -> Solution:
     """Return the subset of `samples` whose sum is closest to `value`, for every instance.
 
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
