@@ -1,10 +1,10 @@
 """Everything that is written so that it survives: one face for files and arrays.
 
 `files` writes aside, flushes and renames, locks folders and checks sums; `arrays` saves and loads
-trees of arrays through Orbax, in folders that `files` seals.
+trees of arrays through Orbax, in folders that `files` seals; `names` calls their leaves by name.
 """
 
-from slth_jax.storage.arrays import load_tree, named_leaves, save_tree
+from slth_jax.storage.arrays import load_tree, save_tree
 from slth_jax.storage.files import (
     SUMS,
     CheckpointError,
@@ -25,6 +25,7 @@ from slth_jax.storage.files import (
     write_rows,
     writing,
 )
+from slth_jax.storage.names import named_leaves, nested
 
 __all__ = [
     "SUMS",
@@ -38,6 +39,7 @@ __all__ = [
     "make_folder",
     "move",
     "named_leaves",
+    "nested",
     "plain",
     "read_bytes",
     "read_json",

@@ -7,30 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from slth_jax import checks
 from slth_jax.storage.files import CheckpointError, Damaged, reason
 from slth_jax.types import PyTree
-
-
-def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by their places: 'layers.0.w_q'; a tree that is a leaf as ''.
-
-    Raises:
-      ValueError: two leaves have one name.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {
-        ".".join(
-            str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
-            for entry in path
-        ): leaf
-        for path, leaf in leaves
-    }
-    if len(named) < len(leaves):
-        raise checks.fail("tree", "of leaves with different names", sorted(named))
-    return named
 
 
 def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:

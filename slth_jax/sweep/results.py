@@ -5,23 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from slth_jax import checks
+from slth_jax import checks, storage
 from slth_jax.sweep.grid import Plan
 from slth_jax.sweep.program import Record, unpack
-
-
-def nested(named: dict[str, Any]) -> Any:
-    """Return {'a.b': x} as {'a': {'b': x}}; a single leaf without a name as itself."""
-    if list(named) == [""]:
-        return named[""]
-    tree: dict[str, Any] = {}
-    for name, value in named.items():
-        *outer, last = name.split(".")
-        branch = tree
-        for part in outer:
-            branch = branch.setdefault(part, {})
-        branch[last] = value
-    return tree
 
 
 def _column(values: list[Any]) -> np.ndarray:
@@ -126,4 +112,6 @@ class Results:
             self._last = (number, self._read(number))
         place = self._place[index]
         arrays = {name: stored[place] for name, stored in self._last[1]["arrays"].items()}
-        return nested(unpack(arrays, self._specs[self._plan.chunks[number].group]["arrays"]))
+        return storage.nested(
+            unpack(arrays, self._specs[self._plan.chunks[number].group]["arrays"])
+        )

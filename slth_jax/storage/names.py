@@ -1,0 +1,36 @@
+"""Trees of arrays as flat dicts: a leaf's name is its place, 'layers.0.w_q'."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from slth_jax import checks
+from slth_jax.types import PyTree
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their places: 'layers.0.w_q'; a tree that is a leaf as ''.
+
+    Raises:
+      ValueError: two leaves have one name.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise checks.fail("tree", "of leaves with different names", sorted(named))
+    return named
+
+
+def nested(named: Mapping[str, Any]) -> Any:
+    """Return {'a.b': x} as {'a': {'b': x}}; a single leaf without a name as itself."""
+    if list(named) == [""]:
+        return named[""]
+    tree: dict[str, Any] = {}
+    for name, value in named.items():
+        *outer, last = name.split(".")
+        branch = tree
+        for part in outer:
+            branch = branch.setdefault(part, {})
+        branch[last] = value
+    return tree
