@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "types", "checks", "theory", "storage", "initializers", "subset_sum", "supermask", "attention",
     "placement", "transformer", "construction", "edge_popup", "gpt2_config", "gpt2_core", "gpt2",
-    "ticket", "huggingface", "sweep",
+    "sources", "ticket", "huggingface", "sweep",
 ]  # fmt: skip
 
 
@@ -54,11 +54,11 @@ def arrows_of(package):
 
 def test_every_wing_has_its_floor_and_arrows_point_one_way():
     arrows = arrows_of("slth_jax")
-    arrows.pop("")
+    arrows.pop("")  # the package itself imports nothing, and everybody may read its version
     assert {name.split(".")[0] for name in arrows} == set(FLOORS)
     for name, targets in arrows.items():
         wing = name.split(".")[0]
-        for target in targets:
+        for target in targets - {""}:
             other = target.split(".")[0]
             if other != wing:
                 assert FLOORS.index(other) < FLOORS.index(wing), f"{name} imports {target}"

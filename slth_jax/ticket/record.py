@@ -1,67 +1,72 @@
-"""A ticket as a thing: the recipe of its source, one bit a connection, and checksums.
-
-A ticket is source weights times masks. The source is never trained, so a ticket's file holds no
-weight: it holds the initializer's name and numbers, the seed, and the packed masks. The weights
-are generated anew and compared with the fingerprint of those that the masks were found for.
-"""
+"""The record of a ticket, and the weights that it stands for."""
 
 import dataclasses
 import functools
 import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from slth_jax import checks, initializers, storage, supermask
-from slth_jax.storage import CheckpointError, Damaged, named_leaves
+from slth_jax import checks, sources, storage, supermask
+from slth_jax.sources import Sources
+from slth_jax.storage import CheckpointError, named_leaves
 from slth_jax.types import PyTree
 
-SUFFIX = ".ticket.safetensors"
 IMPL = "threefry2x32"
-_FORMAT = 1
-
-# Initializers by name: `initializer(key, **options) -> tree of weights`.
-Sources = Mapping[str, Callable[..., PyTree]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Ticket:
     """A subnetwork of a random network.
 
     Attributes:
-      source: the initializer's name.
-      options: its keyword arguments, numbers or strings.
+      source: the source's name (`sources.SOURCES`).
+      options: its keyword arguments, in JSON's types.
       seed: of `jax.random.key(seed, impl='threefry2x32')`.
-      bits: the masks by name, packed as `supermask.pack` does it, uint8.
+      bits: the masks by name, packed as `supermask.pack` does it, uint8; in memory, or read from
+        the ticket's file one at a time.
       shapes: the shapes of the masks by name.
       fingerprint: SHA-256 of the source's weights.
-      metadata: anything else worth keeping, in JSON's types: target, error, versions.
+      metadata: anything else worth keeping, in JSON's types: error, target, versions.
     """
 
     source: str
     options: dict[str, Any]
     seed: int
-    bits: dict[str, np.ndarray]
+    bits: Mapping[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     fingerprint: str
     metadata: dict[str, Any]
 
+    @property
+    def size(self) -> int:
+        """The number of connections that are masked, kept or not."""
+        return sum(map(math.prod, self.shapes.values()))
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What `verify` found in a file that is whole: connections, and how many are kept."""
+    def __repr__(self) -> str:
+        told = f"{self.recipe}: {len(self.shapes)} masks of {self.size:,} connections"
+        error = self.metadata.get("error")
+        return f"Ticket({told}{'' if error is None else f', error {error:.3g}'})"
 
-    ticket: Ticket
-    size: int
-    num_kept: int
+    @property
+    def recipe(self) -> str:
+        """What the weights are generated from, in words."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"source {self.source!r} with seed {self.seed} and {options[:300]}"
+
+
+class Rows(Protocol):
+    """What `from_row` needs of a sweep's results."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Return a row's values, its seed and its metrics."""
+
+    def arrays(self, index: int) -> Any:
+        """Return a row's masks."""
 
 
 def create(
@@ -77,14 +82,15 @@ def create(
     """Return the ticket of some masks.
 
     Args:
-      source: the name of an initializer in `sources`.
+      source: the name of a source in `sources`.
       options: its keyword arguments, without the key.
       seed: in [0, 2^32).
       masks: booleans in the tree of the source's weights; a leaf that is None or left out of a
         dict is not masked.
       weights: those that the masks were found for, compared with the recipe's bit for bit.
       metadata: see `Ticket`.
-      sources: initializers by name; None for `initializers.SOURCES` and "gpt2".
+      sources: sources by name, records or functions `draw(key, **options)`; None for
+        `sources.SOURCES`.
 
     Raises:
       ValueError: an unknown source, options that it refuses, masks of other names or shapes, or
@@ -107,163 +113,150 @@ def create(
         raise ValueError(str(error)) from error
     ticket = dataclasses.replace(ticket, fingerprint=_fingerprint(generated))
     if weights is not None and _fingerprint(weights) != ticket.fingerprint:
-        raise checks.fail("weights", f"what {_recipe(ticket)} generates", "other numbers")
+        raise checks.fail("weights", f"what {ticket.recipe} generates", "other numbers")
     return ticket
 
 
-def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = False) -> None:
-    """Write a ticket as one safetensors file, atomically; the same bytes for the same ticket.
+def from_row(
+    results: Rows,
+    index: int,
+    source: str,
+    options: Mapping[str, Any],
+    *,
+    masks: Callable[[Any], PyTree] = lambda arrays: arrays,
+    metadata: Mapping[str, Any] | None = None,
+    sources: Sources | None = None,
+) -> Ticket:
+    """Return the ticket that one trial of a sweep found.
+
+    The seed is the row's; the row's values and metrics become the metadata, with the dtype that
+    `error` was measured in. Masks that the trial padded are cut to the shapes of the source's
+    weights, and arrays that the source has no weights for are left out.
+
+    Args:
+      results: of `sweep.run` or `sweep.load`.
+      index: the row.
+      source, options: as in `create`; an option that the row has a value for is written out, as in
+        ``{"n_k": results.row(index)["width"]}``.
+      masks: picks the masks from what the trial returned beside its metrics.
+      metadata: kept beside the row's values.
+      sources: as in `create`.
 
     Raises:
-      ValueError: `path` does not end in '.ticket.safetensors'.
-      CheckpointError: it cannot be written, or another file is there and `overwrite` is not set.
+      ValueError: as `create`; or a connection is kept outside the source's weights.
     """
-    path = Path(path)
-    if not path.name.endswith(SUFFIX):
-        raise checks.fail("path", f"NAME{SUFFIX}", repr(str(path)))
-    header = {
-        "format": _FORMAT,
-        "impl": IMPL,
-        "source": ticket.source,
-        "options": ticket.options,
-        "seed": ticket.seed,
-        "shapes": {name: list(shape) for name, shape in ticket.shapes.items()},
-        "masks_sha256": _masks_sum(ticket),
-        "fingerprint": ticket.fingerprint,
-        "metadata": ticket.metadata,
-    }
-    text = json.dumps(storage.plain(header), sort_keys=True)
-    # One entry: safetensors writes several in no fixed order, and the bytes must repeat.
-    entry = {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
-    data = safetensors.numpy.save(dict(sorted(ticket.bits.items())), metadata=entry)
-    if path.exists():
-        if storage.read_bytes(path) == data:
-            return
-        if not overwrite:
-            raise CheckpointError(f"{path} is there and differs; pass overwrite=True to replace it")
-    storage.write_bytes(path, data)
-
-
-def load(path: str | os.PathLike[str]) -> Ticket:
-    """Return the ticket in a file; its checksums are verified, its weights not generated.
-
-    Raises:
-      Damaged: the file is not, byte for byte in what it says, one that `save` wrote.
-      CheckpointError: it is missing or of a later format.
-    """
-    data = storage.read_bytes(path)
+    row = results.row(index)
+    seed = row.pop("seed")
+    found = named_leaves(masks(results.arrays(index)))
+    recipe = Ticket(source, dict(options), seed, {}, {}, "", {})
     try:
-        bits = safetensors.numpy.load(data)
-        size = int.from_bytes(data[:8], "little")
-        entry = json.loads(data[8 : 8 + size])["__metadata__"]
-        recorded, _, text = entry["ticket"].partition(" ")
-        header = json.loads(text)
-        good = hashlib.sha256(text.encode()).hexdigest() == recorded
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Damaged(f"{path} is no whole ticket: {reason}") from error
-    if not good:
-        raise Damaged(f"{path} is damaged: the checksum of its header does not match")
-    if header["format"] != _FORMAT or header["impl"] != IMPL:
-        raise CheckpointError(
-            f"{path} has format {header['format']} with {header['impl']} keys; "
-            f"this version reads format {_FORMAT} with {IMPL}"
-        )
-    ticket = Ticket(
-        source=header["source"],
-        options=header["options"],
-        seed=header["seed"],
-        bits=bits,
-        shapes={name: tuple(shape) for name, shape in header["shapes"].items()},
-        fingerprint=header["fingerprint"],
-        metadata=header["metadata"],
-    )
-    if _masks_sum(ticket) != header["masks_sha256"]:
-        raise Damaged(f"{path} is damaged: the checksum of its masks does not match")
-    return ticket
+        shapes = _shapes(_draw(recipe, sources), recipe)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    cut = {}
+    for name in found.keys() & shapes.keys():
+        mask = np.asarray(found[name])
+        cut[name] = mask[tuple(map(slice, shapes[name]))] if mask.ndim else mask
+        if np.sum(cut[name]) != np.sum(mask):
+            came = f"connections beyond {shapes[name]}, in {mask.shape}"
+            raise checks.fail(f"masks.{name}", f"within the weights of {recipe.recipe}", came)
+    if not cut:
+        raise checks.fail("masks", f"named as the weights {sorted(shapes)}", sorted(found))
+    measured = getattr(results, "metrics", {}).get("error")
+    dtype = {} if measured is None else {"dtype": str(measured.dtype)}
+    told = {**row, **dtype, **(metadata or {})}
+    return create(source, options, seed, storage.nested(cut), metadata=told, sources=sources)
+
+
+def mask(ticket: Ticket, name: str) -> np.ndarray:
+    """Return one mask by its name ('w_q', 'layers.0.w_v'), booleans."""
+    return np.asarray(supermask.unpack(ticket.bits[name], ticket.shapes[name]))
 
 
 def masks(ticket: Ticket) -> dict[str, np.ndarray]:
-    """Return the masks by name ('w_q', 'layers.0.w_v'), booleans."""
-    return {
-        name: np.asarray(supermask.unpack(ticket.bits[name], shape))
-        for name, shape in ticket.shapes.items()
-    }
+    """Return all masks by name."""
+    return {name: mask(ticket, name) for name in ticket.shapes}
 
 
 def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
     They are generated on the CPU where there is one beside other devices: bits on others may
-    differ.
+    differ. A source without a tree gives a dict of NumPy arrays.
 
     Raises:
       CheckpointError: the source is unknown, refuses its options, has no weights of the masks'
         names and shapes, or generates other weights than those that the masks were found for.
     """
-    weights = _generate(ticket, sources)
-    if _fingerprint(weights) != ticket.fingerprint:
+    source = _source(ticket, sources)
+    if source.masked is not None:
+        return dict(source.masked(ticket))
+    drawn = _genuine(ticket, sources)
+    names = iter(named_leaves(drawn))
+    return jax.tree.map(lambda leaf: _masked(leaf, next(names), ticket), drawn)
+
+
+def weights(ticket: Ticket, *, sources: Sources | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the ticket's weights by name, one at a time; errors as in `materialize`."""
+    source = _source(ticket, sources)
+    if source.masked is not None:
+        yield from source.masked(ticket)
+        return
+    for name, leaf in named_leaves(_genuine(ticket, sources)).items():
+        yield name, np.asarray(_masked(leaf, name, ticket))
+
+
+def _masked(leaf: jax.Array, name: str, ticket: Ticket) -> jax.Array:
+    if name not in ticket.shapes:
+        return leaf
+    return jnp.where(mask(ticket, name), leaf, jnp.zeros((), leaf.dtype))
+
+
+def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
+    """Return the source's weights, which must be those of the ticket."""
+    drawn = _generate(ticket, sources)
+    if _fingerprint(drawn) != ticket.fingerprint:
         made = ticket.metadata.get("versions", "an unrecorded version")
         raise CheckpointError(
-            f"{_recipe(ticket)} generates other weights here (jax {jax.__version__}) than those "
+            f"{ticket.recipe} generates other weights here (jax {jax.__version__}) than those "
             f"of the ticket (made with {made})"
         )
-    kept = masks(ticket)
-    names = iter(named_leaves(weights))
-    return jax.tree.map(lambda leaf: _masked(leaf, kept.get(next(names))), weights)
-
-
-def verify(path: str | os.PathLike[str], *, sources: Sources | None = None) -> Report:
-    """Read a ticket, generate its weights, and report what it keeps.
-
-    Raises:
-      CheckpointError: one line on the first thing that is wrong (see `load`, `materialize`).
-    """
-    ticket = load(path)
-    try:
-        materialize(ticket, sources=sources)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    kept = masks(ticket).values()
-    return Report(ticket, sum(m.size for m in kept), sum(int(m.sum()) for m in kept))
-
-
-def _masked(leaf: jax.Array, mask: np.ndarray | None) -> jax.Array:
-    return leaf if mask is None else jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
-
-
-def _recipe(ticket: Ticket) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in ticket.options.items())
-    return f"source {ticket.source!r} with seed {ticket.seed} and {options}"
+    return drawn
 
 
 def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
     """Return the source's weights, after comparing their names and shapes with the masks'."""
-    draw = functools.partial(_initializer(ticket.source, sources), **ticket.options)
+    draw = _draw(ticket, sources)
+    shapes = _shapes(draw, ticket)
+    for name, shape in ticket.shapes.items():
+        if shapes.get(name) != shape:
+            has = shapes.get(name, f"no such weight, but {sorted(shapes)}")
+            raise CheckpointError(f"mask {name} has shape {shape}; {ticket.recipe} has {has}")
     with jax.default_device(_cpu()):
-        key = jax.random.key(ticket.seed, impl=IMPL)
-        try:
-            shapes = {n: tuple(w.shape) for n, w in named_leaves(jax.eval_shape(draw, key)).items()}
-        except (TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{_recipe(ticket)} is refused: {reason}") from error
-        for name, shape in ticket.shapes.items():
-            if shapes.get(name) != shape:
-                has = shapes.get(name, f"no such weight, but {sorted(shapes)}")
-                raise CheckpointError(f"mask {name} has shape {shape}; {_recipe(ticket)} has {has}")
-        return draw(key)
+        return draw(jax.random.key(ticket.seed, impl=IMPL))
 
 
-def _initializer(name: str, sources: Sources | None) -> Callable[..., PyTree]:
-    if sources is None and name == "gpt2":
-        # Imported here: Flax takes a second, which tickets of attention need not wait for.
-        from slth_jax import gpt2
+def _shapes(draw: Callable[..., PyTree], ticket: Ticket) -> dict[str, tuple[int, ...]]:
+    try:
+        with jax.default_device(_cpu()):
+            drawn = jax.eval_shape(draw, jax.random.key(ticket.seed, impl=IMPL))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{ticket.recipe} is refused: {storage.reason(error)}") from error
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(drawn).items()}
 
-        return gpt2.source
-    known = initializers.SOURCES if sources is None else sources
-    if name not in known:
-        raise CheckpointError(f"source must be one of {sorted(known)}, got {name!r}")
-    return known[name]
+
+def _source(ticket: Ticket, known: Sources | None) -> sources.Source:
+    try:
+        return sources.get(ticket.source, known)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _draw(ticket: Ticket, known: Sources | None) -> Callable[..., PyTree]:
+    draw = _source(ticket, known).draw
+    if draw is None:
+        raise CheckpointError(f"{ticket.recipe} is not drawn as one tree of weights")
+    return functools.partial(draw, **ticket.options)
 
 
 def _cpu() -> jax.Device | None:
@@ -281,12 +274,4 @@ def _fingerprint(weights: PyTree) -> str:
         value = np.asarray(leaf)
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
-
-
-def _masks_sum(ticket: Ticket) -> str:
-    digest = hashlib.sha256()
-    for name, packed in sorted(ticket.bits.items()):
-        digest.update(f"{name} {packed.dtype} {packed.shape}\n".encode())
-        digest.update(np.ascontiguousarray(packed).tobytes())
     return digest.hexdigest()

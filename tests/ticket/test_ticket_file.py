@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 
 import jax
@@ -12,7 +13,9 @@ import pytest
 import safetensors.numpy
 
 from slth_jax import initializers, ticket
+from slth_jax.sources import Source
 from slth_jax.storage import CheckpointError, Damaged
+from slth_jax.ticket import Ticket
 
 OPTIONS = {"num_heads": 2, "d_in": 2, "d_out": 1, "n_k": 5, "n_v": 3}
 SEED = 7
@@ -174,3 +177,70 @@ def test_bad_arguments(tmp_path):
     ticket.create("theory", OPTIONS, SEED, _masks(), weights=_source())
     with pytest.raises(CheckpointError, match="cannot read"):
         ticket.load(tmp_path / "none.ticket.safetensors")
+
+
+def test_an_opened_ticket_reads_one_mask_at_a_time(path, monkeypatch):
+    read = []
+    real = ticket.file.Stored.__getitem__
+
+    def counting(self, name):
+        read.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(ticket.file.Stored, "__getitem__", counting)
+    opened = ticket.open(path)
+    assert read == [] and opened.shapes == _ticket().shapes
+    np.testing.assert_array_equal(ticket.mask(opened, "w_o"), _masks().w_o)
+    assert read == ["w_o"]
+    with pytest.raises(KeyError):
+        opened.bits["w_x"]
+
+
+def test_reprs_are_short(path):
+    opened = ticket.open(path)
+    assert repr(opened) == (
+        "Ticket(source 'theory' with seed 7 and d_in=2, d_out=1, n_k=5, n_v=3, num_heads=2: "
+        "4 masks of 58 connections, error 0.125)"
+    )
+    report = ticket.verify(path)
+    assert repr(report) == (
+        f"Report({report.num_kept} of 58 connections kept ({100 * report.num_kept / 58:.1f} %))"
+    )
+
+
+def test_a_source_that_makes_its_own_masked_weights(tmp_path):
+    """Its masks are no masks of one tree of weights, and are read and written one by one."""
+
+    def masked(found):
+        if found.fingerprint != "one":
+            raise CheckpointError("generates other weights here")
+        for name in found.shapes:
+            yield name, ticket.mask(found, name) * np.float32(found.options["scale"])
+
+    sources = {"parts": Source("parts", masked=masked)}
+    bits = np.packbits(np.arange(16) % 3 == 0)
+    made = Ticket("parts", {"scale": 2.0}, 0, {"a": bits}, {"a": (4, 4)}, "one", {})
+    path = tmp_path / "parts.ticket.safetensors"
+    ticket.save(path, made)
+    report = ticket.verify(path, sources=sources)
+    assert (report.size, report.num_kept) == (16, 6)
+    expected = (np.arange(16) % 3 == 0).reshape(4, 4) * np.float32(2)
+    np.testing.assert_array_equal(ticket.materialize(made, sources=sources)["a"], expected)
+    assert ticket.export(ticket.open(path), tmp_path / "a.npz", sources=sources) == 1
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["a"], expected)
+    ticket.save(path, dataclasses.replace(made, fingerprint="two"), overwrite=True)
+    with pytest.raises(CheckpointError, match="other weights"):
+        ticket.verify(path, sources=sources)
+
+
+def test_exports_repeat_and_leave_nothing_half(path, tmp_path):
+    outs = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for out in outs:
+        assert ticket.export(ticket.load(path), out) == 4
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    wrong = _ticket(seed=SEED + 1)
+    with pytest.raises(CheckpointError, match="other weights"):
+        ticket.export(wrong, tmp_path / "c.npz")
+    with pytest.raises(ValueError, match=re.escape("out must be NAME.npz")):
+        ticket.export(wrong, tmp_path / "c.txt")
+    assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "one.ticket.safetensors"]

@@ -1,0 +1,10 @@
+"""Sources: what a ticket is drawn from.
+
+`registry` names them: a ticket's recipe, a sweep and the command line speak of a source by its
+name, and `get` finds the `Source`: how its weights are drawn, and, where a ticket of it stores
+something else than plain masks of them, how masked weights are made.
+"""
+
+from slth_jax.sources.registry import SOURCES, Source, Sources, get
+
+__all__ = ["SOURCES", "Source", "Sources", "get"]

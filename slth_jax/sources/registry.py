@@ -1,0 +1,58 @@
+"""The table of sources: from a name to random weights."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from slth_jax import checks, initializers
+from slth_jax.types import Key, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A distribution of random weights that a ticket can name.
+
+    Attributes:
+      name: the name.
+      draw: `draw(key, **options) -> tree of weights`; None where they are too many to be held
+        together, and `masked` makes them.
+      masked: `masked(ticket) -> (name, array) pairs` of weights times masks, one at a time, for
+        sources whose tickets store something else than a mask of each weight. It compares the
+        weights with the ticket's fingerprint and raises `storage.CheckpointError` where they
+        differ.
+    """
+
+    name: str
+    draw: Callable[..., PyTree] | None = None
+    masked: Callable[[Any], Iterable[tuple[str, np.ndarray]]] | None = None
+
+
+# Sources by name, as a caller may give them: records, or functions `draw(key, **options)`.
+Sources = Mapping[str, Source | Callable[..., PyTree]]
+
+
+def _gpt2(key: Key, **options: Any) -> PyTree:
+    # Imported here: Flax takes a second, which tickets of attention need not wait for.
+    from slth_jax import gpt2
+
+    return gpt2.source(key, **options)
+
+
+SOURCES: dict[str, Source] = {
+    **{name: Source(name, draw) for name, draw in initializers.SOURCES.items()},
+    "gpt2": Source("gpt2", _gpt2),
+}
+"""Every source by its name."""
+
+
+def get(name: str, sources: Sources | None = None) -> Source:
+    """Return the source of a name, from `sources` or, where that is None, from `SOURCES`.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    known = SOURCES if sources is None else sources
+    found = known[checks.choice("source", name, sorted(known))]
+    return found if isinstance(found, Source) else Source(name, found)

@@ -1,0 +1,65 @@
+"""A ticket for people, and for NumPy."""
+
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from slth_jax import checks, storage
+from slth_jax.sources import Sources
+from slth_jax.ticket.record import Ticket, weights
+
+_BAR = 24
+
+
+def describe(ticket: Ticket) -> str:
+    """Return what is inside a ticket as some lines of text; the masks are read one at a time."""
+    lines = [f"source       {ticket.source}, seed {ticket.seed}"]
+    lines += [f"  {name:<11}{_short(value)}" for name, value in ticket.options.items()]
+    lines += [f"fingerprint  {ticket.fingerprint}", "masks, and the share of 1s in each"]
+    width = max((len(name) for name in ticket.shapes), default=0)
+    for name, shape in ticket.shapes.items():
+        kept = int(np.bitwise_count(ticket.bits[name]).sum())
+        share = kept / max(math.prod(shape), 1)
+        bar = "█" * round(_BAR * share) + "·" * (_BAR - round(_BAR * share))
+        lines.append(
+            f"  {name:<{width}}  {bar} {100 * share:5.1f} %  {' x '.join(map(str, shape))}"
+        )
+    lines.append(f"connections  {ticket.size:,}, one bit each")
+    others = [name for name in ticket.bits if name not in ticket.shapes]
+    if others:
+        lines.append(f"kept arrays  {', '.join(others)}")
+    if ticket.metadata:
+        lines.append("metadata")
+        lines += [f"  {name:<11}{_short(value)}" for name, value in ticket.metadata.items()]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def export(ticket: Ticket, out: str | os.PathLike[str], *, sources: Sources | None = None) -> int:
+    """Write the ticket's weights, source times masks, to `out` as NumPy's .npz; return how many.
+
+    The arrays are written one after another, under the names that `masks` has, and the file
+    appears when all are in it; the same bytes for the same ticket.
+
+    Raises:
+      ValueError: `out` does not end in '.npz'.
+      CheckpointError: the weights cannot be generated (see `materialize`), or not be written.
+    """
+    out, count = Path(out), 0
+    if out.suffix != ".npz":
+        raise checks.fail("out", "NAME.npz", repr(str(out)))
+    with storage.writing(out) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, value in weights(ticket, sources=sources):
+            entry = zipfile.ZipInfo(f"{name or 'weights'}.npy")  # a fixed date: bytes repeat
+            with archive.open(entry, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+            count += 1
+    return count
