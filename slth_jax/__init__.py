@@ -1,14 +1,40 @@
 """Strong lottery tickets for multi-head attention, in JAX.
 
 A strong lottery ticket is a subnetwork of a random, never trained network: the source weights
-times a binary mask. The modules, in the order in which they build on each other:
+times a binary mask. Every module is reachable as ``slth_jax.NAME`` and imported when first used.
 
-- `types`, `checks`: aliases and argument validation.
-- `theory`: the bounds of the paper (arXiv:2511.04217) as plain functions.
-- `initializers`, `subset_sum`, `supermask`, `attention`: the independent pieces.
-- `transformer`, `gpt2`: networks made of them.
-- `construction`, `edge_popup`: the two ways to find a ticket.
-- `ticket`, `checkpoint`, `sweep`, `huggingface`: files, and thousands of trials at once.
+Where to start::
+
+    initializers.theory_attention(key, ...)          draw a random source
+    construction.prune_attention(source, target)     find the masks of a ticket by subset sums
+    construction.guaranteed_error(source, masks, target, max_norm)
+    attention.apply(params, x)                       run attention, of a target or of a ticket
+    edge_popup.step, supermask.from_scores           find masks by training scores instead
+    subset_sum.solve(samples, value)                 the scalar problem underneath
+    ticket.create, save, load, verify, export        a ticket as one small file
+    sweep.run(trial, seeds=..., grid=...)            thousands of trials, batched and resumable
+    theory.attention_widths(epsilon, ...)            the paper's bounds (arXiv:2511.04217)
+
+On the command line: ``slth-jax --help``.
 """
 
+import importlib
+import pkgutil
+from typing import Any
+
 __version__ = "0.1.0"
+
+# The modules in this folder: a new one needs no line here.
+__all__ = sorted(found.name for found in pkgutil.iter_modules(__path__) if found.name != "__main__")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of the package when it is first asked for (PEP 562)."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return every name, those of modules that are not imported yet among them."""
+    return sorted({*globals(), *__all__})

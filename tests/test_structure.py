@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "types", "checks", "theory", "storage", "initializers", "subset_sum", "supermask", "attention",
     "placement", "transformer", "construction", "edge_popup", "gpt2_config", "gpt2_core", "gpt2",
-    "sources", "ticket", "huggingface", "sweep",
+    "sources", "ticket", "huggingface", "sweep", "cli", "__main__",
 ]  # fmt: skip
 
 
