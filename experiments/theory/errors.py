@@ -100,7 +100,12 @@ def first_of_each_width(
                     seed,
                     masks,
                     weights=source,
-                    metadata={"error": row["error"], "bound": bound.error, "max_norm": max_norm},
+                    metadata={
+                        "error": row["error"],
+                        "dtype": str(x.dtype),  # that the error was measured in
+                        "bound": bound.error,
+                        "max_norm": max_norm,
+                    },
                 )
     return found
 
