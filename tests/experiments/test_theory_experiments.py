@@ -9,7 +9,8 @@ import pytest
 from experiments import fits
 from experiments.__main__ import main
 from experiments.theory import data, input_length
-from slth_jax import sweep, ticket
+from experiments.theory import hidden_dim as experiment
+from slth_jax import storage, sweep, ticket
 
 SMALL = ["--set", "widths=4,8,20", "--seeds", "3", "--set", "epochs=1", "--quiet"]
 
@@ -54,6 +55,18 @@ def test_its_ticket_is_whole_and_computes_what_the_run_says(hidden_dim):
     index = next(i for i, r in enumerate(stored.rows) if (r["width"], r["seed"]) == (20, 0))
     for name, mask in stored.arrays(index).items():
         np.testing.assert_array_equal(masks[name], mask)
+
+
+def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):
+    (path,) = (hidden_dim / "tickets").glob("*.ticket.safetensors")
+    with jax.enable_x64(True):  # as in the run
+        config = experiment.Config(epochs=1)
+        target = experiment.make_target(config)
+        x = experiment.test_inputs(target, config.test_sequences, config.length, 0)
+        report = ticket.verify(path, target=target.params, inputs=x)
+        assert report.error == pytest.approx(report.ticket.metadata["error"], rel=1e-9)
+        with pytest.raises(storage.CheckpointError, match="as recorded"):
+            ticket.verify(path, target=target.params, inputs=2 * x)
 
 
 def test_a_trial_does_not_depend_on_what_else_is_in_the_batch(hidden_dim, tmp_path):
