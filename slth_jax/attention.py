@@ -23,7 +23,6 @@ def apply(
     attn_mask: ArrayLike | None = None,
     *,
     queries: ArrayLike | None = None,
-    key_width: ArrayLike | None = None,
     block_size: int | None = None,
     precision: str = "highest",
 ) -> Array:
@@ -32,14 +31,13 @@ def apply(
     ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i.
 
     Args:
-      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`.
+      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`; padded ones
+        (`types.PaddedAttention`) know the k of ``1 / sqrt(k)``.
       x: tokens `[t, m]`. Lift over batches with `jax.vmap`.
       attn_mask: booleans `[t, t]`, True where row i may attend to column j; None for all.
         A row that may attend to nothing is refused; under a JAX transformation, where values
         are not known yet, such a row gives zeros.
       queries: indices `[q]` of the rows to compute; None for all.
-      key_width: the k of ``1 / sqrt(k)`` where projections are padded with zero units; may be
-        traced. None for the width of `w_q`.
       block_size: rows computed at once; None for as many as keep the logits of a block within
         2^22 entries, so that memory grows with t and not with t^2.
       precision: of the matrix products, as in `jax.default_matmul_precision`. Accelerators
@@ -51,9 +49,10 @@ def apply(
     Raises:
       ValueError: shapes, dtypes or values that do not fit, named in one line.
     """
-    x = _checked(params, x)
-    h = params.w_q.shape[0]
-    root = _key_root(params, key_width)
+    params = _checked(params)
+    h, m, _ = params.w_q.shape
+    x = checks.array("x", x, shape=(None, m))
+    root = _key_root(params)
     rows, allowed = _rows(x, attn_mask, queries)
     block = _block_size(block_size, h, x.shape[0])
 
@@ -70,14 +69,13 @@ def apply(
         return _in_blocks(attend, rows, allowed, block)
 
 
-def merge(params: AttentionParams, *, key_width: ArrayLike | None = None) -> MergedParams:
+def merge(params: AttentionParams) -> MergedParams:
     """Merge the four projections into the two matrices that attention depends on.
 
     ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, m]`, ``w_vo = w_v w_o`` `[h, m, o]` (paper, section 2).
-    `key_width` as in `apply`.
     """
-    _check_params(params)
-    root = _key_root(params, key_width)
+    params = _checked(params)
+    root = _key_root(params)
     with jax.default_matmul_precision("highest"):
         w_qk = jnp.einsum("hmk,hnk->hmn", params.w_q, params.w_k) / root
         w_vo = jnp.einsum("hmv,hvo->hmo", params.w_v, params.w_o)
@@ -124,12 +122,10 @@ def _softmax(logits: Array, may_attend: Array | None) -> Array:
     """Softmax over the last axis of `[h, q, t]` within `may_attend [q, t]`; empty rows give 0."""
     if may_attend is None:
         return jax.nn.softmax(logits, axis=-1)
-    # where= keeps masked logits out of the maximum as well, so they cannot overflow.
-    lowest = jnp.finfo(logits.dtype).min
-    logits = jnp.where(may_attend[None], logits, lowest)
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)) * may_attend[None]
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1)
+    # A row without anything would be 0 / 0; let it attend to all, and take nothing from it.
+    some = jnp.any(may_attend, axis=-1, keepdims=True)
+    weights = jax.nn.softmax(logits, axis=-1, where=(may_attend | ~some)[None])
+    return jnp.where(some[None], weights, 0)
 
 
 def _in_blocks(attend, rows: Array, allowed: Array | None, block: int) -> Array:
@@ -173,10 +169,9 @@ def _rows(
     return rows, allowed
 
 
-def _key_root(params: AttentionParams, key_width: ArrayLike | None) -> Array:
+def _key_root(params: AttentionParams) -> Array:
     """Return ``sqrt(k)`` in the dtype of the parameters."""
-    k = params.w_q.shape[-1] if key_width is None else key_width
-    return jnp.sqrt(jnp.asarray(k, params.w_q.dtype))
+    return jnp.sqrt(jnp.asarray(params.key_width, params.w_q.dtype))
 
 
 def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
@@ -185,14 +180,11 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
     return checks.integer("block_size", block_size, low=1)
 
 
-def _check_params(params: AttentionParams) -> None:
-    """Refuse projections whose heads or widths do not fit together."""
-    h, m, k = checks.array("params.w_q", params.w_q, ndim=3).shape
-    checks.array("params.w_k", params.w_k, shape=(h, m, k))
-    v = checks.array("params.w_v", params.w_v, shape=(h, m, None)).shape[-1]
-    checks.array("params.w_o", params.w_o, shape=(h, v, None))
-
-
-def _checked(params: AttentionParams, x: ArrayLike) -> Array:
-    _check_params(params)
-    return checks.array("x", x, shape=(None, params.w_q.shape[1]))
+def _checked(params: AttentionParams) -> AttentionParams:
+    """Refuse projections whose heads or widths do not fit together; return JAX arrays."""
+    w_q = checks.array("params.w_q", params.w_q, ndim=3)
+    h, m, k = w_q.shape
+    w_k = checks.array("params.w_k", params.w_k, shape=(h, m, k))
+    w_v = checks.array("params.w_v", params.w_v, shape=(h, m, None))
+    w_o = checks.array("params.w_o", params.w_o, shape=(h, w_v.shape[-1], None))
+    return params._replace(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)

@@ -15,6 +15,13 @@ import numpy as np
 
 from slth_jax.types import Array, ArrayLike
 
+_KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "float": ((jnp.floating,), "a floating-point array"),
+    "wide": ((jnp.float32, jnp.float64), "of dtype float32 or float64"),
+    "bool": ((jnp.bool_,), "a boolean array"),
+    "int": ((jnp.integer,), "an integer array"),
+}
+
 
 def fail(name: str, allowed: str, came: Any) -> ValueError:
     """Return the `ValueError` that says that argument `name` must be `allowed`."""
@@ -84,32 +91,32 @@ def array(
 ) -> Array:
     """Return `value` as a JAX array after looking at its rank, shape, dtype and entries.
 
+    float64 that comes while JAX has 64-bit numbers switched off (NumPy arrays, lists) is rounded
+    to float32 without a warning: this is the library's one rule for it.
+
     Args:
       name: how the caller calls the argument.
       value: anything `jnp.asarray` takes.
       ndim: the exact rank, if it matters.
       min_ndim: the least rank.
       shape: the exact shape; `None` entries are free.
-      kind: 'float', 'bool' or 'int': the kind of dtype that is allowed.
+      kind: 'float', 'wide' (float32 or float64: what subset sums need), 'bool' or 'int': the
+        kind of dtype that is allowed.
       finite: refuse NaN and infinities. Values under a JAX transformation are not looked at,
         since they are not known yet.
 
     Raises:
       ValueError: one line that names the argument, what is allowed and what came.
     """
-    kinds = {"float": jnp.floating, "bool": jnp.bool_, "int": jnp.integer}
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        value = np.asarray(value)
-        dtype = value.dtype
-    if not jnp.issubdtype(dtype, kinds[kind]):
-        words = {
-            "float": "a floating-point array",
-            "bool": "a boolean array",
-            "int": "an integer array",
-        }
-        raise fail(name, words[kind], f"dtype {dtype}")
-    dims = tuple(jnp.shape(value))
+    given: Any = value if hasattr(value, "dtype") else np.asarray(value)
+    if given.dtype == np.float64 and not isinstance(given, jax.Array):
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            given = np.asarray(given).astype(jax.dtypes.canonicalize_dtype(given.dtype))
+    dtype = given.dtype
+    allowed, words = _KINDS[kind]
+    if not any(jnp.issubdtype(dtype, one) for one in allowed):
+        raise fail(name, words, f"dtype {dtype}")
+    dims = tuple(jnp.shape(given))
     if shape is not None:
         if len(dims) != len(shape) or any(
             want is not None and want != have for want, have in zip(shape, dims, strict=True)
@@ -120,9 +127,9 @@ def array(
         raise fail(name, f"an array of {ndim} dimensions", f"shape {dims}")
     elif len(dims) < min_ndim:
         raise fail(name, f"an array of at least {min_ndim} dimensions", f"shape {dims}")
-    known = concrete(value) if finite and kind == "float" else None
+    known = concrete(given) if finite and kind in ("float", "wide") else None
     if known is not None:
         count = int(np.sum(~np.isfinite(known)))
         if count:
             raise fail(name, "finite", f"{count} NaN or infinite of {math.prod(dims)} entries")
-    return jnp.asarray(value)
+    return jnp.asarray(given)

@@ -44,12 +44,11 @@ def apply_block(
     attn_mask: ArrayLike | None = None,
     *,
     queries: ArrayLike | None = None,
-    key_width: ArrayLike | None = None,
     precision: str = "highest",
 ) -> Array:
     """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11).
 
-    `attn_mask`, `queries` (rows to compute) and `key_width` as in `attention.apply`.
+    `attn_mask` and `queries` (rows to compute) as in `attention.apply`.
     """
     x = checks.array("x", x, shape=(None, block.attention.w_q.shape[1]))
     attended = attention.apply(
@@ -57,7 +56,6 @@ def apply_block(
         x,
         attn_mask,
         queries=queries,
-        key_width=key_width,
         precision=precision,
     )
     hidden = attended + (x if queries is None else x[jnp.asarray(queries)])
@@ -72,7 +70,6 @@ def apply(
     attn_mask: ArrayLike | None = None,
     *,
     queries: ArrayLike | None = None,
-    key_width: ArrayLike | None = None,
     precision: str = "highest",
 ) -> Array:
     """Apply the blocks one after another to tokens `[t, m]` (paper, Theorem 14).
@@ -88,7 +85,6 @@ def apply(
             x,
             attn_mask,
             queries=queries if index == len(blocks) - 1 else None,
-            key_width=key_width,
             precision=precision,
         )
     return checks.array("x", x, ndim=2)

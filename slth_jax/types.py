@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
@@ -25,6 +26,70 @@ class AttentionParams(NamedTuple):
     w_k: Array  # [h, m, k]
     w_v: Array  # [h, m, v]
     w_o: Array  # [h, v, o]
+
+    @property
+    def key_width(self) -> int | Array:
+        """The k of ``1 / sqrt(k)``: the number of hidden units of queries and keys."""
+        return self.w_q.shape[-1]
+
+    @property
+    def value_width(self) -> int | Array:
+        """The number of hidden units of values."""
+        return self.w_v.shape[-1]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class PaddedAttention(AttentionParams):
+    """Projections with hidden units of zeros at the end, which know how many units are real.
+
+    Four arrays to unpack, as `AttentionParams`; six to JAX: maps over weights and masks, `vmap`,
+    stacking and changes of dtype keep the widths right, which are the counts of what is not zero
+    in `k_units` and `v_units`.
+    """
+
+    k_units: Array  # bool [k], whether a unit of queries and keys is real
+    v_units: Array  # bool [v], whether a unit of values is
+
+    def __new__(cls, w_q, w_k, w_v, w_o, k_units, v_units):
+        """Return the projections with what says which hidden units are real."""
+        self = tuple.__new__(cls, (w_q, w_k, w_v, w_o))
+        self.k_units, self.v_units = k_units, v_units
+        return self
+
+    @property
+    def key_width(self) -> int | Array:
+        """The number of real hidden units of queries and keys; traced where `k_units` is."""
+        return jnp.count_nonzero(self.k_units, axis=-1)
+
+    @property
+    def value_width(self) -> int | Array:
+        """The number of real hidden units of values; traced where `v_units` is."""
+        return jnp.count_nonzero(self.v_units, axis=-1)
+
+    def _replace(self, **changes) -> "PaddedAttention":
+        return PaddedAttention(**(self._asdict() | self._units() | changes))
+
+    def _units(self) -> dict[str, Array]:
+        return {"k_units": self.k_units, "v_units": self.v_units}
+
+    def __getnewargs__(self):
+        """Return what copying and pickling need."""
+        return (*self, self.k_units, self.v_units)
+
+    def __repr__(self) -> str:
+        """Return the arrays by name."""
+        named = {**self._asdict(), **self._units()}
+        return f"PaddedAttention({', '.join(f'{name}={value!r}' for name, value in named.items())})"
+
+    def tree_flatten_with_keys(self):
+        """Return the six arrays by name, and nothing static."""
+        named = {**self._asdict(), **self._units()}
+        return [(jax.tree_util.GetAttrKey(n), value) for n, value in named.items()], None
+
+    @classmethod
+    def tree_unflatten(cls, _, children) -> "PaddedAttention":
+        """Return the projections of six arrays."""
+        return cls(*children)
 
 
 class MergedParams(NamedTuple):

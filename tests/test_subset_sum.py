@@ -277,8 +277,8 @@ def test_nothing_is_differentiated_through():
 @pytest.mark.parametrize(
     ("samples", "value", "message"),
     [
-        (np.ones((2, 3), int), np.ones(2), "samples must be a floating-point array, got dtype"),
-        (np.ones((2, 3)), np.ones(2, int), "value must be a floating-point array, got dtype"),
+        (np.ones((2, 3), int), np.ones(2), "samples must be of dtype float32 or float64, got"),
+        (np.ones((2, 3)), np.ones(2, int), "value must be of dtype float32 or float64, got"),
         (np.ones((2, 3)), np.ones(3), r"value must be of shape \(2\), got shape \(3,\)"),
         (np.ones((2, 3)), np.float32(1), r"value must be of shape \(2\), got shape \(\)"),
         (np.float32(1), np.float32(1), "samples must be an array of at least 1 dimensions"),

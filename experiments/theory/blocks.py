@@ -81,16 +81,14 @@ def make_trial(target: Sequence[Block], x: Array, how: str):
         width = hparams["width"]
         size = hparams["width_max"]
         source = random_source(key, target, n_mha=width, n_fc=(width,), padded=(size, (size,)))
-        masks = construction.prune_transformer(
-            source, target, construction=how, widths=(width, width)
-        )
+        masks = construction.prune_transformer(source, target, construction=how)
         wide = partial(jax.tree.map, lambda w: w.astype(x.dtype))
         ticket, of_target = wide(construction.apply_masks(source, masks)), wide(tuple(target))
 
         def worst(sequence: Array) -> Array:
             reached, wanted, errors = sequence, sequence, []
             for from_block, to_block in zip(ticket, of_target, strict=True):
-                reached = transformer.apply_block(from_block, reached, key_width=width)
+                reached = transformer.apply_block(from_block, reached)
                 wanted = transformer.apply_block(to_block, wanted)
                 errors.append(jnp.max(jnp.linalg.norm(reached - wanted, axis=-1)))
             return jnp.stack(errors)

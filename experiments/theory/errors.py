@@ -14,7 +14,7 @@ from experiments.theory.sources import narrow
 from slth_jax import attention, construction, initializers, ticket
 from slth_jax.construction import guarantee
 from slth_jax.sweep import Results
-from slth_jax.types import Array, ArrayLike, AttentionParams
+from slth_jax.types import Array, AttentionParams, PaddedAttention
 
 
 def attention_error(
@@ -23,7 +23,6 @@ def attention_error(
     target: AttentionParams,
     x: Array,
     *,
-    key_width: ArrayLike | None = None,
     queries: Array | None = None,
 ) -> Array:
     """Return how far a ticket is from its target, in float64 where JAX has it switched on.
@@ -37,7 +36,7 @@ def attention_error(
 
     def worst(sequence: Array) -> Array:
         apply = partial(attention.apply, x=sequence, queries=queries)
-        difference = apply(ticket, key_width=key_width) - apply(of_target)
+        difference = apply(ticket) - apply(of_target)
         return jnp.max(jnp.linalg.norm(difference, axis=-1))
 
     # One sequence after another: long ones would not fit beside each other.
@@ -77,7 +76,7 @@ def first_of_each_width(
             width = row["width"]
             key = jax.random.key(seed, impl=ticket.IMPL)
             source = narrow(draw(key, n_k=width, n_v=width), width)
-            masks = narrow(AttentionParams(**results.arrays(index)), width)
+            masks = narrow(PaddedAttention(**results.arrays(index)), width)
             bound = guarantee.guarantee(
                 source, masks, target, max_norm, num_tokens=x.shape[1], dtype=x.dtype
             )

@@ -82,9 +82,9 @@ def make_trial(target: AngularTarget, x: Array, how: str):
             key, num_heads=1, d_in=2, d_out=1, n_k=width, n_v=width, padded=hparams["width_max"]
         )
         masks, report = construction.prune_attention(
-            source, target.params, construction=how, widths=(width, width), with_report=True
+            source, target.params, construction=how, with_report=True
         )
-        error = errors.attention_error(source, masks, target.params, x, key_width=width)
+        error = errors.attention_error(source, masks, target.params, x)
         metrics = {
             "error": error,
             "out_of_reach": report.qk.out_of_reach + report.vo.out_of_reach,

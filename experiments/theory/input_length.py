@@ -75,7 +75,7 @@ def make_trial(config: Config, target: AngularTarget, inputs: Sequence[Array]):
             key, num_heads=1, d_in=2, d_out=1, n_k=width, n_v=width, padded=hparams["width_max"]
         )
         masks = construction.prune_attention(
-            source, target.params, construction=config.construction, widths=(width, width)
+            source, target.params, construction=config.construction
         )
         of_length = [
             errors.attention_error(
@@ -83,7 +83,6 @@ def make_trial(config: Config, target: AngularTarget, inputs: Sequence[Array]):
                 masks,
                 target.params,
                 x,
-                key_width=width,
                 queries=query_rows(x.shape[1], config.query_rows),
             )
             for x in inputs

@@ -11,7 +11,7 @@ import numpy as np
 from slth_jax import checks, transformer
 from slth_jax.attention import causal_mask
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import Array, ArrayLike, AttentionParams
+from slth_jax.types import Array, AttentionParams
 
 
 class Network(NamedTuple):
@@ -126,14 +126,11 @@ def read_out(
     task: Task,
     blocks: tuple[Block, ...],
     *,
-    key_width: ArrayLike | None = None,
     batch: int = 512,
 ) -> Array:
     """Return the last block's rows at the positions of the answers, `[n, q, m]`."""
     mask = causal_mask(task.tokens.shape[1])
-    apply = partial(
-        transformer.apply, blocks, attn_mask=mask, queries=task.positions, key_width=key_width
-    )
+    apply = partial(transformer.apply, blocks, attn_mask=mask, queries=task.positions)
     return jax.lax.map(lambda x: apply(x=x), embed(network, task.tokens), batch_size=batch)
 
 

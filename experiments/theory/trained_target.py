@@ -15,7 +15,7 @@ from experiments.theory.sources import narrow, narrow_layers, random_source
 from slth_jax import construction, ticket
 from slth_jax.construction import guarantee
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import Array, AttentionParams, Hparams, Key
+from slth_jax.types import Array, Hparams, Key, PaddedAttention
 
 FLOAT64 = False  # the networks were trained, and are used, in float32
 
@@ -137,10 +137,10 @@ def make_trial(target: Target, how: str):
     blocks = network.blocks
 
     def trial(key: Key, hparams: Hparams):
-        source, widths = draw(key, blocks, hparams)
+        source, _ = draw(key, blocks, hparams)
         pruned = blocks if "relu_units" in hparams else without_layers(blocks)
         masks, report = construction.prune_transformer(
-            source, pruned, construction=how, widths=widths, with_report=True
+            source, pruned, construction=how, with_report=True
         )
         ticket = construction.apply_masks(source, masks)
         if "relu_units" not in hparams:
@@ -148,7 +148,7 @@ def make_trial(target: Target, how: str):
                 block._replace(layers=to_block.layers)
                 for block, to_block in zip(ticket, blocks, strict=True)
             )
-        rows = pretrained.read_out(network, task, ticket, key_width=widths[0])
+        rows = pretrained.read_out(network, task, ticket)
         error = jnp.max(jnp.linalg.norm(rows - of_target, axis=-1))
         scores = pretrained.score(network, task, rows)
         return {**scores, "error": error, "out_of_reach": report.out_of_reach}, masks
@@ -189,7 +189,7 @@ def _ticket_of(
         mask_layers = [Linear(layer["w"]) for layer in named.get("layers", {}).values()]
         masks.append(
             Block(
-                narrow(AttentionParams(**named["attention"]), n_mha),
+                narrow(PaddedAttention(**named["attention"]), n_mha),
                 narrow_layers(mask_layers, n_fc),
             )
         )

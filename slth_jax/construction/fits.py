@@ -1,56 +1,55 @@
 """Whether a source and a target fit together: shapes, widths, values, biases."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from slth_jax import checks
+from slth_jax.construction import matrices
 from slth_jax.construction.rules.deal import Rule
 from slth_jax.transformer import Linear
 from slth_jax.types import ArrayLike, AttentionParams
 
 
-def check_width(name: str, n: int, width: ArrayLike | None, needed: int) -> None:
-    """Refuse a source that has less than one hidden unit for each of `needed` groups."""
-    if n < needed:
-        raise checks.fail(name, f"at least {needed}, one hidden unit per group", n)
-    known = None if width is None else checks.concrete(width)
-    if known is not None:
-        checks.integer(name, known.item(), low=needed, high=n)
+def check_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
+    """Refuse a source that has less than one hidden unit for each of `needed` groups.
+
+    `n` counts the padding, `width` does not; it may be traced, or one for each of a batch.
+    """
+    known = checks.concrete(width)
+    least = n if known is None else min(n, int(known.min()))
+    if least < needed:
+        raise checks.fail(name, f"at least {needed}, one hidden unit per group", least)
 
 
-def check_attention(
-    source: AttentionParams, target: AttentionParams, rule: Rule, widths: tuple
-) -> None:
+def check_attention(source: AttentionParams, target: AttentionParams, rule: Rule) -> None:
     """Refuse a source and a target that do not fit."""
-    h, m, _ = checks.array("target.w_q", target.w_q, ndim=3).shape
-    checks.array("target.w_k", target.w_k, shape=target.w_q.shape)
-    d_v = checks.array("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
-    o = checks.array("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
-    n_k = checks.array("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
-    checks.array("source.w_k", source.w_k, shape=(h, m, n_k))
-    n_v = checks.array("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
-    checks.array("source.w_o", source.w_o, shape=(h, n_v, o))
-    check_width("source n_k", n_k, widths[0], m)
-    check_width("source n_v", n_v, widths[1], min(m, o) if rule.either_side else m)
+    wide = partial(checks.array, kind="wide")
+    h, m, _ = wide("target.w_q", target.w_q, ndim=3).shape
+    wide("target.w_k", target.w_k, shape=target.w_q.shape)
+    d_v = wide("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
+    o = wide("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
+    n_k = wide("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
+    wide("source.w_k", source.w_k, shape=(h, m, n_k))
+    n_v = wide("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
+    wide("source.w_o", source.w_o, shape=(h, n_v, o))
+    check_width("source n_k", n_k, source.key_width, m)
+    check_width("source n_v", n_v, source.value_width, min(m, o) if rule.either_side else m)
 
 
 def check_layers(
     source: Sequence[Linear],
     target: Sequence[Linear],
-    widths: Sequence[ArrayLike] | None,
     names: tuple[str, str, str] | None = None,
-) -> tuple[ArrayLike, ...]:
-    """Refuse ReLU nets that do not fit, and return the hidden widths.
+) -> None:
+    """Refuse ReLU nets that do not fit.
 
     `names` are those of the first pair of layers and of its target in the error messages.
     """
     if len(source) != 2 * len(target):
         allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"
         raise checks.fail("source", allowed, f"{len(source)} layers")
-    if widths is not None and len(widths) != len(target):
-        raise checks.fail("widths", f"{len(target)} numbers, one a layer", len(widths))
-    found: list[ArrayLike] = []
     for l, layer in enumerate(target):
         first, second = source[2 * l], source[2 * l + 1]
         of1, of2, of_target = names or (
@@ -58,14 +57,12 @@ def check_layers(
             f"source[{2 * l + 1}].w",
             f"target[{l}].w",
         )
-        o, i = checks.array(of_target, layer.w, ndim=2).shape
-        n = checks.array(of1, first.w, shape=(None, i)).shape[0]
-        checks.array(of2, second.w, shape=(o, n))
-        width = None if widths is None else widths[l]
-        check_width(f"the hidden width n of {of1} and {of2}", n, width, 2 * i)
+        o, i = checks.array(of_target, layer.w, ndim=2, kind="wide").shape
+        w1 = checks.array(of1, first.w, shape=(None, i), kind="wide")
+        w2 = checks.array(of2, second.w, shape=(o, w1.shape[0]), kind="wide")
+        width = matrices.hidden_width(w2, w1)
+        check_width(f"the hidden width n of {of1} and {of2}", w1.shape[0], width, 2 * i)
         check_biases(first, second, layer)
-        found.append(n if width is None else width)
-    return tuple(found)
 
 
 def check_biases(first: Linear, second: Linear, target: Linear) -> None:

@@ -10,6 +10,7 @@ in NumPy float64.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,15 +35,6 @@ class Guarantee(NamedTuple):
     def vacuous(self) -> bool:
         """Whether the bound says no more than the size of the outputs does."""
         return not self.error < self.trivial
-
-
-class _Params(NamedTuple):
-    """`AttentionParams` in NumPy float64."""
-
-    w_q: np.ndarray
-    w_k: np.ndarray
-    w_v: np.ndarray
-    w_o: np.ndarray
 
 
 class _Head(NamedTuple):
@@ -109,7 +101,7 @@ def guarantee(
 
 
 def _attention_guarantee(
-    ticket: _Params, target: _Params, alpha: float, num_tokens: int, unit: float
+    ticket: AttentionParams, target: AttentionParams, alpha: float, num_tokens: int, unit: float
 ) -> Guarantee:
     difference, round_off, trivial = 0.0, 0.0, 0.0
     num_heads, m = target.w_q.shape[:2]
@@ -200,16 +192,16 @@ def _bias_norm(layer: Linear) -> float:
     return 0.0 if layer.b is None else float(np.linalg.norm(np.asarray(layer.b, np.float64)))
 
 
-def _w_qk(params: _Params, h: int) -> np.ndarray:
-    return params.w_q[h] @ params.w_k[h].T / np.sqrt(params.w_q.shape[-1])
+def _w_qk(params: AttentionParams, h: int) -> np.ndarray:
+    return params.w_q[h] @ params.w_k[h].T / np.sqrt(float(params.key_width))
 
 
-def _w_vo(params: _Params, h: int) -> np.ndarray:
-    return params.w_v[h] @ params.w_o[h]
+def _w_vo(params: AttentionParams, h: int) -> np.ndarray:
+    return np.asarray(params.w_v[h] @ params.w_o[h])
 
 
-def _head(params: _Params, h: int) -> _Head:
-    absolute = _Params(*(abs(w) for w in params))
+def _head(params: AttentionParams, h: int) -> _Head:
+    absolute: AttentionParams = jax.tree.map(abs, params)
     return _Head(
         qk=_spectral(_w_qk(params, h)),
         vo=_spectral(_w_vo(params, h)),
@@ -218,8 +210,8 @@ def _head(params: _Params, h: int) -> _Head:
     )
 
 
-def _float64(params: AttentionParams) -> _Params:
-    return _Params(*(np.asarray(w, np.float64) for w in params))
+def _float64(params: AttentionParams) -> AttentionParams:
+    return jax.tree.map(lambda w: np.asarray(w, np.float64), params)
 
 
 def _masked(weight, mask) -> np.ndarray:
@@ -229,8 +221,10 @@ def _masked(weight, mask) -> np.ndarray:
     return weight * mask
 
 
-def _masked_attention(source: AttentionParams, masks: AttentionParams) -> _Params:
-    return _Params(*(_masked(w, m) for w, m in zip(source, masks, strict=True)))
+def _masked_attention(source: AttentionParams, masks: AttentionParams) -> AttentionParams:
+    masked = map(_masked, source, masks)
+    named: dict[str, Any] = dict(zip(source._fields, masked, strict=True))
+    return _float64(source)._replace(**named)
 
 
 def _spectral(matrix: np.ndarray) -> float:

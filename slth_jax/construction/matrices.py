@@ -59,9 +59,7 @@ class Solved(NamedTuple):
     report: Report
 
 
-def prune(
-    left: Array, right: Array, target: Array, *, rule: Rule, width: ArrayLike | None = None
-) -> Solved:
+def prune(left: Array, right: Array, target: Array, *, rule: Rule) -> Solved:
     """Mask two random matrices so that their product is `target`.
 
     Args:
@@ -69,24 +67,39 @@ def prune(
       right: `[..., n, r]`, the grouped factor; a rule may exchange the two.
       target: `[..., p, r]`.
       rule: see `rules.RULES`.
-      width: the number of hidden units where those from there on are padding; may be traced.
+
+    The hidden width is the place of the last unit that is not all zeros: zeros behind it are
+    padding, inside `jit` and `vmap` too, and change no mask.
 
     Returns:
       Boolean masks of the shapes of `left` and `right`, and a `Report`.
     """
-    return solve([product(left, right, target, rule, width)])[0]
+    return solve([product(left, right, target, rule)])[0]
 
 
 def product(
     left: Array, right: Array, target: Array, rule: Rule, width: ArrayLike | None = None
 ) -> Problem:
-    """Return ``target = left right`` with its units dealt; arguments as in `prune`."""
+    """Return ``target = left right`` with its units dealt; arguments as in `prune`.
+
+    `width` is the number of hidden units where the caller knows it, one for the whole batch.
+    """
     swapped = rule.either_side and left.shape[-2] < right.shape[-1]
     if swapped:
         left, right, target = (jnp.matrix_transpose(w) for w in (right, left, target))
-    width = left.shape[-1] if width is None else width
-    deal = _batched(partial(rule.deal, width=width), left.ndim - 2)(right)
+    depth = left.ndim - 2
+    if width is None:
+        deal = _batched(rule.deal, depth)(right, hidden_width(left, right))
+    else:
+        deal = _batched(partial(rule.deal, width=width), depth)(right)
     return Problem(left, right, target, deal, rule, swapped)
+
+
+def hidden_width(left: Array, right: Array) -> Array:
+    """Return the width of ``left [..., p, n]``, ``right [..., n, r]`` without padding, `[...]`."""
+    real = jnp.any(left != 0, axis=-2) | jnp.any(right != 0, axis=-1)
+    last = jnp.argmax(jnp.flip(real, axis=-1), axis=-1)
+    return jnp.where(jnp.any(real, axis=-1), real.shape[-1] - last, 0)
 
 
 def solve(problems: Sequence[Problem]) -> list[Solved]:

@@ -6,13 +6,12 @@ Masks are booleans of the shapes of the unchanged source weights.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from slth_jax import checks
-from slth_jax.construction import fits, networks, rules
+from slth_jax.construction import fits, matrices, networks, rules
 from slth_jax.construction.rules.deal import Rule
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import ArrayLike, AttentionParams, PyTree
@@ -24,7 +23,6 @@ def prune_product(
     target: ArrayLike,
     *,
     construction: str | Rule = "proof",
-    width: ArrayLike | None = None,
     with_report: bool = False,
 ):
     """Mask two random matrices so that their product is `target` (Lemmas 4 and 7).
@@ -42,7 +40,6 @@ def prune_product(
       right: `[..., n, r]`.
       target: `[..., p, r]`.
       construction: a name in `rules.RULES` ('proof', 'reach', 'shift'), or a rule.
-      width: number of hidden units where the factors are padded with zero units; may be traced.
       with_report: also return a `Report`.
 
     Returns:
@@ -52,16 +49,16 @@ def prune_product(
       ValueError: shapes that do not fit, values that are not finite, or fewer hidden units than
         columns.
     """
-    left = checks.array("left", left, min_ndim=2)
-    *batch, p, n = left.shape
-    right = checks.array("right", right, shape=(*batch, n, None))
-    r = right.shape[-1]
-    target = checks.array("target", target, shape=(*batch, p, r))
     rule = rules.get(construction)
+    left = checks.array("left", left, min_ndim=2, kind="wide")
+    *batch, p, n = left.shape
+    right = checks.array("right", right, shape=(*batch, n, None), kind="wide")
+    r = right.shape[-1]
+    target = checks.array("target", target, shape=(*batch, p, r), kind="wide")
     groups = min(p, r) if rule.either_side else r
+    width = matrices.hidden_width(left, right)
     fits.check_width("the hidden width n of left and right", n, width, groups)
-    width = n if width is None else width
-    masks, report = networks.prune_product(left, right, target, width, rule=rule)
+    masks, report = networks.prune_product(left, right, target, rule=rule)
     return (*masks, report) if with_report else masks
 
 
@@ -70,7 +67,6 @@ def prune_attention(
     target: AttentionParams,
     *,
     construction: str | Rule = "proof",
-    widths: tuple[ArrayLike, ArrayLike] | None = None,
     with_report: bool = False,
 ):
     """Mask a random attention layer so that it computes a given one (Theorems 3 and 9).
@@ -83,7 +79,6 @@ def prune_attention(
       source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
       target: the same h, m and o; any d_k, d_v.
       construction: a name in `rules.RULES` or a rule, see `prune_product`.
-      widths: ``(n_k, n_v)`` where `source` is padded with zero units; may be traced.
       with_report: also return an `AttentionReport`.
 
     Returns:
@@ -94,9 +89,8 @@ def prune_attention(
         than one hidden unit per input coordinate.
     """
     rule = rules.get(construction)
-    fits.check_attention(source, target, rule, widths or (None, None))
-    n_k, n_v = widths or (source.w_q.shape[-1], source.w_v.shape[-1])
-    masks, report = networks.prune_attention(source, target, n_k, n_v, rule=rule)
+    fits.check_attention(source, target, rule)
+    masks, report = networks.prune_attention(source, target, rule=rule)
     return (masks, report) if with_report else masks
 
 
@@ -106,7 +100,6 @@ def prune_relu_layer(
     target: ArrayLike,
     *,
     construction: str | Rule = "proof",
-    width: ArrayLike | None = None,
     with_report: bool = False,
 ):
     """Mask a random two-layer ReLU net so that it computes a linear map (Lemma 2).
@@ -118,7 +111,7 @@ def prune_relu_layer(
 
     Args:
       w1: `[n, i]`. w2: `[o, n]`. target: `[o, i]`.
-      construction, width, with_report: as in `prune_product`; groups are always over i.
+      construction, with_report: as in `prune_product`; groups are always over i.
 
     Returns:
       Boolean `mask1 [n, i]` and `mask2 [o, n]`, then a `Report` if asked for.
@@ -129,10 +122,8 @@ def prune_relu_layer(
     source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
     goal = (Linear(jnp.asarray(target)),)
     rule = rules.get(construction)
-    widths = fits.check_layers(
-        source, goal, None if width is None else (width,), ("w1", "w2", "target")
-    )
-    (mask1, mask2), (report,) = networks.prune_layers(source, goal, widths, rule=rule)
+    fits.check_layers(source, goal, ("w1", "w2", "target"))
+    (mask1, mask2), (report,) = networks.prune_layers(source, goal, rule=rule)
     return (mask1.w, mask2.w, report) if with_report else (mask1.w, mask2.w)
 
 
@@ -141,7 +132,6 @@ def prune_layers(
     target: Sequence[Linear],
     *,
     construction: str | Rule = "proof",
-    widths: Sequence[ArrayLike] | None = None,
     with_report: bool = False,
 ):
     """Mask a random ReLU net of 2 L layers so that it computes one of L layers (Theorem 10).
@@ -152,8 +142,6 @@ def prune_layers(
     Args:
       source: 2 L layers. target: L layers.
       construction: as in `prune_relu_layer`.
-      widths: the numbers of hidden units, one per layer of `target`, where `source` is padded
-        with zero units; may be traced.
       with_report: also return a list of `Report`, one per layer of `target`.
 
     Raises:
@@ -161,8 +149,8 @@ def prune_layers(
         raises.
     """
     rule = rules.get(construction)
-    widths = fits.check_layers(source, target, widths)
-    masks, reports = networks.prune_layers(tuple(source), tuple(target), widths, rule=rule)
+    fits.check_layers(source, target)
+    masks, reports = networks.prune_layers(tuple(source), tuple(target), rule=rule)
     return (masks, reports) if with_report else masks
 
 
@@ -171,7 +159,6 @@ def prune_transformer(
     target: Sequence[Block],
     *,
     construction: str | Rule = "proof",
-    widths: tuple[ArrayLike, Any] | None = None,
     with_report: bool = False,
 ):
     """Mask a random transformer so that it computes a given one (Theorems 11 and 14).
@@ -182,8 +169,6 @@ def prune_transformer(
       source: blocks whose ReLU nets have twice the target's layers, with its biases.
       target: blocks without normalisation; those without layers are attention only.
       construction: a name in `rules.RULES` or a rule, see `prune_product`.
-      widths: ``(n_mha, n_fc)`` where `source` is padded with zero units; may be traced. `n_fc`
-        is one number for all layers, or one for each layer of a block.
       with_report: also return a `Report`.
 
     Returns:
@@ -195,20 +180,10 @@ def prune_transformer(
     if len(source) != len(target):
         raise checks.fail("source", f"{len(target)} blocks, as many as target", len(source))
     rule = rules.get(construction)
-    n_mha: Any
-    n_fc: Any
-    n_mha, n_fc = (None, None) if widths is None else widths
-    sizes = []
     for from_block, to_block in zip(source, target, strict=True):
-        attn = from_block.attention
-        fits.check_attention(attn, to_block.attention, rule, (n_mha, n_mha))
-        one = not (n_fc is None or isinstance(n_fc, (tuple, list)))
-        of_layers = fits.check_layers(
-            from_block.layers, to_block.layers, [n_fc] * len(to_block.layers) if one else n_fc
-        )
-        n_k, n_v = attn.w_q.shape[-1], attn.w_v.shape[-1]
-        sizes.append(((n_k, n_v) if n_mha is None else (n_mha, n_mha), of_layers))
-    masks, report = networks.prune_transformer(tuple(source), tuple(target), sizes, rule=rule)
+        fits.check_attention(from_block.attention, to_block.attention, rule)
+        fits.check_layers(from_block.layers, to_block.layers)
+    masks, report = networks.prune_transformer(tuple(source), tuple(target), rule=rule)
     return (masks, report) if with_report else masks
 
 

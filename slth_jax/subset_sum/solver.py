@@ -6,7 +6,6 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
@@ -76,8 +75,8 @@ def solve(
     """
     if max_exact is not None:
         max_exact = checks.integer("max_exact", max_exact, low=2, high=MAX_EXACT)
-    samples = _float_array("samples", samples, min_ndim=1)
-    value = _float_array("value", value, shape=samples.shape[:-1])
+    samples = checks.array("samples", samples, min_ndim=1, kind="wide")
+    value = checks.array("value", value, shape=samples.shape[:-1], kind="wide")
     if samples.shape[-1] > MAX_SAMPLES:
         raise checks.fail(
             "samples", f"at most {MAX_SAMPLES} numbers an instance", f"shape {samples.shape}"
@@ -86,18 +85,6 @@ def solve(
         max_exact = MAX_EXACT if samples.shape[-1] <= MAX_EXACT else PART
     dtype = jnp.promote_types(samples.dtype, value.dtype)
     return _solve(samples.astype(dtype), value.astype(dtype), max_exact=max_exact)
-
-
-def _float_array(name: str, array: ArrayLike, **allowed) -> Array:
-    if not isinstance(array, jax.Array):
-        # Here, and not in JAX, since a float64 may become infinite where JAX keeps float32.
-        array = np.asarray(array)
-        if array.dtype == np.float64:
-            with np.errstate(over="ignore"):
-                array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
-    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4:
-        raise checks.fail(name, "of dtype float32 or float64", f"dtype {array.dtype}")
-    return checks.array(name, array, **allowed)
 
 
 @functools.partial(jax.jit, static_argnames="max_exact")

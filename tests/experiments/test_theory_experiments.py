@@ -53,8 +53,9 @@ def test_its_ticket_is_whole_and_computes_what_the_run_says(hidden_dim):
     masks = ticket.masks(report.ticket)
     stored = sweep.load(hidden_dim / "checkpoints")
     index = next(i for i, r in enumerate(stored.rows) if (r["width"], r["seed"]) == (20, 0))
-    for name, mask in stored.arrays(index).items():
-        np.testing.assert_array_equal(masks[name], mask)
+    found = stored.arrays(index)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, found[name])
 
 
 def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):

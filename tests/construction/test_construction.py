@@ -123,9 +123,7 @@ def test_padding_and_tracing_the_width_change_no_mask(construction_name):
         source = initializers.theory_attention(
             KEY, num_heads=2, d_in=3, d_out=2, n_k=n_k, n_v=n_v, padded=20
         )
-        return construction.prune_attention(
-            source, target, construction=construction_name, widths=(n_k, n_v)
-        )
+        return construction.prune_attention(source, target, construction=construction_name)
 
     got = padded(12, 10)
     for mask, wide in zip(want, got, strict=True):

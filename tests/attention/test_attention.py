@@ -116,16 +116,23 @@ def test_contract_jit_vmap_and_one_compilation():
     assert eager.shape == (T, 4) and eager.dtype == jnp.float32
 
 
-def test_padded_key_width_changes_nothing():
-    params, x = make(5)
-    wide = AttentionParams(
-        *(jnp.pad(w, ((0, 0), (0, 0), (0, 3))) for w in params[:3]),
-        jnp.pad(params.w_o, ((0, 0), (0, 3), (0, 0))),
-    )
-    want = attention.apply(params, x)
-    np.testing.assert_allclose(attention.apply(wide, x, key_width=5), want, atol=1e-5)
-    narrow, padded = attention.merge(params), attention.merge(wide, key_width=5)
-    np.testing.assert_allclose(padded.w_qk, narrow.w_qk, atol=1e-5)
+def test_a_row_that_attends_to_nothing_has_finite_gradients():
+    params, x = make(6)
+    mask = jnp.ones((T, T), bool).at[3].set(False)
+    gradient = jax.jit(jax.grad(lambda x, mask: jnp.sum(attention.apply(params, x, mask) ** 2)))
+    whole = gradient(x, jnp.ones((T, T), bool))
+    assert np.all(np.isfinite(gradient(x, mask))) and not np.allclose(gradient(x, mask), whole)
+
+
+def test_float64_from_numpy_is_rounded_without_a_word_and_half_precision_works():
+    params, x = make(8)
+    wide = AttentionParams(*(np.asarray(w, np.float64) for w in params))
+    got = attention.apply(wide, np.asarray(x, np.float64))
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, attention.apply(params, x))
+    np.testing.assert_array_equal(attention.merge(wide).w_qk, attention.merge(params).w_qk)
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+    assert attention.apply(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_a_row_that_attends_to_nothing_is_refused_or_zero_never_nan():
