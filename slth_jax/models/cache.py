@@ -1,0 +1,78 @@
+"""A key-value cache: a network read a few tokens at a time, with the logits of `decoder.apply`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from slth_jax import checks
+from slth_jax.models import decoder
+from slth_jax.models.layers import Params
+from slth_jax.models.settings import Settings
+from slth_jax.types import Array, ArrayLike
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens that were read, with room for more; a pytree."""
+
+    keys: Array  # [b, n, length, g, k]
+    values: Array  # [b, n, length, g, v]
+    used: Array  # int32 [], the number of tokens read
+
+    def __repr__(self) -> str:
+        return f"Cache(keys {self.keys.shape}, values {self.values.shape}, used {self.used})"
+
+
+def init_cache(
+    settings: Settings, n: int, length: int, *, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Cache:
+    """Return an empty cache for `n` sequences of at most `length` tokens.
+
+    Raises:
+      ValueError: the network is not causal, or `length` is above its `max_length`.
+    """
+    if not settings.causal:
+        raise checks.fail("settings", "causal for a key-value cache", "causal=False")
+    checks.integer("n", n, low=1)
+    checks.integer("length", length, low=1, high=settings.max_length)
+    shape = (settings.num_blocks, n, length, settings.num_kv_heads)
+    keys = jnp.zeros((*shape, settings.head_width), dtype)
+    return Cache(keys, jnp.zeros((*shape, settings.value_width), dtype), jnp.int32(0))
+
+
+def extend(
+    params: Params, cache: Cache, tokens: ArrayLike, settings: Settings
+) -> tuple[Array, Cache]:
+    """Read `tokens [n, t]` after those in the cache; return their logits and the longer cache.
+
+    The logits `[n, t, outputs]` are those of `apply` on the whole sequence, to round-off, in the
+    dtype of the cache.
+
+    Raises:
+      ValueError: tokens that do not fit (see `decoder.apply`), or more than the cache has room
+        for; where `used` is traced that is not known and the oldest are written over.
+    """
+    tokens = decoder.check_tokens(tokens, settings)
+    n, length = cache.keys.shape[1:3]
+    used = checks.concrete(cache.used)
+    if tokens.shape[0] != n:
+        raise checks.fail("tokens", f"{n} rows as the cache has", tokens.shape[0])
+    if tokens.shape[1] + (0 if used is None else int(used)) > length:
+        allowed = f"few enough for a cache of {length} tokens, {used} of them used"
+        raise checks.fail("tokens", allowed, tokens.shape[1])
+    return _extend(dict(params), cache, tokens, settings)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _extend(params: Params, cache: Cache, tokens: Array, settings: Settings) -> tuple[Array, Cache]:
+    ends, stacked = decoder.split(params, cache.keys.dtype)
+    positions = cache.used + jnp.arange(tokens.shape[1])
+
+    def body(x: Array, one: tuple[Params, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        return decoder.advance(one[0], x, positions, settings, past=one[1:])
+
+    x = decoder.embed(ends, tokens, settings, start=cache.used)
+    x, (keys, values) = jax.lax.scan(body, x, (stacked, cache.keys, cache.values))
+    used = cache.used + tokens.shape[1]
+    return decoder.unembed(ends, x, settings), Cache(keys, values, used)

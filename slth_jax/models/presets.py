@@ -1,0 +1,83 @@
+"""Networks by name: a row each, shape and initialisation."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from slth_jax import checks
+from slth_jax.models.initial import GPT2, LLAMA, Initial
+from slth_jax.models.settings import Settings
+
+
+class Preset(NamedTuple):
+    """A network that can be drawn: ``initialise(key, *preset)``."""
+
+    settings: Settings
+    initial: Initial
+
+
+def _gpt2(num_blocks: int, num_heads: int, max_length: int = 1024) -> Preset:
+    """Return a row of GPT-2: heads of width 64, ReLU as the paper describes the networks."""
+    shape = Settings(
+        vocab_size=50257,
+        width=64 * num_heads,
+        num_blocks=num_blocks,
+        num_heads=num_heads,
+        max_length=max_length,
+        activation="relu",
+    )
+    return Preset(shape, GPT2)
+
+
+def _llama(width: int, num_blocks: int, num_heads: int, num_kv_heads: int, **rest: Any) -> Preset:
+    """Return a row of Llama: rotary positions, RMS normalisation, gated SiLU, no biases."""
+    shape = Settings(
+        width=width,
+        num_blocks=num_blocks,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        norm="rms",
+        positions="rotary",
+        activation="silu",
+        gated=True,
+        **rest,
+    )
+    return Preset(shape, LLAMA)
+
+
+PRESETS = {
+    "tiny": _gpt2(num_blocks=2, num_heads=2, max_length=256),
+    "mini": _gpt2(num_blocks=4, num_heads=8),
+    "small": _gpt2(num_blocks=12, num_heads=12),
+    "medium": _gpt2(num_blocks=24, num_heads=16),
+    "stories260K": _llama(64, 5, 8, 4, vocab_size=512, hidden_width=172, max_length=512),
+    "llama-small": _llama(
+        768, 12, 12, 4, vocab_size=32000, hidden_width=2048, max_length=2048, tied=False
+    ),
+}
+"""The GPT-2 of the paper (mini as published under `erwanf/gpt2-mini`) and one for CPUs; the shape
+of Karpathy's smallest story model; a Llama of the size of GPT-2 small with grouped queries."""
+
+
+def preset(name: str, *, width_multiplier: float = 1.0, **settings: Any) -> Preset:
+    """Return the named network, `width_multiplier` times as wide by more or fewer heads.
+
+    The width of a head stays, as in figure 7 of the paper; the hidden width goes along.
+    `settings` replace other fields of `Settings`.
+
+    Raises:
+      ValueError: an unknown name, or a multiplier that gives no whole number of heads.
+    """
+    shape, initial = PRESETS[checks.choice("model", name, PRESETS)]
+    checks.number("width_multiplier", width_multiplier, low=0, open_low=True)
+    if width_multiplier != 1:
+        groups = shape.num_kv_heads
+        if groups * width_multiplier != int(groups * width_multiplier):
+            allowed = f"a multiple of 1/{groups} for model {name!r}"
+            raise checks.fail("width_multiplier", allowed, width_multiplier)
+        wider = ("width", "num_heads", "num_kv_heads", "hidden_width")
+        shape = dataclasses.replace(
+            shape, **{field: round(getattr(shape, field) * width_multiplier) for field in wider}
+        )
+    if "vocab_size" in settings:
+        settings.setdefault("outputs", settings["vocab_size"])
+    return Preset(dataclasses.replace(shape, **settings), initial)
