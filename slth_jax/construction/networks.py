@@ -99,7 +99,7 @@ def _layer_problems(source, target, rule: Rule) -> list[Problem]:
 
     Nothing can be shifted across the ReLU: a unit of a block would carry a sum of its inputs.
     """
-    rule = rule.without_shifts()
+    rule = rule.for_relu()
     problems = []
     for first, second, layer in zip(source[::2], source[1::2], target, strict=True):
         width = matrices.hidden_width(second.w, first.w)

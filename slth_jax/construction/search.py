@@ -79,7 +79,8 @@ def best(problems: Sequence[Sums], columns: Sequence[int], rule: Rule) -> list[R
         found = _solve([part.samples for part in here], values)
         return [_better(*of_one) for of_one in zip(states, blocks, found, strict=True)]
 
-    steps = math.ceil(1 / rule.reroll) + 2**rule.shift_units - 1
+    rerolls = 2**rule.shift_units - 1 if rule.rerolls is None else rule.rerolls
+    steps = math.ceil(1 / rule.reroll) + rerolls
     states = jax.lax.fori_loop(0, steps, step, [_start(problem) for problem in problems])
     return [
         _rows(problem, state.number, state.kept, state.total, r)

@@ -23,4 +23,19 @@ def get(construction: str | Rule) -> Rule:
     return RULES[checks.choice("construction", construction, RULES)]
 
 
-__all__ = ["RULES", "Deal", "Rule", "get", "shift"]
+def parse(text: str) -> Rule:
+    """Return the rule that a user typed: a name, or 'shift:R,C' for R units a block of C columns.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    name, colon, numbers = text.partition(":")
+    if not colon:
+        return get(name)
+    units, comma, columns = numbers.partition(",")
+    if name != "shift" or not (comma and units.isdigit() and columns.isdigit()):
+        raise checks.fail("construction", f"one of {', '.join(RULES)} or shift:R,C", repr(text))
+    return shift(int(units), int(columns), 0.125)
+
+
+__all__ = ["RULES", "Deal", "Rule", "get", "parse", "shift"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -39,26 +39,32 @@ class Rule:
       name: what callers write.
       summary: one line.
       choose: deals units to columns, see `Choose`.
+      across_relu: how it deals where a ReLU stands between the factors; None for `choose`.
       either_side: whether the factor with the smaller outer dimension is the grouped one.
       shift_units: R, units connected to all columns of a block. Each row keeps or drops each of
         them, which moves its targets there by one of 2^R shifts.
       columns: c, the most columns in a block.
       reroll: the share of each row's blocks that is solved at a time. A row solves its blocks
-        once, then ``2^R - 1`` times this share: always the blocks that are worst so far, each
+        once, then `rerolls` times this share: always the blocks that are worst so far, each
         with its next shift. 1 tries every shift in every block.
+      rerolls: None for ``2^R - 1``.
     """
 
     name: str
     summary: str
     choose: Choose
+    across_relu: Choose | None = None
     either_side: bool = False
     shift_units: int = 0
     columns: int = 1
     reroll: float = 1.0
+    rerolls: int | None = None
 
-    def without_shifts(self) -> "Rule":
-        """Return the rule with its dealing alone: across a ReLU nothing can be shifted."""
-        return dataclasses.replace(self, shift_units=0, columns=1, reroll=1.0)
+    def for_relu(self) -> "Rule":
+        """Return the rule for products with a ReLU between the factors: nothing can be shifted."""
+        choose = self.across_relu or self.choose
+        plain: dict[str, Any] = {"shift_units": 0, "columns": 1, "reroll": 1.0, "rerolls": None}
+        return dataclasses.replace(self, choose=choose, **plain)
 
     def deal(self, right: Array, width: ArrayLike) -> Deal:
         """Deal the first `width` rows of ``right [n, r]``; `width` may be traced.
