@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from slth_jax import checks, initializers
+from slth_jax.storage import CheckpointError
 from slth_jax.types import Key, PyTree
 
 
@@ -40,9 +41,23 @@ def _gpt2(key: Key, **options: Any) -> PyTree:
     return gpt2.source(key, **options)
 
 
+def _decoder(ticket: Any) -> Iterable[tuple[str, np.ndarray]]:
+    from slth_jax.sources import decoder
+
+    if decoder.fingerprint(ticket.options, ticket.seed) != ticket.fingerprint:
+        made = ticket.metadata.get("versions", "an unrecorded version")
+        raise CheckpointError(
+            f"{ticket.recipe} generates other weights here than those of the ticket "
+            f"(made with {made})"
+        )
+    params, _ = decoder.materialize(ticket.options, ticket.seed, ticket.bits)
+    yield from params.items()
+
+
 SOURCES: dict[str, Source] = {
     **{name: Source(name, draw) for name, draw in initializers.SOURCES.items()},
     "gpt2": Source("gpt2", _gpt2),
+    "decoder": Source("decoder", masked=_decoder),
 }
 """Every source by its name."""
 
