@@ -1,6 +1,5 @@
 """Whether a ticket's file is what it says: its bytes, its source, and its error."""
 
-import collections
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -83,7 +82,7 @@ def verify(
     error = None
     try:
         if target is None:
-            collections.deque(weights(ticket, sources=sources), maxlen=0)  # compares them
+            next(weights(ticket, sources=sources), None)  # compares them before the first
         else:
             masked = materialize(ticket, sources=sources)
             error, rounding = _error(masked, target, inputs, ticket)

@@ -1,0 +1,54 @@
+"""A model as matrices, with nothing random in it: folding, rotary positions, grouped queries."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from slth_jax import hide, models
+from slth_jax.hide.compare import Model
+from slth_jax.hide.targets import Targets
+from slth_jax.sources import assemble, recipe
+
+NAMES = ("llama", "gpt2", "plain_llama", "classifier")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_merged_matrices_compute_what_the_reference_computes(name, models_on_disk):
+    path, tokens, wanted = models_on_disk[name]
+    reader = models.weights.open(path)
+    made = hide.make_recipe(reader, samples=4)
+    targets = Targets(reader, made)
+    by_name = {part.name: part for part in made.parts}
+
+    def entries(part):
+        return np.stack([targets.product(by_name[part], g) for g in range(by_name[part].count)])
+
+    merged = Model(
+        assemble.merged_settings(made),
+        lambda: assemble.merged_ends(made, entries),
+        lambda b: assemble.merged_block(made, b, entries),
+    )
+    ours = hide.logits(hide.of_target(reader), tokens)
+    if wanted is not None:
+        np.testing.assert_allclose(ours, wanted, atol=1e-4)
+    np.testing.assert_allclose(hide.logits(merged, tokens), ours, atol=2e-4)
+    assert not any("gain" in name for name in merged.ends()), "normalisation is parameter-free"
+
+
+def test_no_part_is_forgotten_and_all_is_counted(models_on_disk):
+    reader = models.weights.open(models_on_disk["llama"][0])
+    made = hide.make_recipe(reader, samples=6)
+    kinds = [part.name for part in made.parts]
+    assert kinds == [
+        "wte", "0.qk", "0.vo", "0.in", "0.gate", "0.out", "1.qk", "1.vo", "1.in", "1.gate",
+        "1.out", "unembed",
+    ]  # fmt: skip
+    qk = made.parts[1]
+    # 2 key/value heads times 2 frequencies; 2 query heads, cosine and sine, 8 inputs and the 1.
+    assert (qk.count, qk.rows, qk.columns) == (4, 2 * 2 * 9, 9)
+    assert qk.units == 6 * 9 // 8 * 8
+    assert qk.num_weights == 4 * 48 * (36 + 9) and qk.num_sums == 4 * 36 * 9
+    kept = dataclasses.replace(made, keep=("embedding", "unembedding"))
+    assert [part.name for part in kept.kept_parts] == ["wte", "unembed"]
+    assert recipe.from_json(made.to_json()) == made
