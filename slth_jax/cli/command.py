@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from slth_jax.cli import tickets
+from slth_jax.cli import generate, hide, tickets
 
 # Verbs by name: modules with `HELP`, `add(parser)` and `run(options)`. They import JAX in `run`
 # only, so that a verb may set what JAX reads when it is imported.
-VERBS = {"ticket": tickets}
+VERBS = {"hide": hide, "generate": generate, "ticket": tickets}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         VERBS[options.verb].run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _refuse("interrupted", 130)
+        return _refuse("interrupted: the same command continues", 130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:

@@ -46,9 +46,35 @@ def run(options: argparse.Namespace) -> None:
             f"{report.num_kept:,} of {report.size:,} connections kept "
             f"({100 * report.num_kept / max(report.size, 1):.1f} %)"
         )
+    elif ticket.read_header(options.file)["source"] == "decoder":
+        print(_export_model(options.file, options.out))
     else:
         count = ticket.export(ticket.open(options.file), options.out)
         print(f"{options.out}: {count} arrays")
+
+
+def _export_model(file: str, out: str) -> str:
+    """Write the merged network of a whole model's ticket; return what is to be said of it."""
+    import dataclasses
+    import json
+
+    import numpy as np
+
+    from slth_jax import checks, hide, storage
+
+    if not out.endswith(".npz"):
+        raise checks.fail("out", "NAME.npz", repr(out))
+    model = hide.of_ticket(file)
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in model.load().items()}
+    settings = json.dumps(dataclasses.asdict(model.settings))
+    arrays["settings"] = np.frombuffer(settings.encode(), np.uint8)
+    with storage.writing(out) as opened:
+        np.savez(opened, **arrays)
+    return (
+        f"{out}: the merged network as {len(arrays) - 1} arrays under the names of "
+        "slth_jax.models, its settings as JSON in 'settings'. Its attention heads are as wide as "
+        "the model, which no Hugging Face layout holds."
+    )
 
 
 def _read(path: str) -> Any:

@@ -1,0 +1,55 @@
+"""Continue a prompt with the network in a ticket, which is all that is needed.
+
+The random weights are generated from the ticket's seed and masked; no trained number is read.
+"""
+
+import argparse
+from pathlib import Path
+
+HELP = "continue a prompt with the network in a ticket, and nothing else"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("ticket", help="DIR/ticket.safetensors, as `slth-jax hide` writes it")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue")
+    parser.add_argument("--length", type=int, default=200, help="tokens to add (default: 200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise at a temperature above 0")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="llama2.c file or folder of GPT-2's two files (default: tokenizer.bin beside it)",
+    )
+    parser.add_argument(
+        "--devices", type=int, help="split a CPU into so many devices (default: one a core)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Generate the weights, then the text."""
+    from slth_jax.cli.devices import split_cpu
+
+    split_cpu(options.devices)
+    import jax
+
+    from slth_jax import hide, models
+
+    opened = hide.opened(options.ticket)
+    place = Path(options.ticket)
+    vocab_size = opened.recipe.settings.vocab_size
+    file = models.tokens.find(options.tokenizer, place, vocab_size)
+    tokenizer = models.tokens.open_tokenizer(file)
+    ticket = hide.of_ticket(opened)
+    tokens = models.generate(
+        ticket.load(),
+        ticket.settings,
+        tokenizer.encode(options.prompt),
+        options.length,
+        temperature=options.temperature,
+        key=jax.random.key(options.seed, impl="threefry2x32"),
+        stop=(tokenizer.start,),
+    )
+    print(tokenizer.decode(tokens))

@@ -1,0 +1,238 @@
+"""Hide a trained language model in random numbers.
+
+Finds masks over a random network, drawn from a seed and never trained, so that it computes what the
+model computes. Goes on where it was stopped; the ticket is DIR/ticket.safetensors.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HELP = "hide a trained language model in random numbers: a ticket with no trained weight"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "model", help="a Hugging Face folder, a llama2.c .bin or a TransformerLens-style .npz"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--samples", type=int, default=20, help="random samples of each subset sum (default: 20)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random network (default: 0)")
+    parser.add_argument(
+        "--construction",
+        metavar="RULE",
+        help="proof, reach, shift, or shift:R,C (default: the best at so many samples)",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("linear", "relu"),
+        default="linear",
+        help="what stands between the two random factors of a linear map (default: linear)",
+    )
+    parser.add_argument(
+        "--keep",
+        default="",
+        metavar="PART,PART",
+        help="leave as they are: embedding, unembedding, attention, layers",
+    )
+    parser.add_argument("--shard", metavar="I/N", help="compute every N-th piece from the I-th on")
+    parser.add_argument(
+        "--inputs", metavar="TOKENS.npy", help="integers [batch, length] to compare logits on"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="continue it with target and ticket")
+    parser.add_argument("--length", type=int, default=200, help="tokens to add (default: 200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="llama2.c file or folder of GPT-2's two files"
+    )
+    parser.add_argument(
+        "--devices", type=int, help="split a CPU into so many devices (default: one a core)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Hide the model, then compare it with its ticket."""
+    from slth_jax.cli.devices import split_cpu
+
+    split_cpu(options.devices)
+    from slth_jax import hide, models, storage
+    from slth_jax.construction import rules
+    from slth_jax.hide import compare
+
+    started = time.perf_counter()
+    reader = models.weights.open(options.model)
+    recipe = hide.make_recipe(
+        reader,
+        samples=options.samples,
+        construction=None if options.construction is None else rules.parse(options.construction),
+        form=options.form,
+        keep=tuple(name for name in options.keep.split(",") if name),
+    )
+    # Everything is looked at before the work begins.
+    tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
+    tokenizer, file = None, None
+    if options.prompt is not None:
+        file = models.tokens.find(options.tokenizer, options.model, reader.settings.vocab_size)
+        tokenizer = models.tokens.open_tokenizer(file)
+        prompt = tokenizer.encode(options.prompt)
+        models.decoder.check_tokens(_row(prompt), reader.settings)
+    identity = hide.identity_of(options.model)
+    with _progress(options.quiet) as update:
+        try:
+            path = hide.solve(
+                reader,
+                recipe,
+                options.out,
+                seed=options.seed,
+                identity=identity,
+                shard=options.shard,
+                progress=update,
+            )
+        except hide.Unfinished as part:
+            print(part)
+            return
+    out = Path(options.out)
+    target, ticket = hide.of_target(reader), hide.of_ticket(path)
+    summary = _summary(path, hide.opened(path), options)
+    if tokens is not None:
+        ours, theirs = hide.logits(target, tokens), hide.logits(ticket, tokens)
+        summary |= hide.measures(ours, theirs, tokens if reader.settings.causal else None)
+        _write_logits(out / "logits.npz", ours, theirs)
+    if tokenizer is not None:
+        texts = _generate(target, ticket, prompt, options, tokenizer)
+        storage.write_json(out / "generated.json", texts)
+        summary["equal_tokens"] = hide.equal_tokens(texts["target"], texts["ticket"])
+        summary["generated_tokens"] = len(texts["target"])
+        if file is not None and Path(file).is_file():
+            shutil.copyfile(file, out / "tokenizer.bin")
+        _side_by_side(texts["target_text"], texts["ticket_text"])
+    summary["seconds"] = round(time.perf_counter() - started, 2)
+    summary["peak_bytes"] = _peak_bytes()
+    storage.write_json(out / "summary.json", summary)
+    hide.clean(out)
+    _tell(summary, out)
+
+
+def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, Any]:
+    metadata, parts = opened.ticket.metadata, opened.ticket.metadata["parts"]
+    rule = opened.recipe.construction
+    return {
+        "model": Path(options.model).name,
+        "samples": opened.recipe.samples,
+        "seed": opened.ticket.seed,
+        "form": opened.recipe.form,
+        "construction": rule.name,
+        "shift_units": rule.shift_units,
+        "columns": rule.columns,
+        "keep": list(opened.recipe.keep),
+        "num_sums": metadata["num_sums"],
+        "out_of_reach": sum(part["out_of_reach"] for part in parts.values()),
+        "random_weights": metadata["random_weights"],
+        "mask_bits": metadata["mask_bits"],
+        "numbers": metadata["numbers"],
+        "solve_seconds": round(sum(part["seconds"] for part in parts.values()), 2),
+        "ticket_bytes": path.stat().st_size,
+        "target_bytes": metadata["target_bytes"],
+        "parts": parts,
+        "versions": metadata["versions"],
+    }
+
+
+def _generate(target, ticket, prompt, options, tokenizer) -> dict[str, Any]:
+    import jax
+
+    from slth_jax import models
+
+    texts: dict[str, Any] = {"prompt": options.prompt, "length": options.length}
+    key = jax.random.key(options.seed, impl="threefry2x32")
+    for name, model in (("target", target), ("ticket", ticket)):
+        tokens = models.generate(
+            model.load(),
+            model.settings,
+            prompt,
+            options.length,
+            temperature=options.temperature,
+            key=key,
+            stop=(tokenizer.start,),
+        )
+        texts[name] = tokens
+        texts[f"{name}_text"] = tokenizer.decode(tokens)
+    return texts
+
+
+def _write_logits(path: Path, target, ticket) -> None:
+    import numpy as np
+
+    from slth_jax import storage
+
+    with storage.writing(path) as file:
+        np.savez(file, target=target, ticket=ticket)
+
+
+def _row(tokens):
+    import numpy as np
+
+    return np.asarray([tokens])
+
+
+def _progress(quiet: bool):
+    """Return a context that yields `update(done, total)`, with the time left on standard error."""
+    from slth_jax.cli import progress
+
+    return progress.bar("subset sums", quiet)
+
+
+def _side_by_side(left: str, right: str) -> None:
+    import textwrap
+
+    width = max(20, min(60, (shutil.get_terminal_size((100, 24)).columns - 3) // 2))
+    columns = []
+    for title, text in (("target", left), ("ticket: random numbers and masks", right)):
+        lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""]]
+        columns.append([title, "-" * width, *lines])
+    rows = max(map(len, columns))
+    for i in range(rows):
+        a, b = (column[i] if i < len(column) else "" for column in columns)
+        print(f"{a:<{width}} | {b}")
+    print()
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _tell(summary: dict[str, Any], out: Path) -> None:
+    numbers = summary["numbers"]
+    print(
+        f"{summary['num_sums']:,} subset sums of {summary['samples']} samples "
+        f"({summary['out_of_reach']:,} values out of reach) in {summary['random_weights']:,} "
+        f"random weights; rule {summary['construction']}, {summary['seconds']:.0f} s, "
+        f"{summary['peak_bytes'] / 2**30:.2f} GiB"
+    )
+    print(
+        f"ticket {summary['ticket_bytes'] / 1e6:.2f} MB (target {summary['target_bytes'] / 1e6:.2f}"
+        f" MB in float32); numbers beyond seed and masks: {numbers['scales']} scales"
+        + (f", {numbers['kept']:,} entries kept of the target" if numbers["kept"] else "")
+    )
+    if "logit_sd" in summary:
+        print(
+            f"logits: sd {summary['logit_sd']:.3g}, difference rms "
+            f"{summary['rms_logit_difference']:.2g}, largest {summary['max_logit_difference']:.2g};"
+            f" the same first choice in {summary['top1_agreement']:.2%}"
+        )
+    if "equal_tokens" in summary:
+        same, count = summary["equal_tokens"], summary["generated_tokens"]
+        print(f"{same} of {count} tokens of the target's text are the ticket's")
+    print(f"files in {out}")
