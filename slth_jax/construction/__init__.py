@@ -3,7 +3,7 @@
 `prune` holds the public functions: `fits` asks whether source and target go together, `networks`
 turns both into products of two matrices, and `matrices`, the engine, meets each: a rule (`rules`)
 deals hidden units to columns, `search` makes every entry a subset sum, and kept samples become
-masks. `guarantee` says what can be promised of a ticket.
+masks. `guarantee` says what can be promised of a ticket, `find_width` which width it takes.
 """
 
 from slth_jax.construction.guarantee import guaranteed_error, is_vacuous
@@ -18,6 +18,7 @@ from slth_jax.construction.prune import (
     prune_transformer,
 )
 from slth_jax.construction.rules import RULES, Rule, shift
+from slth_jax.construction.width import FoundWidth, find_width
 
 CONSTRUCTIONS = tuple(RULES)
 
@@ -25,9 +26,11 @@ __all__ = [
     "CONSTRUCTIONS",
     "RULES",
     "AttentionReport",
+    "FoundWidth",
     "Report",
     "Rule",
     "apply_masks",
+    "find_width",
     "guaranteed_error",
     "is_vacuous",
     "prune_attention",
