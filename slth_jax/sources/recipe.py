@@ -187,7 +187,9 @@ def default_rule(samples: int) -> Rule:
 
     Fewer samples meet an entry less well and are solved faster: they can afford more re-rolls.
     """
-    return rules.shift(8, 8, 0.125, rerolls=24 if samples >= 18 else 96)
+    if samples >= 18:
+        return rules.shift(8, 8, 0.125, rerolls=24)
+    return rules.shift(10, 10, 0.125, rerolls=160)
 
 
 def num_bits(parts: tuple[Part, ...]) -> int:

@@ -1,0 +1,196 @@
+"""What a hidden language model costs and how well it agrees: samples, rules and forms.
+
+    python -m experiments.benchmarks.hide MODEL --tokenizer PATH --out DIR [--samples 8,12,16,20]
+
+For every setting a ticket is found, read from its file, and compared with the model on texts that
+the model itself writes (greedy, from fixed prompts). Leaves ``hide.json``, ``hide.csv`` and
+``hide.png`` in DIR. Settings that were measured before in DIR are not measured again.
+"""
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slth_jax.cli.devices import split_cpu
+
+PROMPTS = (
+    "", "Once upon a time", "Tom and Jane", "The dog", "One day, a girl", "Lily liked cats",
+    "There was a big tree", "Ben had a red ball", "The sun was hot", "A little boy named Tim",
+)  # fmt: skip
+SETTINGS = (
+    ("proof", "linear"),
+    ("reach", "linear"),
+    ("shift", "linear"),
+    ("shift", "relu"),
+)
+"""Rules and forms that are compared."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model")
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--samples", default="8,12,16,20", help="numbers, separated by commas")
+    parser.add_argument("--length", type=int, default=200, help="tokens of a text")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    split_cpu(None)
+    from slth_jax import hide, models, storage
+
+    out = storage.make_folder(options.out)
+    reader = models.weights.open(options.model)
+    file = models.tokens.find(options.tokenizer, options.model, reader.settings.vocab_size)
+    tokenizer = models.tokens.open_tokenizer(file)
+    target = hide.of_target(reader)
+    texts = _texts(target, tokenizer, options.length)
+    path = out / "hide.json"
+    rows: list[dict[str, Any]] = storage.read_json(path)["rows"] if path.exists() else []
+    for samples in map(int, options.samples.split(",")):
+        for rule, form in SETTINGS:
+            if any((r["samples"], r["rule"], r["form"]) == (samples, rule, form) for r in rows):
+                continue
+            rows.append(_measure(reader, target, texts, samples, rule, form, options.seed, out))
+            print({name: rows[-1][name] for name in _TOLD}, flush=True)
+            storage.write_json(path, {**_machine(), "prompts": PROMPTS, "rows": rows})
+    with open(out / "hide.csv", "w", newline="") as opened:
+        writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    _draw(rows, out / "hide.png")
+    return 0
+
+
+_TOLD = ("samples", "rule", "form", "seconds", "equal_texts", "top1_agreement",
+         "rms_logit_difference")  # fmt: skip
+
+
+def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int]]]:
+    """Return what the model writes: (tokens of the prompt, tokens in all)."""
+    from slth_jax import models
+
+    params, found = target.load(), []
+    for prompt in PROMPTS:
+        tokens = tokenizer.encode(prompt)
+        stop = (tokenizer.start,)
+        whole = models.generate(params, target.settings, tokens, length, stop=stop)
+        found.append((len(tokens), whole))
+    return found
+
+
+def _measure(
+    reader: Any, target: Any, texts: Any, samples: int, rule: str, form: str, seed: int, out: Path
+) -> dict[str, Any]:
+    import numpy as np
+
+    from slth_jax import hide
+
+    start = time.perf_counter()
+    construction = None if rule == "shift" else rule
+    recipe = hide.make_recipe(reader, samples=samples, construction=construction, form=form)
+    folder = out / "tickets" / f"{rule}-{form}-{samples}-seed{seed}"
+    path = hide.solve(reader, recipe, folder, seed=seed)
+    seconds = time.perf_counter() - start
+    hide.clean(folder)
+    ticket = hide.of_ticket(path)
+    held = ticket.load()
+    ticket = ticket._replace(
+        ends=lambda: {n: np.asarray(v) for n, v in held.items() if not n.startswith("h.")},
+        block=lambda b: {n[2:]: np.asarray(v[b]) for n, v in held.items() if n.startswith("h.")},
+    )
+    equal, parts = 0, []
+    for prompt, tokens in texts:
+        row = np.asarray([tokens], np.int32)
+        wanted, got = hide.logits(target, row), hide.logits(ticket, row)
+        # Equal first choices along the target's text: the same greedy continuation.
+        same = wanted.argmax(-1)[0] == got.argmax(-1)[0]
+        equal += bool(same[prompt - 1 :].all())
+        parts.append((len(tokens), hide.measures(wanted, got, row)))
+    weights = np.array([count for count, _ in parts], float)
+
+    def mean(name: str) -> float:
+        return float(np.average([part[name] for _, part in parts], weights=weights))
+
+    squares = np.average([p["rms_logit_difference"] ** 2 for _, p in parts], weights=weights)
+    metadata = hide.opened(path).ticket.metadata
+    return {
+        "samples": samples,
+        "rule": rule,
+        "form": form,
+        "seed": seed,
+        "num_sums": metadata["num_sums"],
+        "random_weights": metadata["random_weights"],
+        "out_of_reach": sum(part["out_of_reach"] for part in metadata["parts"].values()),
+        "ticket_bytes": path.stat().st_size,
+        "seconds": round(seconds, 1),
+        "texts": len(texts),
+        "equal_texts": equal,
+        "tokens": int(weights.sum()),
+        "top1_agreement": mean("top1_agreement"),
+        "rms_logit_difference": float(squares**0.5),
+        "logit_sd": mean("logit_sd"),
+        "target_perplexity": float(np.exp(_mean_log(parts, weights, "target_perplexity"))),
+        "ticket_perplexity": float(np.exp(_mean_log(parts, weights, "ticket_perplexity"))),
+    }
+
+
+def _mean_log(parts: Any, weights: Any, name: str) -> float:
+    import numpy as np
+
+    return float(np.average([np.log(part[name]) for _, part in parts], weights=weights))
+
+
+def _machine() -> dict[str, Any]:
+    import jax
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib import pyplot
+
+    from slth_jax import storage
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.0, 3.6))
+    colors = {"proof": "#7f7f7f", "reach": "#1f77b4", "shift": "#d62728"}
+    for rule, form in SETTINGS:
+        here = sorted(
+            (r for r in rows if (r["rule"], r["form"]) == (rule, form)), key=lambda r: r["samples"]
+        )
+        if not here:
+            continue
+        style = "o-" if form == "linear" else "s--"
+        label = f"{rule}, {form} form"
+        samples = [row["samples"] for row in here]
+        error = [row["rms_logit_difference"] / row["logit_sd"] for row in here]
+        left.plot(samples, error, style, color=colors[rule], label=label)
+        agreement = [100 * row["top1_agreement"] for row in here]
+        right.plot(samples, agreement, style, color=colors[rule], label=label)
+    left.set_yscale("log")
+    left.set_ylabel("logit error / sd of the logits")
+    right.set_ylabel("same first choice (%)")
+    for axes in (left, right):
+        axes.set_xlabel("random samples of a subset sum")
+        axes.grid(alpha=0.3)
+    right.legend(frameon=False, fontsize=8)
+    figure.suptitle("A language model hidden in random weights")
+    figure.tight_layout()
+    with storage.writing(path) as file:
+        figure.savefig(file, format="png", dpi=160)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
