@@ -1,4 +1,4 @@
-"""Edge-popup: learn which weights of a frozen random network to keep (Ramanujan et al. 2020).
+"""One step of edge-popup on named arrays, and its variants (Ramanujan et al. 2020).
 
 Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach
 the scores straight through the mask. It works on any model whose parameters are a dictionary of
@@ -230,7 +230,7 @@ def step(
     optimizer = recipe.optimizer(hparams.learning_rate)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(gradient)))
+    norm = optax.tree.norm(gradient)
     metrics = {"loss": value, "grad_norm": norm}
     return State(state.step + 1, state.weights, trainable, opt_state), metrics
 
