@@ -72,7 +72,9 @@ def from_scores(
       Among equal scores at the threshold those that come first in C order are kept.
 
     Raises:
-      ValueError: `keep` outside (0, 1], or scores that are not floating-point or are empty.
+      ValueError: `keep` outside (0, 1], or scores that are not floating-point, are empty or hold
+        NaN. Under a JAX transformation, where values are not known yet, a NaN ranks above all
+        numbers and is kept.
     """
     return from_tree([scores], keep, magnitude=magnitude)[0]
 
@@ -84,6 +86,11 @@ def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyT
     """
     leaves, treedef = jax.tree.flatten(scores)
     leaves = [checks.array("scores", leaf, min_ndim=1, finite=False) for leaf in leaves]
+    for leaf in leaves:
+        known = checks.concrete(leaf)
+        bad = 0 if known is None else int(np.sum(np.isnan(known)))
+        if bad:
+            raise checks.fail("scores", "free of NaN", f"{bad} NaN of {leaf.size} entries")
     size = sum(leaf.size for leaf in leaves)
     if isinstance(keep, jax.core.Tracer):
         count = num_kept_traced(size, keep)
