@@ -67,6 +67,16 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
     return value
 
 
+def shard(value: str | None) -> tuple[int, int]:
+    """Return (i, n) of 'i/n', which part of how many; None is all, (0, 1)."""
+    if value is None:
+        return 0, 1
+    index, slash, count = str(value).partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise fail("shard", "'i/n' with 0 <= i < n", repr(value))
+    return int(index), int(count)
+
+
 def concrete(value: ArrayLike) -> np.ndarray | None:
     """Return `value` in NumPy, or None where this process cannot look at its entries.
 

@@ -4,7 +4,6 @@ import errno
 import itertools
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from jax.sharding import AxisType
 
 from slth_jax import construction, initializers, storage, sweep
 from slth_jax.storage import CheckpointError, Damaged, Locked
-from slth_jax.sweep import grid as sweep_grid
+from slth_jax.sweep import plan as sweep_plan
 from slth_jax.sweep import program as sweep_program
 
 
@@ -93,9 +92,9 @@ def computed(monkeypatch):
     trials = []
     start = sweep_program.Program.start
 
-    def counting(self, part, index):
-        out = start(self, part, index)
-        trials.extend(part[index * self.lanes : (index + 1) * self.lanes].tolist())
+    def counting(self, part):
+        out = start(self, part)
+        trials.extend(part.tolist())
         return out
 
     monkeypatch.setattr(sweep_program.Program, "start", counting)
@@ -211,17 +210,19 @@ def test_a_sweep_over_seeds_alone():
 )
 def test_buckets(buckets, expected):
     grid = {"width": [1, 8, 9, 100]}
-    plan = sweep_grid.plan(seeds=1, grid=grid, padded=["width"], buckets=buckets)
+    plan = sweep_plan.make_plan(seeds=1, grid=grid, padded=["width"], buckets=buckets)
     assert {group.padded["width"] for group in plan.groups} == expected
     for group in plan.groups:
-        assert all(grid["width"][trial] <= group.padded["width"] for trial in group.trials)
+        assert all(grid["width"][point] <= group.padded["width"] for point in group.points)
 
 
 def test_every_trial_is_in_one_chunk():
-    plan = sweep_grid.plan(seeds=1001, grid={"a": list(range(99)), "b": ["x", "y"]}, static=["b"])
+    plan = sweep_plan.make_plan(
+        seeds=1001, grid={"a": list(range(99)), "b": ["x", "y"]}, static=["b"]
+    )
     trials = np.concatenate([chunk.trials for chunk in plan.chunks])
     assert sorted(trials) == list(range(plan.size)) and plan.size == 1001 * 99 * 2
-    assert max(len(chunk.trials) for chunk in plan.chunks) <= sweep_grid.MAX_CHUNK
+    assert max(len(chunk.trials) for chunk in plan.chunks) <= sweep_plan.MAX_CHUNK
     assert [chunk.number for chunk in plan.chunks] == list(range(len(plan.chunks)))
 
 
@@ -356,7 +357,7 @@ def test_a_trial_is_known_by_what_it_computes(folder, computed):
         lambda key, h: (cheap(key, h)[0], jax.random.bits(key, (5,)) % 3 == 0),
         lambda key, h: cheap(key, h)[0],
     ):
-        with pytest.raises(CheckpointError, match=r"holds another sweep: programs") as caught:
+        with pytest.raises(CheckpointError, match=r"the trial .* computes something else") as caught:
             sweep.run(changed, out=folder, **CHEAP)
         assert "\n" not in str(caught.value)
 
@@ -365,7 +366,7 @@ def test_captured_arrays_are_part_of_a_trial():
     def prints(values):
         constant = jnp.asarray(values)
         inner = jax.jit(lambda x: x + constant)
-        plan = sweep_grid.plan(seeds=1, grid={"x": [1.0]})
+        plan = sweep_plan.make_plan(seeds=1, grid={"x": [1.0]})
         trial = lambda key, h: {"y": inner(h["x"]).sum()}  # noqa: E731
         return sweep_program.Program(trial, plan, 0, mesh_of(1)).fingerprint
 
@@ -375,11 +376,11 @@ def test_captured_arrays_are_part_of_a_trial():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seeds": 6}, "plan.seeds is 5 there and 6 here"),
-        ({"seeds": [0, 1, 2, 3, 5]}, "plan.seeds is 5 there"),
-        ({"grid": {"scale": [0.5, 2.0]}}, re.escape("plan.grid.scale is [0.5, 2.0, 3.0] there")),
-        ({"chunk": 5}, "plan.chunk is 4 there and 5 here"),
-        ({"config": {"lr": 0.1}}, "config.lr is None there and 0.1 here"),
+        ({"seeds": 4}, r"seeds is 5 there and 4 here \(it may go on with these and more"),
+        ({"seeds": [0, 1, 2, 3, 5]}, r"seeds is 5 there and \[0, 1, 2, 3, 5\] here"),
+        ({"grid": {"scale": [0.5, 2.0]}}, r"grid.scale\[2\] is 3.0 there and missing here"),
+        ({"chunk": 5}, "chunk is 4 there and 5 here"),
+        ({"config": {"lr": 0.1}}, "config.lr is missing there and 0.1 here"),
     ],
 )
 def test_another_configuration_is_refused(folder, changes, words):
@@ -390,9 +391,41 @@ def test_another_configuration_is_refused(folder, changes, words):
 
 
 def test_another_version_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(sweep.runner.jax, "__version__", "0.99")
+    monkeypatch.setattr(sweep.config.jax, "__version__", "0.99")
     with pytest.raises(CheckpointError, match=r"versions.jax is .* there and '0.99' here"):
         sweep.run(cheap, out=folder, **CHEAP)
+
+
+# What is recorded, and when
+
+
+def test_more_seeds_are_added_to_a_finished_sweep(finished, folder, computed):
+    _out, before = finished
+    more = sweep.run(cheap, out=folder, **{**CHEAP, "seeds": 8})
+    assert len(more) == 24 and len(computed) >= 9
+    old = {(row["scale"], row["seed"]): row for row in before.rows}
+    assert {(r["scale"], r["seed"]): r for r in more.rows if r["seed"] < 5} == old
+    fresh = sweep.run(cheap, **{**CHEAP, "seeds": 8})
+    same(more, fresh)
+    same(sweep.load(folder), fresh)
+    computed.clear()
+    again = sweep.run(cheap, out=folder, **{**CHEAP, "seeds": 8})
+    assert not computed and again.finished
+
+
+def test_what_fails_before_its_first_result_binds_nobody(tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(cheap, out=tmp_path, on_start=stop, **CHEAP)
+    assert not (tmp_path / "config.json").exists()
+    assert len(sweep.run(cheap, out=tmp_path, **{**CHEAP, "chunk": 5})) == 15
+
+
+def test_more_shards_than_chunks_are_told(tmp_path, caplog):
+    sweep.run(cheap, out=tmp_path, shard="7/9", **CHEAP)
+    assert "9 shards, but only 4 chunks" in caplog.text
 
 
 # Shards
@@ -413,7 +446,7 @@ def test_shards_in_several_folders_join(finished, tmp_path):
         sweep.run(cheap, out=out, shard=f"{index}/2", **CHEAP)
     same(sweep.load(*outs), finished[1])
     sweep.run(cheap, out=tmp_path / "c", **{**CHEAP, "seeds": 3})
-    with pytest.raises(CheckpointError, match=r"holds another sweep: plan\.seeds"):
+    with pytest.raises(CheckpointError, match=r"holds another sweep: seeds is 3 there"):
         sweep.load(outs[0], tmp_path / "c")
 
 
@@ -611,4 +644,4 @@ def test_bad_trials_are_one_line(result, words):
 
 def test_buckets_must_hold_the_largest():
     with pytest.raises(ValueError, match="buckets must be up to at least 20, the largest width"):
-        sweep_grid.plan(seeds=1, grid={"width": [3, 20]}, padded=["width"], buckets=[8, 16])
+        sweep_plan.make_plan(seeds=1, grid={"width": [3, 20]}, padded=["width"], buckets=[8, 16])

@@ -36,19 +36,13 @@ def trial(key, hparams):
 def work(out: Path, log: Path, points: int, seeds: int) -> None:
     """Run the sweep, noting in `log` every trial whose computation is begun."""
     from slth_jax import sweep
-    from slth_jax.sweep import program as sweep_program
 
-    start = sweep_program.Program.start
-
-    def noting(self, trials, index):
-        part = trials[index * self.lanes : (index + 1) * self.lanes]
+    def note(trials: list[int]) -> None:
         with open(log, "a") as file:
-            file.write(json.dumps(part.tolist()) + "\n")
-        return start(self, trials, index)
+            file.write(json.dumps(trials) + "\n")
 
-    sweep_program.Program.start = noting  # type: ignore[method-assign]
     grid = {"drift": [index / 50 for index in range(points)]}
-    sweep.run(trial, seeds=seeds, grid=grid, out=out, chunk=CHUNK)
+    sweep.run(trial, seeds=seeds, grid=grid, out=out, chunk=CHUNK, on_start=note)
 
 
 def _worker(out: Path, log: Path, points: int, seeds: int) -> subprocess.Popen:

@@ -1,25 +1,20 @@
-"""Files that survive: atomic writes, folder locks and checksums.
+"""Files that survive: written aside, flushed, renamed.
 
 Every file is written aside, flushed to the disk and renamed, so a reader finds the old file or
 the new one and never a half. Every error is a `CheckpointError` of one line that names the file.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-
-SUMS = "SHA256SUMS"
-_SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class CheckpointError(Exception):
@@ -46,7 +41,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _telling(what: str, path: Path) -> Iterator[None]:
+def telling(what: str, path: Path) -> Iterator[None]:
     """Turn an operating-system error into one line about `path`."""
     try:
         yield
@@ -57,7 +52,7 @@ def _telling(what: str, path: Path) -> Iterator[None]:
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Return `path` as an absolute folder, made with its parents where it was missing."""
     folder = Path(path).absolute()
-    with _telling("make the folder", folder):
+    with telling("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -80,7 +75,7 @@ def check_room(folder: Path, size: int) -> None:
       CheckpointError: they do not fit.
     """
     path = folder / ".room.tmp"
-    with _telling("write", folder):
+    with telling("write", folder):
         try:
             with open(path, "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -94,7 +89,7 @@ def move(source: Path, target: Path) -> None:
     Raises:
       CheckpointError: the rename fails; both places are as they were.
     """
-    with _telling("write", target):
+    with telling("write", target):
         os.rename(source, target)
         sync_folder(target.parent)
 
@@ -109,7 +104,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _telling("write", path):
+    with telling("write", path):
         try:
             with open(aside, "wb") as file:
                 yield file
@@ -135,7 +130,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
       CheckpointError: the file is missing or cannot be read.
     """
-    with _telling("read", Path(path)):
+    with telling("read", Path(path)):
         return Path(path).read_bytes()
 
 
@@ -195,97 +190,3 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
     with writing(path) as file:
         for row in rows:
             file.write((json.dumps(plain(row), allow_nan=False) + "\n").encode())
-
-
-@contextlib.contextmanager
-def lock(
-    folder: str | os.PathLike[str], *, name: str = "lock", shared: bool = False
-) -> Iterator[None]:
-    """Hold `folder` while the block runs, so that no other process writes to it.
-
-    The lock is the operating system's (`flock` on `folder/name`), so it ends with the process
-    that holds it, even when that is killed; the file itself stays. Several processes may hold a
-    `shared` lock at once, but not beside an unshared one.
-
-    Raises:
-      Locked: another live process holds it; the line says which.
-      CheckpointError: the folder cannot be written to.
-    """
-    path = make_folder(folder) / name
-    with _telling("lock", path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-            raise Locked(f"{folder} is in use by {holder}; wait for it or stop it") from error
-        except OSError as error:
-            raise CheckpointError(f"cannot lock {path}: {reason(error)}") from error
-        with contextlib.suppress(OSError):  # only for the message above: a full disk may refuse it
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
-    """Return the files that a seal covers: the named ones, or all."""
-    if names is not None:
-        return {name: folder / name for name in names if (folder / name).is_file()}
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in found if path.name != SUMS}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
-    """Flush the files under `folder` and write their SHA-256 sums into `folder/SHA256SUMS`.
-
-    All files, or those of the given names. `SHA256SUMS` has the format of the command
-    `sha256sum`, which can check it too.
-
-    Raises:
-      CheckpointError: a file cannot be flushed or written.
-    """
-    folder = Path(folder)
-    lines = []
-    with _telling("write", folder):
-        for name, path in _files(folder, names).items():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            lines.append(f"{_digest(path)}  {name}\n")
-        for inner in (path for path in folder.rglob("*") if path.is_dir()):
-            sync_folder(inner)
-    write_bytes(folder / SUMS, "".join(lines).encode())
-
-
-def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
-    """Compare the files that `seal(folder, names)` covered with `folder/SHA256SUMS`.
-
-    Raises:
-      Damaged: a file is missing, is one too many, or has other bytes; the line names it.
-    """
-    folder = Path(folder)
-    try:
-        text = read_bytes(folder / SUMS).decode()
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise Damaged(f"{folder / SUMS} is damaged: {reason(error)}") from error
-    lines = text.split("\n")
-    matches = [_SUMS_LINE.fullmatch(line) for line in lines[:-1]]
-    if lines[-1] or not matches or not all(matches):
-        raise Damaged(f"{folder / SUMS} is damaged: not a list of checksums")
-    sums = {match[2]: match[1] for match in matches if match}
-    files = _files(folder, names)
-    for name in sorted(sums.keys() ^ files.keys()):
-        state = "is missing" if name in sums else "is not in its SHA256SUMS"
-        raise Damaged(f"{folder / name} {state}: the folder {folder} is damaged")
-    for name, path in files.items():
-        with _telling("read", path):
-            same = _digest(path) == sums[name]
-        if not same:
-            raise Damaged(f"{path} is damaged: its checksum does not match")

@@ -14,12 +14,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from slth_jax import checks
 from slth_jax.storage import named_leaves
-from slth_jax.sweep.grid import Plan
+from slth_jax.sweep.plan import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
 
 Trial = Callable[[Key, Hparams], Metrics | tuple[Metrics, PyTree]]
 # Results of several trials: name to an array whose first axis is the trial.
 Record = dict[str, dict[str, np.ndarray]]
+_ANY = np.zeros(1, np.int64)  # a trial, where only its dtypes matter
 
 
 def default_mesh() -> Mesh:
@@ -114,14 +115,14 @@ class Program:
 
     def __init__(self, trial: Trial, plan: Plan, group: int, mesh: Mesh):
         """Trace the trial; nothing is compiled yet."""
-        self._plan, self._trials, self._axis = plan, plan.groups[group].trials, mesh.axis_names[0]
+        self._plan, self._axis = plan, mesh.axis_names[0]
         self._sharding = NamedSharding(mesh, jax.P(self._axis))
         self.lanes = plan.batch * mesh.shape[self._axis]
         self._mesh = mesh
         self._compiled: Callable | None = None
         sizes = {f"{name}_max": size for name, size in plan.groups[group].padded.items()}
         evaluate = partial(_evaluate, trial, {**sizes, **plan.groups[group].static})
-        one = [jax.ShapeDtypeStruct((), array.dtype) for array in self._inputs(self._trials[:1])]
+        one = [jax.ShapeDtypeStruct((), array.dtype) for array in self._inputs(_ANY)]
         self._jaxpr, self._shapes = jax.make_jaxpr(
             lambda seed, *values: evaluate(seed, dict(zip(plan.values, values, strict=True))),
             return_shape=True,
@@ -159,7 +160,7 @@ class Program:
         self._captured = place()
         shapes = [
             jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
-            for array in self._inputs(self._trials[:1])
+            for array in self._inputs(_ANY)
         ]
         # Unchecked: trials are independent, and a loop in one may start at a constant.
         batched = jax.shard_map(
@@ -185,11 +186,14 @@ class Program:
         """Return how many calls of the program `trials` take."""
         return -(-len(trials) // self.lanes)
 
-    def start(self, trials: np.ndarray, index: int) -> tuple[Any, int]:
-        """Start computing the `index`-th part of `trials`; `collect` takes what this returns."""
+    def part(self, trials: np.ndarray, index: int) -> np.ndarray:
+        """Return the `index`-th part of `trials`, as many as are computed at once."""
+        return trials[index * self.lanes : (index + 1) * self.lanes]
+
+    def start(self, part: np.ndarray) -> tuple[Any, int]:
+        """Start computing some trials; `collect` takes what this returns."""
         self.compile()
         assert self._compiled is not None
-        part = trials[index * self.lanes : (index + 1) * self.lanes]
         # The last lanes of the last step repeat a trial: every call has the same shapes.
         full = np.pad(part, (0, self.lanes - len(part)), mode="edge")
         inputs = [

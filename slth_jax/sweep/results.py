@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from slth_jax import checks, storage
-from slth_jax.sweep.grid import Plan
+from slth_jax.sweep.plan import Plan
 from slth_jax.sweep.program import Record, unpack
 
 
@@ -26,6 +26,7 @@ class Results:
       trials: the number of each row's trial in the sweep.
       metrics: for each metric an array whose first axis is the row.
       missing: how many trials of the sweep are not here (another shard's, or not computed yet).
+      computed: how many trials this call computed; the others were there before.
       compile_seconds, run_seconds: time spent compiling, and computing and saving, by this call.
     """
 
@@ -36,6 +37,7 @@ class Results:
         read: Callable[[int], Record],
         specs: Sequence[Mapping[str, Any]],
         *,
+        computed: int = 0,
         compile_seconds: float = 0.0,
         run_seconds: float = 0.0,
     ):
@@ -55,12 +57,24 @@ class Results:
             for name in names
         }
         self.missing = plan.size - len(flat)
+        self.computed = computed
         self.compile_seconds, self.run_seconds = compile_seconds, run_seconds
         self._last: tuple[int, Record] | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.trials)
+
+    def __repr__(self) -> str:
+        settings = ", ".join([*self._plan.points[0], "seed"])
+        bad = f", {len(self.nonfinite)} not finite" if self.nonfinite else ""
+        metrics = ", ".join(self.metrics) or "nothing yet"
+        return f"Results({len(self)} of {self._plan.size} trials: {settings} -> {metrics}{bad})"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial of the sweep is here."""
+        return self.missing == 0
 
     def row(self, index: int) -> dict[str, Any]:
         """Return one row: the grid's values, the seed and the metrics, as plain Python."""

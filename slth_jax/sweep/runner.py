@@ -1,25 +1,25 @@
 """`run` a trial at every point of a grid with every seed, and `load` what a folder holds."""
 
 import contextlib
+import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jaxlib
 from jax.sharding import Mesh
 
-import slth_jax
 from slth_jax import checks
 from slth_jax.storage import CheckpointError
-from slth_jax.sweep import grid as sweep_grid
-from slth_jax.sweep import program as sweep_program
-from slth_jax.sweep.grid import Plan
+from slth_jax.sweep.compute import OnStart, Progress, check_metrics, compute
+from slth_jax.sweep.config import describe
+from slth_jax.sweep.grid import seeds_of
 from slth_jax.sweep.hosts import on_first, until_sigterm
-from slth_jax.sweep.program import Program, Record, Trial
+from slth_jax.sweep.plan import Plan, continued, make_plan
+from slth_jax.sweep.program import Program, Record, Trial, default_mesh
 from slth_jax.sweep.results import Results
 from slth_jax.sweep.store import Store
+
+_log = logging.getLogger("slth_jax.sweep")
 
 
 def run(
@@ -36,7 +36,8 @@ def run(
     batch: int | None = None,
     config: Mapping[str, Any] | None = None,
     shard: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    on_start: OnStart | None = None,
 ) -> Results:
     """Run `trial` at every point of `grid` with every seed; finish what was begun in `out`.
 
@@ -51,7 +52,8 @@ def run(
 
     Args:
       trial: must give a result that depends on its own key and hparams only.
-      seeds: how many (0, 1, ...), or the integers themselves, in [0, 2^32).
+      seeds: how many (0, 1, ...), or the integers themselves, in [0, 2^32). A sweep in `out` goes
+        on with more seeds behind those that it has: their trials are added, nothing else changes.
       grid: values by name, of which every combination is run, or the points themselves. In
         `hparams` a number or boolean is a traced scalar; anything else is static.
       static: names that the trial gets as plain Python values: one compilation a combination.
@@ -60,7 +62,8 @@ def run(
         must not depend on the latter.
       buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
         largest size; the sizes themselves; or one of these a name. Fewer sizes, fewer compilations.
-      out: a folder to keep results in and to resume from; None keeps them in memory.
+      out: a folder to keep results in and to resume from; None keeps them in memory. It records
+        what the sweep is with its first finished chunk: a call that fails before binds nobody.
       mesh: None for one axis over every device of every process.
       chunk: trials that become durable together; None for 512 (more for very many trials). Give
         less for trials of seconds or minutes each: at most one chunk is computed again after a
@@ -72,6 +75,8 @@ def run(
         process. Shards may share `out`; `load` joins them.
       progress: called with (trials done, trials to do) at the start and after each chunk, on the
         first process.
+      on_start: called with the numbers of the trials whose computation begins (`Results.trials`),
+        on the first process.
 
     Returns:
       The results of the trials of this call and of those that were finished before it.
@@ -82,31 +87,47 @@ def run(
       SystemExit: with status 143 after SIGTERM, where `out` is given and this is the main thread.
         Finished chunks are safe, the one being computed is abandoned.
     """
-    plan = sweep_grid.plan(
-        seeds=seeds,
+    index, count = checks.shard(shard)
+    numbers = seeds_of(seeds)
+    store = None if out is None else Store(out, (index, count))
+    held = continued(numbers, None if store is None else on_first(store.plan))
+    plan = make_plan(
+        seeds=numbers,
         grid=grid,
         static=static,
         padded=padded,
         buckets=buckets,
-        chunk=chunk,
-        batch=batch,
+        chunk=held["chunk"] if chunk is None else chunk,
+        batch=held["batch"] if batch is None else batch,
+        portions=held["portions"],
     )
-    index, count = _shard(shard)
-    numbers = [chunk.number for chunk in plan.chunks if chunk.number % count == index]
-    mesh = sweep_program.default_mesh() if mesh is None else mesh
+    mine = [chunk.number for chunk in plan.chunks if chunk.number % count == index]
+    if count > len(plan.chunks):
+        _log.warning(
+            "%d shards, but only %d chunks: shards from %d on have nothing to do; a smaller chunk "
+            "than %d trials would share the work",
+            *(count, len(plan.chunks), len(plan.chunks), plan.recipe["chunk"]),
+        )
+    mesh = default_mesh() if mesh is None else mesh
     programs = [Program(trial, plan, group, mesh) for group in range(len(plan.groups))]
-    _check_metrics(programs, plan)
-    if out is None:
-        return _compute(plan, programs, numbers, progress)
-    store = Store(out, (index, count))
-    recorded = _config(trial, plan, programs, config)
+    check_metrics(programs, plan)
+    if store is None:
+        return compute(plan, programs, mine, progress=progress, on_start=on_start)
+    recorded = describe(trial, plan, programs, config)
     with contextlib.ExitStack() as stack:
         on_first(lambda: stack.enter_context(store.locked()))
         on_first(lambda: store.open(recorded))
-        finished = on_first(lambda: store.finished(numbers))
-        check_stop = stack.enter_context(until_sigterm())
-        results = _compute(plan, programs, numbers, progress, store, finished, check_stop)
-        on_first(lambda: _write_table(store, results))
+        results = compute(
+            plan,
+            programs,
+            mine,
+            store=store,
+            finished=on_first(lambda: store.finished(mine)),
+            progress=progress,
+            on_start=on_start,
+            check_stop=stack.enter_context(until_sigterm()),
+        )
+        on_first(lambda: _write_table(store, plan, results))
     return results
 
 
@@ -125,11 +146,14 @@ def load(
         are missing and `partial` is not set.
     """
     stores = [Store(folder) for folder in (out, *more)]
-    config = stores[0].read_config()
-    plan = sweep_grid.plan(**config["plan"])
+    # A shard that found nothing to do has recorded nothing.
+    begun = [store for store in stores if store.begun()] or stores[:1]
+    configs = [store.read_config() for store in begun]
+    config = max(configs, key=lambda one: len(one["plan"]["portions"]))
+    plan = make_plan(**config["plan"])
     holder: dict[int, Store] = {}
-    for store in stores:
-        store.compare(config)
+    for store, held in zip(begun, configs, strict=True):
+        store.compare(held, config)
         store.check_table()
         for chunk in plan.chunks:
             if store.has(chunk.number):
@@ -147,121 +171,11 @@ def load(
     return results
 
 
-def _compute(
-    plan: Plan,
-    programs: list[Program],
-    numbers: list[int],
-    progress: Callable[[int, int], None] | None,
-    store: Store | None = None,
-    finished: Sequence[int] = (),
-    check_stop: Callable[[], None] = lambda: None,
-) -> Results:
-    """Read the finished chunks and compute the others, each durable before the next is begun."""
-    specs = [program.spec() for program in programs]
-    kept: dict[int, Record] = {}
-
-    def read(number: int) -> Record:
-        if store is None:
-            return kept[number]
-        chunk = plan.chunks[number]
-        return store.read(number, specs[chunk.group], len(chunk.trials))
-
-    metrics = {number: read(number)["metrics"] for number in finished}
-    total = sum(len(plan.chunks[number].trials) for number in numbers)
-
-    def report() -> None:
-        if progress is not None and jax.process_index() == 0:
-            progress(sum(len(plan.chunks[number].trials) for number in metrics), total)
-
-    def nothing() -> None:
-        pass
-
-    compile_seconds, begin = 0.0, time.perf_counter()
-    finish: Callable[[], None] = nothing
-    for number in [number for number in numbers if number not in metrics]:
-        chunk = plan.chunks[number]
-        program = programs[chunk.group]
-        start = time.perf_counter()
-        try:
-            program.compile()  # while the chunk before is being written
-        finally:
-            compile_seconds += time.perf_counter() - start
-            finish()
-        report()
-        record = _chunk(program, chunk.trials, check_stop)
-        if store is None:
-            kept[number] = record
-        else:
-            finish = store.save(number, record)
-        metrics[number] = record["metrics"]
-    finish()
-    report()
-    return Results(
-        plan,
-        metrics,
-        read,
-        specs,
-        compile_seconds=compile_seconds,
-        run_seconds=time.perf_counter() - begin - compile_seconds,
-    )
-
-
-def _chunk(program: Program, trials: Any, check_stop: Callable[[], None]) -> Record:
-    """Compute one chunk; the next step runs while the one before is fetched."""
-    records, running = [], program.start(trials, 0)
-    for index in range(1, program.steps(trials)):
-        following = program.start(trials, index)
-        records.append(sweep_program.collect(running))
-        running = following
-        check_stop()
-    records.append(sweep_program.collect(running))
-    check_stop()
-    return sweep_program.join(records)
-
-
-def _write_table(store: Store, results: Results) -> None:
-    """Write the table once every chunk, of other shards too, is there."""
-    if results.missing:
-        results = load(store.out, partial=True)
-    if not results.missing:
-        store.write_table(results.table())
-
-
-def _check_metrics(programs: list[Program], plan: Plan) -> None:
-    """Refuse metrics that do not make one table."""
-    first = programs[0].metrics
-    for program in programs[1:]:
-        if program.metrics != first:
-            raise checks.fail("trial's metrics", f"{first} in every program", program.metrics)
-    clash = sorted(first.keys() & {*plan.points[0], "seed"})
-    if clash:
-        raise checks.fail("trial's metrics", "named unlike the grid and 'seed'", clash)
-
-
-def _config(trial: Trial, plan: Plan, programs: list[Program], config: Any) -> dict[str, Any]:
-    """Return everything that a sweep's results depend on, and its trial's name for people."""
-    device = jax.devices()[0]
-    name = getattr(trial, "__qualname__", type(trial).__name__)
-    return {
-        "trial": f"{trial.__module__}.{name}",
-        "config": dict(config or {}),
-        "plan": plan.recipe,
-        "versions": {
-            "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
-            "slth_jax": slth_jax.__version__,
-            "platform": device.platform,
-            "device": device.device_kind,
-        },
-        "programs": [program.spec() for program in programs],
-    }
-
-
-def _shard(shard: str | None) -> tuple[int, int]:
-    """Return (i, n) of 'i/n'."""
-    if shard is None:
-        return 0, 1
-    index, slash, count = str(shard).partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise checks.fail("shard", "'i/n' with 0 <= i < n", repr(shard))
-    return int(index), int(count)
+def _write_table(store: Store, plan: Plan, results: Results) -> None:
+    """Write the table once every chunk is there, of other shards and of added seeds too."""
+    if not store.begun():
+        return
+    there = make_plan(**store.read_config()["plan"])
+    if all(store.has(chunk.number) for chunk in there.chunks):
+        mine = results.finished and there.recipe == plan.recipe
+        store.write_table((results if mine else load(store.out)).table())

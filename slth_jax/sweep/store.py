@@ -1,6 +1,6 @@
 """The folder of a sweep: its configuration, one sealed folder a chunk, and the table.
 
-    OUT/config.json     what the sweep is; carries its own checksum
+    OUT/config.json     what the sweep is; comes with the first chunk, carries its own checksum
     OUT/chunks/000012/  results of one chunk: `record` (Orbax) and SHA256SUMS
     OUT/table.csv       all rows, once every chunk is there; SHA256SUMS beside it
     OUT/lock            held while a process writes here
@@ -15,9 +15,8 @@ import io
 import itertools
 import logging
 import os
-import reprlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from slth_jax import storage
 from slth_jax.storage import CheckpointError, Damaged
+from slth_jax.sweep.config import difference, extends
 from slth_jax.sweep.hosts import on_first
 from slth_jax.sweep.program import Record, empty_record
 
@@ -39,48 +39,76 @@ class Store:
 
     def __init__(self, out: str | os.PathLike[str], shard: tuple[int, int] = (0, 1)):
         """Use the folder `out` for shard `i` of `n`."""
-        self.out, self._alone = Path(out).absolute(), shard[1] == 1
+        self.out, self._shard = Path(out).absolute(), shard
         self._owner = f"{shard[0]}-of-{shard[1]}"
+        self._config: dict[str, Any] | None = None  # to be recorded with the first chunk
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder: all of it, or one shard of it beside the other shards."""
-        with storage.lock(self.out, shared=not self._alone):
-            if self._alone:
-                yield
-            else:
-                with storage.lock(self.out, name=f"lock-{self._owner}"):
-                    yield
+        return storage.lock_shard(self.out, *self._shard)
+
+    def begun(self) -> bool:
+        """Return whether the folder holds a sweep: its configuration and a finished chunk.
+
+        Without a chunk, the configuration is what a killed process left: it binds nobody.
+        """
+        return self._config_path.exists() and self._any_chunk()
+
+    @property
+    def _config_path(self) -> Path:
+        return self.out / "config.json"
+
+    def _any_chunk(self) -> bool:
+        chunks = self.out / "chunks"
+        return chunks.is_dir() and any(path.name.isdigit() for path in chunks.iterdir())
 
     def open(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration, or compare it with the one that is there.
+        """Compare the configuration with the one that is there; keep it for the first chunk.
 
         Raises:
           CheckpointError: the folder holds something else; the line names the first difference.
         """
-        path, chunks = self.out / "config.json", self.out / "chunks"
-        if path.exists():
-            self.compare(config)
-        elif chunks.exists() and any(chunks.iterdir()):
-            raise CheckpointError(f"{chunks} has results but {path} is missing; use a new folder")
-        else:
-            storage.write_json(path, config, checksum=True)
-        storage.make_folder(chunks)
-        for left in chunks.glob("*.tmp" if self._alone else f"*.{self._owner}.tmp"):
+        chunks = storage.make_folder(self.out / "chunks")
+        with self._deciding():
+            if self._any_chunk():
+                if not self._config_path.exists():
+                    what = f"{chunks} has results but {self._config_path} is missing"
+                    raise CheckpointError(f"{what}; use a new folder")
+                self.compare(self.read_config(), config)
+        self._config = dict(config)
+        for left in chunks.glob("*.tmp" if self._shard[1] == 1 else f"*.{self._owner}.tmp"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _deciding(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the configuration: of several shards the first to finish a chunk decides it."""
+        return storage.lock(self.out, name="lock-config", wait=True)
+
+    def _record(self) -> None:
+        """Write the configuration, unless it is there, or one that has still more seeds."""
+        if self._config is None:
+            return
+        if self.begun():
+            there = self.read_config()
+            if not extends(self._config, there):
+                self.compare(there, self._config)
+                storage.write_json(self._config_path, self._config, checksum=True)
+        else:
+            storage.write_json(self._config_path, self._config, checksum=True)
+        self._config = None
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration."""
-        return storage.read_json(self.out / "config.json", checksum=True)
+        return storage.read_json(self._config_path, checksum=True)
 
-    def compare(self, config: Mapping[str, Any]) -> None:
-        """Refuse a `config` unlike the one in the folder, naming the first difference."""
-        there, here = self.read_config(), storage.plain(config)
-        # The trial's name is for people: its computation is compared by its fingerprint.
-        here["trial"] = there.get("trial")
-        difference = _difference(there, here)
-        if difference:
-            raise CheckpointError(f"{self.out} holds another sweep: {difference}; use a new folder")
+    def plan(self) -> dict[str, Any] | None:
+        """Return the plan of the sweep that is there, as `make_plan` takes it, or None."""
+        return self.read_config()["plan"] if self.begun() else None
+
+    def compare(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Refuse a sweep `here` that is not the one of this folder, nor that with more seeds."""
+        found = difference(there, here)
+        if found:
+            raise CheckpointError(f"{self.out} holds another sweep: {found}; use a new folder")
 
     def has(self, number: int) -> bool:
         """Return whether a chunk is there, whole or damaged."""
@@ -131,10 +159,12 @@ class Store:
 
         def commit() -> None:
             storage.seal(aside)
-            if self.has(number):  # another shard of another division was first, with the same bits
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                storage.move(aside, self._chunk(number))
+            with self._deciding():
+                self._record()
+                if self.has(number):  # a shard of another division was first, with the same bits
+                    shutil.rmtree(aside, ignore_errors=True)
+                else:
+                    storage.move(aside, self._chunk(number))
 
         on_first(prepare)
         filled = {name: part for name, part in record.items() if part}
@@ -164,18 +194,3 @@ class Store:
                 storage.check(self.out, ("table.csv",))
         except Damaged as error:
             _log.warning("%s; run the sweep again to write it anew", error)
-
-
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any], at: str = "") -> str | None:
-    """Return the first difference of two configurations in words."""
-    short = reprlib.Repr()
-    short.maxlist = short.maxdict = 6
-    for name in [*here, *(name for name in there if name not in here)]:
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            inner = _difference(old, new, f"{at}{name}.")
-            if inner:
-                return inner
-        elif old != new:
-            return f"{at}{name} is {short.repr(old)} there and {short.repr(new)} here"
-    return None

@@ -1,0 +1,81 @@
+"""Checksums of a folder's files, in the format of the command `sha256sum`."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from slth_jax.storage.files import (
+    CheckpointError,
+    Damaged,
+    read_bytes,
+    reason,
+    sync_folder,
+    telling,
+    write_bytes,
+)
+
+SUMS = "SHA256SUMS"
+_SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def _files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
+    """Return the files that a seal covers: the named ones, or all."""
+    if names is not None:
+        return {name: folder / name for name in names if (folder / name).is_file()}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found if path.name != SUMS}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
+    """Flush the files under `folder` and write their SHA-256 sums into `folder/SHA256SUMS`.
+
+    All files, or those of the given names. `SHA256SUMS` has the format of the command
+    `sha256sum`, which can check it too.
+
+    Raises:
+      CheckpointError: a file cannot be flushed or written.
+    """
+    folder = Path(folder)
+    lines = []
+    with telling("write", folder):
+        for name, path in _files(folder, names).items():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            lines.append(f"{_digest(path)}  {name}\n")
+        for inner in (path for path in folder.rglob("*") if path.is_dir()):
+            sync_folder(inner)
+    write_bytes(folder / SUMS, "".join(lines).encode())
+
+
+def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
+    """Compare the files that `seal(folder, names)` covered with `folder/SHA256SUMS`.
+
+    Raises:
+      Damaged: a file is missing, is one too many, or has other bytes; the line names it.
+    """
+    folder = Path(folder)
+    try:
+        text = read_bytes(folder / SUMS).decode()
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise Damaged(f"{folder / SUMS} is damaged: {reason(error)}") from error
+    lines = text.split("\n")
+    matches = [_SUMS_LINE.fullmatch(line) for line in lines[:-1]]
+    if lines[-1] or not matches or not all(matches):
+        raise Damaged(f"{folder / SUMS} is damaged: not a list of checksums")
+    sums = {match[2]: match[1] for match in matches if match}
+    files = _files(folder, names)
+    for name in sorted(sums.keys() ^ files.keys()):
+        state = "is missing" if name in sums else "is not in its SHA256SUMS"
+        raise Damaged(f"{folder / name} {state}: the folder {folder} is damaged")
+    for name, path in files.items():
+        with telling("read", path):
+            same = _digest(path) == sums[name]
+        if not same:
+            raise Damaged(f"{path} is damaged: its checksum does not match")

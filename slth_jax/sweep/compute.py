@@ -1,0 +1,123 @@
+"""From programs to results: chunk after chunk, each durable before the next is begun."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from slth_jax import checks
+from slth_jax.sweep.plan import Plan
+from slth_jax.sweep.program import Program, Record, collect, join
+from slth_jax.sweep.results import Results
+from slth_jax.sweep.store import Store
+
+Progress = Callable[[int, int], None]
+OnStart = Callable[[list[int]], None]
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def check_metrics(programs: Sequence[Program], plan: Plan) -> None:
+    """Refuse metrics that do not make one table."""
+    first = programs[0].metrics
+    for program in programs[1:]:
+        if program.metrics != first:
+            raise checks.fail("trial's metrics", f"{first} in every program", program.metrics)
+    clash = sorted(first.keys() & {*plan.points[0], "seed"})
+    if clash:
+        raise checks.fail("trial's metrics", "named unlike the grid and 'seed'", clash)
+
+
+def compute(
+    plan: Plan,
+    programs: Sequence[Program],
+    numbers: Sequence[int],
+    *,
+    store: Store | None = None,
+    finished: Sequence[int] = (),
+    progress: Progress | None = None,
+    on_start: OnStart | None = None,
+    check_stop: Callable[[], None] = _nothing,
+) -> Results:
+    """Read the finished ones of the chunks `numbers` and compute the others.
+
+    Args:
+      plan, programs: of the sweep; a program a group.
+      numbers: of the chunks that are this call's.
+      store: keeps them; None for memory.
+      finished: the chunks that are in the store.
+      progress, on_start: as in `sweep.run`.
+      check_stop: is called after each step and may raise.
+    """
+    if jax.process_index() > 0:
+        progress = on_start = None
+    specs = [program.spec() for program in programs]
+    kept: dict[int, Record] = {}
+
+    def read(number: int) -> Record:
+        if store is None:
+            return kept[number]
+        chunk = plan.chunks[number]
+        return store.read(number, specs[chunk.group], len(chunk.trials))
+
+    def count(some: Sequence[int]) -> int:
+        return sum(len(plan.chunks[number].trials) for number in some)
+
+    metrics = {number: read(number)["metrics"] for number in finished}
+
+    def report() -> None:
+        if progress is not None:
+            progress(count(list(metrics)), count(numbers))
+
+    compile_seconds, begin = 0.0, time.perf_counter()
+    finish: Callable[[], None] = _nothing
+    missing = [number for number in numbers if number not in metrics]
+    for number in missing:
+        chunk = plan.chunks[number]
+        program = programs[chunk.group]
+        start = time.perf_counter()
+        try:
+            program.compile()  # while the chunk before is being written
+        finally:
+            compile_seconds += time.perf_counter() - start
+            finish()
+        report()
+        record = _chunk(program, chunk.trials, on_start or _nothing, check_stop)
+        if store is None:
+            kept[number] = record
+        else:
+            finish = store.save(number, record)
+        metrics[number] = record["metrics"]
+    finish()
+    report()
+    return Results(
+        plan,
+        metrics,
+        read,
+        specs,
+        computed=count(missing),
+        compile_seconds=compile_seconds,
+        run_seconds=time.perf_counter() - begin - compile_seconds,
+    )
+
+
+def _chunk(
+    program: Program, trials: np.ndarray, on_start: OnStart, check_stop: Callable[[], None]
+) -> Record:
+    """Compute one chunk; the next step runs while the one before is fetched."""
+    records, running = [], None
+    for index in range(program.steps(trials)):
+        part = program.part(trials, index)
+        on_start(part.tolist())
+        following = program.start(part)
+        if running is not None:
+            records.append(collect(running))
+            check_stop()
+        running = following
+    assert running is not None  # a chunk has a trial
+    records.append(collect(running))
+    check_stop()
+    return join(records)
