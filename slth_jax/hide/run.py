@@ -1,12 +1,11 @@
 """Hide a model: the resumable run from its weights to the file of a ticket."""
 
-import contextlib
 import hashlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +85,12 @@ def solve(
       Unfinished: pieces of other shards are missing.
     """
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
-    index, count = _shard(shard)
+    index, count = checks.shard(shard)
     todo = pieces.cut(recipe)
     folder = storage.make_folder(out)
     config = storage.plain({"model": identity, "seed": seed, "recipe": recipe.to_json()})
     path = folder / file.NAME
-    with _locked(folder, index, count):
+    with storage.lock_shard(folder, index, count):
         _compare(folder, config)
         if path.exists():
             return path
@@ -104,7 +103,7 @@ def solve(
             raise Unfinished(
                 f"shard {shard} is done; {len(missing)} of {len(todo)} pieces of others are missing"
             )
-        with _joining(folder):
+        with storage.lock(folder, name="lock-join", wait=True):
             if not path.exists():
                 _join(reader, recipe, seed, store, path, todo, identity)
     return path
@@ -229,19 +228,13 @@ def _compare(folder: Path, config: dict[str, Any]) -> None:
             raise storage.CheckpointError(f"{folder} has a ticket but {path} is missing")
         return
     there = storage.read_json(path)
-    for name, old, new in _differences(there, config, ""):
+    found = storage.difference(there, config)
+    if found is not None:
+        name, old, new = found
         raise storage.CheckpointError(
             f"{folder} holds another run: {name} is {old!r} there and {new!r} here; "
             "use a new folder"
         )
-
-
-def _differences(there: Any, here: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in [*here, *(n for n in there if n not in here)]:
-            yield from _differences(there.get(name), here.get(name), f"{at}{name}.")
-    elif there != here:
-        yield at.rstrip("."), there, here
 
 
 def _record(folder: Path, config: dict[str, Any]) -> None:
@@ -255,29 +248,3 @@ def _check_room(folder: Path, recipe: Recipe, missing: list[Piece]) -> None:
     bits = sum((piece.stop - piece.start) * piece.part.units for piece in missing)
     kept = 4 * sum(part.num_sums for part in recipe.kept_parts)
     storage.check_room(folder, bits // 8 + num_bits(recipe.parts) // 8 + kept + (1 << 20))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, index: int, count: int) -> Iterator[None]:
-    """Hold the folder: all of it, or one shard of it beside the others."""
-    with storage.lock(folder, shared=count > 1):
-        if count == 1:
-            yield
-        else:
-            with storage.lock(folder, name=f"lock-{index}-of-{count}"):
-                yield
-
-
-@contextlib.contextmanager
-def _joining(folder: Path) -> Iterator[None]:
-    with storage.lock(folder, name="lock-join"):
-        yield
-
-
-def _shard(shard: str | None) -> tuple[int, int]:
-    if shard is None:
-        return 0, 1
-    index, slash, count = str(shard).partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise checks.fail("shard", "'i/n' with 0 <= i < n", repr(shard))
-    return int(index), int(count)
