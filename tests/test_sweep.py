@@ -357,7 +357,9 @@ def test_a_trial_is_known_by_what_it_computes(folder, computed):
         lambda key, h: (cheap(key, h)[0], jax.random.bits(key, (5,)) % 3 == 0),
         lambda key, h: cheap(key, h)[0],
     ):
-        with pytest.raises(CheckpointError, match=r"the trial .* computes something else") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"the trial .* computes something else"
+        ) as caught:
             sweep.run(changed, out=folder, **CHEAP)
         assert "\n" not in str(caught.value)
 
@@ -421,6 +423,24 @@ def test_what_fails_before_its_first_result_binds_nobody(tmp_path):
         sweep.run(cheap, out=tmp_path, on_start=stop, **CHEAP)
     assert not (tmp_path / "config.json").exists()
     assert len(sweep.run(cheap, out=tmp_path, **{**CHEAP, "chunk": 5})) == 15
+
+
+def test_of_two_sweeps_begun_in_one_empty_folder_the_first_result_decides(finished, tmp_path):
+    """Neither has recorded anything when the other looks: the settings are compared again."""
+    other = {**CHEAP, "grid": {"scale": [0.5, 2.0, 4.0]}}
+
+    def first(trials):
+        if not (tmp_path / "config.json").exists():
+            sweep.run(cheap, out=tmp_path, shard="1/2", **CHEAP)
+
+    with pytest.raises(
+        CheckpointError, match=r"holds another sweep: grid\.scale\[2\] is"
+    ) as caught:
+        sweep.run(cheap, out=tmp_path, shard="0/2", on_start=first, **other)
+    assert "\n" not in str(caught.value)
+    sweep.run(cheap, out=tmp_path, shard="0/2", **CHEAP)
+    same(sweep.load(tmp_path), finished[1])
+    assert repr(sweep.load(tmp_path)) == "Results(15 of 15 trials: scale, seed -> error)"
 
 
 def test_more_shards_than_chunks_are_told(tmp_path, caplog):

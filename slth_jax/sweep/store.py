@@ -89,7 +89,10 @@ class Store:
             return
         if self.begun():
             there = self.read_config()
-            if not extends(self._config, there):
+            # Another shard may have been first: with other settings, or with still more seeds.
+            if extends(self._config, there):
+                self.compare(self._config, there)
+            else:
                 self.compare(there, self._config)
                 storage.write_json(self._config_path, self._config, checksum=True)
         else:
