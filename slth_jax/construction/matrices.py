@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -84,6 +85,8 @@ def product(
 
     `width` is the number of hidden units where the caller knows it, one for the whole batch.
     """
+    *batch, p, n = left.shape
+    chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])
     swapped = rule.either_side and left.shape[-2] < right.shape[-1]
     if swapped:
         left, right, target = (jnp.matrix_transpose(w) for w in (right, left, target))
@@ -135,6 +138,9 @@ def solve_rows(left: Array, right: Array, target: Array, deal: Deal, rule: Rule)
       deal: ``rule.deal(right, width)``.
       rule: the rule that dealt.
     """
+    n, r = right.shape
+    chex.assert_shape([left, target], [(None, n), (left.shape[0], r)])
+    chex.assert_axis_dimension(deal.units, 0, r)
     return search.best([search.sums(left, right, target, deal)], [right.shape[1]], rule)[0]
 
 

@@ -113,25 +113,6 @@ def test_attention_ticket_is_met_with_masks_over_unchanged_weights():
     assert errors[48, False] < 0.05
 
 
-@pytest.mark.parametrize("construction_name", construction.CONSTRUCTIONS)
-def test_padding_and_tracing_the_width_change_no_mask(construction_name):
-    alone, target = attention_pair(12, 10)
-    want = construction.prune_attention(alone, target, construction=construction_name)
-
-    @jax.jit
-    def padded(n_k, n_v):
-        source = initializers.theory_attention(
-            KEY, num_heads=2, d_in=3, d_out=2, n_k=n_k, n_v=n_v, padded=20
-        )
-        return construction.prune_attention(source, target, construction=construction_name)
-
-    got = padded(12, 10)
-    for mask, wide in zip(want, got, strict=True):
-        inside = tuple(slice(0, size) for size in mask.shape)
-        np.testing.assert_array_equal(wide[inside], mask)
-        assert int(wide.sum()) == int(mask.sum())
-
-
 def test_relu_entries_are_the_closest_subsets_of_both_halves():
     w1, w2, target = relu_problem()
     mask1, mask2, report = construction.prune_relu_layer(w1, w2, target, with_report=True)
@@ -204,32 +185,6 @@ def test_transformer_ticket_keeps_biases_and_its_error_falls():
     source, target, masks, _ = pruned_transformer(18)
     layers = construction.prune_layers(source[0].layers, target[0].layers)
     chex.assert_trees_all_equal(layers, masks[0].layers)
-
-
-CONTRACT = {
-    "prune_product": (
-        construction.prune_product,
-        lambda: (uniform(0, 2, 14), uniform(1, 14, 3), uniform(2, 2, 3)),
-    ),
-    "prune_attention": (construction.prune_attention, attention_pair),
-    "prune_relu_layer": (construction.prune_relu_layer, relu_problem),
-}
-
-
-@pytest.mark.parametrize("name", CONTRACT)
-def test_contract_jit_vmap_and_one_compilation(name):
-    function, make = CONTRACT[name]
-    args = make()
-    eager = function(*args)
-    jitted = jax.jit(chex.assert_max_traces(function, 1))
-    chex.assert_trees_all_equal(jitted(*args), eager)
-    halved = jax.tree.map(lambda w: w * 0.5, args)
-    chex.assert_trees_all_equal(jitted(*halved), function(*halved))
-    batch = jax.tree.map(lambda a, b: jnp.stack([a, b]), args, halved)
-    lifted = jax.vmap(function)(*batch)
-    for index, one in enumerate((eager, function(*halved))):
-        chex.assert_trees_all_equal(jax.tree.map(lambda m, i=index: m[i], lifted), one)
-    assert all(mask.dtype == bool for mask in jax.tree.leaves(eager))
 
 
 def nan(w):
