@@ -24,7 +24,7 @@ def launch(out, scenario):
         subprocess.Popen(
             [sys.executable, sweep_worker.__file__, str(index), str(port), str(out), scenario],
             env=environment,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,60 @@
+"""What a sweep refuses, in one line."""
+
+import jax.numpy as jnp
+import pytest
+from sweep_trials import CHEAP, cheap
+
+from slth_jax import sweep
+from slth_jax.sweep import plan as sweep_plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
+        ({"seeds": []}, "seeds must be a count or at least one integer, got none"),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"seeds": [-1]}, r"seeds must be an integer in \[0, 4294967295\], got -1"),
+        ({"seeds": [0.5]}, r"seeds must be an integer in .*, got 0.5"),
+        ({"grid": {"scale": []}}, "grid must be at least one point, got none"),
+        ({"grid": []}, "grid must be at least one point, got none"),
+        ({"grid": {"scale": "abc"}}, r"grid\['scale'\] must be a sequence of values, got 'abc'"),
+        ({"grid": {"scale": 3}}, r"grid\['scale'\] must be a sequence of values, got 3"),
+        ({"grid": {"scale": [object]}}, r"grid\['scale'\] must be made of numbers"),
+        ({"grid": {"scale": [1], "seed": [1]}}, "grid must be named by strings other than 'seed'"),
+        ({"grid": [{"scale": 1}, {"size": 1}]}, r"grid must be points of the names \['scale'\]"),
+        ({"grid": {"scale": [2**40]}}, "must be within int32, got 1099511627776"),
+        ({"static": ["size"]}, "static must be one of 'scale', got 'size'"),
+        ({"padded": ["size"]}, "padded must be one of 'scale', got 'size'"),
+        ({"padded": ["scale"]}, r"grid\['scale'\] must be an integer >= 1, got 0.5"),
+        ({"chunk": 0}, "chunk must be an integer >= 1, got 0"),
+        ({"batch": 5}, r"batch must be an integer in \[1, 4\], got 5"),
+        ({"shard": "3/3"}, "shard must be 'i/n' with 0 <= i < n, got '3/3'"),
+        ({"shard": "1"}, "shard must be 'i/n'"),
+    ],
+)
+def test_bad_arguments_are_one_line(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        sweep.run(cheap, **{**CHEAP, **changes})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (lambda h: jnp.ones(()), "trial's result must be a mapping of metrics"),
+        (lambda h: {}, "trial's result must be a mapping of metrics"),
+        (lambda h: {"scale": h["scale"]}, r"trial's metrics must be named unlike the grid"),
+        (lambda h: {h["kind"]: h["scale"]}, "trial's metrics must be"),
+    ],
+)
+def test_bad_trials_are_one_line(result, words):
+    grid = {"scale": [1.0], "kind": ["a", "b"]}
+    with pytest.raises(ValueError, match=words) as caught:
+        sweep.run(lambda key, hparams: result(hparams), grid=grid, seeds=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_buckets_must_hold_the_largest():
+    with pytest.raises(ValueError, match="buckets must be up to at least 20, the largest width"):
+        sweep_plan.make_plan(seeds=1, grid={"width": [3, 20]}, padded=["width"], buckets=[8, 16])
