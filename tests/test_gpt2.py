@@ -107,14 +107,16 @@ def test_hugging_face_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"^state must be .* also has 'extra'"):
         huggingface.from_state_dict({**state, "extra": state["transformer.wte.weight"]}, CONFIG)
     longer = dataclasses.replace(CONFIG, max_length=20)
-    with pytest.raises(ValueError, match=r"^state\['wpe'\] must be of shape \(20, 32\), got"):
+    with pytest.raises(
+        ValueError, match=r"^state\['wpe.weight'\] must be of shape \(20, 32\), got"
+    ):
         huggingface.from_state_dict(state, longer)
     with pytest.raises(ValueError, match=r"^params must be complete"):
         huggingface.to_state_dict({"wte": params["wte"]}, CONFIG)
     fields = huggingface.to_config(CONFIG)
     for name, value in (
         ("model_type", "bert"),
-        ("activation_function", "silu"),
+        ("activation_function", "swish"),
         ("scale_attn_weights", False),
     ):
         with pytest.raises(ValueError, match=rf"^{name} must be"):

@@ -67,11 +67,14 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     )
 
 
-def save(path: str | os.PathLike[str], params: Mapping[str, Any], settings: Settings) -> None:
+def save(
+    path: str | os.PathLike[str], params: Mapping[str, Any], settings: Settings, **fields: Any
+) -> None:
     """Write a folder that `transformers` reads: GPT-2, or Llama where positions are rotary.
 
-    It holds ``config.json`` and ``model.safetensors``, each written atomically. A mean-free GPT-2
-    has all gains, shifts and biases; a Llama may have those of its attention or of its networks.
+    It holds ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2 has all
+    gains, shifts and biases; a Llama may have the biases of its attention or of its networks.
+    `fields` are further ones for ``config.json``.
 
     Raises:
       ValueError: settings or parameters that the architecture does not have.
@@ -79,11 +82,10 @@ def save(path: str | os.PathLike[str], params: Mapping[str, Any], settings: Sett
     """
     if settings.positions == "rotary":
         module: ModuleType = llama
-        fields = llama.fields(
-            settings, biases="h.attn.q.bias" in params, mlp_biases="h.mlp.in.bias" in params
-        )
+        biases, mlp_biases = "h.attn.q.bias" in params, "h.mlp.in.bias" in params
+        fields = llama.fields(settings, biases=biases, mlp_biases=mlp_biases) | fields
     else:
-        module, fields = gpt2, gpt2.fields(settings)
+        module, fields = gpt2, gpt2.fields(settings) | fields
     state = to_state(params, settings, module.layout(fields), module.PREFIX)
     folder = storage.make_folder(path)
     data = safetensors.numpy.save(state, metadata={"format": "pt"})

@@ -77,8 +77,8 @@ def open_bin(path: str | os.PathLike[str]) -> Reader:
         return whole if v > 0 else {**whole, "unembed": np.array(arrays["unembed"]).T}
 
     def block(index: int) -> Arrays:
-        one = {n: np.array(a[index]) for n, a in arrays.items() if n[:2] in ("at", "ml", "ln")
-               and n != "ln_f.gain"}  # fmt: skip
+        inside = (name for name in arrays if name not in ("wte", "ln_f.gain", "unembed"))
+        one = {name: np.array(arrays[name][index]) for name in inside}
         for name in ("attn.q", "attn.k"):
             one[name] = _halves(one[name], k)
         return {name: value.T for name, value in one.items()}
