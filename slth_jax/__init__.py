@@ -9,7 +9,10 @@ Where to start::
     construction.prune_attention(source, target)     find the masks of a ticket by subset sums
     construction.guaranteed_error(source, masks, target, max_norm)
     attention.apply(params, x)                       run attention, of a target or of a ticket
-    edge_popup.step, supermask.from_scores           find masks by training scores instead
+    construction.find_width(target, error, key=...)  the smallest width that is good enough
+    attention.from_torch(layer, num_heads)           a layer of PyTorch as a target
+    edge_popup.fit(key, params, loss, batch, ...)    find masks by training scores instead
+    hide.solve(reader, recipe, out)                  a whole language model in a seed and masks
     subset_sum.solve(samples, value)                 the scalar problem underneath
     ticket.create, save, load, verify, export        a ticket as one small file
     sweep.run(trial, seeds=..., grid=...)            thousands of trials, batched and resumable

@@ -14,7 +14,7 @@ from slth_jax.hide.file import Opened
 from slth_jax.models import Settings, decoder
 from slth_jax.models.weights import Reader
 from slth_jax.sources import assemble, products
-from slth_jax.types import Array
+from slth_jax.types import Array, ArrayLike
 
 Arrays = Mapping[str, np.ndarray]
 # Attention logits, or logits, that are computed at once.
@@ -78,9 +78,10 @@ def read_tokens(path: str | os.PathLike[str], settings: Settings) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
+def logits(model: Model, tokens: ArrayLike) -> np.ndarray:
     """Return the logits `[batch, length, outputs]`, float32, block after block."""
     settings = model.settings
+    tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), settings))
     n, length = tokens.shape
     at_once = max(1, _ENTRIES // max(settings.num_heads * length**2, length * settings.width * 8))
     groups = [jnp.asarray(tokens[i : i + at_once]) for i in range(0, n, at_once)]
@@ -101,7 +102,7 @@ def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def measures(target: np.ndarray, ticket: np.ndarray, tokens: np.ndarray | None) -> dict[str, Any]:
+def measures(target: np.ndarray, ticket: np.ndarray, tokens: ArrayLike | None) -> dict[str, Any]:
     """Return how far a ticket's logits `[n, t, outputs]` are from the target's.
 
     With `tokens [n, t]` of a causal language model also both perplexities, of each token given
@@ -121,6 +122,7 @@ def measures(target: np.ndarray, ticket: np.ndarray, tokens: np.ndarray | None) 
         "logit_sd": float(np.std(target, dtype=np.float64)),
         "top1_agreement": agree / (target.shape[0] * target.shape[1]),
     }
+    tokens = None if tokens is None else np.asarray(tokens)
     if tokens is not None and tokens.shape[1] > 1:
         found["target_perplexity"] = perplexity(target, tokens)
         found["ticket_perplexity"] = perplexity(ticket, tokens)
