@@ -47,13 +47,14 @@ PRESETS = {
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
     """Train every scale and seed, evaluate the controls, and draw the figure."""
+    jobs = {model: config.job(model) for model in config.models}  # looked at before any text
     corpus = language_settings.load_text(config)
     entropy = text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size)
     rows: list[dict[str, Any]] = []
     log: list[dict[str, Any]] = []
-    for model in config.models:
+    for model, job in jobs.items():
         outcomes = language_settings.train_in_groups(
-            model, config.job(model), _runs(config), config.runs_at_once, corpus, out
+            model, job, _runs(config), config.runs_at_once, corpus, out
         )
         for outcome in outcomes:
             log += [{"model": model, **row} for row in outcome.log]

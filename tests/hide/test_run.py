@@ -136,7 +136,7 @@ def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
 
 def test_relu_form_meets_both_signs(models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
-    options = {"samples": 10, "form": "relu", "seed": 3, "construction": shift}
+    options = {"samples": 14, "form": "relu", "seed": 3, "construction": shift}
     reader, made, tokens, path, _ = solved(
         models_on_disk, tmp_path_factory, "plain_llama", **options
     )
