@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ class Fit:
     Attributes:
       masks: booleans in the tree of the parameters, None where nothing is masked: the best ones.
       ticket: source weights times masks, in the tree of the parameters.
-      best_loss, best_step: of the evaluation that they come from.
+      best_loss, best_step: of the evaluation that they come from, and what learns with them.
       log: an entry an evaluation: 'step', 'loss' (mean of the training losses since the last),
         and 'validation' where validation batches were given.
     """
@@ -52,7 +53,7 @@ class _Best(NamedTuple):
     loss: Array
     step: Array
     bits: dict[str, Array]
-    weights: dict[str, Array]  # those that the masks belong to: re-drawing changes weights
+    params: dict[str, Array]  # what the masks belong to: weights are re-drawn, biases may learn
 
 
 def fit(
@@ -112,7 +113,7 @@ def fit(
     model = _Model(params, loss, mask, learn)
     run = _Run(model, keep, recipe, learning_rate, chosen, accumulate)
     state = run.start(jax.random.fold_in(key, _SCORES))
-    best = _Best(jnp.float32(jnp.inf), jnp.int32(0), run.packed(state), dict(state.weights))
+    best = run.best(state, jnp.inf, 0)
     log: list[dict[str, float]] = []
     config = {
         "keep": float(keep), "learning_rate": float(learning_rate),
@@ -120,6 +121,7 @@ def fit(
         "recipe": dataclasses.asdict(recipe),
         "variant": dataclasses.asdict(chosen), "masked": sorted(model.masked),
         "learned": sorted(model.learned), "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "params": model.fingerprint(),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         folder: Path | None = None
@@ -146,15 +148,13 @@ def fit(
                     raise ValueError(f"loss must be finite, got {value} at step {step}")
                 log.append(entry)
                 if value < float(best.loss):
-                    best = _Best(
-                        jnp.float32(value), jnp.int32(step), run.packed(state), dict(state.weights)
-                    )
+                    best = run.best(state, value, step)
                 if folder is not None:
                     checkpoints.save(folder, step, {"state": state, "best": best}, log, config)
                 if progress is not None:
                     progress(step, recipe.steps, entry)
     named = {name: supermask.unpack(bits, model.masked[name]) for name, bits in best.bits.items()}
-    final = {**best.weights, **state.trainable.learned}
+    final = {**model.fixed, **best.params}
     kept = {name: final[name] * m.astype(final[name].dtype) for name, m in named.items()}
     return Fit(
         masks=model.tree({name: named.get(name) for name in model.names}),
@@ -169,11 +169,14 @@ class _Model:
     """The user's tree as named arrays, and which of them are masked, learned, left alone."""
 
     def __init__(self, params: PyTree, loss: Callable, mask: Choose | None, learn: Choose | None):
-        self.arrays = {n: jnp.asarray(x) for n, x in storage.named_leaves(params).items()}
-        self.names = tuple(self.arrays)
+        every = {n: jnp.asarray(x) for n, x in storage.named_leaves(params).items()}
+        self.names = tuple(every)
         self._structure = jax.tree.structure(params)
         self._loss = loss
-        floating = {n for n, x in self.arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        floating = {n for n, x in every.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        # Counters and random keys (of dropout, say) are no weights: no run's state holds them.
+        self.fixed = {n: x for n, x in every.items() if n not in floating}
+        self.arrays = {n: x for n, x in every.items() if n in floating}
         wanted = mask or (lambda name, x: x.ndim >= 2)
         self.masked = {n: self.arrays[n].shape for n in floating if wanted(n, self.arrays[n])}
         self.masked = {name: self.masked[name] for name in self.names if name in self.masked}
@@ -192,7 +195,16 @@ class _Model:
 
     def loss(self, named: Mapping[str, Array], batch: PyTree) -> Array:
         """Return the user's loss of named arrays."""
-        return self._loss(self.tree(named), batch)
+        return self._loss(self.tree({**self.fixed, **named}), batch)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the names, shapes and bytes of the arrays."""
+        digest = hashlib.sha256()
+        for name, leaf in sorted(self.arrays.items()):
+            value = np.asarray(leaf)
+            digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
 
 class _Run:
@@ -230,6 +242,11 @@ class _Run:
         state = Trainable(scores, learned)
         return edge.start(weights, state, self._recipe, learning_rate=self._rate)
 
+    def best(self, state: State, loss: float, step: int) -> _Best:
+        """Return what a fit keeps of an evaluation."""
+        params = {**state.weights, **state.trainable.learned}
+        return _Best(jnp.float32(loss), jnp.int32(step), self.packed(state), params)
+
     def redrawn(self, key: Key, state: State, step: int, draw) -> State:
         """Draw pruned weights anew where the variant does so before this step (IteRand)."""
         every = self._variant.redraw_every
@@ -239,7 +256,7 @@ class _Run:
             jax.random.fold_in(jax.random.fold_in(key, _REDRAW), step)
         )
         fresh = storage.named_leaves(draw(for_fresh))
-        if fresh.keys() != self._model.arrays.keys():
+        if fresh.keys() != set(self._model.names):
             allowed = f"of a tree with leaves {list(self._model.names)}"
             raise checks.fail("draw", allowed, list(fresh))
         return edge.redraw(for_choice, state, fresh, self._keep, self._variant)

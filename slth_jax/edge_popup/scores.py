@@ -204,6 +204,9 @@ def step(
 ) -> tuple[State, dict[str, Array]]:
     """Make one optimiser step; the source weights pass through untouched.
 
+    So nothing is re-drawn here, whatever `variant` says: `fit` does that, or call `redraw` between
+    steps yourself.
+
     Args:
       state: as `start` made it.
       batch: what `loss` takes; with `accumulate` > 1 the leaves' first axis is split into so many

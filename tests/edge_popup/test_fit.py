@@ -55,6 +55,18 @@ class Nnx(nnx.Module):
         return self.b(jax.nn.relu(self.a(x)))
 
 
+class Dropping(nnx.Module):
+    """Its state has random keys and a counter among the weights."""
+
+    def __init__(self, rngs):
+        self.a = nnx.Linear(4, 24, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.b = nnx.Linear(24, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(self.drop(jax.nn.relu(self.a(x))))
+
+
 def models():
     source = draw(KEY)
     pair = (source["first"]["kernel"], source["second"]["kernel"])
@@ -149,6 +161,37 @@ def test_what_is_masked_and_learned_is_the_users_to_say():
     assert list(storage.named_leaves(found.masks)) == ["second.kernel"]
     assert (found.ticket["first"]["bias"] != params["first"]["bias"]).any()
     np.testing.assert_array_equal(found.ticket["first"]["kernel"], params["first"]["kernel"])
+
+
+def test_the_ticket_is_that_of_the_best_evaluation_what_learns_included():
+    params, loss = models()["dictionaries"]
+    # Validation against the answers turned round gets worse in the end: the last is not the best.
+    x, y = batch(99)
+    found = edge_popup.fit(
+        KEY, params, loss, batch, validation=[(x, -y)], learn=lambda name, x: True, **OPTIONS
+    )
+    assert found.best_step < 30 and found.log[-1]["validation"] > found.best_loss
+    assert (found.ticket["first"]["bias"] != params["first"]["bias"]).any()
+    assert float(loss(found.ticket, (x, -y))) == pytest.approx(found.best_loss, rel=1e-5)
+
+
+def test_random_keys_in_a_model_are_left_alone_on_disk_too(tmp_path):
+    graph, state = nnx.split(Dropping(nnx.Rngs(0)))
+    loss = squared(lambda p, x: nnx.merge(graph, p)(x))
+    alone = edge_popup.fit(KEY, state, loss, batch, **OPTIONS)
+    on_disk = edge_popup.fit(KEY, state, loss, batch, out=tmp_path, **OPTIONS)
+    again = edge_popup.fit(KEY, state, loss, batch, out=tmp_path, **OPTIONS)
+    assert jax.tree.structure(alone.ticket) == jax.tree.structure(state)
+    for other in (on_disk, again):
+        for a, b in zip(*map(jax.tree.leaves, (alone.masks, other.masks)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_of_another_source_is_refused(tmp_path):
+    params, loss = models()["dictionaries"]
+    edge_popup.fit(KEY, params, loss, batch, out=tmp_path, **OPTIONS)
+    with pytest.raises(storage.CheckpointError, match="holds another fit: params is"):
+        edge_popup.fit(KEY, draw(jax.random.key(8)), loss, batch, out=tmp_path, **OPTIONS)
 
 
 @pytest.mark.parametrize(
