@@ -1,5 +1,6 @@
 """This machine: what it is, how fast it is, and what sweeps would cost on it."""
 
+import datetime
 import math
 import os
 import platform
@@ -27,6 +28,11 @@ def versions() -> dict[str, str]:
 def device() -> str:
     """Return the devices in words."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+
+
+def now() -> dict[str, object]:
+    """Return date, versions and devices, as results keep them."""
+    return {"date": datetime.date.today().isoformat(), **versions(), "device": device()}
 
 
 def peak_bytes() -> int:

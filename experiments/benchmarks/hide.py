@@ -9,9 +9,6 @@ the model itself writes (greedy, from fixed prompts). Leaves ``hide.json``, ``hi
 
 import argparse
 import csv
-import datetime
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     split_cpu(None)
+    from experiments.machine import now as machine_now
     from slth_jax import hide, models, storage
 
     out = storage.make_folder(options.out)
@@ -60,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             rows.append(_measure(reader, target, texts, samples, rule, form, options.seed, out))
             print({name: rows[-1][name] for name in _TOLD}, flush=True)
-            storage.write_json(path, {**_machine(), "prompts": PROMPTS, "rows": rows})
+            storage.write_json(path, {**machine_now(), "prompts": PROMPTS, "rows": rows})
     with open(out / "hide.csv", "w", newline="") as opened:
         writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -146,17 +144,6 @@ def _mean_log(parts: Any, weights: Any, name: str) -> float:
     import numpy as np
 
     return float(np.average([np.log(part[name]) for _, part in parts], weights=weights))
-
-
-def _machine() -> dict[str, Any]:
-    import jax
-
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -6,6 +6,8 @@ The random weights are generated from the ticket's seed and masked; no trained n
 import argparse
 from pathlib import Path
 
+from slth_jax.cli import text
+
 HELP = "continue a prompt with the network in a ticket, and nothing else"
 
 
@@ -13,19 +15,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("ticket", help="DIR/ticket.safetensors, as `slth-jax hide` writes it")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue")
-    parser.add_argument("--length", type=int, default=200, help="tokens to add (default: 200)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise at a temperature above 0")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="PATH",
-        help="llama2.c file or folder of GPT-2's two files (default: tokenizer.bin beside it)",
-    )
-    parser.add_argument(
-        "--devices", type=int, help="split a CPU into so many devices (default: one a core)"
-    )
+    text.add(parser)
 
 
 def run(options: argparse.Namespace) -> None:

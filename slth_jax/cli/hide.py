@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from slth_jax.cli import text
+
 HELP = "hide a trained language model in random numbers: a ticket with no trained weight"
 
 
@@ -46,16 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--inputs", metavar="TOKENS.npy", help="integers [batch, length] to compare logits on"
     )
     parser.add_argument("--prompt", metavar="TEXT", help="continue it with target and ticket")
-    parser.add_argument("--length", type=int, default=200, help="tokens to add (default: 200)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="PATH", help="llama2.c file or folder of GPT-2's two files"
-    )
-    parser.add_argument(
-        "--devices", type=int, help="split a CPU into so many devices (default: one a core)"
-    )
+    text.add(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -196,8 +189,8 @@ def _side_by_side(left: str, right: str) -> None:
 
     width = max(20, min(60, (shutil.get_terminal_size((100, 24)).columns - 3) // 2))
     columns = []
-    for title, text in (("target", left), ("ticket: random numbers and masks", right)):
-        lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""]]
+    for title, told in (("target", left), ("ticket: random numbers and masks", right)):
+        lines = [line for part in told.split("\n") for line in textwrap.wrap(part, width) or [""]]
         columns.append([title, "-" * width, *lines])
     rows = max(map(len, columns))
     for i in range(rows):

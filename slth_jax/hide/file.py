@@ -4,7 +4,6 @@ The format is that of `slth_jax.ticket`; this module writes and reads it as a st
 ticket may not fit into memory twice.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -98,22 +97,17 @@ def write(
     sizes = {name: math.prod(part.shape) // 8 for name, part in parts.items()}
     sizes |= {name: 4 * part.num_sums for name, part in others.items()}
 
-    def blocks(name: str) -> Iterable[bytes]:
+    def blocks(name: str) -> Iterable[np.ndarray]:
         if name in parts:
-            return (np.ascontiguousarray(block).tobytes() for block in read(parts[name]))
-        return (np.ascontiguousarray(kept(others[name]), np.float32).tobytes() for _ in range(1))
+            return read(parts[name])
+        return (np.ascontiguousarray(kept(others[name]), np.float32) for _ in range(1))
 
-    digest = hashlib.sha256()
-    for name in sorted(sizes):
-        digest.update(f"{name} uint8 {(sizes[name],)}\n".encode())
-        for block in blocks(name):
-            digest.update(block)
     header = ticket.header(
         source=SOURCE,
         options={**recipe.to_json(), "scales": dict(scales)},
         seed=seed,
         shapes={name: part.shape for name, part in parts.items()},
-        masks_sha256=digest.hexdigest(),
+        masks_sha256=ticket.masks_sum((n, (sizes[n],), blocks(n)) for n in sorted(sizes)),
         fingerprint=fingerprint,
         metadata=metadata,
     )
@@ -129,4 +123,4 @@ def write(
         file.write(struct.pack("<Q", len(text)) + text)
         for name in sorted(sizes):
             for block in blocks(name):
-                file.write(block)
+                file.write(np.ascontiguousarray(block).data)

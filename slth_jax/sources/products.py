@@ -73,6 +73,9 @@ def left_rows(key: Key, rows: Array, scale: Array, units: int) -> Array:
     return scale * jax.vmap(lambda k: _uniform(k, (units,)))(keys)
 
 
+_left_rows = jax.jit(left_rows, static_argnums=3)
+
+
 def _uniform(key: Key, shape: tuple[int, ...]) -> Array:
     # 2u - 1 is exact for JAX's u, so compiled and eager draws agree to the bit.
     return 2 * jax.random.uniform(key, shape, jnp.float32) - 1
@@ -95,7 +98,7 @@ def entries(left: Array, mask: Array, product: Product, part: Part) -> Array:
 def masked_left(product: Product, part: Part, scale, bits: np.ndarray) -> np.ndarray:
     """Return the masked free factor `[p, n]` of packed masks."""
     rows = jnp.arange(part.rows)
-    left = jax.jit(left_rows, static_argnums=3)(product.key, rows, jnp.float32(scale), part.units)
+    left = _left_rows(product.key, rows, jnp.float32(scale), part.units)
     mask = np.unpackbits(bits, count=part.rows * part.units).reshape(part.rows, part.units)
     return np.where(mask.astype(bool), np.asarray(left), np.float32(0))
 
@@ -112,7 +115,7 @@ def fingerprint(product: Product, scale: float, part: Part) -> str:
     Of the grouped factor, and of the first and last row of the free one.
     """
     ends = jnp.array([0, part.rows - 1])
-    left = jax.jit(left_rows, static_argnums=3)(product.key, ends, jnp.float32(scale), part.units)
+    left = _left_rows(product.key, ends, jnp.float32(scale), part.units)
     digest = hashlib.sha256(np.asarray(product.right).tobytes())
     digest.update(np.asarray(left).tobytes())
     return digest.hexdigest()

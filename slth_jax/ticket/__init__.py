@@ -11,7 +11,7 @@ arrays. `verify` checks a file, and against a target its recorded error too; `de
 """
 
 from slth_jax.ticket.claims import Report, verify
-from slth_jax.ticket.file import SUFFIX, header, load, open, read_header, save
+from slth_jax.ticket.file import SUFFIX, header, load, masks_sum, open, read_header, save
 from slth_jax.ticket.record import (
     IMPL,
     Ticket,
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "mask",
     "masks",
+    "masks_sum",
     "materialize",
     "open",
     "read_header",

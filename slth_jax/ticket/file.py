@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,16 @@ def load(path: str | os.PathLike[str]) -> Ticket:
     return dataclasses.replace(found, bits=dict(found.bits))
 
 
-def _masks_sum(bits: Mapping[str, np.ndarray]) -> str:
+def masks_sum(masks: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]) -> str:
+    """Return the SHA-256 of packed masks: (name, shape, bytes block by block), sorted by name."""
     digest = hashlib.sha256()
-    for name in sorted(bits):
-        packed = bits[name]
-        digest.update(f"{name} {packed.dtype} {packed.shape}\n".encode())
-        digest.update(np.ascontiguousarray(packed).data)
+    for name, shape, blocks in masks:
+        digest.update(f"{name} uint8 {shape}\n".encode())
+        for block in blocks:
+            digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()
+
+
+def _masks_sum(bits: Mapping[str, np.ndarray]) -> str:
+    read = ((name, bits[name]) for name in sorted(bits))
+    return masks_sum((name, packed.shape, (packed,)) for name, packed in read)
