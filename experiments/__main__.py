@@ -32,11 +32,17 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("-h", "--help", nargs=0, action=_Help, help="show this and stop")
     main.add_argument(
         "name",
-        help="an experiment; 'list' for their names, 'reproduce' for figures 4, 5 and 6",
+        help="an experiment; 'list' for their names, 'reproduce' for figures 4, 5 and 6 and a page "
+        "of them, 'report' for the page of runs that are finished",
     )
-    main.add_argument("names", nargs="*", help="with reproduce: these experiments only")
+    main.add_argument(
+        "names", nargs="*", help="with reproduce: these experiments only; with report: folders"
+    )
     main.add_argument("--preset", default="quick", help="a named configuration (default: quick)")
-    main.add_argument("--out", help="folder for the results (default: results/NAME-PRESET)")
+    main.add_argument(
+        "--out",
+        help="folder for the results (default: results/NAME-PRESET); with report: the page's file",
+    )
     main.add_argument(
         "--seeds", type=int, help="number of seeds; more than a finished folder has extend it"
     )

@@ -4,7 +4,7 @@ import argparse
 import datetime
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +12,9 @@ import jax
 
 from experiments import folder, machine, registry
 from experiments import options as of
+from slth_jax import checks
+
+PAGE = "report.html"
 
 
 def command(options: argparse.Namespace) -> None:
@@ -19,6 +22,9 @@ def command(options: argparse.Namespace) -> None:
     if options.name == "list":
         for name, (_, shows) in registry.EXPERIMENTS.items():
             print(f"{name:<16}{shows}")
+        return
+    if options.name == "report":
+        _report(options.names, options.out)
         return
     names, folders = _named(options)
     modules = [registry.load(name) for name in names]
@@ -36,11 +42,25 @@ def command(options: argparse.Namespace) -> None:
         else:
             _join_processes(options.distributed)
             _run(name, module, config, path, options)
+    if options.name == "reproduce" and not options.dry_run and jax.process_index() == 0:
+        _report(folders, os.path.join(os.path.dirname(folders[0]), PAGE))
+
+
+def _report(folders: Sequence[str], page: str | None) -> None:
+    """Write the page of finished runs, and say where it is."""
+    if not folders:
+        raise checks.fail("report", "followed by folders of finished runs", "none")
+    try:
+        from experiments import report
+    except ModuleNotFoundError as error:
+        raise registry.needs("report", error) from error
+
+    print(report.write(folders, page or os.path.join(folders[0], PAGE)))
 
 
 def describe(name: str) -> Iterator[str]:
     """Yield lines on an experiment: what it shows, its presets, and its options."""
-    names = registry.REPRODUCE if name == "reproduce" else () if name == "list" else (name,)
+    names = {"reproduce": registry.REPRODUCE, "list": (), "report": ()}.get(name, (name,))
     for one in names:
         presets = registry.load(one).PRESETS
         yield f"\n{one}: {registry.EXPERIMENTS[one].shows}"
@@ -106,7 +126,9 @@ def _run(
                 "experiment": name,
                 "preset": options.preset,
                 **module.run(config, out),
+                "figures": out.captions,
                 "seconds": round(time.perf_counter() - started, 3),
+                "peak_memory_gib": round(machine.peak_bytes() / 2**30, 3),
                 "date": datetime.date.today().isoformat(),
                 "versions": machine.versions(),
                 "device": machine.device(),

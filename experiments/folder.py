@@ -65,6 +65,7 @@ class RunFolder:
         self.shard = shard
         self.quiet = quiet
         self.writes = writes
+        self.captions: dict[str, str] = {}  # what each figure shows, in words
         self._recorded = False
         held = self._held()
         if held is not None:
@@ -144,9 +145,12 @@ class RunFolder:
         return storage.read_json(self.path / SUMMARY)
 
     def figure(self, figure: Any, name: str) -> None:
-        """Write a matplotlib figure as ``name.png`` and ``name.svg`` and close it."""
+        """Write a matplotlib figure as ``name.png`` and ``name.svg``, note its words, close it."""
         from matplotlib import pyplot
 
+        from experiments import plots
+
+        self.captions[name] = plots.caption(figure)
         for kind in ("png", "svg") if self.writes else ():
             with storage.writing(self.path / f"{name}.{kind}") as file:
                 figure.savefig(file, format=kind, dpi=160, bbox_inches="tight")

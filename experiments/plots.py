@@ -1,5 +1,6 @@
 """Pictures of the theory's experiments. Measured points, fits of ours, fits of the paper."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,19 @@ def curve(
     """Draw a formula over the range of `x`."""
     grid = np.linspace(min(x), max(x), 200)
     axes.plot(grid, function(grid), style, color=color, linewidth=1.2, label=label)
+
+
+def caption(figure: Figure) -> str:
+    """Return in words what a figure shows: titles, axes and curves, for who cannot see it."""
+    told = [figure.get_suptitle()]
+    for axes in figure.axes:
+        curves = dict.fromkeys(axes.get_legend_handles_labels()[1])
+        told += [
+            axes.get_title(),
+            f"{axes.get_ylabel()}, against {axes.get_xlabel()}",
+            f"curves: {'; '.join(curves)}" if curves else "",
+        ]
+    return ". ".join(re.sub(r"[${}\\]", "", part) for part in told if part)
 
 
 def exponential(gamma: float, delta: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fits, measure, options, plots
+from experiments import claims, fits, measure, options, plots
 from experiments.folder import RunFolder, Sweep
 from experiments.theory import data
 from experiments.theory.sources import random_source
@@ -127,6 +127,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         "rows": rows,
         "fit": fit,
         "paper": {"range": PAPER_RANGE, "statement": "one rate serves all depths, gamma refitted"},
+        "claims": compare(rows, fit),
     }
 
 
@@ -171,6 +172,32 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
         "blocks": depths,
         "one_rate_serves": all(fit["agrees"] for fit in depths.values()),
     }
+
+
+def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.Claim]:
+    """Set each depth's own rate, and which depth has the larger error, beside the paper's words."""
+    told = [
+        claims.statement(
+            f"decay rate fitted on {depth} blocks alone",
+            f"the rate of one block serves (here {fit['delta']:.3g})",
+            own["own_delta"],
+            own["agrees"],
+            low=own["own_delta"] - claims.STANDARD_ERRORS * own["own_delta_se"],
+            high=own["own_delta"] + claims.STANDARD_ERRORS * own["own_delta_se"],
+        )
+        for depth, own in list(fit.get("blocks", {}).items())[1:]
+    ]
+    larger, pairs = claims.in_order(rows, "num_blocks", "width")
+    if pairs:
+        told.append(
+            claims.statement(
+                "widths and depths at which one more block has the larger mean error",
+                "all",
+                f"{larger} of {pairs}",
+                larger == pairs,
+            )
+        )
+    return told
 
 
 def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -> None:

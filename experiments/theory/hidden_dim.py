@@ -1,12 +1,15 @@
 """Figure 4: the error of a ticket against the hidden widths of its random source."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments import fits, measure, options, plots
+from experiments import claims, fits, measure, options, plots
 from experiments.folder import RunFolder, Sweep
 from experiments.theory import data, errors
 from experiments.theory.targets import AngularTarget, Training, train_angular
@@ -137,6 +140,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         "fit": fitted.get(config.sources[0]),
         "fits": fitted,
         "paper": PAPER_FIT,
+        "claims": compare(by_source[config.sources[0]], fitted.get(config.sources[0])),
         "guarantees": guarantees,
         "target": {
             "test_loss": float(target.test_loss),
@@ -145,6 +149,40 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
             "w_vo_norm": vo_norm,
         },
     }
+
+
+def compare(rows: Sequence[dict[str, Any]], fit: dict[str, float] | None) -> list[claims.Claim]:
+    """Set the fit of one source's rows, and the error at its largest width, beside the paper's."""
+    if fit is None:
+        return []
+    widest = max(rows, key=lambda row: row["width"])
+    width = widest["width"]
+    half = claims.STANDARD_ERRORS * fit["log_delta_se"]
+    return [
+        claims.statement(
+            "rate of a straight line through the logarithms",
+            "the error decays exponentially",
+            fit["log_delta"],
+            fit["log_delta"] - half > 0,
+            low=fit["log_delta"] - half,
+            high=fit["log_delta"] + half,
+        ),
+        *(
+            claims.number(
+                f"{name} of gamma exp(-delta n), least squares on the means",
+                PAPER_FIT[name],
+                fit[name],
+                fit[f"{name}_se"],
+            )
+            for name in ("gamma", "delta")
+        ),
+        claims.number(
+            f"mean error at width {width}, the paper's by its fit",
+            float(plots.exponential(**PAPER_FIT)(np.array(width))),
+            widest["mean"],
+            widest["std"] / math.sqrt(widest["count"]),
+        ),
+    ]
 
 
 def _draw(

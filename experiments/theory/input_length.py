@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fits, measure, options, plots
+from experiments import claims, fits, measure, options, plots
 from experiments.folder import RunFolder, Sweep
 from experiments.theory import data, errors, hidden_dim
 from experiments.theory.targets import AngularTarget
@@ -128,11 +128,40 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         "fit": slopes,
         "grows_with_length": {width: fit["low"] > 0 for width, fit in slopes.items()},
         "paper": {"statement": "does not diverge from T = 2^3 to 2^13; lower for the larger width"},
+        "claims": compare(rows, slopes),
         "target": {
             "test_loss": float(target.test_loss),
             "answer_variance": data.VELOCITY_VARIANCE,
         },
     }
+
+
+def compare(
+    rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]]
+) -> list[claims.Claim]:
+    """Set the slopes on log T, and which width has the lower error, beside the paper's words."""
+    told = [
+        claims.statement(
+            f"slope of the error on log T at width {width}",
+            "the error does not diverge",
+            fit["slope"],
+            fit["low"] <= 0,
+            low=fit["low"],
+            high=fit["high"],
+        )
+        for width, fit in slopes.items()
+    ]
+    higher, pairs = claims.in_order(rows, "width", "length")
+    if pairs:
+        told.append(
+            claims.statement(
+                "lengths at which the larger width has the lower mean error",
+                "all",
+                f"{pairs - higher} of {pairs}",
+                higher == 0,
+            )
+        )
+    return told
 
 
 def query_rows(tokens: int, count: int) -> jax.Array | None:

@@ -1,0 +1,145 @@
+"""One page of finished runs: figures beside the paper's numbers, tables, settings, machine.
+
+`gather` reads a run's folder, `render` makes the page, `write` puts it down. The page is one file
+without scripts: pictures are in it, and only the links to raw files lead out, to their folders.
+"""
+
+import base64
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+
+from experiments import claims, folder, machine, registry, tables
+from slth_jax import checks, storage
+
+TEMPLATE = "report.html.jinja"
+KINDS = {"svg": "image/svg+xml", "png": "image/png"}
+
+
+class Figure(NamedTuple):
+    """A picture as a data address, and in words."""
+
+    source: str
+    words: str
+
+
+class Run(NamedTuple):
+    """What a page tells of one run."""
+
+    path: Path
+    name: str
+    shows: str
+    summary: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    figures: tuple[Figure, ...]
+    files: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns of the rows, in order."""
+        return list(dict.fromkeys(name for row in self.summary["rows"] for name in row))
+
+    @property
+    def details(self) -> list[str]:
+        """Fits and facts of the target, a line each."""
+        parts = [(name, self.summary.get(name)) for name in ("fit", "paper", "target")]
+        return [line for name, value in parts if value for line in tables.lines(name, value)]
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Date, device, versions, time and memory."""
+        told = {name: self.summary.get(name) for name in ("preset", "date", "device")}
+        told |= self.summary.get("versions", {})
+        told["time"] = machine.duration(self.summary["seconds"])
+        if "peak_memory_gib" in self.summary:
+            told["peak memory of the process, GiB"] = self.summary["peak_memory_gib"]
+        return {name: value for name, value in told.items() if value is not None}
+
+
+def find(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return the folders of finished runs: those named, and those in the ones named.
+
+    Raises:
+      ValueError: a path is neither; one line.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob(f"*/{folder.SUMMARY}"), key=lambda file: file.stat().st_mtime_ns)
+        here = [path] if (path / folder.SUMMARY).exists() else [file.parent for file in inside]
+        if not here:
+            raise checks.fail("DIR", f"a folder of finished runs, with {folder.SUMMARY}", path)
+        found += here
+    return found
+
+
+def gather(path: Path) -> Run:
+    """Read the folder of one finished run.
+
+    Raises:
+      CheckpointError: a file is missing or damaged; one line.
+    """
+    summary = storage.read_json(path / folder.SUMMARY)
+    needed = ("experiment", "rows", "seconds")
+    if not isinstance(summary, dict) or any(name not in summary for name in needed):
+        raise storage.Damaged(
+            f"{path / folder.SUMMARY} is damaged: it lacks one of {', '.join(needed)}"
+        )
+    name = summary["experiment"]
+    shows = registry.EXPERIMENTS[name].shows if name in registry.EXPERIMENTS else name
+    words = summary.get("figures", {})
+    # Figures in the order in which they were drawn; those of older runs by their names.
+    stems = list(words) or sorted({file.stem for file in path.glob("*.png")})
+    return Run(
+        path,
+        name,
+        shows,
+        summary,
+        storage.read_json(path / folder.CONFIG)["options"],
+        tuple(Figure(_embedded(path, stem), words.get(stem, shows)) for stem in stems),
+        tuple(
+            file for file in (folder.ROWS, folder.SUMMARY, folder.CONFIG) if (path / file).exists()
+        ),
+    )
+
+
+def render(runs: Sequence[Run], page: Path) -> str:
+    """Return the page of these runs; its links are relative to the place of `page`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["text"] = tables.text
+    compared = [claim for run in runs for claim in run.summary.get("claims", [])]
+    return environment.get_template(TEMPLATE).render(
+        runs=runs,
+        compared=len(compared),
+        agree=sum(claim["verdict"] == claims.AGREES for claim in compared),
+        link=lambda run, file: Path(os.path.relpath(run.path / file, page.parent)).as_posix(),
+    )
+
+
+def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str]) -> Path:
+    """Write the page of the finished runs in `paths`, whole or not at all; return its place.
+
+    Raises:
+      ValueError: there is no finished run in one of them.
+      CheckpointError: a file of a run is damaged, or the page cannot be written.
+    """
+    runs = [gather(path.absolute()) for path in find(paths)]
+    where = Path(page).absolute()
+    storage.make_folder(where.parent)
+    storage.write_bytes(where, render(runs, where).encode())
+    return where
+
+
+def _embedded(path: Path, stem: str) -> str:
+    """Return a picture as a data address: as SVG, which prints better, else as PNG."""
+    kind = next((kind for kind in KINDS if (path / f"{stem}.{kind}").exists()), "png")
+    data = base64.b64encode(storage.read_bytes(path / f"{stem}.{kind}")).decode()
+    return f"data:{KINDS[kind]};base64,{data}"
