@@ -7,7 +7,7 @@ summary`, and `sweeps(config)` or `dry_run(config)`, from which costs are estima
 
 A run passes through `commands` (the command line), `options` (presets and what replaces them),
 `folder` (what a run leaves behind; sweeps go on where they stopped), `measure` (from trials to the
-rows of a summary), `fits` and `plots` (curves and pictures), `tickets` (found tickets as files) and
-`tables` (what is printed); `machine` says what it costs here. `claims` sets what came out beside the
-paper's numbers, and `report` makes one page of finished runs.
+rows of a summary), `fits` and `plots` (curves and pictures), `claims` (what came out beside the
+paper's numbers), `tickets` (found tickets as files) and `tables` (what is printed); `report` makes
+one page of finished runs, and `machine` says what they cost here.
 """
