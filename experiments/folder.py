@@ -145,16 +145,12 @@ class RunFolder:
         return storage.read_json(self.path / SUMMARY)
 
     def figure(self, figure: Any, name: str) -> None:
-        """Write a matplotlib figure as ``name.png`` and ``name.svg``, note its words, close it."""
-        from matplotlib import pyplot
-
+        """Write a matplotlib figure as ``name.png`` and ``name.svg``, and note its words."""
         from experiments import plots
 
         self.captions[name] = plots.caption(figure)
         for kind in ("png", "svg") if self.writes else ():
-            with storage.writing(self.path / f"{name}.{kind}") as file:
-                figure.savefig(file, format=kind, dpi=160, bbox_inches="tight")
-        pyplot.close(figure)
+            plots.save(figure, self.path / f"{name}.{kind}")
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:

@@ -4,41 +4,25 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-PAPER = "#555555"
+from slth_jax.plots import COLORS, PAPER, band, figure, save, two
+
+__all__ = [
+    "COLORS",
+    "PAPER",
+    "caption",
+    "curve",
+    "error_curve",
+    "exponential",
+    "figure",
+    "save",
+    "two",
+]
 
 Row = Mapping[str, Any]
-
-
-def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes in the house style."""
-    made, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    _style(axes)
-    return made, axes
-
-
-def two(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
-    """Return a figure with two pairs of axes side by side."""
-    made, (left, right) = plt.subplots(1, 2, figsize=(width, height), layout="constrained")
-    _style(left)
-    _style(right)
-    return made, (left, right)
-
-
-def _style(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def error_curve(
@@ -48,10 +32,8 @@ def error_curve(
     x_ = np.asarray(x, float)
     mean = np.array([row["mean"] for row in rows])
     std = np.array([row["std"] for row in rows])
-    color = COLORS[index % len(COLORS)]
-    axes.plot(x_, mean, "o-", color=color, markersize=4, linewidth=1.4, label=label)
     low = np.maximum(mean - std, mean / 10)  # a log axis has no room for zero and below
-    axes.fill_between(x_, low, mean + std, color=color, alpha=0.15, linewidth=0)
+    band(axes, x_, mean, low, mean + std, label=label, color=COLORS[index % len(COLORS)])
 
 
 def curve(

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "types", "checks", "theory", "storage", "initializers", "subset_sum", "supermask", "attention",
     "placement", "transformer", "models", "construction", "edge_popup", "gpt2",
-    "sources", "ticket", "huggingface", "sweep", "hide", "cli", "__main__",
+    "sources", "ticket", "huggingface", "sweep", "hide", "plots", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -180,6 +180,7 @@ def picture(rows: list[dict[str, Any]], title: str):
 
 def main() -> None:
     """Run the benchmark, print its tables and write them as JSON, CSV and PNG."""
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=16, help="sequences of 128 tokens in a batch")
@@ -227,6 +228,8 @@ def _tokens(config: gpt2.Config, rows: int) -> np.ndarray:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], what: str, rounds: int) -> None:
+    from experiments import plots
+
     device = jax.devices()[0].device_kind
     versions = {"jax": jax.__version__, "python": platform.python_version()}
     if any(row["step"].startswith("PyTorch") for row in rows):
@@ -248,9 +251,7 @@ def _write(path: Path, rows: list[dict[str, Any]], what: str, rounds: int) -> No
     writer.writeheader()
     writer.writerows(rows)
     storage.write_bytes(path.with_suffix(".csv"), lines.getvalue().encode())
-    with storage.writing(path.with_suffix(".png")) as file:
-        figure = picture(rows, f"{what}, {os.cpu_count()} cores")
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    plots.save(picture(rows, f"{what}, {os.cpu_count()} cores"), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -147,12 +147,10 @@ def _mean_log(parts: Any, weights: Any, name: str) -> float:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib import pyplot
+    from experiments import plots
 
-    from slth_jax import storage
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.0, 3.6))
-    colors = {"proof": "#7f7f7f", "reach": "#1f77b4", "shift": "#d62728"}
+    figure, (left, right) = plots.two(9.0, 3.6)
+    colors = dict(zip(("reach", "shift", "proof"), plots.COLORS, strict=False))
     for rule, form in SETTINGS:
         here = sorted(
             (r for r in rows if (r["rule"], r["form"]) == (rule, form)), key=lambda r: r["samples"]
@@ -171,12 +169,9 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     right.set_ylabel("same first choice (%)")
     for axes in (left, right):
         axes.set_xlabel("random samples of a subset sum")
-        axes.grid(alpha=0.3)
     right.legend(frameon=False, fontsize=8)
     figure.suptitle("A language model hidden in random weights")
-    figure.tight_layout()
-    with storage.writing(path) as file:
-        figure.savefig(file, format="png", dpi=160)
+    plots.save(figure, path)
 
 
 if __name__ == "__main__":

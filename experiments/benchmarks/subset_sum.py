@@ -272,7 +272,7 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
     right.set(xscale="log", yscale="log", xlabel=f"instances of n = {growth[0]['n']} samples")
     right.set_ylabel("seconds")
     for ending in (".png", ".svg"):
-        made.savefig(path.with_suffix(ending), dpi=150)
+        plots.save(made, path.with_suffix(ending))
 
 
 def machine() -> dict[str, Any]:

@@ -150,7 +150,6 @@ def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw time and memory against the number of trials."""
     from experiments import plots
-    from slth_jax import storage
 
     rows = results["scale"]
     trials = [row["trials"] for row in rows]
@@ -171,8 +170,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     right.set_ylabel("peak memory of the process, MiB")
     figure.suptitle("hidden-dim trials of width 12, results saved in chunks")
     for kind in ("png", "svg"):
-        with storage.writing(path.with_suffix(f".{kind}")) as file:
-            figure.savefig(file, format=kind, dpi=160)
+        plots.save(figure, path.with_suffix(f".{kind}"))
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:

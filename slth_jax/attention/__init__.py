@@ -1,12 +1,13 @@
 """Multi-head attention as pure functions on explicit parameters.
 
 `apply` computes it from the four projections of each head, or from the two matrices that it
-depends on (`merge`, `apply_merged`); weights of PyTorch and Flax come in by `from_torch` and
-`from_flax`, their biases as weights of a constant input (`with_biases`, `append_one`).
+depends on (`merge`, `apply_merged`); `pattern` is where its heads look; weights of PyTorch and Flax
+come in by `from_torch` and `from_flax`, their biases as weights of a constant input (`with_biases`,
+`append_one`).
 """
 
 from slth_jax.attention.adopt import append_one, from_flax, from_torch, with_biases
-from slth_jax.attention.core import apply, apply_merged, causal_mask, merge
+from slth_jax.attention.core import apply, apply_merged, causal_mask, merge, pattern
 from slth_jax.types import AttentionParams, MergedParams, PaddedAttention
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "from_flax",
     "from_torch",
     "merge",
+    "pattern",
     "with_biases",
 ]

@@ -69,6 +69,33 @@ def apply(
         return _in_blocks(attend, rows, allowed, block)
 
 
+def pattern(
+    params: AttentionParams,
+    x: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    precision: str = "highest",
+) -> Array:
+    """Return where each head looks: ``softmax_masked(x_i w_q (x w_k)^T / sqrt(k))`` for every i.
+
+    Args:
+      params, x, attn_mask, precision: as in `apply`.
+
+    Returns:
+      `[h, t, t]`; rows sum to one. For looking at, of sequences short enough to hold t^2 numbers.
+
+    Raises:
+      ValueError: as in `apply`.
+    """
+    params = _checked(params)
+    x = checks.array("x", x, shape=(None, params.w_q.shape[1]))
+    rows, allowed = _rows(x, attn_mask, None)
+    with jax.default_matmul_precision(precision):
+        q = jnp.einsum("qm,hmk->hqk", rows, params.w_q)
+        keys = jnp.einsum("tm,hmk->htk", x, params.w_k)
+        return _softmax(jnp.einsum("hqk,htk->hqt", q, keys) / _key_root(params), allowed)
+
+
 def merge(params: AttentionParams) -> MergedParams:
     """Merge the four projections into the two matrices that attention depends on.
 

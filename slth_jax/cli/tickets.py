@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+_DRAWN = 12  # masks in a picture: whole models have hundreds, read one at a time
 HELP = "show, verify or export a ticket's file"
 
 
@@ -10,6 +11,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print what is inside")
+    show.add_argument("--plot", metavar="OUT.png", help="also draw the masks (PNG, SVG or PDF)")
     verify = actions.add_parser(
         "verify",
         help="check checksums, generate the source again and compare it with the fingerprint",
@@ -31,7 +33,10 @@ def run(options: argparse.Namespace) -> None:
     from slth_jax.types import AttentionParams
 
     if options.action == "show":
-        print(ticket.describe(ticket.open(options.file)))
+        opened = ticket.open(options.file)
+        print(ticket.describe(opened))
+        if options.plot is not None:
+            print(_plot(opened, options.plot))
     elif options.action == "verify":
         target = None
         if options.target is not None:
@@ -51,6 +56,16 @@ def run(options: argparse.Namespace) -> None:
     else:
         count = ticket.export(ticket.open(options.file), options.out)
         print(f"{options.out}: {count} arrays")
+
+
+def _plot(opened: Any, out: str) -> str:
+    """Draw the first masks of a ticket; return what is to be said of the picture."""
+    from slth_jax import plots, ticket
+
+    names = [name for name, shape in opened.shapes.items() if len(shape) > 1][:_DRAWN]
+    plots.save(plots.masks({name: ticket.mask(opened, name) for name in names}), out)
+    rest = f" of {len(opened.shapes)}" if len(names) < len(opened.shapes) else ""
+    return f"{out}: {len(names)}{rest} masks"
 
 
 def _export_model(file: str, out: str) -> str:

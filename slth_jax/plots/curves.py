@@ -1,0 +1,128 @@
+"""Errors of tickets: those of single matrix entries, and those of outputs against the width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slth_jax import checks
+from slth_jax.plots import style
+from slth_jax.types import ArrayLike, AttentionParams
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def band(
+    axes: Axes,
+    x: Sequence[float] | ArrayLike,
+    middle: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    label: str,
+    color: str,
+) -> None:
+    """Draw points with a line `middle`, and the band from `low` to `high` around it."""
+    axes.plot(x, middle, "o-", color=color, markersize=4, linewidth=1.4, label=label)
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def error_bands(
+    widths: Sequence[float],
+    errors: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    xlabel: str = "hidden units of the source",
+    ylabel: str = "error",
+    log: bool = True,
+) -> Figure:
+    """Draw the median over seeds against the width, in a band of half and one of nine tenths.
+
+    Args:
+      widths: n numbers, or any other n places that were measured, such as steps.
+      errors: `[seeds, n]`, or several of them by the name of their curve.
+      xlabel, ylabel: of the axes.
+      log: whether the vertical axis is logarithmic; errors of 0 are then left out.
+
+    Raises:
+      ValueError: another number of columns than of widths, or numbers that are not finite.
+    """
+    several = errors if isinstance(errors, Mapping) else {"": errors}
+    made, axes = style.figure()
+    for index, (name, values) in enumerate(several.items()):
+        found = np.asarray(
+            checks.array(f"errors {name}".strip(), values, shape=(None, len(widths))), float
+        )
+        if log:
+            found = np.where(found > 0, found, np.nan)
+        lowest, low, middle, high, highest = np.nanquantile(
+            found, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
+        )
+        color = style.COLORS[index % len(style.COLORS)]
+        told = f"median of {len(found)} seeds"
+        label = f"{name}, {told}" if name else told
+        band(axes, widths, middle, low, high, label=label, color=color)
+        axes.fill_between(widths, lowest, highest, color=color, alpha=0.1, linewidth=0)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title("dark band: half of the seeds; light band: nine tenths", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=9)
+    return made
+
+
+def entry_errors(
+    tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
+) -> Figure:
+    """Draw what share of the entries of the merged matrices a ticket meets within which error.
+
+    The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
+    in float64. The float floor, a dashed line, is ``2^-24`` times the target's largest entry: half
+    the distance of float32 numbers of its size.
+
+    Args:
+      tickets: source times masks, or several of them by the name of their curve.
+      target: of the same heads, inputs and outputs.
+
+    Raises:
+      ValueError: shapes that differ from the target's.
+    """
+    # A NamedTuple of arrays is no mapping.
+    several = tickets if isinstance(tickets, Mapping) else {"ticket": tickets}
+    wished = _merged(target)
+    made, panels = style.two(9.0, 3.6)
+    for place, (axes, title) in enumerate(
+        zip(panels, ("query-key matrix", "value-output matrix"), strict=True)
+    ):
+        floor = 2.0**-24 * max(np.abs(wished[place]).max(), np.finfo(np.float32).tiny)
+        for index, (name, one) in enumerate(several.items()):
+            found = _merged(one)[place]
+            if found.shape != wished[place].shape:
+                allowed = f"a merged matrix of shape {wished[place].shape}"
+                raise checks.fail(f"tickets {name!r}", allowed, found.shape)
+            errors = np.sort(np.abs(found - wished[place]).ravel())
+            share = np.arange(1, errors.size + 1) / errors.size
+            color = style.COLORS[index % len(style.COLORS)]
+            # What is met exactly stands at the left edge: a logarithmic axis has no 0.
+            axes.step(np.maximum(errors, floor / 100), share, where="post", color=color, label=name)
+        axes.axvline(floor, color=style.PAPER, linestyle="--", linewidth=1.2, label="float floor")
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("error of an entry")
+        axes.set_title(title, fontsize=10)
+    panels[0].set_ylabel("share of entries within it")
+    panels[1].legend(frameon=False, fontsize=8)
+    return made
+
+
+def _merged(params: AttentionParams) -> tuple[np.ndarray, np.ndarray]:
+    """Return the merged matrices in float64."""
+    w_q, w_k, w_v, w_o = (np.asarray(w, np.float64) for w in params)
+    return (
+        np.einsum("hmk,hnk->hmn", w_q, w_k) / np.sqrt(np.asarray(params.key_width, float)),
+        np.einsum("hmv,hvo->hmo", w_v, w_o),
+    )

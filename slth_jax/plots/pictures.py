@@ -1,0 +1,168 @@
+"""Matrices as pictures: which connections a ticket keeps, and where attention looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slth_jax import attention, checks, storage
+from slth_jax.plots import style
+from slth_jax.types import ArrayLike, AttentionParams, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_KEPT, _PRUNED = style.COLORS[0], "#dddddd"
+# The projections of attention: their names, and what stands on the short side of each.
+_NAMES = {"w_q": "query", "w_k": "key", "w_v": "value", "w_o": "output"}
+_SIDES = {"w_q": "input", "w_k": "input", "w_v": "input", "w_o": "output"}
+_CELLS = 1024  # no screen shows more in a row
+
+
+def masks(
+    masks: PyTree, *, weights: PyTree | None = None, head: int = 0, limit: int = 12
+) -> Figure:
+    """Draw masks, one below the other: a cell a connection, coloured where it is kept.
+
+    Matrices lie on their long side, so hidden units run to the right. Of a larger matrix the first
+    1024 rows and columns are drawn, and the picture says so.
+
+    Args:
+      masks: booleans in any tree: `AttentionParams [h, m, n]`, `ticket.masks(ticket)`, the masks of
+        `edge_popup.fit` (None where nothing is masked). Arrays of one dimension are left out.
+      weights: the source in the same tree; kept cells then show the weight's sign and size.
+      head: which matrix of a stack, such as the head.
+      limit: draw no more masks than this, the first ones.
+
+    Raises:
+      ValueError: no mask to draw, no such head, or weights of another shape.
+    """
+    shown = {n: np.asarray(m) for n, m in storage.named_leaves(masks).items() if np.ndim(m) >= 2}
+    if not shown:
+        raise checks.fail("masks", "a tree with at least one array of two dimensions", "none")
+    numbers = {} if weights is None else storage.named_leaves(weights)
+    checks.integer("limit", limit, low=1)
+    names = list(shown)[:limit]
+    drawn = [_one(shown[name], head, name) for name in names]
+    heights = [0.55 + min(max(0.08 * part.shape[0], 0.5), 1.5) for part in drawn]
+    made = style.blank(8.0, sum(heights) + 0.5)
+    panels = made.subplots(len(names), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, name, mask in zip(panels, names, drawn, strict=True):
+        weight = None
+        if weights is not None:
+            if name not in numbers or np.shape(numbers[name]) != shown[name].shape:
+                came = np.shape(numbers[name]) if name in numbers else "none"
+                raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", came)
+            weight = _one(np.asarray(numbers[name], np.float32), head, name)
+        axes.imshow(_cells(mask, weight), aspect="auto")
+        place, _, last = name.rpartition(".")
+        title = " ".join(part for part in (place, _NAMES.get(last, last)) if part)
+        part = f", head {head}" if last in _NAMES else f"[{head}]" if shown[name].ndim > 2 else ""
+        size = " × ".join(map(str, mask.shape))
+        cut = f", the first {_CELLS} of each side" if max(mask.shape) > _CELLS else ""
+        axes.set_title(
+            f"{title}{part}: {size}, {100 * mask.mean():.0f} % kept{cut}", fontsize=9, loc="left"
+        )
+        axes.set_ylabel(_SIDES.get(last, ""), fontsize=8)
+        axes.tick_params(labelsize=7)
+    if all(name.rpartition(".")[2] in _NAMES for name in names):
+        panels[-1].set_xlabel("hidden unit", fontsize=8)
+    _legend(made, weights is not None)
+    if len(shown) > limit:
+        made.suptitle(f"{limit} of {len(shown)} masks", fontsize=10)
+    return made
+
+
+def attention_maps(
+    target: AttentionParams,
+    ticket: AttentionParams,
+    x: ArrayLike,
+    *,
+    head: int = 0,
+    attn_mask: ArrayLike | None = None,
+    tokens: Sequence[str] | None = None,
+) -> Figure:
+    """Draw where target and ticket look, side by side, and the difference (`attention.pattern`).
+
+    Args:
+      target, ticket: attention of the same heads and inputs; a ticket is source times masks.
+      x: tokens `[t, m]`.
+      head: which head.
+      attn_mask: booleans `[t, t]`, True = may attend.
+      tokens: t words to stand at the axes.
+
+    Raises:
+      ValueError: what `attention.pattern` refuses, no such head, another number of words.
+    """
+    looks = [np.asarray(attention.pattern(one, x, attn_mask)) for one in (target, ticket)]
+    if looks[0].shape != looks[1].shape:
+        raise checks.fail("ticket", f"{len(looks[0])} heads, as target", len(looks[1]))
+    checks.integer("head", head, low=0, high=len(looks[0]) - 1)
+    here, there = (look[head] for look in looks)
+    if tokens is not None and len(tokens) != len(here):
+        raise checks.fail("tokens", f"{len(here)} words, one a row of x", len(tokens))
+    difference = np.abs(there - here)
+    top = max(float(here.max()), float(there.max()))
+    made = style.blank(9.6, 3.4)
+    panels = made.subplots(1, 3, sharey=True)
+    for axes, look, title in zip(panels, (here, there), ("target", "ticket"), strict=False):
+        image = axes.imshow(look, cmap="cividis", vmin=0, vmax=top)
+        axes.set_title(title, fontsize=10)
+    made.colorbar(image, ax=panels[:2], label="attention", shrink=0.8)
+    image = panels[2].imshow(difference, cmap="cividis", vmin=0)
+    panels[2].set_title(f"difference, {difference.max():.2g} at most", fontsize=10)
+    made.colorbar(image, ax=panels[2], label="absolute difference", shrink=0.8)
+    for axes in panels:
+        axes.set_xlabel("looks at token")
+        if tokens is None:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.yaxis.get_major_locator().set_params(integer=True)
+        else:
+            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
+    panels[0].set_ylabel(f"token (head {head})")
+    return made
+
+
+def _one(stack: np.ndarray, head: int, name: str) -> np.ndarray:
+    """Return the matrix to draw, lying on its long side."""
+    matrices = stack.reshape(-1, *stack.shape[-2:])
+    checks.integer(f"head of {name}", head if stack.ndim > 2 else 0, low=0, high=len(matrices) - 1)
+    matrix = matrices[head if stack.ndim > 2 else 0]
+    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """Return colours `[rows, columns, 3]` of a mask, of at most `_CELLS` a side."""
+    from matplotlib.colors import to_rgb
+
+    mask = mask[:_CELLS, :_CELLS].astype(bool)
+    kept: Any = to_rgb(_KEPT)
+    if weight is not None:
+        weight = weight[:_CELLS, :_CELLS]
+        top = np.abs(weight).max() or 1.0
+        kept = _signed()(0.5 + 0.5 * weight / top)[..., :3]
+    return np.where(mask[..., None], kept, to_rgb(_PRUNED))
+
+
+def _signed() -> Any:
+    """Return the colours of weights from the most negative over 0 to the largest."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("signed", [style.COLORS[1], "white", style.COLORS[0]])
+
+
+def _legend(made: Figure, signed: bool) -> None:
+    from matplotlib.patches import Patch
+
+    kept = {"kept": _KEPT} if not signed else {
+        "kept, positive": style.COLORS[0], "kept, negative": style.COLORS[1]
+    }  # fmt: skip
+    patches = [
+        Patch(color=color, label=name) for name, color in {**kept, "pruned": _PRUNED}.items()
+    ]
+    made.legend(
+        handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=8
+    )

@@ -1,0 +1,69 @@
+"""Colours, axes and files of all figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slth_jax import checks, storage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PAPER = "#555555"
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def blank(width: float, height: float) -> Figure:
+    """Return a figure without axes; it belongs to its caller, pyplot knows nothing of it.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        message = 'figures need matplotlib: pip install "slth-jax[plots]"'
+        raise ModuleNotFoundError(message) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes in the house style; sizes in inches."""
+    made = blank(width, height)
+    axes = made.subplots()
+    _style(axes)
+    return made, axes
+
+
+def two(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Return a figure with two pairs of axes side by side; sizes in inches."""
+    made = blank(width, height)
+    left, right = made.subplots(1, 2)
+    _style(left)
+    _style(right)
+    return made, (left, right)
+
+
+def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
+    """Write a figure as PNG, SVG or PDF, atomically; `dpi` is that of a PNG.
+
+    Raises:
+      ValueError: `path` has another ending.
+      CheckpointError: it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise checks.fail("path", "NAME.png, NAME.svg or NAME.pdf", repr(str(path)))
+    with storage.writing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=dpi, bbox_inches="tight")
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
