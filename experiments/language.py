@@ -4,7 +4,14 @@ import dataclasses
 import itertools
 from typing import Any
 
-from experiments import language_cost, language_settings, plots_language, text, training
+from experiments import (
+    language_cost,
+    language_settings,
+    measure,
+    plots_language,
+    text,
+    training,
+)
 from experiments.folder import RunFolder
 from experiments.language_settings import ModelSettings
 from slth_jax import checks, gpt2
@@ -50,8 +57,8 @@ class Config(ModelSettings):
 
 
 PRESETS = {
-    # Two sizes, three methods, two seeds: about 5 minutes of processor time.
-    "quick": Config(models=("tiny", "tiny"), widths=(0.5, 1.0), seeds=2, steps=400),
+    # Widths 32, 64, 128, 256, three methods, five seeds: 30 to 40 minutes on two cores.
+    "quick": Config(models=("nano",) * 4, widths=(1.0, 2.0, 4.0, 8.0), seeds=5, steps=400),
     # One size and seed: one to two minutes.
     "tiny": Config(seeds=1, steps=200, chunk=50),
     "paper": Config(
@@ -97,9 +104,26 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     out.figure(plots_language.curves(log, "method"), "curves")
     return {
         "rows": summary,
+        "paired": _paired(config, rows),
         "unigram_entropy": text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size),
         "paper": PAPER,
     }
+
+
+def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return differences between methods at each size, over the seeds."""
+    pairs = [("scaled", "ticket"), ("scaled", "dense"), ("ticket", "dense")]
+    return [
+        {"model": model, "width_multiplier": width}
+        | measure.paired(
+            [row for row in rows if (row["model"], row["width_multiplier"]) == (model, width)],
+            "method",
+            *pair,
+        )
+        for model, width in zip(config.models, config.widths, strict=True)
+        for pair in pairs
+        if set(pair) <= set(config.methods)
+    ]
 
 
 def dry_run(config: Config) -> str:

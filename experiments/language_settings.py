@@ -1,6 +1,7 @@
 """What the language experiments have in common: the options of model, training and text."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,9 +28,9 @@ class ModelSettings:
       eval_rows: validation windows; 0 for all of the text.
       accumulate, dtype, remat, mesh: see `training_job.Job`.
       activation, embeddings, gains: see `gpt2.Config`.
-      init_sd, embedding_sd: of the random weights. GPT-2's 0.02 is 0.55 / sqrt(768); the default
-        is 0.55 / sqrt(128), with embeddings of 1.5 / sqrt(128), since a narrow tied random
-        embedding of 0.55 / sqrt(width) cannot make the logits large enough.
+      init_sd, embedding_sd: of the random weights. None: 0.55 / sqrt(width), which is GPT-2's 0.02
+        at width 768, and 1.5 / sqrt(width), since a narrow tied random embedding of
+        0.55 / sqrt(width) cannot make the logits large enough.
       corpus, tokenizer, data, cache: see `text.load`.
     """
 
@@ -51,8 +52,8 @@ class ModelSettings:
     activation: str = "relu"
     embeddings: str = "masked"
     gains: str = "fixed"
-    init_sd: float = 0.0486
-    embedding_sd: float | None = 0.1326
+    init_sd: float | None = None
+    embedding_sd: float | None = None
     corpus: str = "wikitext-2"
     tokenizer: str = "bytes"
     data: str = ""
@@ -67,6 +68,7 @@ class ModelSettings:
         checks.number("keep", self.keep, low=0, high=1, open_low=True)
         checks.choice("variant", self.variant, edge_popup.VARIANTS)
         checks.choice("tokenizer", self.tokenizer, text.VOCAB_SIZES)
+        width = gpt2.preset(model, width_multiplier=width_multiplier).width
         config = gpt2.preset(
             model,
             width_multiplier=width_multiplier,
@@ -74,8 +76,8 @@ class ModelSettings:
             activation=self.activation,
             embeddings=self.embeddings,
             gains=self.gains,
-            init_sd=self.init_sd,
-            embedding_sd=self.embedding_sd,
+            init_sd=0.55 / math.sqrt(width) if self.init_sd is None else self.init_sd,
+            embedding_sd=1.5 / math.sqrt(width) if self.embedding_sd is None else self.embedding_sd,
         )
         recipe = edge_popup.Recipe(
             steps=self.steps,
@@ -113,7 +115,7 @@ PAPER: dict[str, Any] = {
     "dtype": "bfloat16",
     "remat": True,
     "init_sd": 0.02,
-    "embedding_sd": None,
+    "embedding_sd": 0.02,
     "corpus": "wikitext-103",
     "tokenizer": "gpt2",
 }

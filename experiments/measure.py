@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Row = Mapping[str, Any]
 
@@ -47,6 +48,43 @@ def summarize(
                 one[name] = function(values)
         summary.append(one)
     return summary
+
+
+def paired(
+    rows: Sequence[Row],
+    name: str,
+    value: Any,
+    reference: Any,
+    *,
+    metric: str = "loss",
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Return the difference of two settings over the seeds that both have.
+
+    ``d_s = metric(name = value, seed s) - metric(name = reference, seed s)``; the interval of its
+    mean is Student's, ``mean +- t sd / sqrt(count)``. Runs of one seed share weights, batches and
+    first scores, so what the seed alone does falls out. `p_value` is that of the paired t-test.
+    """
+    first, second = (
+        {row["seed"]: row[metric] for row in rows if row[name] == which}
+        for which in (value, reference)
+    )
+    seeds = sorted(first.keys() & second.keys())
+    difference = np.array([first[seed] - second[seed] for seed in seeds], float)
+    out = {
+        name: value,
+        "reference": reference,
+        "difference": float(difference.mean()),
+        "count": len(seeds),
+        "below": int((difference < 0).sum()),
+    }
+    if len(seeds) > 1:
+        test = stats.ttest_1samp(difference, 0.0)
+        interval = test.confidence_interval(confidence)
+        out["std"] = float(difference.std(ddof=1))
+        out |= {"low": float(interval.low), "high": float(interval.high)}
+        out["p_value"] = float(test.pvalue)
+    return out
 
 
 def mean(values: Sequence[float]) -> float:

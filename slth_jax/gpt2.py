@@ -119,8 +119,12 @@ def of(shape: settings.Settings, **rest: Any) -> Config:
     return config
 
 
-PRESETS = {name: of(presets.PRESETS[name].settings) for name in ("tiny", "mini", "small", "medium")}
-"""The models of the paper (mini as published under `erwanf/gpt2-mini`) and one for CPUs."""
+PRESETS = {
+    name: of(shape)
+    for name, (shape, initial_) in presets.PRESETS.items()
+    if initial_ == initial.GPT2
+}
+"""The models of the paper (mini as published under `erwanf/gpt2-mini`) and two for CPUs."""
 
 
 def preset(name: str, *, width_multiplier: float = 1.0, **fields: Any) -> Config:

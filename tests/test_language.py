@@ -232,7 +232,7 @@ def test_user_mistakes_are_one_line(data, capsys, tmp_path):
         ("length=300", "length must be at most the model's max_length = 256, got 300"),
         ("data=/nowhere", "data must be a folder with wikitext-2/train.txt"),
         ("variant=best", "variant must be one of 'ramanujan'"),
-        ("models=huge", "model must be one of 'tiny'"),
+        ("models=huge", "model must be one of 'nano'"),
     ):
         arguments = ["weight-scale", "--out", str(tmp_path / option[:4]), "--set", option]
         assert command.main(arguments) == 2
@@ -244,7 +244,7 @@ def test_dry_run_numbers():
     lines = language.dry_run(language.PRESETS["paper"])
     assert "small x1, tickets: 124,439,808 parameters" in lines
     assert "H100 SXM" in lines and "GB a run" in lines
-    assert "15 runs a model" in weight_scale.dry_run(weight_scale.PRESETS["quick"])
+    assert "40 runs a model" in weight_scale.dry_run(weight_scale.PRESETS["quick"])
     config = dataclasses.replace(gpt2.PRESETS["tiny"], vocab_size=300)
     weights, trainable = gpt2.start(jax.random.key(0), config)
     params = edge_popup.ticket(weights, trainable, 0.3, edge_popup.VARIANTS["ramanujan"])

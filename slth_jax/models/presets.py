@@ -15,11 +15,11 @@ class Preset(NamedTuple):
     initial: Initial
 
 
-def _gpt2(num_blocks: int, num_heads: int, max_length: int = 1024) -> Preset:
-    """Return a row of GPT-2: heads of width 64, ReLU as the paper describes the networks."""
+def _gpt2(num_blocks: int, num_heads: int, max_length: int = 1024, head_width: int = 64) -> Preset:
+    """Return a row of GPT-2, with ReLU as the paper describes the networks."""
     shape = Settings(
         vocab_size=50257,
-        width=64 * num_heads,
+        width=head_width * num_heads,
         num_blocks=num_blocks,
         num_heads=num_heads,
         max_length=max_length,
@@ -45,6 +45,7 @@ def _llama(width: int, num_blocks: int, num_heads: int, num_kv_heads: int, **res
 
 
 PRESETS = {
+    "nano": _gpt2(num_blocks=2, num_heads=1, max_length=256, head_width=32),
     "tiny": _gpt2(num_blocks=2, num_heads=2, max_length=256),
     "mini": _gpt2(num_blocks=4, num_heads=8),
     "small": _gpt2(num_blocks=12, num_heads=12),
@@ -54,7 +55,7 @@ PRESETS = {
         768, 12, 12, 4, vocab_size=32000, hidden_width=2048, max_length=2048, tied=False
     ),
 }
-"""The GPT-2 of the paper (mini as published under `erwanf/gpt2-mini`) and one for CPUs; the shape
+"""The GPT-2 of the paper (mini as published under `erwanf/gpt2-mini`) and two for CPUs; the shape
 of Karpathy's smallest story model; a Llama of the size of GPT-2 small with grouped queries."""
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import folder, measure, options, registry
@@ -114,3 +115,21 @@ def test_rows_are_averaged_by_setting():
         "hits": 3, "bound": 9.0,
     }  # fmt: skip
     assert eight["not_finite"] == 1 and eight["count"] == 1 and "bound" not in eight
+
+
+def test_paired_differences_are_those_of_the_t_test():
+    rng = np.random.default_rng(3)
+    loss = rng.normal(size=(2, 7)) + np.array([[0.0], [0.5]])
+    rows = [
+        {"scale": scale, "seed": seed, "loss": loss[index, seed]}
+        for index, scale in enumerate((1.0, 2.0))
+        for seed in range(7 if scale == 1.0 else 6)  # a seed without partner is left out
+    ]
+    found = measure.paired(rows, "scale", 2.0, 1.0)
+    difference = loss[1, :6] - loss[0, :6]
+    half = 2.570582 * difference.std(ddof=1) / np.sqrt(6)  # Student's t, 5 degrees, 97.5 %
+    assert found["count"] == 6
+    assert found["below"] == (difference < 0).sum()
+    assert found["difference"] == pytest.approx(difference.mean())
+    assert found["low"] == pytest.approx(difference.mean() - half, rel=1e-5)
+    assert found["high"] == pytest.approx(difference.mean() + half, rel=1e-5)
