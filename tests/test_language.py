@@ -260,4 +260,4 @@ def test_the_paper_recipe():
     job = config.job("mini")
     assert (job.recipe.steps, job.recipe.warmup, config.learning_rate) == (11350, 227, 1e-4)
     assert job.rows * job.length == 512 * 1024 and config.keep == 0.3 and config.seeds == 3
-    assert job.model == gpt2.preset("mini")
+    assert job.model == gpt2.preset("mini", embedding_sd=0.02)
