@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Floors of the house, lowest first: a wing or a module may import those before it, nothing after.
 FLOORS = [
-    "types", "checks", "theory", "storage", "initializers", "subset_sum", "supermask", "attention",
-    "placement", "transformer", "models", "construction", "edge_popup", "gpt2",
+    "types", "checks", "theory", "storage", "hosts", "initializers", "subset_sum", "supermask",
+    "attention", "placement", "transformer", "models", "construction", "edge_popup", "gpt2",
     "sources", "ticket", "huggingface", "sweep", "hide", "plots", "cli", "__main__",
 ]  # fmt: skip
 

@@ -9,11 +9,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from slth_jax import checks
+from slth_jax.hosts import on_first, until_sigterm
 from slth_jax.storage import CheckpointError
 from slth_jax.sweep.compute import OnStart, Progress, check_metrics, compute
 from slth_jax.sweep.config import describe
 from slth_jax.sweep.grid import seeds_of
-from slth_jax.sweep.hosts import on_first, until_sigterm
 from slth_jax.sweep.plan import Plan, continued, make_plan
 from slth_jax.sweep.program import Program, Record, Trial, default_mesh
 from slth_jax.sweep.results import Results

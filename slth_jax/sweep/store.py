@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from slth_jax import storage
+from slth_jax.hosts import on_first
 from slth_jax.storage import CheckpointError, Damaged
 from slth_jax.sweep.config import difference, extends
-from slth_jax.sweep.hosts import on_first
 from slth_jax.sweep.program import Record, empty_record
 
 _log = logging.getLogger("slth_jax.sweep")

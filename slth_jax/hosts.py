@@ -1,4 +1,4 @@
-"""What the processes of one sweep agree on: errors, and when to stop."""
+"""What the processes of one run agree on: errors, and when to stop."""
 
 import contextlib
 import json
@@ -44,21 +44,24 @@ def on_first(step: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def until_sigterm() -> Iterator[Callable[[], None]]:
-    """Yield a check that ends every process with status 143 once any of them got SIGTERM.
+def until_sigterm() -> Iterator[Callable[..., None]]:
+    """Yield ``check(last=None)``: it ends every process with status 143 once any got SIGTERM.
 
-    While the block runs the signal only sets a flag, so nothing is cut in the middle. Outside
-    the main thread, where Python cannot handle signals, the check does nothing of its own.
+    While the block runs the signal only sets a flag, so nothing is cut in the middle; `last`, where
+    given, is called before the end. Outside the main thread, where Python cannot handle signals,
+    the check does nothing of its own.
     """
     asked = threading.Event()
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set()) if here else None
 
-    def check() -> None:
+    def check(last: Callable[[], None] | None = None) -> None:
         stop = asked.is_set()
         if jax.process_count() > 1:
             stop = bool(np.any(multihost_utils.process_allgather(np.array(stop))))
         if stop:
+            if last is not None:
+                last()
             raise SystemExit(PREEMPTED)
 
     try:
