@@ -1,31 +1,26 @@
-"""Training of many runs of one language model in one program, with logs and exact resume.
-
-training_job         what a program is made for, and what its runs differ in
-training_functions   the compiled functions of a job, spread over a mesh of devices
-training_store       checkpoints: the runs' state, the best masks so far and the log
-training_program     a group of runs
-training             the loop
-"""
+"""Training of many runs of one language model in one program: `edge_popup.train` fed with text."""
 
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from experiments import text
 from experiments.training_job import Job, Run
-from experiments.training_program import Program
-from experiments.training_store import Best, Store
-from slth_jax import gpt2, storage, supermask, ticket
-from slth_jax.sweep.hosts import on_first, until_sigterm
+from slth_jax import checks, edge_popup, gpt2, storage, supermask, ticket
+from slth_jax.hosts import on_first
+from slth_jax.types import Array, Key, PyTree
 
-__all__ = ["Job", "Outcome", "Run", "save_tickets", "train"]
+__all__ = ["Job", "Outcome", "Run", "save_tickets", "together", "train"]
+
+_SHUFFLE = 1 << 22  # folded into a run's key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Outcome:
     job: Job
     runs: tuple[Run, ...]
     log: list[dict[str, Any]]
-    best: Best
+    best: edge_popup.Best
     shuffled: np.ndarray
 
     def last(self, index: int, name: str = "val_loss") -> float:
@@ -59,7 +54,7 @@ class Outcome:
         """Return the fraction of each matrix that a run's best masks keep."""
         shapes = gpt2.matrix_shapes(self.job.model)
         return {
-            name: int(np.bitwise_count(bits[index]).sum()) / math.prod(shapes[name])
+            name: int(np.bitwise_count(np.asarray(bits[index])).sum()) / math.prod(shapes[name])
             for name, bits in self.best.masks.items()
         }
 
@@ -99,59 +94,152 @@ def train(
 ) -> Outcome:
     """Train `runs` together to the end, from the last good checkpoint in `folder` if there is one.
 
-    After every `job.chunk` steps the runs are evaluated, logged and checkpointed. What a run
-    computes depends on its own settings only, so a killed and resumed run has the same losses.
-    `log_file` is kept up to date with the log, a row of JSON per run and evaluation.
+    After every `job.chunk` steps the runs are evaluated, logged and checkpointed, see
+    `edge_popup.train`. `log_file` is kept up to date with the log, a row of JSON per run and
+    evaluation.
 
     Raises:
       ValueError: a loss became NaN or infinite; the line names the step and the run's settings.
         The last good checkpoint stays.
       SystemExit: 143, after SIGTERM, once the state is saved.
     """
+    group = together(job, runs, corpus)
+
+    def told(step: int, steps: int, log: list[dict[str, Any]]) -> None:
+        if log_file is not None:
+            rows = _rows(job, runs, log)
+            on_first(functools.partial(storage.write_rows, log_file, rows))
+        progress(step, steps)
+
+    state, best, log = edge_popup.train(
+        group,
+        evaluate_every=job.chunk,
+        evaluate_first=True,
+        best_params=False,  # nobody asks for them; of a dense model they are all of it
+        out=folder,
+        progress=told,
+    )
+    shuffled = np.full(len(runs), np.nan)
+    if not job.dense:
+        shuffled = group.evaluate(state, _shuffled(job, runs, best))
+    return Outcome(job, tuple(runs), _rows(job, runs, log), best, shuffled)
+
+
+def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.Runs:
+    """Return `runs` of a job on the texts, ready for `edge_popup.train`.
+
+    Raises:
+      ValueError: settings that no run can have.
+    """
     if corpus.vocab_size > job.model.vocab_size:
         raise ValueError(
             f"vocab_size must be at least the tokenizer's {corpus.vocab_size}, "
             f"got {job.model.vocab_size}"
         )
-    program = Program(job, runs)
-    valid = text.windows(corpus.valid, rows=job.eval_rows, length=job.length)
-    store = Store(folder, program)
-    state, best, log = store.restore()
-    if not log:
-        losses = program.evaluate(state, valid)
-        _refuse_nan(runs, losses[:, None], 0, "validation")
-        log = _rows(runs, 0, losses, {})
-    compiled: set[int] = set()
-    with until_sigterm() as check:
-        while (step := int(log[-1]["step"])) < job.recipe.steps:
-            until = min(step + job.chunk, job.recipe.steps)
-            started, new, trained = time.perf_counter(), False, []
-            for begin, end in program.segments(step, until):
-                new |= end - begin not in compiled
-                compiled.add(end - begin)
-                state, losses = program.advance(state, _batches(job, runs, corpus, begin, end))
-                _refuse_nan(runs, losses, begin + 1, "training")
-                trained.append(losses)
-                state = program.redraw(state, end)
-            seconds = time.perf_counter() - started
-            losses = program.evaluate(state, valid)
-            _refuse_nan(runs, losses[:, None], until, "validation")
-            best = best.updated(losses, until, functools.partial(program.packed, state))
-            speed = None if new else (until - step) * job.rows * job.length / seconds
-            measured = {
-                "train_loss": np.concatenate(trained, axis=1).mean(axis=1),
-                "tokens_per_second": [speed] * len(runs),
-            }
-            log += _rows(runs, until, losses, measured)
-            store.save(state, best, log)
-            if log_file is not None:
-                on_first(functools.partial(storage.write_rows, log_file, log))
-            progress(until, job.recipe.steps)
-            check()
-    shuffled = np.full(len(runs), np.nan)
-    if not job.dense:
-        shuffled = program.evaluate_shuffled(state, best, valid)
-    return Outcome(job, tuple(runs), log, best, shuffled)
+    for run in runs:
+        checks.number("keep", run.keep, low=0, high=1, open_low=True)
+        checks.number("learning_rate", run.learning_rate, low=0)
+        checks.number("qk_scale", run.qk_scale)
+        checks.integer("seed", run.seed, low=0, high=2**32 - 1)
+    program = _program(job, len(runs))
+    scales = jnp.array([run.qk_scale for run in runs], jnp.float32)
+
+    def start() -> edge_popup.State:
+        return program.place(_stack([_start(job, _key(run), run.qk_scale) for run in runs]))
+
+    return edge_popup.Runs(
+        program,
+        edge_popup.Hparams(
+            jnp.array([run.keep for run in runs], jnp.float32),
+            jnp.array([run.learning_rate for run in runs], jnp.float32),
+        ),
+        jnp.stack([_key(run) for run in runs]),
+        start=start,
+        batches=functools.partial(_batches, job, runs, corpus),
+        validation=[_validation(job, corpus)],
+        draw=lambda keys: _draw(keys, scales, job.model),
+        names=lambda index: runs[index].words,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _program(job: Job, count: int) -> edge_popup.Program:
+    """Return the program of `count` runs of a job, the same one for every group of runs."""
+
+    def loss(params: gpt2.Params, tokens: Array) -> Array:
+        return gpt2.loss(params, tokens, job.model, dtype=jnp.dtype(job.dtype), remat=job.remat)
+
+    key = jax.random.key(0, impl="threefry2x32")
+    return edge_popup.Program(
+        loss,
+        job.recipe,
+        job.variant,
+        measure=lambda params, parts: jnp.mean(jax.lax.map(lambda rows: loss(params, rows), parts)),
+        accumulate=job.accumulate,
+        runs=count,
+        mesh=_mesh(job, count),
+        shapes=jax.eval_shape(lambda: _stack([_start(job, key, 1.0)] * count)),
+    )
+
+
+def _start(job: Job, key: Key, qk_scale: float) -> edge_popup.State:
+    """Return the state of one run before the first step; not compiled as a whole.
+
+    A ticket's recipe draws its weights with the very program that is used here.
+    """
+    weights, trainable = gpt2.start(key, job.model, qk_scale=qk_scale, variant=job.variant)
+    if job.dense:
+        params = {**weights, **trainable.learned}
+        weights, trainable = {}, edge_popup.Trainable({}, params)
+    return edge_popup.start(weights, trainable, job.recipe)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw(keys: Key, scales: Array, model: gpt2.Config) -> gpt2.Params:
+    """Return fresh weights of all runs."""
+    return jax.vmap(lambda key, scale: gpt2.init(key, model, qk_scale=scale))(keys, scales)
+
+
+def _key(run: Run) -> Key:
+    return jax.random.key(run.seed, impl="threefry2x32")
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    """Return one tree with a first axis over `trees`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _mesh(job: Job, runs: int) -> Mesh:
+    devices = jax.device_count()
+    if job.mesh:
+        sizes = tuple(checks.integer("mesh", size, low=1) for size in job.mesh)
+        if math.prod(sizes) != devices:
+            raise checks.fail("mesh", f"of {devices} devices in all", job.mesh)
+    else:
+        along_runs = math.gcd(runs, devices)
+        along_rows = math.gcd(job.rows // job.accumulate, devices // along_runs)
+        sizes = (along_runs, along_rows, devices // along_runs // along_rows)
+    return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+
+
+def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:
+    """Return the windows that losses are measured on, `[part, row, length + 1]`."""
+    tokens = text.windows(corpus.valid, rows=job.eval_rows, length=job.length)
+    rows = min(len(tokens), job.rows // job.accumulate)
+    whole = len(tokens) // rows * rows
+    return tokens[:whole].reshape(-1, rows, tokens.shape[1])
+
+
+def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str, Array]:
+    """Return each run's best masks with entries in random order."""
+    shapes = gpt2.matrix_shapes(job.model)
+    rows = []
+    for index, run in enumerate(runs):
+        masks = {
+            name: supermask.unpack(bits[index], shapes[name]) for name, bits in best.masks.items()
+        }
+        rows.append(edge_popup.shuffled(jax.random.fold_in(_key(run), _SHUFFLE), masks))
+    return _stack(rows)
 
 
 def save_tickets(outcome: Outcome, folder: Path, *, prefix: str = "") -> int:
@@ -211,33 +299,22 @@ def _batches(
     return np.stack([by_seed[run.seed] for run in runs])
 
 
-def _rows(
-    runs: Sequence[Run], step: int, losses: np.ndarray, measured: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _rows(job: Job, runs: Sequence[Run], log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per run and evaluation of the loop's log."""
     rows = []
-    for index, run in enumerate(runs):
-        rows.append(
-            {
-                "run": index,
-                **run._asdict(),
-                "step": step,
-                "val_loss": float(losses[index]),
-                "perplexity": float(np.exp(min(losses[index], 700.0))),
-                "train_loss": float(measured["train_loss"][index]) if measured else None,
-                "tokens_per_second": measured["tokens_per_second"][index] if measured else None,
-            }
-        )
+    for entry in log:
+        pace = entry.get("steps_per_second")
+        for index, run in enumerate(runs):
+            loss = entry["validation"][index]
+            rows.append(
+                {
+                    "run": index,
+                    **run._asdict(),
+                    "step": entry["step"],
+                    "val_loss": loss,
+                    "perplexity": math.exp(min(loss, 700.0)),
+                    "train_loss": entry["loss"][index] if "loss" in entry else None,
+                    "tokens_per_second": pace and pace * job.rows * job.length,
+                }
+            )
     return rows
-
-
-def _refuse_nan(runs: Sequence[Run], losses: np.ndarray, first_step: int, which: str) -> None:
-    """Raise on the earliest loss `[run, step]` that is not finite."""
-    bad = np.argwhere(~np.isfinite(losses.T))
-    if len(bad):
-        column, index = bad[0]
-        run, came = runs[index], losses[index, column]
-        raise ValueError(
-            f"{which} loss must be finite, got {came} at step {first_step + column} of run "
-            f"{run.name} (learning_rate={run.learning_rate:g}, keep={run.keep:g}, "
-            f"qk_scale={run.qk_scale:g}); the last good checkpoint stays"
-        )

@@ -20,6 +20,14 @@ class Run(NamedTuple):
         """Return a name for files and messages."""
         return f"{self.method}-scale{self.qk_scale:.4g}-seed{self.seed}"
 
+    @property
+    def words(self) -> str:
+        """Return the name and the settings that may make a run fail, for messages."""
+        return (
+            f"run {self.name} (learning_rate={self.learning_rate:g}, keep={self.keep:g}, "
+            f"qk_scale={self.qk_scale:g})"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:

@@ -8,7 +8,6 @@ import pytest
 
 from experiments import __main__ as command
 from experiments import language, language_cost, text, training, weight_scale
-from experiments.training_program import Program
 from slth_jax import edge_popup, gpt2, ticket
 from slth_jax.storage import CheckpointError
 
@@ -105,7 +104,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(corpus, tmp_path):
     with pytest.raises(Killed):
         training.train(job, RUNS, corpus, tmp_path / "part", progress=kill_at(6))
     newest = tmp_path / "part" / "step-00000006"
-    (newest / "log.json").write_text("[]")
+    (newest / "notes.json").write_text("[]")
     again = training.train(job, RUNS, corpus, tmp_path / "part")
     assert curve(again) == curve(whole)
     for path in (tmp_path / "part").glob("step-*"):
@@ -146,12 +145,8 @@ def test_saved_tickets_have_the_logged_loss(undisturbed, corpus, tmp_path):
 
 
 def test_source_weights_do_not_change(corpus):
-    program = Program(JOB, RUNS)
-    state = program.start()
-    batches = np.stack(
-        [[text.batch(corpus.train, seed=0, step=i, rows=4, length=16) for i in range(2)]] * 2
-    )
-    state, _ = program.advance(state, batches)
+    group = training.together(JOB, RUNS, corpus)
+    state, _ = group.advance(group.start(), 0, 2)
     for index, run in enumerate(RUNS):
         key = jax.random.key(run.seed, impl="threefry2x32")
         source = gpt2.init(key, MODEL, qk_scale=run.qk_scale)
@@ -182,9 +177,9 @@ def test_refusals(corpus, tmp_path):
     with pytest.raises(ValueError, match=r"^accumulate must be a divisor of rows = 4, got 3"):
         dataclasses.replace(JOB, accumulate=3)
     with pytest.raises(ValueError, match=r"^mesh must be of 8 devices in all, got \(1, 2, 2\)"):
-        Program(dataclasses.replace(JOB, mesh=(1, 2, 2)), RUNS)
+        training.together(dataclasses.replace(JOB, mesh=(1, 2, 2)), RUNS, corpus)
     with pytest.raises(ValueError, match=r"^keep must be a number in \(0, 1\], got 0"):
-        Program(JOB, [RUNS[0]._replace(keep=0.0)])
+        training.together(JOB, [RUNS[0]._replace(keep=0.0)], corpus)
 
 
 @pytest.mark.parametrize("name", ["weight-scale", "language"])

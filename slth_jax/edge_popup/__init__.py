@@ -2,11 +2,17 @@
 
 Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach the
 scores straight through the mask. `scores` holds the variants and one optimiser step on named
-arrays; `loop` is the whole of it for any model of the user's, with evaluation, re-drawing and
-resume, and `checkpoints` is what it leaves on disk.
+arrays; `program` compiles it for one run or for many under one vmap, on a mesh of devices; `runs`
+says what trains together; `loop` trains it, with evaluation, re-drawing and resume, `best` and
+`checkpoints` being what it keeps in memory and on disk. `fitting` is all of that in one call, for
+any model of the user's.
 """
 
-from slth_jax.edge_popup.loop import Fit, fit
+from slth_jax.edge_popup.best import Best
+from slth_jax.edge_popup.fitting import Fit, fit
+from slth_jax.edge_popup.loop import Trained, train
+from slth_jax.edge_popup.program import Program
+from slth_jax.edge_popup.runs import Runs
 from slth_jax.edge_popup.scores import (
     VARIANTS,
     Hparams,
@@ -25,11 +31,15 @@ from slth_jax.edge_popup.scores import (
 
 __all__ = [
     "VARIANTS",
+    "Best",
     "Fit",
     "Hparams",
+    "Program",
     "Recipe",
+    "Runs",
     "State",
     "Trainable",
+    "Trained",
     "Variant",
     "fit",
     "init_scores",
@@ -39,4 +49,5 @@ __all__ = [
     "start",
     "step",
     "ticket",
+    "train",
 ]

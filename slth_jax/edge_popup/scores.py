@@ -21,6 +21,7 @@ from slth_jax.types import Array, ArrayLike, Key, PyTree
 
 Named = Mapping[str, Array]
 Loss = Callable[[dict[str, Array], PyTree], Array]
+Find = Callable[[dict[str, Array], ArrayLike, "Variant"], dict[str, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +168,19 @@ def masks(scores: Named, keep: ArrayLike, variant: Variant) -> dict[str, Array]:
 
 
 def ticket(
-    weights: Named, trainable: Trainable, keep: ArrayLike, variant: Variant
+    weights: Named,
+    trainable: Trainable,
+    keep: ArrayLike,
+    variant: Variant,
+    *,
+    find: Find = masks,
 ) -> dict[str, Array]:
     """Return the parameters that a run uses: weights times masks, and what learns as it is.
 
-    Differentiable with respect to `trainable`, straight through the masks.
+    Differentiable with respect to `trainable`, straight through the masks, which `find` finds.
     """
     params = {**weights, **trainable.learned}
-    for name, mask in masks(trainable.scores, keep, variant).items():
+    for name, mask in find(trainable.scores, keep, variant).items():
         score = trainable.scores[name]
         if variant.magnitude:
             through = supermask.straight_through(score, mask)
@@ -201,11 +207,9 @@ def step(
     recipe: Recipe,
     variant: Variant,
     accumulate: int = 1,
+    find: Find = masks,
 ) -> tuple[State, dict[str, Array]]:
     """Make one optimiser step; the source weights pass through untouched.
-
-    So nothing is re-drawn here, whatever `variant` says: `fit` does that, or call `redraw` between
-    steps yourself.
 
     Args:
       state: as `start` made it.
@@ -215,13 +219,23 @@ def step(
       loss: ``loss(params, batch) -> scalar``, a mean over the batch.
       recipe, variant: static.
       accumulate: parts of a batch that go through the model one after another.
+      find: ``find(scores, keep, variant) -> masks`` in the place of `masks`.
 
     Returns:
       The next state, and metrics `loss` (before the update) and `grad_norm`.
+
+    Raises:
+      ValueError: a variant that re-draws weights, which no step alone can do: `fit` and `train` do,
+        or step with ``redraw_every=0`` and call `redraw` in between.
     """
+    if variant.redraw_every:
+        allowed = (
+            "with redraw_every=0 in a step alone (`fit` re-draws; or call `redraw` in between)"
+        )
+        raise checks.fail("variant", allowed, f"redraw_every={variant.redraw_every}")
 
     def moving(trainable: Trainable) -> dict[str, Array]:
-        params = ticket(state.weights, trainable, hparams.keep, variant)
+        params = ticket(state.weights, trainable, hparams.keep, variant, find=find)
         return {name: params[name] for name in (*trainable.scores, *trainable.learned)}
 
     params, pull = jax.vjp(moving, state.trainable)
