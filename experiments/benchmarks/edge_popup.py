@@ -34,6 +34,13 @@ RAMANUJAN = edge_popup.VARIANTS["ramanujan"]
 KEEP, RATE, SEEDS = 0.3, 1e-3, 8
 
 
+def by(mask: Callable[[jax.Array], jax.Array]) -> Callable[..., dict[str, jax.Array]]:
+    """Return what `edge_popup.step` takes to find masks by `mask` of each matrix."""
+    return lambda scores, keep, variant: {
+        n: jax.vmap(mask)(s) if s.ndim == 3 else mask(s) for n, s in scores.items()
+    }
+
+
 def by_sort(scores: jax.Array) -> jax.Array:
     """Mask by sorting |scores|; connections equal to the threshold are all kept."""
     size = jnp.abs(scores).reshape(-1)
@@ -51,8 +58,15 @@ def by_top_k(scores: jax.Array) -> jax.Array:
 class Runner:
     """One of the steps that are compared; calling it makes a step and waits for its end."""
 
-    def __init__(self, config: gpt2.Config, *, dense: bool = False, seeds: int | None = None):
-        """Compile the step, of `seeds` runs under one vmap where given."""
+    def __init__(
+        self,
+        config: gpt2.Config,
+        *,
+        dense: bool = False,
+        seeds: int | None = None,
+        find: Callable[..., dict[str, jax.Array]] = edge_popup.masks,
+    ):
+        """Compile the step, of `seeds` runs under one vmap where given; `find` finds masks."""
 
         def start(seed):
             weights, trainable = gpt2.start(jax.random.key(seed), config)
@@ -70,6 +84,7 @@ class Runner:
                 loss=lambda params, rows: gpt2.loss(params, rows, config),
                 recipe=RECIPE,
                 variant=RAMANUJAN,
+                find=find,
             )
 
         if seeds is not None:
@@ -83,23 +98,6 @@ class Runner:
         """Make one step."""
         self._state, metrics = self._step(self._state, tokens, KEEP, RATE)
         self.losses.append(float(jnp.mean(jax.block_until_ready(metrics["loss"]))))
-
-
-def with_mask(
-    mask: Callable[[jax.Array], jax.Array], config: gpt2.Config, tokens: np.ndarray
-) -> Runner:
-    """Return a runner whose masks come from `mask` of each matrix instead of from counting."""
-
-    def masks(scores, keep, variant):
-        return {n: jax.vmap(mask)(s) if s.ndim == 3 else mask(s) for n, s in scores.items()}
-
-    ours, edge_popup.masks = edge_popup.masks, masks
-    try:
-        runner = Runner(config)
-        runner(tokens)  # traced here for this shape, while `masks` is the other one
-    finally:
-        edge_popup.masks = ours
-    return runner
 
 
 def torch_runners(config: gpt2.Config) -> dict[str, Callable[[np.ndarray], Any]]:
@@ -193,8 +191,8 @@ def main() -> None:
         steps: dict[str, Callable[[np.ndarray], Any]] = {
             "ours, counting": Runner(LARGE),
             "ours, dense": Runner(LARGE, dense=True),
-            "JAX, sort": with_mask(by_sort, LARGE, tokens),
-            "JAX, top_k": with_mask(by_top_k, LARGE, tokens),
+            "JAX, sort": Runner(LARGE, find=by(by_sort)),
+            "JAX, top_k": Runner(LARGE, find=by(by_top_k)),
             **torch_runners(LARGE),
         }
         rows = table(paired(steps, tokens, options.rounds), "ours, counting", tokens[:, 1:].size)
