@@ -1,0 +1,50 @@
+"""README and pages: their snippets run as they stand, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+# A block with a title needs files that are not here: ```python title="..."
+SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+WITH_SNIPPETS = [page for page in PAGES if SNIPPET.search(page.read_text())]
+
+
+def name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
+def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "import torch" in page.read_text():
+        pytest.importorskip("torch")
+    names = {"__name__": "__main__"}
+    for number, code in enumerate(SNIPPET.findall(page.read_text()), 1):
+        exec(compile(code, f"{name(page)}, snippet {number}", "exec"), names)
+    assert "nan" not in capsys.readouterr().out
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {re.sub(r"[-\s]+", "-", words.strip()) for words in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files_and_headings(page):
+    for link in LINK.findall(FENCED.sub("", page.read_text())):
+        if link.startswith("https://"):  # no network here
+            continue
+        path, _, anchor = link.partition("#")
+        if path.startswith("api/"):  # made with the site, where it is looked at
+            module = ROOT / "slth_jax" / Path(path).stem
+            assert module.exists() or module.with_suffix(".py").exists(), link
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
