@@ -29,10 +29,12 @@ EXPERIMENTS = {
         "a trained network as the target; --weights FILE for a published one",
     ),
     "language": Experiment(
-        "experiments.language", "figure 7: trained GPT-2s, their tickets, and scaled tickets"
+        "experiments.language.comparison",
+        "figure 7: trained GPT-2s, their tickets, and scaled tickets",
     ),
     "weight-scale": Experiment(
-        "experiments.weight_scale", "figure 8: loss of GPT-2's tickets against a weight scale"
+        "experiments.language.weight_scale",
+        "figure 8: loss of GPT-2's tickets against a weight scale",
     ),
 }
 

@@ -3,7 +3,7 @@
 import math
 
 from experiments import machine
-from experiments.training_job import Job
+from experiments.language.job import Job
 from slth_jax import gpt2, supermask
 
 # Dense bfloat16 peak in 1e12 operations a second, and memory in GB, from the makers' data sheets.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import text
+from experiments.language import text
 
-SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
     not (SHARED / "wikitext-2").is_dir(), reason="WikiText is not here (set SLTH_DATA)"
 )

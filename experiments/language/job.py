@@ -29,33 +29,27 @@ class Run(NamedTuple):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What all runs of a program share.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """How batches go through a model, and how often it is looked at.
 
     Attributes:
-      model, recipe, variant: see `gpt2.Config`, `edge_popup.Recipe`, `edge_popup.Variant`.
       rows, length: sequences of a batch, and their length in inputs.
-      eval_rows: validation windows, 0 for all; what fills no batch is left out.
+      eval_rows: validation windows; 0 for all. What fills no batch is left out.
       chunk: steps between evaluations, each followed by a checkpoint.
       accumulate: parts of a batch that go through the model one after another.
       dtype: of the matrix products, 'float32' or 'bfloat16'.
       remat: recompute blocks in the backward pass.
-      dense: train all weights instead of scores.
       mesh: devices along 'run', 'data' and 'model'; empty to fit runs first, then rows.
     """
 
-    model: gpt2.Config
-    recipe: edge_popup.Recipe
-    variant: edge_popup.Variant
-    rows: int
-    length: int
-    eval_rows: int = 0
+    rows: int = 16
+    length: int = 64
+    eval_rows: int = 512
     chunk: int = 100
     accumulate: int = 1
     dtype: str = "float32"
     remat: bool = False
-    dense: bool = False
     mesh: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -64,10 +58,28 @@ class Job:
         checks.integer("eval_rows", self.eval_rows, low=0)
         checks.integer("chunk", self.chunk, low=1)
         checks.choice("dtype", self.dtype, ("float32", "bfloat16"))
-        if self.length > self.model.max_length:
-            allowed = f"at most the model's max_length = {self.model.max_length}"
-            raise checks.fail("length", allowed, self.length)
         if self.rows % checks.integer("accumulate", self.accumulate, low=1):
             raise checks.fail("accumulate", f"a divisor of rows = {self.rows}", self.accumulate)
         if self.mesh and len(self.mesh) != 3:
             raise checks.fail("mesh", "three numbers: run, data, model", self.mesh)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(Work):
+    """What all runs of a program share.
+
+    Attributes:
+      model, recipe, variant: see `gpt2.Config`, `edge_popup.Recipe`, `edge_popup.Variant`.
+      dense: train all weights instead of scores.
+    """
+
+    model: gpt2.Config
+    recipe: edge_popup.Recipe
+    variant: edge_popup.Variant
+    dense: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.length > self.model.max_length:
+            allowed = f"at most the model's max_length = {self.model.max_length}"
+            raise checks.fail("length", allowed, self.length)

@@ -3,18 +3,12 @@
 import dataclasses
 from typing import Any
 
-from experiments import (
-    language_cost,
-    language_settings,
-    measure,
-    plots_language,
-    text,
-    training,
-)
+from experiments import measure
 from experiments.folder import RunFolder
-from experiments.language_settings import ModelSettings
-
-DESCRIPTION = "Figure 8: loss of GPT-2's tickets against the scale of query and key weights"
+from experiments.language import cost, plots, text, training
+from experiments.language.job import Run
+from experiments.language.outcome import Outcome, summarize
+from experiments.language.settings import PAPER_RECIPE, Settings, load_text
 
 PAPER = {
     "best_scale": "near n_K^(1/4) = 2.8 in mini, small and medium",
@@ -24,7 +18,7 @@ PAPER = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ModelSettings):
+class Config(Settings):
     """Settings of the sweep over scales, besides those of the model and its training.
 
     Attributes:
@@ -48,7 +42,7 @@ PRESETS = {
         models=("mini", "small", "medium"),
         scales=(1.0, 1.5, 2.0, 2.5, 2.8284, 3.0, 3.5, 4.0, 5.0),
         runs_at_once=1,
-        **language_settings.PAPER,
+        **PAPER_RECIPE,
     ),
 }
 
@@ -60,21 +54,21 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     differences to scale 1 over seeds.
     """
     jobs = {model: config.job(model) for model in config.models}  # looked at before any text
-    corpus = language_settings.load_text(config)
+    corpus = load_text(config)
     entropy = text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size)
     rows: list[dict[str, Any]] = []
     log: list[dict[str, Any]] = []
     for model, job in jobs.items():
-        outcomes = language_settings.train_in_groups(
+        outcomes = training.train_in_groups(
             model, job, _runs(config), config.runs_at_once, corpus, out
         )
         for outcome in outcomes:
             log += [{"model": model, **row} for row in outcome.log]
             rows += [_measurement(model, outcome, index) for index in range(len(outcome.runs))]
         out.write_rows(rows)
-    summary = [_summary(rows, model, scale) for model in config.models for scale in config.scales]
-    out.figure(plots_language.against_scale(summary, entropy), "weight_scale")
-    out.figure(plots_language.curves(log, "qk_scale"), "curves")
+    summary = summarize(rows, ("model", "scale"))
+    out.figure(plots.against_scale(summary, entropy), "weight_scale")
+    out.figure(plots.curves(log, "qk_scale"), "curves")
     return {
         "rows": summary,
         "paired": [
@@ -98,33 +92,22 @@ def dry_run(config: Config) -> str:
     runs = len(config.scales) * config.seeds
     lines = [f"weight-scale: {runs} runs a model, {config.steps} steps each"]
     for model in config.models:
-        lines += language_cost.report(model, config.job(model), runs, config.keep)
+        lines += cost.report(model, config.job(model), runs, config.keep)
     return "\n".join(lines)
 
 
-def _runs(config: Config) -> list[training.Run]:
+def _runs(config: Config) -> list[Run]:
     return [
-        training.Run("ticket", seed, scale, config.keep, config.learning_rate)
+        Run("ticket", seed, scale, config.keep, config.learning_rate)
         for scale in config.scales
         for seed in range(config.seeds)
     ]
 
 
-def _measurement(model: str, outcome: training.Outcome, index: int) -> dict[str, Any]:
+def _measurement(model: str, outcome: Outcome, index: int) -> dict[str, Any]:
     """Return the row of one run, the scale under the name that the figure gives it."""
     row = outcome.measurement(index)
     return {"model": model, "scale": row.pop("qk_scale"), **row}
-
-
-def _summary(rows: list[dict[str, Any]], model: str, scale: float) -> dict[str, Any]:
-    """Return one point of the figure: best validation loss over seeds, and the controls."""
-    here = [row for row in rows if (row["model"], row["scale"]) == (model, scale)]
-    best = language_settings.spread([row["loss"] for row in here])
-    controls = {
-        name: language_settings.spread([row[name] for row in here])["mean"]
-        for name in ("last_loss", "random_mask", "shuffled_mask")
-    }
-    return {"model": model, "scale": scale, **best, **controls}
 
 
 def _minimum(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ def find(data: str = "") -> Path:
       ValueError: it is not there; the line says what is expected.
     """
     given = data or os.environ.get("SLTH_DATA", "")
-    beside = Path(__file__).parents[2] / "shared" / "data"
+    beside = Path(__file__).parents[3] / "shared" / "data"
     places = [Path(given)] if given else [Path("data"), beside]
     for place in places:
         if place.is_dir():

@@ -1,6 +1,5 @@
 """Training of many runs of one language model in one program: `edge_popup.train` fed with text."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -12,75 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from experiments import text
-from experiments.training_job import Job, Run
-from slth_jax import checks, edge_popup, gpt2, storage, supermask, ticket
+from experiments.folder import RunFolder
+from experiments.language import text
+from experiments.language.job import Job, Run
+from experiments.language.outcome import Outcome, rows_of, save_tickets
+from slth_jax import checks, edge_popup, gpt2, storage, supermask
 from slth_jax.hosts import on_first
 from slth_jax.types import Array, Key, PyTree
 
-__all__ = ["Job", "Outcome", "Run", "save_tickets", "together", "train"]
-
 _SHUFFLE = 1 << 22  # folded into a run's key
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a group of runs came to.
-
-    Attributes:
-      job: what the runs share.
-      runs: in the order of the arrays below.
-      log: rows of measurements, one per run and evaluation, the first before any step.
-      best: best validation loss and its step per run, and the masks at that step.
-      shuffled: validation loss of the best masks with each matrix's entries in random order; NaN
-        for dense training.
-    """
-
-    job: Job
-    runs: tuple[Run, ...]
-    log: list[dict[str, Any]]
-    best: edge_popup.Best
-    shuffled: np.ndarray
-
-    def last(self, index: int, name: str = "val_loss") -> float:
-        """Return the last logged value of a run."""
-        return self._values(index, name)[-1]
-
-    def first(self, index: int, name: str = "val_loss") -> float:
-        """Return the value before training: of a ticket, the loss under a random mask."""
-        return self._values(index, name)[0]
-
-    def kept(self, index: int) -> dict[str, float]:
-        """Return the fraction of each matrix that a run's best masks keep."""
-        shapes = gpt2.matrix_shapes(self.job.model)
-        return {
-            name: int(np.bitwise_count(np.asarray(bits[index])).sum()) / math.prod(shapes[name])
-            for name, bits in self.best.masks.items()
-        }
-
-    def measurement(self, index: int) -> dict[str, Any]:
-        """Return a run's row for ``rows.jsonl``: its settings and what it came to."""
-        loss = float(self.best.loss[index])
-        row = self.runs[index]._asdict() | {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "best_step": int(self.best.step[index]),
-            "last_loss": self.last(index),
-            "tokens_per_second": self.tokens_per_second(),
-        }
-        if not self.job.dense:
-            row["random_mask"] = self.first(index)
-            row["shuffled_mask"] = float(self.shuffled[index])
-            row["kept"] = self.kept(index)
-        return row
-
-    def tokens_per_second(self) -> float | None:
-        """Return the median speed of all runs together, compilation left out."""
-        speeds = [row["tokens_per_second"] for row in self.log if row["tokens_per_second"]]
-        return float(np.median(speeds)) * len(self.runs) if speeds else None
-
-    def _values(self, index: int, name: str) -> list[float]:
-        return [row[name] for row in self.log if row["run"] == index]
 
 
 def train(
@@ -107,7 +46,7 @@ def train(
 
     def told(step: int, steps: int, log: list[dict[str, Any]]) -> None:
         if log_file is not None:
-            rows = _rows(job, runs, log)
+            rows = rows_of(job, runs, log)
             on_first(functools.partial(storage.write_rows, log_file, rows))
         progress(step, steps)
 
@@ -122,7 +61,7 @@ def train(
     shuffled = np.full(len(runs), np.nan)
     if not job.dense:
         shuffled = group.evaluate(state, _shuffled(job, runs, best))
-    return Outcome(job, tuple(runs), _rows(job, runs, log), best, shuffled)
+    return Outcome(job, tuple(runs), rows_of(job, runs, log), best, shuffled)
 
 
 def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.Runs:
@@ -242,47 +181,6 @@ def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str,
     return _stack(rows)
 
 
-def save_tickets(outcome: Outcome, folder: Path, *, prefix: str = "") -> int:
-    """Write each run's best mask as ``PREFIXNAME.ticket.safetensors``; return how many.
-
-    None where a ticket is not source times mask alone: dense training, learned parameters, or
-    weights that were re-drawn.
-    """
-    job = outcome.job
-    if job.dense or job.variant.redraw_every or gpt2.learned_names(job.model):
-        return 0
-
-    def write() -> int:
-        for index, run in enumerate(outcome.runs):
-            shapes = gpt2.matrix_shapes(job.model)
-            kept = {
-                name: supermask.unpack(bits[index], shapes[name])
-                for name, bits in outcome.best.masks.items()
-            }
-            found = ticket.create(
-                "gpt2",
-                {"qk_scale": run.qk_scale, **_plain(job.model)},
-                run.seed,
-                kept,
-                metadata={
-                    "method": run.method,
-                    "keep": run.keep,
-                    "step": int(outcome.best.step[index]),
-                    "val_loss": float(outcome.best.loss[index]),
-                    "versions": f"jax {jax.__version__}",
-                },
-            )
-            ticket.save(folder / f"{prefix}{run.name}{ticket.SUFFIX}", found, overwrite=True)
-        return len(outcome.runs)
-
-    return on_first(write)
-
-
-def _plain(model: gpt2.Config) -> dict[str, Any]:
-    fields = dataclasses.asdict(model)
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def _batches(
     job: Job, runs: Sequence[Run], corpus: text.Corpus, begin: int, end: int
 ) -> np.ndarray:
@@ -299,22 +197,32 @@ def _batches(
     return np.stack([by_seed[run.seed] for run in runs])
 
 
-def _rows(job: Job, runs: Sequence[Run], log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per run and evaluation of the loop's log."""
-    rows = []
-    for entry in log:
-        pace = entry.get("steps_per_second")
-        for index, run in enumerate(runs):
-            loss = entry["validation"][index]
-            rows.append(
-                {
-                    "run": index,
-                    **run._asdict(),
-                    "step": entry["step"],
-                    "val_loss": loss,
-                    "perplexity": math.exp(min(loss, 700.0)),
-                    "train_loss": entry["loss"][index] if "loss" in entry else None,
-                    "tokens_per_second": pace and pace * job.rows * job.length,
-                }
+def train_in_groups(
+    name: str,
+    job: Job,
+    runs: Sequence[Run],
+    at_once: int,
+    corpus: text.Corpus,
+    out: RunFolder,
+) -> list[Outcome]:
+    """Train `runs`, `at_once` in one program (0 for all), and save their tickets.
+
+    `name` tells this job's checkpoints and logs from those of others in the run's folder.
+    """
+    size = at_once or len(runs)
+    logs = storage.make_folder(out.path / "logs")
+    outcomes = []
+    for begin in range(0, len(runs), size):
+        group, part = runs[begin : begin + size], f"{name}-{begin}"
+        with out.progress(f"{name}, {len(group)} of {len(runs)} runs") as update:
+            outcome = train(
+                job,
+                group,
+                corpus,
+                out.checkpoints / part,
+                log_file=logs / f"{part}.jsonl",
+                progress=update,
             )
-    return rows
+        save_tickets(outcome, out, prefix=f"{name}-")
+        outcomes.append(outcome)
+    return outcomes

@@ -1,17 +1,18 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import language, language_cost, text, training, weight_scale
+from experiments.language import comparison, cost, outcome, text, training, weight_scale
+from experiments.language.job import Job, Run
 from slth_jax import edge_popup, gpt2, ticket
 from slth_jax.storage import CheckpointError
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "one", "dog", "ran", "=", ","]
 MODEL = gpt2.Config(
     num_blocks=1,
     width=16,
@@ -21,7 +22,7 @@ MODEL = gpt2.Config(
     init_sd=0.2,
     embedding_sd=0.4,
 )
-JOB = training.Job(
+JOB = Job(
     model=MODEL,
     recipe=edge_popup.Recipe(steps=8, warmup=1),
     variant=edge_popup.VARIANTS["ramanujan"],
@@ -31,30 +32,14 @@ JOB = training.Job(
     chunk=2,
 )
 RUNS = (
-    training.Run("ticket", 0, 1.0, 0.3, 0.02),
-    training.Run("scaled", 1, 2.0, 0.5, 0.01),
+    Run("ticket", 0, 1.0, 0.3, 0.02),
+    Run("scaled", 1, 2.0, 0.5, 0.01),
 )
 
 
-def write_text(folder):
-    draw = np.random.default_rng(0)
-    for split, lines in (("train", 300), ("valid", 40), ("test", 40)):
-        path = folder / "wikitext-2" / f"{split}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            "".join(" " + " ".join(draw.choice(WORDS, 12)) + " \n" for _ in range(lines))
-        )
-    return folder
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def corpus(data, tmp_path_factory):
-    return text.load(str(data), cache=str(tmp_path_factory.mktemp("cache")))
+def corpus(text_folder, tmp_path_factory):
+    return text.load(str(text_folder), cache=str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +119,9 @@ def test_training_helps_and_keeps_what_it_says(undisturbed, corpus):
 
 
 def test_saved_tickets_have_the_logged_loss(undisturbed, corpus, tmp_path):
-    assert training.save_tickets(undisturbed, tmp_path) == 2
+    out = types.SimpleNamespace(writes=True, tickets=tmp_path)
+    outcome.save_tickets(undisturbed, out)
+    assert len(list(tmp_path.iterdir())) == 2
     valid = text.windows(corpus.valid, rows=8, length=16)
     for index, run in enumerate(RUNS):
         path = tmp_path / f"{run.name}.ticket.safetensors"
@@ -156,7 +143,7 @@ def test_source_weights_do_not_change(corpus):
 
 def test_a_loss_that_is_nan_names_the_step_and_the_run(corpus, tmp_path):
     job = dataclasses.replace(JOB, dense=True, recipe=edge_popup.Recipe(steps=8, warmup=6))
-    runs = [training.Run("dense", 0, 1.0, 1.0, 1e37)]
+    runs = [Run("dense", 0, 1.0, 1.0, 1e37)]
     message = r"^\w+ loss must be finite, got nan at step \d of run dense-scale1-seed0 "
     with pytest.raises(ValueError, match=message + r"\(learning_rate=1e\+37, keep=1, qk_scale=1\)"):
         training.train(job, runs, corpus, tmp_path)
@@ -183,9 +170,9 @@ def test_refusals(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weight-scale", "language"])
-def test_the_command_line(name, data, tmp_path, capsys):
+def test_the_command_line(name, text_folder, tmp_path, capsys):
     options = ["steps=4", "chunk=2", "warmup=1", "rows=8", "length=16", "eval_rows=8"]
-    options += [f"data={data}", f"cache={tmp_path / 'cache'}"]
+    options += [f"data={text_folder}", f"cache={tmp_path / 'cache'}"]
     if name == "weight-scale":
         options.append("scales=1,2")
     else:
@@ -221,7 +208,7 @@ def test_the_command_line(name, data, tmp_path, capsys):
     assert {row["step"] for row in logged} == {0, 2, 4}
 
 
-def test_user_mistakes_are_one_line(data, capsys, tmp_path):
+def test_user_mistakes_are_one_line(capsys, tmp_path):
     for option, message in (
         ("keep=0", r"keep must be a number in (0, 1], got 0.0"),
         ("length=300", "length must be at most the model's max_length = 256, got 300"),
@@ -236,7 +223,7 @@ def test_user_mistakes_are_one_line(data, capsys, tmp_path):
 
 
 def test_dry_run_numbers():
-    lines = language.dry_run(language.PRESETS["paper"])
+    lines = comparison.dry_run(comparison.PRESETS["paper"])
     assert "small x1, tickets: 124,439,808 parameters" in lines
     assert "H100 SXM" in lines and "GB a run" in lines
     assert "40 runs a model" in weight_scale.dry_run(weight_scale.PRESETS["quick"])
@@ -244,10 +231,10 @@ def test_dry_run_numbers():
     weights, trainable = gpt2.start(jax.random.key(0), config)
     params = edge_popup.ticket(weights, trainable, 0.3, edge_popup.VARIANTS["ramanujan"])
     nonzero = sum(int((np.asarray(value) != 0).sum()) for value in params.values())
-    assert language_cost.num_nonzero(config, 0.3) == nonzero
+    assert cost.num_nonzero(config, 0.3) == nonzero
     small = gpt2.PRESETS["small"]
     weights_in_products = 12 * 12 * 768**2 + 50257 * 768
-    assert language_cost.flops_per_token(small, 0) == 6 * weights_in_products
+    assert cost.flops_per_token(small, 0) == 6 * weights_in_products
 
 
 def test_the_paper_recipe():

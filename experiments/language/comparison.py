@@ -4,19 +4,13 @@ import dataclasses
 import itertools
 from typing import Any
 
-from experiments import (
-    language_cost,
-    language_settings,
-    measure,
-    plots_language,
-    text,
-    training,
-)
+from experiments import measure
 from experiments.folder import RunFolder
-from experiments.language_settings import ModelSettings
+from experiments.language import cost, plots, text, training
+from experiments.language.job import Job, Run
+from experiments.language.outcome import summarize
+from experiments.language.settings import PAPER_RECIPE, Settings, load_text
 from slth_jax import checks, gpt2
-
-DESCRIPTION = "Figure 7: trained GPT-2, its tickets, and tickets with scaled query and key weights"
 
 PAPER = {
     "figure": 7,
@@ -24,11 +18,11 @@ PAPER = {
     "keep": 0.3,
     "seeds": 3,
 }
-METHODS = tuple(plots_language.METHODS)
+METHODS = tuple(plots.METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ModelSettings):
+class Config(Settings):
     """Settings of the comparison, besides those of the model and its training.
 
     Attributes:
@@ -48,6 +42,7 @@ class Config(ModelSettings):
     runs_at_once: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.models) != len(self.widths):
             raise checks.fail(
                 "widths", f"one number for each of {len(self.models)} models", self.widths
@@ -66,7 +61,7 @@ PRESETS = {
         widths=(0.5, 1.0, 1.0, 1.0, 2.0),
         dense_learning_rate=1e-4,
         runs_at_once=1,
-        **language_settings.PAPER,
+        **PAPER_RECIPE,
     ),
 }
 
@@ -80,13 +75,13 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         )
         if _runs(config, gpt2.preset(model), dense)
     }
-    corpus = language_settings.load_text(config)
+    corpus = load_text(config)
     rows: list[dict[str, Any]] = []
     log: list[dict[str, Any]] = []
     for (model, width, dense), job in jobs.items():
         name = f"{model}-x{width:g}-{'dense' if dense else 'tickets'}"
         setting = {"model": model, "width_multiplier": width}
-        for outcome in language_settings.train_in_groups(
+        for outcome in training.train_in_groups(
             name, job, _runs(config, job.model, dense), config.runs_at_once, corpus, out
         ):
             log += [setting | {"model": f"{model} x{width:g}"} | row for row in outcome.log]
@@ -95,13 +90,16 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
                 for index in range(len(outcome.runs))
             ]
         out.write_rows(rows)
-    summary = [
-        _summary(rows, model, width, method)
-        for model, width in zip(config.models, config.widths, strict=True)
-        for method in config.methods
-    ]
-    out.figure(plots_language.against_size(summary), "language")
-    out.figure(plots_language.curves(log, "method"), "curves")
+    summary = summarize(rows, ("model", "width_multiplier", "method", "nonzero"))
+    sizes = list(zip(config.models, config.widths, strict=True))
+    summary.sort(
+        key=lambda row: (
+            sizes.index((row["model"], row["width_multiplier"])),
+            config.methods.index(row["method"]),
+        )
+    )
+    out.figure(plots.against_size(summary), "language")
+    out.figure(plots.curves(log, "method"), "curves")
     return {
         "rows": summary,
         "paired": _paired(config, rows),
@@ -134,15 +132,15 @@ def dry_run(config: Config) -> str:
             job = config.job(model, width_multiplier=width, dense=dense)
             runs = len(_runs(config, job.model, dense))
             name = f"{model} x{width:g}, {'trained' if dense else 'tickets'}"
-            lines += language_cost.report(name, job, runs, config.keep) if runs else []
+            lines += cost.report(name, job, runs, config.keep) if runs else []
     return "\n".join(lines)
 
 
-def _runs(config: Config, model: gpt2.Config, dense: bool) -> list[training.Run]:
+def _runs(config: Config, model: gpt2.Config, dense: bool) -> list[Run]:
     """Return the runs of one program: dense ones, or tickets with and without scaling."""
     scales = {"dense": 1.0, "ticket": 1.0, "scaled": gpt2.paper_qk_scale(model)}
     return [
-        training.Run(
+        Run(
             method,
             seed,
             scales[method],
@@ -155,23 +153,7 @@ def _runs(config: Config, model: gpt2.Config, dense: bool) -> list[training.Run]
     ]
 
 
-def _nonzero(job: training.Job, config: Config) -> int:
+def _nonzero(job: Job, config: Config) -> int:
     if job.dense:
         return gpt2.num_parameters(job.model)
-    return language_cost.num_nonzero(job.model, config.keep)
-
-
-def _summary(rows: list[dict[str, Any]], model: str, width: float, method: str) -> dict[str, Any]:
-    """Return one point of the figure: best validation loss over seeds, and the controls."""
-    here = [
-        row
-        for row in rows
-        if (row["model"], row["width_multiplier"], row["method"]) == (model, width, method)
-    ]
-    setting = {name: here[0][name] for name in ("model", "width_multiplier", "method", "nonzero")}
-    controls = {
-        name: language_settings.spread([row[name] for row in here])["mean"]
-        for name in ("last_loss", "random_mask", "shuffled_mask")
-        if name in here[0]
-    }
-    return setting | language_settings.spread([row["loss"] for row in here]) | controls
+    return cost.num_nonzero(job.model, config.keep)

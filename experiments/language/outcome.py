@@ -1,0 +1,139 @@
+"""What a group of runs came to: rows of measurements, and tickets."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import measure, tickets
+from experiments.folder import RunFolder
+from experiments.language.job import Job, Run
+from slth_jax import edge_popup, gpt2, supermask
+from slth_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a group of runs came to.
+
+    Attributes:
+      job: what the runs share.
+      runs: in the order of the arrays below.
+      log: rows of measurements, one per run and evaluation, the first before any step.
+      best: best validation loss and its step per run, and the masks at that step.
+      shuffled: validation loss of the best masks with each matrix's entries in random order; NaN
+        for dense training.
+    """
+
+    job: Job
+    runs: tuple[Run, ...]
+    log: list[dict[str, Any]]
+    best: edge_popup.Best
+    shuffled: np.ndarray
+
+    def last(self, index: int, name: str = "val_loss") -> float:
+        """Return the last logged value of a run."""
+        return self._values(index, name)[-1]
+
+    def first(self, index: int, name: str = "val_loss") -> float:
+        """Return the value before training: of a ticket, the loss under a random mask."""
+        return self._values(index, name)[0]
+
+    def kept(self, index: int) -> dict[str, float]:
+        """Return the fraction of each matrix that a run's best masks keep."""
+        shapes = gpt2.matrix_shapes(self.job.model)
+        return {
+            name: int(np.bitwise_count(np.asarray(bits[index])).sum()) / math.prod(shapes[name])
+            for name, bits in self.best.masks.items()
+        }
+
+    def measurement(self, index: int) -> dict[str, Any]:
+        """Return a run's row for ``rows.jsonl``: its settings and what it came to."""
+        loss = float(self.best.loss[index])
+        row = self.runs[index]._asdict() | {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "best_step": int(self.best.step[index]),
+            "last_loss": self.last(index),
+            "tokens_per_second": self.tokens_per_second(),
+        }
+        if not self.job.dense:
+            row["random_mask"] = self.first(index)
+            row["shuffled_mask"] = float(self.shuffled[index])
+            row["kept"] = self.kept(index)
+        return row
+
+    def tokens_per_second(self) -> float | None:
+        """Return the median speed of all runs together, compilation left out."""
+        speeds = [row["tokens_per_second"] for row in self.log if row["tokens_per_second"]]
+        return float(np.median(speeds)) * len(self.runs) if speeds else None
+
+    def _values(self, index: int, name: str) -> list[float]:
+        return [row[name] for row in self.log if row["run"] == index]
+
+    def masks(self, index: int) -> dict[str, Array]:
+        """Return a run's best masks."""
+        shapes = gpt2.matrix_shapes(self.job.model)
+        return {
+            name: supermask.unpack(bits[index], shapes[name])
+            for name, bits in self.best.masks.items()
+        }
+
+
+def save_tickets(outcome: Outcome, out: RunFolder, *, prefix: str = "") -> None:
+    """Write each run's best masks as ``PREFIXNAME.ticket.safetensors``.
+
+    None where a ticket is not source times mask alone: dense training, learned parameters, or
+    weights that were re-drawn.
+    """
+    job = outcome.job
+    if job.dense or job.variant.redraw_every or gpt2.learned_names(job.model):
+        return
+    model = {name: v for name, v in dataclasses.asdict(job.model).items() if v is not None}
+    for index, run in enumerate(outcome.runs):
+        tickets.save(
+            out,
+            prefix + run.name,
+            "gpt2",
+            {"qk_scale": run.qk_scale, **model},
+            run.seed,
+            outcome.masks(index),
+            metadata={
+                "method": run.method,
+                "keep": run.keep,
+                "step": int(outcome.best.step[index]),
+                "val_loss": float(outcome.best.loss[index]),
+                "versions": f"jax {jax.__version__}",
+            },
+        )
+
+
+def rows_of(job: Job, runs: Sequence[Run], log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per run and evaluation of the loop's log."""
+    rows = []
+    for entry in log:
+        pace = entry.get("steps_per_second")
+        for index, run in enumerate(runs):
+            loss = entry["validation"][index]
+            rows.append(
+                {
+                    "run": index,
+                    **run._asdict(),
+                    "step": entry["step"],
+                    "val_loss": loss,
+                    "perplexity": math.exp(min(loss, 700.0)),
+                    "train_loss": entry["loss"][index] if "loss" in entry else None,
+                    "tokens_per_second": pace and pace * job.rows * job.length,
+                }
+            )
+    return rows
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the points of a figure: best validation loss over the seeds, and the controls."""
+    controls = ("last_loss", "random_mask", "shuffled_mask")
+    more = {name: (name, measure.mean) for name in controls}
+    return measure.summarize(rows, by, "loss", **more)

@@ -1,0 +1,102 @@
+"""What the language experiments have in common: the options of model, training and text."""
+
+import dataclasses
+import math
+from typing import Any
+
+from experiments.language import text
+from experiments.language.job import Job, Work
+from slth_jax import checks, edge_popup, gpt2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Work):
+    """Options of model, training and text; the defaults run in minutes on a CPU.
+
+    Attributes:
+      keep: fraction of each matrix that is kept (the paper's k).
+      variant: a name in `edge_popup.VARIANTS`.
+      steps, warmup: optimiser steps, and those of the linear warm-up.
+      learning_rate, final: the highest, and the last as a fraction of it (cosine decay).
+      weight_decay: of AdamW, on the scores.
+      activation, embeddings, gains: see `gpt2.Config`.
+      init_sd, embedding_sd: of the random weights. None: 0.55 / sqrt(width), which is GPT-2's 0.02
+        at width 768, and 1.5 / sqrt(width), since a narrow tied random embedding of
+        0.55 / sqrt(width) cannot make the logits large enough.
+      corpus, tokenizer, data, cache: see `text.load`.
+    """
+
+    keep: float = 0.3
+    variant: str = "ramanujan"
+    steps: int = 500
+    warmup: int = 20
+    learning_rate: float = 1e-2
+    final: float = 0.1
+    weight_decay: float = 0.01
+    activation: str = "relu"
+    embeddings: str = "masked"
+    gains: str = "fixed"
+    init_sd: float | None = None
+    embedding_sd: float | None = None
+    corpus: str = "wikitext-2"
+    tokenizer: str = "bytes"
+    data: str = ""
+    cache: str = ""
+
+    def job(self, model: str, *, width_multiplier: float = 1.0, dense: bool = False) -> Job:
+        """Return the job of one model.
+
+        Raises:
+          ValueError: an option that is not allowed; one line.
+        """
+        checks.number("keep", self.keep, low=0, high=1, open_low=True)
+        checks.choice("variant", self.variant, edge_popup.VARIANTS)
+        checks.choice("tokenizer", self.tokenizer, text.VOCAB_SIZES)
+        shape = gpt2.preset(model, width_multiplier=width_multiplier)
+        by_width = {"init_sd": 0.55 / math.sqrt(shape.width)}
+        by_width["embedding_sd"] = 1.5 / math.sqrt(shape.width)
+        given = {n: v for n, v in self._of(gpt2.Config).items() if v is not None}
+        vocab_size = text.VOCAB_SIZES[self.tokenizer]
+        return Job(
+            model=dataclasses.replace(shape, vocab_size=vocab_size, **by_width | given),
+            recipe=edge_popup.Recipe(**self._of(edge_popup.Recipe)),
+            variant=edge_popup.VARIANTS[self.variant],
+            dense=dense,
+            **self._of(Work),
+        )
+
+    def _of(self, kind: type) -> dict[str, Any]:
+        """Return those of the options that are fields of a record of the library."""
+        fields = {field.name for field in dataclasses.fields(kind)}
+        return {name: value for name, value in vars(self).items() if name in fields}
+
+
+PAPER_RECIPE: dict[str, Any] = {
+    # 50 epochs of 227 steps; 512 sequences a step follow from the size of WikiText-103.
+    "steps": 50 * 227,
+    "warmup": 227,
+    "rows": 512,
+    "length": 1024,
+    "learning_rate": 1e-4,
+    "final": 0.1,
+    "chunk": 227,
+    "eval_rows": 0,
+    "accumulate": 64,
+    "dtype": "bfloat16",
+    "remat": True,
+    "init_sd": 0.02,
+    "embedding_sd": 0.02,
+    "corpus": "wikitext-103",
+    "tokenizer": "gpt2",
+}
+"""The paper's recipe (section 4), for accelerators."""
+
+
+def load_text(settings: Settings) -> text.Corpus:
+    """Return the corpus that the settings name."""
+    return text.load(
+        settings.data,
+        corpus=settings.corpus,
+        tokenizer=settings.tokenizer,
+        cache=settings.cache,
+    )
