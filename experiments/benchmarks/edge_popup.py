@@ -187,7 +187,7 @@ def main() -> None:
     options = parser.parse_args()
     out = storage.make_folder(options.out)
     if options.part in ("steps", "both"):
-        tokens = _tokens(LARGE, options.rows)
+        tokens = draw_tokens(LARGE, options.rows)
         steps: dict[str, Callable[[np.ndarray], Any]] = {
             "ours, counting": Runner(LARGE),
             "ours, dense": Runner(LARGE, dense=True),
@@ -207,7 +207,7 @@ def main() -> None:
             for _ in range(SEEDS):
                 alone(tokens)
 
-        tokens = _tokens(SMALL, 16)
+        tokens = draw_tokens(SMALL, 16)
         name = f"ours, {SEEDS} seeds in one vmap"
         seconds = paired(
             {name: together, f"{SEEDS} seeds, one after another": one_after_another},
@@ -220,7 +220,8 @@ def main() -> None:
         _write(out / "edge_popup_seeds", rows, what, options.rounds)
 
 
-def _tokens(config: gpt2.Config, rows: int) -> np.ndarray:
+def draw_tokens(config: gpt2.Config, rows: int) -> np.ndarray:
+    """Return random sequences of the model's length and one token more."""
     draw = np.random.default_rng(0)
     return draw.integers(config.vocab_size, size=(rows, config.max_length + 1)).astype(np.int32)
 

@@ -206,19 +206,19 @@ def print_million() -> None:
     print(timed(call), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
-def bandwidth(n: int) -> dict[str, Any]:
+def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[str, Any]:
     """Return instances a second against what the device's memory bandwidth would allow.
 
-    The bandwidth is measured with a copy. The limit counts one reading and one writing of the
-    merged list of 2^(n/2 + 1) numbers of 4 bytes for each of its n/2 + 1 merge stages: what a
-    program that joins no stages and keeps nothing in a cache would need.
+    The bandwidth is measured with a copy of `copied` words. The limit counts one reading and one
+    writing of the merged list of 2^(n/2 + 1) numbers of 4 bytes for each of its n/2 + 1 merge
+    stages: what a program that joins no stages and keeps nothing in a cache would need.
     """
-    words = jnp.zeros(2**27, jnp.int32)
+    words = jnp.zeros(copied, jnp.int32)
     copy = jax.jit(lambda x: x + 1)
     jax.block_until_ready(copy(words))
     copying = statistics.median(timed(lambda: jax.block_until_ready(copy(words))) for _ in range(5))
     bytes_a_second = 2 * words.nbytes / copying
-    batch = max(4096, int(2 ** (30 - n / 2) / n))
+    batch = batch or max(4096, int(2 ** (30 - n / 2) / n))
     call = ours(*draw(batch, n))
     rate = batch / statistics.median(timed(call) for _ in range(5))
     limit = bytes_a_second / (8 * 2 ** (n // 2 + 1) * (n // 2 + 1))

@@ -1,0 +1,173 @@
+"""What to run on a GPU or TPU that one has: is it right there, and how fast is it?
+
+    python -m experiments.benchmarks.accelerator --out DIR
+
+*Parity*: the same instances on the accelerator and on the host's CPU; masks must be equal bit for
+bit, outputs within the stated tolerance. *Speed*: subset sums against what the measured memory
+bandwidth would allow, an edge-popup step against the dense step of the same model, tokens a second.
+Leaves `accelerator.json` and `accelerator.md`. On a CPU it compares the CPU with itself, small.
+"""
+
+from experiments.benchmarks import edge_popup, subset_sum  # first: they set what JAX reads
+
+# isort: split
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import machine
+from slth_jax import attention, construction, gpt2, initializers, storage, supermask
+from slth_jax import subset_sum as sums
+
+# Of outputs of size one: a softmax and some hundred float32 products on either side.
+TOLERANCE = 1e-5
+
+
+class Preset(NamedTuple):
+    """How much to measure."""
+
+    samples: int
+    instances: int
+    copied: int  # words of 4 bytes
+    model: gpt2.Config
+    rows: int
+    rounds: int
+
+
+PRESETS = {
+    "quick": Preset(12, 256, 2**22, edge_popup.SMALL, 2, 3),
+    "full": Preset(20, 2**16, 2**27, edge_popup.LARGE, 64, 9),
+}
+
+
+def parity(preset: Preset) -> list[dict[str, Any]]:
+    """Return a row per computation: how many masks, or how far outputs, differ from the CPU's."""
+    samples, value = subset_sum.draw(preset.instances, preset.samples)
+    draw = initializers.theory_attention
+    shape = {"num_heads": 2, "d_in": 4, "d_out": 4}
+    target = draw(jax.random.key(0), n_k=4, n_v=4, **shape)
+    wide = {"n_k": 4 * preset.samples, "n_v": 4 * preset.samples, **shape}
+    source, scores, x = jax.device_get(
+        (
+            draw(jax.random.key(1), **wide),
+            jax.random.normal(jax.random.key(2), (64, preset.instances)),
+            jax.random.normal(jax.random.key(3), (64, 4)),
+        )
+    )
+
+    def ticket() -> Any:
+        return construction.apply_masks(source, construction.prune_attention(source, target))
+
+    return [
+        _equal("source weights", lambda: draw(jax.random.key(1), **wide)),
+        _equal("masks of subset sums", lambda: sums.solve(samples, value).mask),
+        _equal("masks of a ticket", lambda: construction.prune_attention(source, target)),
+        _equal("masks of scores", lambda: supermask.from_scores(jnp.asarray(scores), 0.3)),
+        _close("outputs of a ticket", lambda: attention.apply(ticket(), x)),
+    ]
+
+
+def _on_both(compute: Callable[[], Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the arrays that `compute` makes on the first device, and on the host's CPU."""
+    here = jax.tree.leaves(jax.device_get(compute()))
+    # Where the first device is a CPU itself, what is compiled serves twice.
+    cpu = None if jax.default_backend() == "cpu" else jax.local_devices(backend="cpu")[0]
+    with jax.default_device(cpu):
+        return here, jax.tree.leaves(jax.device_get(compute()))
+
+
+def _equal(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
+    here, there = _on_both(compute)
+    differ = sum(int(np.sum(a != b)) for a, b in zip(here, there, strict=True))
+    size = sum(a.size for a in here)
+    told = f"{differ} of {size} entries differ"
+    return {"what": what, "measured": told, "reference": "none", "passes": differ == 0}
+
+
+def _close(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
+    here, there = _on_both(compute)
+    far = max(float(np.max(np.abs(a - b))) for a, b in zip(here, there, strict=True))
+    return {
+        "what": what,
+        "measured": f"differ by {far:.2g}",
+        "reference": f"at most {TOLERANCE:g}",
+        "passes": far <= TOLERANCE,
+    }
+
+
+def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a row per speed, and the numbers behind them."""
+    limit = subset_sum.bandwidth(preset.samples, copied=preset.copied, batch=preset.instances)
+    allowed, bytes_a_second = limit["unfused_limit"], limit["gigabytes_per_second"]
+    tokens = edge_popup.draw_tokens(preset.model, preset.rows)
+    steps: dict[str, Callable[[np.ndarray], Any]] = {
+        "masked": edge_popup.Runner(preset.model),
+        "dense": edge_popup.Runner(preset.model, dense=True),
+    }
+    seconds = edge_popup.paired(steps, tokens, preset.rounds)
+    masked, dense = edge_popup.table(seconds, "masked", tokens[:, 1:].size)
+    rows = [
+        {
+            "what": f"subset sums of {preset.samples} samples a second",
+            "measured": f"{limit['instances_per_second']:.4g}",
+            "reference": f"{allowed:.4g} by a copy's {bytes_a_second:.3g} GB/s",
+        },
+        {
+            "what": f"training step, {gpt2.num_parameters(preset.model) / 1e6:.3g} M parameters",
+            "measured": f"{masked['milliseconds']:.4g} ms masked",
+            "reference": f"{dense['milliseconds']:.4g} ms dense",
+        },
+        {
+            "what": "masked step over dense step",
+            "measured": f"{dense['ours_over_this']:.3g}",
+            "reference": "1 where masks cost nothing",
+        },
+        {
+            "what": "tokens a second in training",
+            "measured": f"{masked['tokens_per_second']:.4g} masked",
+            "reference": f"{dense['tokens_per_second']:.4g} dense",
+        },
+    ]
+    return rows, {"bandwidth": limit, "steps": [masked, dense]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = ["| | measured | reference | |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        verdict = {True: "passes", False: "FAILS", None: ""}[row.get("passes")]
+        lines.append(f"| {row['what']} | {row['measured']} | {row['reference']} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write `accelerator.json` and `accelerator.md`; 1 where parity fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.accelerator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/accelerator"))
+    parser.add_argument("--preset", choices=PRESETS, help="default: quick on a CPU, else full")
+    options = parser.parse_args(arguments)
+    name = options.preset or ("quick" if jax.default_backend() == "cpu" else "full")
+    out = storage.make_folder(options.out)
+    checked = parity(PRESETS[name])
+    measured, numbers = speed(PRESETS[name])
+    rows = checked + measured
+    result = {"preset": name, **machine.now(), "tolerance": TOLERANCE, "rows": rows, **numbers}
+    storage.write_json(out / "accelerator.json", result)
+    heading = f"{result['device']}, {result['date']}, jax {result['jax']}\n\n"
+    storage.write_bytes(out / "accelerator.md", (heading + table(rows)).encode())
+    print(heading + table(rows))
+    print(f"written to {out}/accelerator.json, .md")
+    return 0 if all(row["passes"] for row in checked) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
