@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from slth_jax import checks, edge_popup
+from slth_jax.edge_popup.nnx import Frozen, MaskedDecoder, Score
 from slth_jax.models import decoder, initial, presets, settings
 from slth_jax.models.settings import ACTIVATIONS
 from slth_jax.types import Array, ArrayLike, Key
@@ -203,14 +203,6 @@ def fan_in(config: Config) -> dict[str, int]:
 _SCORES = 1 << 20
 
 
-class Frozen(nnx.Variable):
-    """A source weight: random, and never trained."""
-
-
-class Score(nnx.Param):
-    """The scores of a matrix: what training moves."""
-
-
 def start(
     key: Key,
     config: Config,
@@ -232,8 +224,8 @@ def start(
     return weights, edge_popup.Trainable(scores, learned)
 
 
-class GPT2(nnx.Module):
-    """GPT-2 under masks: `weights` are `Frozen` (or Param where learned), `scores` are `Score`.
+class GPT2(MaskedDecoder):
+    """GPT-2 under masks: `weights` are `Frozen`, `scores` are `Score`, what learns is a Param.
 
     Args:
       key: a typed PRNG key.
@@ -255,30 +247,7 @@ class GPT2(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         self.config = config
-        self.keep = keep
-        self.variant = variant
-        self.dtype = dtype
         weights, trainable = start(key, config, qk_scale=qk_scale, variant=variant)
-        self.weights = nnx.Dict({name: Frozen(value) for name, value in weights.items()})
-        self.scores = nnx.Dict({name: Score(value) for name, value in trainable.scores.items()})
-        self.learned = nnx.Dict(
-            {name: nnx.Param(value) for name, value in trainable.learned.items()}
+        super().__init__(
+            weights, trainable, config.settings, keep=keep, variant=variant, dtype=dtype
         )
-
-    def ticket(self, keep: ArrayLike | None = None) -> Params:
-        """Return the parameters in use, weights times masks, differentiable in the scores."""
-        trainable = edge_popup.Trainable(_arrays(self.scores), _arrays(self.learned))
-        fraction = self.keep if keep is None else keep
-        return edge_popup.ticket(_arrays(self.weights), trainable, fraction, self.variant)
-
-    def __call__(self, tokens: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        """Return the logits `[n, t, v]` of tokens `[n, t]` (see `apply`)."""
-        return apply(self.ticket(keep), tokens, self.config, dtype=self.dtype)
-
-    def loss(self, tokens: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        """Return the mean cross-entropy of tokens `[n, t + 1]` (see `loss`)."""
-        return loss(self.ticket(keep), tokens, self.config, dtype=self.dtype)
-
-
-def _arrays(variables: nnx.Dict) -> Params:
-    return {name: variable[...] for name, variable in variables.items()}

@@ -5,7 +5,7 @@ scores straight through the mask. `scores` holds the variants and one optimiser 
 arrays; `program` compiles it for one run or for many under one vmap, on a mesh of devices; `runs`
 says what trains together; `loop` trains it, with evaluation, re-drawing and resume, `best` and
 `checkpoints` being what it keeps in memory and on disk. `fitting` is all of that in one call, for
-any model of the user's.
+any model of the user's; `nnx` (imported by name) has scores as Flax NNX variables.
 """
 
 from slth_jax.edge_popup.best import Best
