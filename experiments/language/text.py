@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slth_jax import checks, storage
+from slth_jax.models import tokens as tokenizers
 from slth_jax.storage import CheckpointError
 
 SPLITS = ("train", "valid", "test")
@@ -90,29 +91,20 @@ def encoder(tokenizer: str, root: Path) -> Callable[[str], list[int]]:
     """
     if tokenizer == "bytes":
         return lambda text: list(text.encode())
+    folder = root / "gpt2-bpe"
     try:
+        if folder.is_dir():
+            return tokenizers.BytePairs(folder).encode
         import tiktoken
-        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     except ModuleNotFoundError as error:
         raise ValueError("tokenizer 'gpt2' needs tiktoken: pip install tiktoken") from error
-    folder = root / "gpt2-bpe"
-    if not folder.is_dir():
-        try:
-            return tiktoken.get_encoding("gpt2").encode_ordinary
-        except Exception as error:  # whatever the network gives
-            allowed = "a folder with encoder.json and vocab.bpe for tokenizer 'gpt2'"
-            raise checks.fail("data/gpt2-bpe", allowed, f"{folder}, which is not there") from error
+    except CheckpointError as error:
+        raise checks.fail("data/gpt2-bpe", "GPT-2's two files", error) from error
     try:
-        ranks = data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=str(folder / "vocab.bpe"),
-            encoder_json_file=str(folder / "encoder.json"),
-        )
-    except (OSError, ValueError, AssertionError, KeyError) as error:
-        raise checks.fail("data/gpt2-bpe", "GPT-2's two files", f"{folder}: damaged") from error
-    pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    return tiktoken.Encoding(
-        "gpt2-files", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-    ).encode_ordinary
+        return tiktoken.get_encoding("gpt2").encode_ordinary
+    except Exception as error:  # whatever the network gives
+        allowed = "a folder with encoder.json and vocab.bpe for tokenizer 'gpt2'"
+        raise checks.fail("data/gpt2-bpe", allowed, f"{folder}, which is not there") from error
 
 
 def pieces(text: str, size: int = _PIECE) -> Iterator[str]:

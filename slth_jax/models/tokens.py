@@ -1,5 +1,6 @@
 """Text to tokens and back, with the tokenizer files that models come with."""
 
+import hashlib
 import itertools
 import os
 import struct
@@ -86,24 +87,37 @@ class BytePairs:
     start = 50256  # <|endoftext|>
 
     def __init__(self, folder: Path):
-        """Read ``encoder.json`` and ``vocab.bpe`` in `folder`."""
+        """Read ``encoder.json`` and ``vocab.bpe`` in `folder`.
+
+        Raises:
+          CheckpointError: a file is missing, or the two are no vocabulary of GPT-2's.
+        """
         try:
             import tiktoken
             from tiktoken.load import data_gym_to_mergeable_bpe_ranks
         except ModuleNotFoundError as error:
             message = 'GPT-2\'s tokenizer needs tiktoken: pip install "slth-jax[experiments]"'
             raise ModuleNotFoundError(message) from error
-        ranks = data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=str(folder / "vocab.bpe"), encoder_json_file=str(folder / "encoder.json")
-        )
+        merges, ids = folder / "vocab.bpe", folder / "encoder.json"
+        # tiktoken keeps copies by path, and takes them for the files unless told what these hold.
+        sums = [hashlib.sha256(storage.read_bytes(path)).hexdigest() for path in (merges, ids)]
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-        self._encoding = tiktoken.Encoding(
-            "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
-        )
+        try:
+            ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(ids), *sums)
+            self._encoding = tiktoken.Encoding(
+                "gpt2-files",
+                pat_str=pattern,
+                mergeable_ranks=ranks,
+                special_tokens={"<|endoftext|>": self.start},
+                explicit_n_vocab=self.start + 1,
+            )
+        except Exception as error:  # of many kinds, whatever it stumbled over
+            line = f"{folder} holds no vocabulary of GPT-2's: vocab.bpe and encoder.json"
+            raise storage.Damaged(f"{line} are damaged or do not belong together") from error
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of `text`; an empty one is the end-of-text token."""
-        return self._encoding.encode(text) or [self.start]
+        return self._encoding.encode_ordinary(text) or [self.start]
 
     def decode(self, tokens) -> str:
         """Return the text of `tokens`."""

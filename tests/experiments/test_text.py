@@ -146,5 +146,5 @@ def test_damaged_tokenizer_files(folder):
     broken.mkdir()
     (broken / "vocab.bpe").write_text("#version\nb c\n")
     (broken / "encoder.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^data/gpt2-bpe must be GPT-2's two files"):
+    with pytest.raises(ValueError, match=r"^data/gpt2-bpe must be GPT-2's two files, got"):
         load(folder, tokenizer="gpt2")
