@@ -13,6 +13,7 @@ import jax
 from experiments import folder, machine, registry
 from experiments import options as of
 from slth_jax import checks
+from slth_jax.cli.memory import peak_bytes
 
 PAGE = "report.html"
 
@@ -128,7 +129,7 @@ def _run(
                 **module.run(config, out),
                 "figures": out.captions,
                 "seconds": round(time.perf_counter() - started, 3),
-                "peak_memory_gib": round(machine.peak_bytes() / 2**30, 3),
+                "peak_memory_gib": round(peak_bytes() / 2**30, 3),
                 "date": datetime.date.today().isoformat(),
                 "versions": machine.versions(),
                 "device": machine.device(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slth_jax import checks, storage, sweep
+from slth_jax.cli import progress
 from slth_jax.storage import CheckpointError
 
 CONFIG, ROWS, SUMMARY = "config.json", "rows.jsonl", "summary.json"
@@ -158,32 +159,12 @@ class RunFolder:
 
         The first thing done records the configuration.
         """
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        bar = Progress(*columns, console=Console(stderr=True), disable=self.quiet)
-        with bar:
-            task = bar.add_task(what, total=None)
+        with progress.bar(what, self.quiet) as show:
 
             def update(done: int, total: int) -> None:
                 if done:
                     self.record()
-                bar.update(task, completed=done, total=total)
+                show(done, total)
 
             yield update
 

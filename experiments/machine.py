@@ -4,8 +4,6 @@ import datetime
 import math
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Iterable
 
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 
 from experiments.folder import Sweep
 from slth_jax import __version__, sweep
+from slth_jax.cli.memory import peak_bytes
 
 
 def versions() -> dict[str, str]:
@@ -33,12 +32,6 @@ def device() -> str:
 def now() -> dict[str, object]:
     """Return date, versions and devices, as results keep them."""
     return {"date": datetime.date.today().isoformat(), **versions(), "device": device()}
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def products_per_second(size: int = 1024, dtype: str = "float32") -> float:

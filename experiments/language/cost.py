@@ -5,6 +5,7 @@ import math
 from experiments import machine
 from experiments.language.job import Job
 from slth_jax import gpt2, supermask
+from slth_jax.cli.memory import peak_bytes
 
 # Dense bfloat16 peak in 1e12 operations a second, and memory in GB, from the makers' data sheets.
 ACCELERATORS = {
@@ -76,7 +77,7 @@ def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
     count = gpt2.num_parameters(job.model)
     kept = count if job.dense else num_nonzero(job.model, keep)
     here = runs * flops / (machine.products_per_second(dtype=job.dtype) * SHARE_HERE)
-    memory_here = (machine.peak_bytes() + runs * memory(job)) / 2**30
+    memory_here = (peak_bytes() + runs * memory(job)) / 2**30
     lines = [
         f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB a run",
         f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations a run, {runs} runs",

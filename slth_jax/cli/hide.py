@@ -6,12 +6,11 @@ model computes. Goes on where it was stopped; the ticket is DIR/ticket.safetenso
 
 import argparse
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from slth_jax.cli import text
+from slth_jax.cli import memory, progress, text
 
 HELP = "hide a trained language model in random numbers: a ticket with no trained weight"
 
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         prompt = tokenizer.encode(options.prompt)
         models.decoder.check_tokens(_row(prompt), reader.settings)
     identity = hide.identity_of(options.model)
-    with _progress(options.quiet) as update:
+    with progress.bar("subset sums", options.quiet) as update:
         try:
             path = hide.solve(
                 reader,
@@ -109,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
             shutil.copyfile(file, out / "tokenizer.bin")
         _side_by_side(texts["target_text"], texts["ticket_text"])
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    summary["peak_bytes"] = _peak_bytes()
+    summary["peak_bytes"] = memory.peak_bytes()
     storage.write_json(out / "summary.json", summary)
     hide.clean(out)
     _tell(summary, out)
@@ -177,13 +176,6 @@ def _row(tokens):
     return np.asarray([tokens])
 
 
-def _progress(quiet: bool):
-    """Return a context that yields `update(done, total)`, with the time left on standard error."""
-    from slth_jax.cli import progress
-
-    return progress.bar("subset sums", quiet)
-
-
 def _side_by_side(left: str, right: str) -> None:
     import textwrap
 
@@ -197,13 +189,6 @@ def _side_by_side(left: str, right: str) -> None:
         a, b = (column[i] if i < len(column) else "" for column in columns)
         print(f"{a:<{width}} | {b}")
     print()
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _tell(summary: dict[str, Any], out: Path) -> None:
