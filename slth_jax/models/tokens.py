@@ -100,10 +100,17 @@ class BytePairs:
             raise ModuleNotFoundError(message) from error
         merges, ids = folder / "vocab.bpe", folder / "encoder.json"
         # tiktoken keeps copies by path, and takes them for the files unless told what these hold.
-        sums = [hashlib.sha256(storage.read_bytes(path)).hexdigest() for path in (merges, ids)]
+        of_merges, of_ids = (
+            hashlib.sha256(storage.read_bytes(path)).hexdigest() for path in (merges, ids)
+        )
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
         try:
-            ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(ids), *sums)
+            ranks = data_gym_to_mergeable_bpe_ranks(
+                str(merges),
+                str(ids),
+                vocab_bpe_hash=of_merges,
+                encoder_json_hash=of_ids,
+            )
             self._encoding = tiktoken.Encoding(
                 "gpt2-files",
                 pat_str=pattern,
