@@ -75,6 +75,10 @@ def from_scores(
       ValueError: `keep` outside (0, 1], or scores that are not floating-point, are empty or hold
         NaN. Under a JAX transformation, where values are not known yet, a NaN ranks above all
         numbers and is kept.
+
+    Examples:
+      >>> from_scores(jnp.array([0.1, -0.9, 0.5, 0.0]), keep=0.5).tolist()
+      [False, True, True, False]
     """
     return from_tree([scores], keep, magnitude=magnitude)[0]
 

@@ -85,6 +85,10 @@ def attention_widths(
     ``n_v >= d_in C log(2 H alpha d_in sqrt(d_out) / epsilon)``, with probability at least
     ``1 - epsilon``, for tokens of norm at most ``alpha >= max(sqrt(d_in), sqrt(d_out))`` and
     target projections of spectral norm at most 1.
+
+    Examples:
+      >>> attention_widths(0.01, d_in=4, d_out=4, num_heads=2, alpha=2, constant=3)
+      Widths(n_k=139, n_v=106)
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_heads=num_heads, constant=constant)
     _check_alpha(alpha, d_in, d_out)

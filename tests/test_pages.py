@@ -1,5 +1,7 @@
 """README and pages: their snippets run as they stand, and their links lead somewhere."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -48,3 +50,29 @@ def test_links_lead_to_files_and_headings(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+# Where a user starts: each of these functions shows an example.
+EXAMPLES = {
+    "attention.core": ["apply"],
+    "construction.prune": ["prune_attention"],
+    "construction.width": ["find_width"],
+    "edge_popup.fitting": ["fit"],
+    "subset_sum.solver": ["solve"],
+    "supermask": ["from_scores"],
+    "theory": ["attention_widths"],
+    "ticket.file": ["save"],
+}
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_the_examples_of_docstrings_come_out_as_written(module):
+    found = importlib.import_module(f"slth_jax.{module}")
+    tests = [test for test in doctest.DocTestFinder().find(found) if test.examples]
+    shown = {test.name.rpartition(".")[2] for test in tests}
+    assert set(EXAMPLES[module]) <= shown
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    said = []
+    for test in tests:
+        runner.run(test, out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)

@@ -48,6 +48,15 @@ def apply(
 
     Raises:
       ValueError: shapes, dtypes or values that do not fit, named in one line.
+
+    Examples:
+      One head that hands on the mean of the tokens, as all its logits are zero:
+
+      >>> params = AttentionParams(*jnp.zeros((2, 1, 2, 1)), jnp.eye(2)[None], jnp.eye(2)[None])
+      >>> apply(params, [[1.0, 0.0], [3.0, 4.0]]).tolist()
+      [[2.0, 2.0], [2.0, 2.0]]
+      >>> apply(params, [[1.0, 0.0], [3.0, 4.0]], causal_mask(2)).tolist()
+      [[1.0, 0.0], [2.0, 2.0]]
     """
     params = _checked(params)
     h, m, _ = params.w_q.shape

@@ -55,6 +55,13 @@ def find_width(
 
     Raises:
       ValueError: `error` is not reached up to `largest`, or what `prune_attention` raises.
+
+    Examples:
+      >>> shape = {"num_heads": 1, "d_in": 2, "d_out": 2}
+      >>> target = initializers.theory_attention(jax.random.key(0), n_k=2, n_v=2, **shape)
+      >>> found = find_width(target, 0.5, key=jax.random.key(1), seeds=4)
+      >>> found.error <= 0.5 and found.width in found.tried
+      True
     """
     wished = checks.number("error", error, low=0, open_low=True)
     rule = rules.get(construction)

@@ -98,6 +98,23 @@ def fit(
       ValueError: arguments that cannot be used, or a loss that is not finite; one line.
       CheckpointError: `out` holds another fit, is in use, or cannot be written to.
       SystemExit: 143, after SIGTERM, once the step in flight is made and saved in `out`.
+
+    Examples:
+      Which half of a random matrix another map keeps, found from what that map does:
+
+      >>> w = jax.random.normal(jax.random.key(1), (16, 4))
+      >>> hidden = supermask.from_scores(jax.random.normal(jax.random.key(2), w.shape), 0.5)
+      >>> found = fit(
+      ...     jax.random.key(0),
+      ...     {"w": w},
+      ...     lambda params, x: jnp.mean((x @ params["w"] - x @ (w * hidden)) ** 2),
+      ...     lambda step: jax.random.normal(jax.random.key(step), (32, 16)),
+      ...     keep=0.5,
+      ...     recipe=Recipe(steps=100),
+      ...     learning_rate=0.05,
+      ... )
+      >>> bool((found.masks["w"] == hidden).all())
+      True
     """
     chosen = edge.VARIANTS[checks.choice("variant", variant, edge.VARIANTS)] \
         if isinstance(variant, str) else variant  # fmt: skip

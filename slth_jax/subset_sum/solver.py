@@ -72,6 +72,13 @@ def solve(
     Raises:
       ValueError: shapes that do not fit, more than 4,096 samples, NaN or infinite numbers
         (where they are known: not under a transformation), dtypes other than the two.
+
+    Examples:
+      >>> found = solve([[0.5, -0.2, 0.125, 0.75]], [0.6])
+      >>> found.mask.tolist()
+      [[True, False, True, False]]
+      >>> print(f"{found.total[0]:.3f}, {found.error[0]:.3f} away")
+      0.625, 0.025 away
     """
     if max_exact is not None:
         max_exact = checks.integer("max_exact", max_exact, low=2, high=MAX_EXACT)

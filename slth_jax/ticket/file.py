@@ -60,6 +60,23 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
     Raises:
       ValueError: `path` does not end in '.ticket.safetensors'.
       CheckpointError: it cannot be written, or another file is there and `overwrite` is not set.
+
+    Examples:
+      >>> import tempfile
+      >>> import jax
+      >>> from slth_jax import initializers, ticket
+      >>> options = {"num_heads": 1, "d_in": 2, "d_out": 2, "n_k": 64, "n_v": 64}
+      >>> source = initializers.theory_attention(jax.random.key(3, impl=ticket.IMPL), **options)
+      >>> masks = jax.tree.map(lambda w: w > 0, source)
+      >>> found = ticket.create("theory", options, 3, masks)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/mine.ticket.safetensors", found)
+      ...     again = load(f"{folder}/mine.ticket.safetensors")
+      >>> again.recipe
+      "source 'theory' with seed 3 and d_in=2, d_out=2, n_k=64, n_v=64, num_heads=1"
+      >>> weights = ticket.materialize(again)  # drawn anew from the seed, and masked
+      >>> bool((weights.w_q == source.w_q * masks.w_q).all())
+      True
     """
     path = Path(path)
     if not path.name.endswith(SUFFIX):
