@@ -2,10 +2,11 @@
 
 Every claim has `what` is compared, the `paper`'s number or words, the number `here` with the
 interval from `low` to `high`, and a `verdict`: 'agrees', or where not: 'lower' or 'higher' than the
-paper's number, 'differs' from its words.
+paper's number, 'differs' from its words, 'open' where the interval does not tell.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,13 @@ def statement(
 ) -> Claim:
     """Set a statement of the paper beside what was measured, and whether it holds here."""
     return _claim(what, paper, here, AGREES if holds else "differs", low, high)
+
+
+def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
+    """Compare a difference over seeds (`measure.paired`) that the paper says is negative."""
+    low, high = paired.get("low", -math.inf), paired.get("high", math.inf)
+    verdict = AGREES if high < 0 else "differs" if low > 0 else "open"
+    return _claim(what, paper, paired["difference"], verdict, low, high)
 
 
 def in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple[int, int]:

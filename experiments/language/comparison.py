@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from experiments import measure
+from experiments import claims, measure
 from experiments.folder import RunFolder
 from experiments.language import cost, plots, text, training
 from experiments.language.job import Job, Run
@@ -100,12 +100,28 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     )
     out.figure(plots.against_size(summary), "language")
     out.figure(plots.curves(log, "method"), "curves")
+    paired = _paired(config, rows)
     return {
         "rows": summary,
-        "paired": _paired(config, rows),
+        "paired": paired,
         "unigram_entropy": text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size),
         "paper": PAPER,
+        "claims": compare(paired),
     }
+
+
+def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
+    """Set what scaling gains at each size beside the paper's words."""
+    return [
+        claims.below_zero(
+            f"loss of the scaled ticket less the ticket's, {row['model']} "
+            f"x{row['width_multiplier']:g}",
+            "scaled tickets are better at every size",
+            row,
+        )
+        for row in paired
+        if (row["method"], row["reference"]) == ("scaled", "ticket")
+    ]
 
 
 def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

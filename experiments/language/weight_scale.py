@@ -1,16 +1,18 @@
 """Figure 8: validation loss of GPT-2's tickets against the scale of query and key weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from experiments import measure
+from experiments import claims, measure
 from experiments.folder import RunFolder
 from experiments.language import cost, plots, text, training
 from experiments.language.job import Run
 from experiments.language.outcome import Outcome, summarize
 from experiments.language.settings import PAPER_RECIPE, Settings, load_text
 
-PAPER = {
+PAPER_SCALE = 64**0.25
+PAPER: dict[str, Any] = {
     "best_scale": "near n_K^(1/4) = 2.8 in mini, small and medium",
     "scales": "1 to 5",
     "figure": 8,
@@ -69,22 +71,49 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     summary = summarize(rows, ("model", "scale"))
     out.figure(plots.against_scale(summary, entropy), "weight_scale")
     out.figure(plots.curves(log, "qk_scale"), "curves")
+    paired = [
+        {"model": model}
+        | measure.paired([row for row in rows if row["model"] == model], "scale", scale, 1.0)
+        for model in config.models
+        for scale in config.scales
+        if 1.0 in config.scales and scale != 1.0
+    ]
+    fit = {
+        model: _minimum([row for row in summary if row["model"] == model])
+        for model in config.models
+    }
     return {
         "rows": summary,
-        "paired": [
-            {"model": model}
-            | measure.paired([row for row in rows if row["model"] == model], "scale", scale, 1.0)
-            for model in config.models
-            for scale in config.scales
-            if 1.0 in config.scales and scale != 1.0
-        ],
-        "fit": {
-            model: _minimum([row for row in summary if row["model"] == model])
-            for model in config.models
-        },
+        "paired": paired,
+        "fit": fit,
         "unigram_entropy": entropy,
         "paper": PAPER,
+        "claims": compare(config.scales, fit, paired),
     }
+
+
+def compare(
+    scales: Sequence[float], fit: dict[str, dict[str, float]], paired: list[dict[str, Any]]
+) -> list[claims.Claim]:
+    """Set the best scale, and what the paper's scale gains over none, beside the paper's words."""
+    nearest = min(scales, key=lambda scale: abs(scale - PAPER_SCALE))
+    return [
+        claims.statement(
+            f"best of the scales {', '.join(f'{scale:g}' for scale in scales)}, {model}",
+            PAPER["best_scale"],
+            found["best_scale"],
+            found["best_scale"] == nearest,
+        )
+        for model, found in fit.items()
+    ] + [
+        claims.below_zero(
+            f"loss at scale {nearest:g} less that at scale 1, {row['model']}",
+            "scaling helps",
+            row,
+        )
+        for row in paired
+        if row["scale"] == nearest
+    ]
 
 
 def dry_run(config: Config) -> str:

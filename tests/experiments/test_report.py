@@ -8,8 +8,9 @@ import shutil
 import jax
 import pytest
 
-from experiments import machine, registry, tables
+from experiments import claims, machine, registry, tables
 from experiments.__main__ import main
+from experiments.language import comparison, weight_scale
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -146,3 +147,23 @@ def test_folders_that_hold_no_finished_run_get_one_line(folder, tmp_path, capsys
         said = capsys.readouterr()
         assert message in said.err and said.err.count("\n") == 1 and not said.out
     assert not (damaged / "report.html").exists()
+
+
+def test_verdicts_follow_the_intervals():
+    inside, below, above = (claims.number("n", 1.0, here, 0.1)["verdict"] for here in (1.1, 0.5, 2))
+    assert (inside, below, above) == ("agrees", "lower", "higher")
+    for low, high, verdict in [(-2, -1, "agrees"), (-1, 1, "open"), (1, 2, "differs")]:
+        paired = {"difference": (low + high) / 2, "low": low, "high": high}
+        assert claims.below_zero("d", "negative", paired)["verdict"] == verdict
+    assert claims.below_zero("d", "negative", {"difference": -1.0})["verdict"] == "open"
+    rows = [
+        {"depth": d, "width": w, "mean": m}
+        for d, w, m in [(1, 4, 0.1), (2, 4, 0.2), (1, 8, 0.3), (2, 8, 0.2)]
+    ]
+    assert claims.in_order(rows, "depth", "width") == (1, 2)
+    paired = [{"model": "tiny", "scale": 2.83, "difference": -0.1, "low": -0.2, "high": -0.05}]
+    told = weight_scale.compare((1.0, 2.83), {"tiny": {"best_scale": 2.83}}, paired)
+    assert [claim["verdict"] for claim in told] == ["agrees", "agrees"]
+    sizes = [{"model": "nano", "width_multiplier": 2.0, "difference": 0.3, "low": 0.1, "high": 0.4}]
+    (told,) = comparison.compare([sizes[0] | {"method": "scaled", "reference": "ticket"}])
+    assert told["verdict"] == "differs" and "nano x2" in told["what"]
