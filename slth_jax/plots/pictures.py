@@ -56,8 +56,11 @@ def masks(
                 came = np.shape(numbers[name]) if name in numbers else "none"
                 raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", came)
             weight = _one(np.asarray(numbers[name], np.float32), head, name)
-        axes.imshow(_cells(mask, weight), aspect="auto")
-        place, _, last = name.rpartition(".")
+        # Cells that are wider than a pixel have sharp edges; narrower ones are averaged.
+        sharp = "nearest" if mask.shape[1] <= 512 else None
+        axes.imshow(_cells(mask, weight), aspect="auto", interpolation=sharp)
+        # Flax calls the array in a parameter its value, which is no news.
+        place, _, last = name.removesuffix(".value").rpartition(".")
         title = " ".join(part for part in (place, _NAMES.get(last, last)) if part)
         part = f", head {head}" if last in _NAMES else f"[{head}]" if shown[name].ndim > 2 else ""
         size = " × ".join(map(str, mask.shape))
@@ -67,6 +70,9 @@ def masks(
         )
         axes.set_ylabel(_SIDES.get(last, ""), fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        if mask.shape[0] == 1:
+            axes.set_yticks([0])
     if all(name.rpartition(".")[2] in _NAMES for name in names):
         panels[-1].set_xlabel("hidden unit", fontsize=8)
     _legend(made, weights is not None)
