@@ -10,14 +10,12 @@ in NumPy float64.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import checks
-from slth_jax.construction import fits
+from slth_jax.construction import compared
 from slth_jax.theory import sharp_softmax_error
-from slth_jax.transformer import Block, Linear
+from slth_jax.transformer import Block
 from slth_jax.types import AttentionParams
 
 # Relative error of exp, in units of round-off, that XLA's back ends stay within.
@@ -30,20 +28,12 @@ class Guarantee(NamedTuple):
     error: float  # the bound, round-off included
     round_off: float  # the part of `error` that stands for rounding
     trivial: float  # what holds for any two such networks: the sum of their largest outputs
+    blocks: tuple[float, ...] = ()  # of a transformer: the bound behind each block
 
     @property
     def vacuous(self) -> bool:
         """Whether the bound says no more than the size of the outputs does."""
         return not self.error < self.trivial
-
-
-class _Head(NamedTuple):
-    """Spectral norms of one head's merged matrices, and of the absolute factors of each."""
-
-    qk: float
-    vo: float
-    abs_qk: float
-    abs_vo: float
 
 
 def guaranteed_error(
@@ -93,148 +83,84 @@ def guarantee(
     max_norm = checks.number("max_norm", float(max_norm), low=0)
     checks.integer("num_tokens", num_tokens, low=1)
     if isinstance(target, AttentionParams):
-        unit = _unit_round_off(source.w_q if dtype is None else None, dtype)
-        ticket = _masked_attention(source, masks)
-        return _attention_guarantee(ticket, _float64(target), max_norm, num_tokens, unit)
-    unit = _unit_round_off(source[0].attention.w_q if dtype is None else None, dtype)
+        unit = compared.unit_round_off(source, dtype)
+        ticket = compared.masked_attention(source, masks)
+        return _attention_guarantee(ticket, compared.float64(target), max_norm, num_tokens, unit)
+    unit = compared.unit_round_off(source[0].attention, dtype)
     return _blocks_guarantee(source, masks, target, max_norm, num_tokens, unit)
 
 
 def _attention_guarantee(
     ticket: AttentionParams, target: AttentionParams, alpha: float, num_tokens: int, unit: float
 ) -> Guarantee:
-    difference, round_off, trivial = 0.0, 0.0, 0.0
-    num_heads, m = target.w_q.shape[:2]
-    for h in range(num_heads):
-        in_ticket, in_target = _head(ticket, h), _head(target, h)
-        d_qk = _spectral(_w_qk(ticket, h) - _w_qk(target, h))
-        d_vo = _spectral(_w_vo(ticket, h) - _w_vo(target, h))
-        moved = sharp_softmax_error(alpha**2 * d_qk, alpha=alpha) if alpha else 0.0
-        difference += moved * in_target.vo + alpha * d_vo
-        trivial += alpha * (in_ticket.vo + in_target.vo)
-        for head, params in ((in_ticket, ticket), (in_target, target)):
-            k, v = params.w_q.shape[-1], params.w_v.shape[-1]
-            round_off += _head_round_off(head, alpha, m, k, v, num_heads, num_tokens, unit)
-    return Guarantee(float(difference + round_off), float(round_off), float(trivial))
+    of_ticket, of_target = compared.norms(ticket), compared.norms(target)
+    d_qk = compared.spectral(compared.w_qk(ticket) - compared.w_qk(target))
+    d_vo = compared.spectral(compared.w_vo(ticket) - compared.w_vo(target))
+    moved = np.array([_average(alpha**2 * d, alpha) for d in d_qk])
+    difference = np.sum(moved * of_target.vo + alpha * d_vo)
+    trivial = np.sum(alpha * (of_ticket.vo + of_target.vo))
+    rounding = sum(
+        round_off(part, params, alpha, num_tokens, unit)
+        for part, params in ((of_ticket, ticket), (of_target, target))
+    )
+    return Guarantee(float(difference + rounding), float(rounding), float(trivial))
 
 
-def _head_round_off(
-    head: _Head, alpha: float, m: int, k: int, v: int, num_heads: int, num_tokens: int, unit: float
-) -> float:
-    """Bound the rounding of one head of `attention.apply`, first order in the unit round-off."""
-    logits = _gamma(2 * m + k + 4, unit) * alpha**2 * head.abs_qk
-    exponent = unit * (2 * alpha**2 * head.qk + _EXP_ULPS)
-    weights = 2 * np.expm1(min(exponent, 50.0)) + _gamma(num_tokens + 2, unit)
-    sums = _gamma(num_tokens + m + v + num_heads + 2, unit) * (1 + weights)
-    return (logits + weights) * alpha * head.vo + sums * alpha * head.abs_vo
+def _average(logits: float, alpha: float) -> float:
+    """Return how far an average of rows of norm `alpha` moves with its logits."""
+    return sharp_softmax_error(logits, alpha=alpha) if alpha else 0.0
+
+
+def round_off(
+    of: compared.Norms, params: AttentionParams, alpha: Any, num_tokens: int, unit: float
+) -> np.ndarray:
+    """Bound the rounding of `attention.apply`, first order in the unit round-off.
+
+    `alpha` is the largest norm of a row: a number, or one for each sequence.
+    """
+    h, m, k = params.w_q.shape
+    v = params.w_v.shape[-1]
+    alpha = np.asarray(alpha, np.float64)[..., None]  # heads last
+    logits = compared.gamma(2 * m + k + 4, unit) * alpha**2 * of.abs_qk
+    exponent = unit * (2 * alpha**2 * of.qk + _EXP_ULPS)
+    weights = 2 * np.expm1(np.minimum(exponent, 50.0)) + compared.gamma(num_tokens + 2, unit)
+    sums = compared.gamma(num_tokens + m + v + h + 2, unit) * (1 + weights)
+    return np.sum((logits + weights) * alpha * of.vo + sums * alpha * of.abs_vo, axis=-1)
 
 
 def _blocks_guarantee(source, masks, target, alpha, num_tokens, unit) -> Guarantee:
     """Propagate the norm of the target's rows, the ticket's distance and round-off by block."""
-    if not len(source) == len(masks) == len(target):
-        raise checks.fail("source, masks and target", "of one length", (len(source), len(masks)))
-    error, round_off = 0.0, 0.0
-    for from_block, mask, to_block in zip(source, masks, target, strict=True):
-        ticket = _masked_attention(from_block.attention, mask.attention)
-        attention = _float64(to_block.attention)
+    error, rounding = 0.0, 0.0
+    errors = []
+    for ticket, block in compared.paired(source, masks, target):
+        of_target = compared.norms(block.attention)
         reached = alpha + error  # norm of the ticket's rows
-        step = _attention_guarantee(ticket, attention, reached, num_tokens, unit)
-        moved = 0.0
-        for h in range(attention.w_q.shape[0]):
-            head = _head(attention, h)
-            logits = head.qk * error * (reached + alpha)
-            average = sharp_softmax_error(logits, alpha=reached) if reached else 0.0
-            moved += (average + error) * head.vo
-        growth = sum(_head(attention, h).vo for h in range(attention.w_q.shape[0]))
-        hidden_error = error + step.error + moved + 2 * unit * (reached + step.trivial)
-        hidden_norm = alpha * (1 + growth)
-        round_off += step.round_off
-        error, alpha, rounding = _layers_error(
-            from_block.layers, mask.layers, to_block.layers, hidden_error, hidden_norm, unit
+        step = _attention_guarantee(ticket.attention, block.attention, reached, num_tokens, unit)
+        logits = of_target.qk * error * (reached + alpha)
+        moved = sum(
+            (_average(change, reached) + error) * vo
+            for change, vo in zip(logits, of_target.vo, strict=True)
         )
-        round_off += rounding
+        hidden_error = error + step.error + moved + 2 * unit * (reached + step.trivial)
+        hidden_norm = alpha * (1 + np.sum(of_target.vo))
+        error, alpha, in_layers = _layers_error(ticket.layers, hidden_error, hidden_norm, unit)
+        rounding += step.round_off + in_layers
+        errors.append(float(error))
     # The ticket's rows are no longer than alpha + error: a bound below 2 alpha says something.
-    return Guarantee(float(error), float(round_off), float(2 * alpha))
+    return Guarantee(float(error), float(rounding), float(2 * alpha), tuple(errors))
 
 
-def _layers_error(source, masks, target, error: float, norm: float, unit: float):
+def _layers_error(layers: Sequence[compared.Layer], error: float, norm: float, unit: float):
     """Return error, norm and round-off of ``F(y) + y`` for rows y of given error and norm."""
     in_error, in_norm = error, norm
     rounding = 0.0
-    if not target:
+    if not layers:
         return error, norm, rounding
-    for l, layer in enumerate(target):
-        w = np.asarray(layer.w, np.float64)
-        if not masks:  # the target's own layer: it only carries the error on
-            here = 2 * _gamma(w.shape[1] + 2, unit) * _spectral(abs(w)) * (norm + error)
-            rounding += here
-            error = _spectral(w) * error + here
-            norm = _spectral(w) * norm + _bias_norm(layer)
-            continue
-        first, second = source[2 * l], source[2 * l + 1]
-        w1 = _masked(first.w, masks[2 * l].w)
-        w2 = _masked(second.w, masks[2 * l + 1].w)
-        fits.check_biases(first, second, layer)
-        # relu(u x) = u x+ for u > 0 and -u x- for u < 0: two products, one per half of x.
-        plus, minus = w2 @ np.where(w1 > 0, w1, 0), w2 @ np.where(w1 < 0, w1, 0)
-        both = np.concatenate([plus - w, minus - w], axis=1) if l == 0 else plus - w
+    for layer in layers:
         reached = norm + error
-        absolute = _spectral(abs(w2) @ abs(w1)) + _spectral(abs(w))
-        here = _gamma(w1.shape[1] + w1.shape[0] + 4, unit) * absolute * reached
+        here = float(layer.rounding(reached, unit))
         rounding += here
-        error = _spectral(both) * reached + _spectral(w) * error + here
-        norm = _spectral(w) * norm + _bias_norm(layer)
+        error = layer.both * reached + layer.norm * error + here
+        norm = layer.norm * norm + float(np.linalg.norm(layer.b))
     final = 2 * unit * (norm + in_norm + error + in_error)
     return error + in_error + final, norm + in_norm, rounding + final
-
-
-def _bias_norm(layer: Linear) -> float:
-    return 0.0 if layer.b is None else float(np.linalg.norm(np.asarray(layer.b, np.float64)))
-
-
-def _w_qk(params: AttentionParams, h: int) -> np.ndarray:
-    return params.w_q[h] @ params.w_k[h].T / np.sqrt(float(params.key_width))
-
-
-def _w_vo(params: AttentionParams, h: int) -> np.ndarray:
-    return np.asarray(params.w_v[h] @ params.w_o[h])
-
-
-def _head(params: AttentionParams, h: int) -> _Head:
-    absolute: AttentionParams = jax.tree.map(abs, params)
-    return _Head(
-        qk=_spectral(_w_qk(params, h)),
-        vo=_spectral(_w_vo(params, h)),
-        abs_qk=_spectral(_w_qk(absolute, h)),
-        abs_vo=_spectral(_w_vo(absolute, h)),
-    )
-
-
-def _float64(params: AttentionParams) -> AttentionParams:
-    return jax.tree.map(lambda w: np.asarray(w, np.float64), params)
-
-
-def _masked(weight, mask) -> np.ndarray:
-    weight, mask = np.asarray(weight, np.float64), np.asarray(mask)
-    if weight.shape != mask.shape:
-        raise checks.fail("masks", f"of the shapes of source ({weight.shape})", mask.shape)
-    return weight * mask
-
-
-def _masked_attention(source: AttentionParams, masks: AttentionParams) -> AttentionParams:
-    masked = map(_masked, source, masks)
-    named: dict[str, Any] = dict(zip(source._fields, masked, strict=True))
-    return _float64(source)._replace(**named)
-
-
-def _spectral(matrix: np.ndarray) -> float:
-    return float(np.linalg.norm(matrix, 2))
-
-
-def _gamma(n: int, unit: float) -> float:
-    """Return Higham's ``n u / (1 - n u)``: relative error of a sum of n products."""
-    return n * unit / (1 - n * unit) if n * unit < 1 else np.inf
-
-
-def _unit_round_off(weights, dtype: Any) -> float:
-    return float(jnp.finfo(weights.dtype if dtype is None else dtype).eps) / 2
