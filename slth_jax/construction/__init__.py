@@ -9,6 +9,7 @@ masks. `guarantee` says what can be promised of a ticket, `find_width` which wid
 from slth_jax.construction.guarantee import guaranteed_error, is_vacuous
 from slth_jax.construction.matrices import Report
 from slth_jax.construction.networks import AttentionReport
+from slth_jax.construction.on_inputs import guaranteed_error_on
 from slth_jax.construction.prune import (
     apply_masks,
     prune_attention,
@@ -32,6 +33,7 @@ __all__ = [
     "apply_masks",
     "find_width",
     "guaranteed_error",
+    "guaranteed_error_on",
     "is_vacuous",
     "prune_attention",
     "prune_layers",
