@@ -120,8 +120,6 @@ def fit(
         if isinstance(variant, str) else variant  # fmt: skip
     checks.number("keep", keep, low=0, high=1, open_low=True)
     checks.number("learning_rate", learning_rate, low=0)
-    if chosen.redraw_every and draw is None:
-        raise checks.fail("draw", "a function of a key for a variant that re-draws weights", None)
     model = _Model(params, loss, mask, learn)
     config = {
         "keep": float(keep), "learning_rate": float(learning_rate),

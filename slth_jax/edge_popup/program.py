@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from slth_jax import placement, supermask
+from slth_jax import checks, placement, supermask
 from slth_jax.edge_popup import scores as edge
 from slth_jax.edge_popup.scores import Hparams, Loss, Recipe, State, Variant
 from slth_jax.types import Array, PyTree
@@ -53,6 +53,8 @@ class Program:
         self.recipe, self.variant, self.runs = recipe, variant, runs
         self._mesh, self._loss, self._measure = mesh, loss, measure or loss
         self._accumulate = accumulate
+        if mesh is not None and (runs is None or shapes is None):
+            raise checks.fail("mesh", "given together with runs and shapes", "it alone")
         self.shapes, places = None, None
         if mesh is not None:
             places = placement.of(shapes, mesh, runs=True)

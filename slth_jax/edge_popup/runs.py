@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from slth_jax import checks
 from slth_jax.edge_popup.program import Program
 from slth_jax.edge_popup.scores import Hparams, Named, State
 from slth_jax.types import Array, Key, PyTree
@@ -39,11 +40,15 @@ class Runs:
     draw: Callable[[Key], Named] | None = None
     names: Callable[[int], str] | None = None
 
+    def __post_init__(self):
+        if self.program.variant.redraw_every and self.draw is None:
+            allowed = "a function of a key for a variant that re-draws weights"
+            raise checks.fail("draw", allowed, None)
+
     def advance(self, state: State, begin: int, end: int) -> tuple[State, Array]:
         """Make the steps `begin` to `end`, re-drawing weights first where the variant does so."""
         every = self.program.variant.redraw_every
-        if every and begin and begin % every == 0:
-            assert self.draw is not None
+        if self.draw is not None and every and begin and begin % every == 0:
             for_fresh, for_choice = self._split(begin)
             fresh = self.draw(for_fresh)
             state = self.program.redraw(for_choice, state, fresh, self.hparams)

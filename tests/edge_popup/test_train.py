@@ -164,3 +164,11 @@ def test_a_loss_that_is_not_finite_names_step_and_run(runs):
         edge_popup.train(
             dataclasses.replace(runs, validation=()), evaluate_every=2, evaluate_first=True
         )
+
+
+def test_what_does_not_go_together_is_refused(runs):
+    with pytest.raises(ValueError, match=r"^draw must be a function of a key for a variant that"):
+        dataclasses.replace(runs, draw=None)
+    mesh = jax.make_mesh((8,), ("run",))
+    with pytest.raises(ValueError, match=r"^mesh must be given together with runs and shapes"):
+        edge_popup.Program(loss, RECIPE, ITERAND, mesh=mesh)
