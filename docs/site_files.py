@@ -1,4 +1,4 @@
-"""What the site shows besides the pages of this folder: an API page a module, and figures.
+"""What the site shows besides the pages of this folder: an API page a module, figures, notebooks.
 
 Pages name figures by their place in the repository (`../experiments/...`), so that they are seen
 there too; the site keeps them under `experiments/`.
@@ -10,6 +10,11 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+SHOWN = (
+    "experiments/figures/*.*",
+    "experiments/benchmarks/results/*.*",
+    "experiments/notebooks/*.ipynb",
+)
 # Modules that are commands or ground, not what one calls.
 LEFT_OUT = {"__main__", "cli", "checks", "hosts", "placement"}
 
@@ -33,10 +38,10 @@ def on_files(files, config):
     for name in modules():
         page = f"# {name}\n\n::: slth_jax.{name}\n"
         files.append(File.generated(config, f"api/{name}.md", content=page))
-    for place in ("experiments/figures", "experiments/benchmarks/results"):
-        for path in sorted((ROOT / place).glob("*.*")):
-            file = File.generated(config, f"{place}/{path.name}", abs_src_path=str(path))
-            files.append(file)
+    for shown in SHOWN:
+        for path in sorted(ROOT.glob(shown)):
+            place = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
 
 
