@@ -16,7 +16,7 @@ class _Help(argparse.Action):
 
             try:
                 print("\n".join(commands.describe(namespace.name)))
-            except (ValueError, ModuleNotFoundError) as error:
+            except ValueError as error:
                 parser.exit(_refuse(str(error)))
         parser.exit()
 

@@ -51,10 +51,8 @@ def _report(folders: Sequence[str], page: str | None) -> None:
     """Write the page of finished runs, and say where it is."""
     if not folders:
         raise checks.fail("report", "followed by folders of finished runs", "none")
-    try:
-        from experiments import report
-    except ModuleNotFoundError as error:
-        raise registry.needs("report", error) from error
+    registry.require("report", ("jinja2",))
+    from experiments import report
 
     print(report.write(folders, page or os.path.join(folders[0], PAGE)))
 
@@ -103,10 +101,8 @@ def _join_processes(distributed: str) -> None:
 def _run(
     name: str, module: ModuleType, config: Any, path: str, options: argparse.Namespace
 ) -> None:
-    try:
-        from experiments import tables
-    except ModuleNotFoundError as error:
-        raise registry.needs(name, error) from error
+    registry.require(name)
+    from experiments import tables
 
     first = jax.process_index() == 0
     with folder.open(

@@ -1,14 +1,18 @@
 """Pictures of the theory's experiments. Measured points, fits of ours, fits of the paper."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from slth_jax.plots import COLORS, PAPER, band, figure, save, two
+
+if TYPE_CHECKING:  # help and estimates do without matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "COLORS",

@@ -2,6 +2,7 @@
 
 import importlib
 import types
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from slth_jax import checks
@@ -41,6 +42,9 @@ EXPERIMENTS = {
 REPRODUCE = ("hidden-dim", "input-length", "blocks")
 """What `reproduce` runs by default: figures 4, 5 and 6 of the paper."""
 
+NEEDS = ("matplotlib", "rich", "scipy")
+"""What a run loads beyond the library; names, help and estimates do without."""
+
 EXTRAS = 'pip install "slth-jax[experiments]"'
 
 
@@ -49,15 +53,19 @@ def load(name: str) -> types.ModuleType:
 
     Raises:
       ValueError: no such experiment.
-      ModuleNotFoundError: it needs a library of the extra `experiments`; one line says which.
     """
     checks.choice("experiment", name, EXPERIMENTS)
-    try:
-        return importlib.import_module(EXPERIMENTS[name].module)
-    except ModuleNotFoundError as error:
-        raise needs(name, error) from error
+    return importlib.import_module(EXPERIMENTS[name].module)
 
 
-def needs(name: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """Return the error of one line that says what `name` lacks and how to get it."""
-    return ModuleNotFoundError(f"{name} needs {error.name}: {EXTRAS}", name=error.name)
+def require(name: str, libraries: Sequence[str] = NEEDS) -> None:
+    """Refuse what `name` says where a library of the extra `experiments` is missing.
+
+    Raises:
+      ModuleNotFoundError: one line that says which, and how to get it.
+    """
+    for library in libraries:
+        try:
+            importlib.import_module(library)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{name} needs {error.name}: {EXTRAS}") from error

@@ -1,12 +1,16 @@
 """Pictures of the language experiments: loss against scale, against size, and over steps."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.plots import COLORS, PAPER, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHODS = {"dense": "trained", "ticket": "ticket", "scaled": "ticket, scaled query and key"}
 

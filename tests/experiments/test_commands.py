@@ -1,6 +1,7 @@
 """The command line as a user meets it: lists, extras that are missing, and one line a mistake."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,37 +17,50 @@ from slth_jax import storage
 ROOT = Path(__file__).parents[2]
 SMALL = ["--set", "widths=4,8", "--seeds", "2", "--set", "epochs=1", "--quiet"]
 
-# Runs the command line in a Python that lacks what only the extra `experiments` brings.
+# Runs command lines in a Python that lacks what only the extra `experiments` brings.
 WITHOUT_EXTRAS = """
-import sys
+import json, sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in ('matplotlib', 'rich', 'scipy', 'tiktoken', 'datasets'):
+        if name.partition('.')[0] in ('matplotlib', 'tiktoken', 'datasets'):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 sys.meta_path.insert(0, Blocker())
 from experiments.__main__ import main
-sys.exit(main(sys.argv[1:]))
+for line in json.loads(sys.argv[1]):
+    try:
+        status = main(line)
+    except SystemExit as stopped:
+        status = stopped.code
+    print('status', status)
 """
 
 
-def without_extras(*arguments):
-    command = [sys.executable, "-c", WITHOUT_EXTRAS, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-
-def test_list_names_every_experiment_without_extras():
-    done = without_extras("list")
+def without_extras(*lines):
+    """Return the statuses of command lines, and all that was printed."""
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(registry.EXPERIMENTS)
+    return re.findall(r"^status (\d)$", done.stdout, re.MULTILINE), done
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("--dry-run",)])
-def test_what_needs_an_extra_says_how_to_get_it(arguments, tmp_path):
-    done = without_extras("hidden-dim", "--out", str(tmp_path / "out"), *arguments)
-    assert done.returncode == 2
-    line = done.stderr.strip()
-    assert line.startswith("error: hidden-dim needs ") and "\n" not in line
-    assert 'pip install "slth-jax[experiments]"' in line
+def test_names_help_and_estimates_need_no_extra(tmp_path):
+    helps = [[name, "--help"] for name in registry.EXPERIMENTS]
+    estimate = ["hidden-dim", "--out", str(tmp_path / "out"), *SMALL, "--dry-run"]
+    statuses, done = without_extras(["list"], *helps, estimate)
+    assert set(statuses) == {"0"} and not done.stderr, done.stderr
+    names, *helped, estimated = done.stdout.split("status 0\n")[:-1]
+    assert [line.split()[0] for line in names.splitlines()] == list(registry.EXPERIMENTS)
+    for name, printed in zip(registry.EXPERIMENTS, helped, strict=True):
+        assert f"\n{name}: " in printed and "presets: quick" in printed
+    assert "on this machine" in estimated
+
+
+def test_a_run_says_how_to_get_its_extra(tmp_path):
+    statuses, done = without_extras(["hidden-dim", "--out", str(tmp_path / "out")])
+    assert statuses == ["2"]
+    assert done.stderr == (
+        'error: hidden-dim needs matplotlib: pip install "slth-jax[experiments]"\n'
+    )
     assert not (tmp_path / "out").exists()
 
 
