@@ -92,11 +92,11 @@ def prune_attention(
       >>> from slth_jax import initializers
       >>> draw, shape = initializers.theory_attention, {"num_heads": 1, "d_in": 2, "d_out": 2}
       >>> target = draw(jax.random.key(0), n_k=2, n_v=2, **shape)
-      >>> source = draw(jax.random.key(1), n_k=24, n_v=24, **shape)
+      >>> source = draw(jax.random.key(1), n_k=32, n_v=32, **shape)
       >>> masks, report = prune_attention(source, target, with_report=True)
       >>> ticket = apply_masks(source, masks)  # source weights times masks, nothing else
       >>> ticket.w_q.shape, bool(report.qk.max_error < 0.1), int(report.vo.num_sums)
-      ((1, 2, 24), True, 4)
+      ((1, 2, 32), True, 4)
     """
     rule = rules.get(construction)
     fits.check_attention(source, target, rule)
