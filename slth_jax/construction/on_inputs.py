@@ -23,10 +23,14 @@ _ENTRIES = 1 << 23
 class OnInputs(NamedTuple):
     """Bounds on ``||ticket(x)_i - target(x)_i||`` for the rows i of given sequences x."""
 
-    rows: np.ndarray  # [s, t], the bound of each row, round-off included
-    norms: np.ndarray  # [s, t], of the target's rows
-    blocks: np.ndarray  # [b, s, t], the bound behind each block
-    round_off: np.ndarray  # [s], the part of `rows` that rounding itself adds, block after block
+    blocks: np.ndarray  # [b, s, t], the bound of each row behind each block, round-off included
+    norms: np.ndarray  # [b, s, t], of the target's rows there
+    round_off: np.ndarray  # [s], the part that rounding itself adds, block after block
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The bound of each row of the output, `[s, t]`."""
+        return self.blocks[-1]
 
     @property
     def error(self) -> np.ndarray:
@@ -36,7 +40,7 @@ class OnInputs(NamedTuple):
     @property
     def vacuous(self) -> np.ndarray:
         """Whether some row of a sequence may err by its own norm or more, `[s]`."""
-        return ~np.all(self.rows < self.norms, axis=-1)
+        return ~np.all(self.rows < self.norms[-1], axis=-1)
 
 
 def guaranteed_error_on(
@@ -95,6 +99,7 @@ def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = 
     parts = []
     for y in _slices(x, t * widest):
         error, rounding, behind = np.zeros(y.shape[:2]), np.zeros(len(y)), []
+        norms = []
         for merged, layers in steps:
             attended, change, here = _attention(merged, y, error, allowed, unit)
             rounding = rounding + here
@@ -108,13 +113,11 @@ def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = 
                 y, error, here = _layers(layers, y, error, unit)
                 rounding = rounding + here
             behind.append(error)
-        parts.append((error, _norm(y), np.stack(behind), rounding))
-    rows, norms, blocks, rounding = zip(*parts, strict=True)
+            norms.append(_norm(y))
+        parts.append((np.stack(behind), np.stack(norms), rounding))
+    blocks, sizes, roundings = zip(*parts, strict=True)
     return OnInputs(
-        rows=np.concatenate(rows),
-        norms=np.concatenate(norms),
-        blocks=np.concatenate(blocks, axis=1),
-        round_off=np.concatenate(rounding),
+        np.concatenate(blocks, axis=1), np.concatenate(sizes, axis=1), np.concatenate(roundings)
     )
 
 
