@@ -1,5 +1,7 @@
 """Curves through measured means."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
@@ -60,3 +62,31 @@ def slope(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> dict[str, 
     half = float(stats.t.ppf((1 + confidence) / 2, len(x_) - 2) * line.stderr)
     b = float(line.slope)
     return {"slope": b, "slope_se": float(line.stderr), "low": b - half, "high": b + half}
+
+
+def within(
+    groups: Sequence[object], x: Sequence[ArrayLike], y: ArrayLike
+) -> list[dict[str, float]]:
+    """Fit ``y = a_g + sum_i b_i x_i`` with an intercept for each group g; return each b_i.
+
+    Least squares on what is left when every group's means are taken off. Empty where there are no
+    more points than numbers to fit.
+    """
+    names, group = np.unique([repr(one) for one in groups], return_inverse=True)
+    count = np.bincount(group)
+
+    def centred(values: ArrayLike) -> np.ndarray:
+        values = np.asarray(values, float)
+        return values - (np.bincount(group, values) / count)[group]
+
+    design, goal = np.stack([centred(one) for one in x], axis=1), centred(y)
+    free = len(goal) - len(names) - len(x)
+    if free < 1 or np.linalg.matrix_rank(design) < len(x):
+        return []
+    b, *_ = np.linalg.lstsq(design, goal, rcond=None)
+    variance = np.sum((goal - design @ b) ** 2) / free
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    return [
+        {"slope": float(one), "slope_se": float(error)}
+        for one, error in zip(b, errors, strict=True)
+    ]

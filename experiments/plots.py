@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slth_jax.plots import COLORS, PAPER, band, figure, save, two
+from slth_jax.plots import COLORS, PAPER, band, figure, save, several, two
 
 if TYPE_CHECKING:  # help and estimates do without matplotlib
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ __all__ = [
     "exponential",
     "figure",
     "save",
+    "several",
     "two",
 ]
 

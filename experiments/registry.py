@@ -25,6 +25,10 @@ EXPERIMENTS = {
     "blocks": Experiment(
         "experiments.theory.blocks", "figure 6: error against width, transformers of 1 to 4 blocks"
     ),
+    "bounds": Experiment(
+        "experiments.theory.bounds",
+        "guaranteed against measured error: input length, input bound, depth at random",
+    ),
     "trained-target": Experiment(
         "experiments.theory.trained_target",
         "a trained network as the target; --weights FILE for a published one",

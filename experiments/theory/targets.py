@@ -101,7 +101,9 @@ def _loss(net: tuple[AttentionParams, Array], sequences: data.Sequences) -> Arra
     return jnp.mean((answer - sequences.w.astype(jnp.float32)) ** 2)
 
 
-def random_transformer(key: Key, *, num_blocks: int, d: int, d_k: int) -> tuple[Block, ...]:
+def random_transformer(
+    key: Key, *, num_blocks: int, d: int, d_k: int, heads: int = 1
+) -> tuple[Block, ...]:
     """Draw an untrained transformer as in figure 6: theory attention, F one layer ``U[-1, 1]``."""
     blocks = []
     for block_key in jax.random.split(key, num_blocks):
@@ -109,7 +111,7 @@ def random_transformer(key: Key, *, num_blocks: int, d: int, d_k: int) -> tuple[
         blocks.append(
             Block(
                 initializers.theory_attention(
-                    for_attention, num_heads=1, d_in=d, d_out=d, n_k=d_k, n_v=d_k
+                    for_attention, num_heads=heads, d_in=d, d_out=d, n_k=d_k, n_v=d_k
                 ),
                 (Linear(initializers.uniform_units(for_layer, d, (d,))),),
             )

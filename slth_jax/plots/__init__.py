@@ -8,7 +8,7 @@ when the first figure is made. A notebook shows a figure that stands last in a c
 
 from slth_jax.plots.curves import band, entry_errors, error_bands
 from slth_jax.plots.pictures import attention_maps, masks
-from slth_jax.plots.style import COLORS, PAPER, figure, save, two
+from slth_jax.plots.style import COLORS, PAPER, figure, save, several, two
 
 __all__ = [
     "COLORS",
@@ -20,5 +20,6 @@ __all__ = [
     "figure",
     "masks",
     "save",
+    "several",
     "two",
 ]

@@ -42,11 +42,17 @@ def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
 
 def two(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
     """Return a figure with two pairs of axes side by side; sizes in inches."""
-    made = blank(width, height)
-    left, right = made.subplots(1, 2)
-    _style(left)
-    _style(right)
+    made, (left, right) = several(2, width, height)
     return made, (left, right)
+
+
+def several(count: int, width: float, height: float) -> tuple[Figure, tuple[Axes, ...]]:
+    """Return a figure with `count` >= 2 pairs of axes side by side; sizes in inches."""
+    made = blank(width, height)
+    row = made.subplots(1, count)
+    for axes in row:
+        _style(axes)
+    return made, tuple(row)
 
 
 def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 160) -> None:

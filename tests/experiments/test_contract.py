@@ -16,6 +16,7 @@ SMALLEST = {
     "hidden-dim": (*THEORY, "widths=4,8,12"),
     "input-length": (*THEORY, "widths=8", "lengths=4,8,16"),
     "blocks": ("test_sequences=2", "widths=8,16,24", "max_blocks=2"),
+    "bounds": ("rules=proof", "dims=2", "heads=1", "units=4", "depths=1,2"),
     "trained-target": ("attention_units=2,3", "relu_units=4"),
     "language": (*LANGUAGE, "models=tiny", "widths=0.5", "methods=ticket,dense"),
     "weight-scale": (*LANGUAGE, "scales=1,2"),
