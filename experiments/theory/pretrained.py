@@ -148,6 +148,21 @@ def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
     }
 
 
+def certain(network: Network, task: Task, rows: Array, bound: np.ndarray) -> np.ndarray:
+    """Return which answers no change of the rows within `bound [n, q]` can turn, `[n, q]`.
+
+    A row that moves by r moves the logit of b against that of the answer a by at most
+    ``r ||u_a - u_b||`` with the columns u of the unembedding, read out in exact arithmetic.
+    """
+    u = np.asarray(network.w_u, np.float64)[:, : task.choices]
+    logits = np.asarray(rows, np.float64) @ u
+    answers = np.asarray(task.answers)
+    ahead = np.take_along_axis(logits, answers[..., None], axis=-1) - logits
+    apart = np.linalg.norm(u[:, :, None] - u[:, None, :], axis=0)[answers]
+    other = np.arange(task.choices) != answers[..., None]
+    return np.all((ahead > apart * bound[..., None]) | ~other, axis=-1)
+
+
 def _task(
     name: str, tokens: np.ndarray, positions: np.ndarray, answers: np.ndarray, choices: int
 ) -> Task:

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import measure, options, plots, tickets
 from experiments.folder import RunFolder, Sweep
 from experiments.theory import errors, modular, pretrained
 from experiments.theory.pretrained import Network, Task
 from experiments.theory.sources import narrow, narrow_layers, random_source
-from slth_jax import construction, ticket
-from slth_jax.construction import guarantee
+from slth_jax import attention, construction, ticket
+from slth_jax.construction import guarantee, on_inputs
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, Hparams, Key, PaddedAttention
 
@@ -120,6 +121,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
                     source, masks, target.network.blocks, max_norm, num_tokens=x.shape[1]
                 )
                 here |= {"bound": bound.error, "vacuous": bound.vacuous}
+                here |= _on_questions(source, masks, target, x)
                 if sweep.part == "attention" and units == max(config.attention_units):
                     _save(out, here, source, masks)
             rows.append(here)
@@ -177,6 +179,24 @@ def draw(key: Key, target: Sequence[Block], hparams: Mapping[str, Any]):
     return source, (n_mha, n_fc)
 
 
+def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str, Any]:
+    """Return what is guaranteed of a ticket on all questions, where their answers are read.
+
+    `bound_on` bounds the largest error of a row, `relative_on` that of a row in units of its norm
+    (from 1 on the bound is vacuous), `certain` is the share of answers that cannot change.
+    """
+    network, task, rows = target
+    mask = attention.causal_mask(x.shape[1])
+    found = on_inputs.guarantee_on(source, masks, network.blocks, x, mask)
+    at = np.asarray(task.positions)
+    bound = found.rows[:, at]
+    return {
+        "bound_on": float(bound.max()),
+        "relative_on": float(np.max(bound / found.norms[-1][:, at])),
+        "certain": float(np.mean(pretrained.certain(network, task, rows, bound))),
+    }
+
+
 def _ticket_of(
     row: Mapping[str, Any], stored: Mapping[str, Any], network: Network, largest: Mapping[str, int]
 ) -> tuple[Any, Any]:
@@ -227,6 +247,9 @@ def _summary(
         accuracy_min=("accuracy", min),
         bound=("bound", measure.first),
         vacuous=("vacuous", measure.first),
+        bound_on=("bound_on", measure.first),
+        relative_on=("relative_on", measure.first),
+        certain=("certain", measure.first),
     )
     network, task, of_target = target
     scores = pretrained.score(network, task, of_target)
@@ -254,8 +277,9 @@ def _draw(out: RunFolder, task: Task, summary: list[dict[str, Any]]) -> None:
         left.plot(units, [row["accuracy"] for row in here], "o-", color=color, label=part)
         plots.error_curve(right, units, here, part, index)
         right.plot(units, [row["bound"] for row in here], "v", color=color, markersize=4)
+        right.plot(units, [row["bound_on"] for row in here], "^", color=color, markersize=4)
     left.set_ylabel("accuracy, mean over sources")
-    right.set_ylabel("largest error of a row; triangles: guaranteed")
+    right.set_ylabel("largest error of a row; guaranteed: ▼ all inputs, ▲ these")
     right.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("hidden units per input coordinate")
