@@ -1,13 +1,53 @@
-"""Strict settings for every test: set before JAX is imported."""
+"""Strict settings for every test, set before JAX is imported; what compiling costs, kept low."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 import signature_shapes
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 signature_shapes.install("slth_jax")
+
+# A program that comes again under another function (a new trial, a new command line) is compiled
+# once. The folder is this process's own: entries are not written atomically, and tests kill others.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="slth-jax-programs-")
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", PROGRAMS.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Linux lets a process map 65,530 regions; XLA's programs take several each, and a suite in one
+# process would end in a segmentation fault.
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
+
+
+def pytest_unconfigure():
+    PROGRAMS.cleanup()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_freed():
+    """Let go of compiled programs where a process holds many."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Leave out most optimisations, which take a third of a heavy file's time.
+
+    For files whose tests prove as much without: not those of equal bits, which must hold for
+    programs as users compile them.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
