@@ -1,5 +1,8 @@
 """Source distributions: their moments, and that a unit's numbers do not depend on the rest."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +56,37 @@ def test_padding_tracing_and_batching_do_not_change_a_bit(name):
         np.testing.assert_array_equal(got[inside], want)
         assert np.count_nonzero(got) == np.count_nonzero(want)
         np.testing.assert_array_equal(np.asarray(getattr(batched, field))[1], want)
+
+
+@pytest.mark.parametrize("name", initializers.ATTENTION)
+def test_compiled_as_eager_and_the_second_call_compiles_nothing(name):
+    draw = functools.partial(initializers.ATTENTION[name], n_k=5, n_v=6, **SHAPE)
+    alone = draw(KEY)
+    before = initializers._projections._cache_size()
+    other = draw(jax.random.key(8, impl="threefry2x32"))
+    assert initializers._projections._cache_size() == before
+    chex.clear_trace_counter()
+    compiled = jax.jit(chex.assert_max_traces(lambda key: draw(key), 1))
+    chex.assert_trees_all_equal(compiled(KEY), alone)
+    chex.assert_trees_all_equal(compiled(jax.random.key(8, impl="threefry2x32")), other)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", initializers.ATTENTION)
+def test_weights_are_of_the_dtype_asked_for(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params = initializers.ATTENTION[name](KEY, n_k=5, n_v=6, dtype=dtype, **SHAPE)
+        assert {w.dtype for w in params} == {jnp.dtype(dtype)}
+        assert all(bool(jnp.all(jnp.isfinite(w)) & jnp.any(w != 0)) for w in params)
+
+
+def test_blocks_are_attention_of_their_own_keys():
+    options = {"num_heads": 2, "n_k": 5, "n_v": 6}
+    blocks = initializers.theory_blocks(KEY, num_blocks=2, d=3, **options)
+    for index, block in enumerate(blocks):
+        key = jax.random.fold_in(KEY, index)
+        alone = initializers.theory_attention(key, d_in=3, d_out=3, **options)
+        chex.assert_trees_all_equal(block, alone)
 
 
 def test_bad_widths_are_named():
