@@ -343,7 +343,7 @@ def _draw(out: RunFolder, trials: Sequence[dict[str, Any]], depths: Sequence[int
                 (by_alpha, np.sqrt(edges[1:] * edges[:-1]), middle),
                 (by_length, np.array(LENGTHS), of_length),
             ):
-                _line(axes, where, groups, kind, f"{label}, B = {depth}", index, style)
+                _line(axes, where, groups, kind, label, index, style)
         _line(by_depth, np.array(depths), list(at.values()), kind, label, index, "-")
     for axes, name in ((by_alpha, r"input bound $\alpha$"), (by_length, "input length $T$")):
         axes.set_xscale("log", base=2)
@@ -352,9 +352,12 @@ def _draw(out: RunFolder, trials: Sequence[dict[str, Any]], depths: Sequence[int
     for axes in (by_alpha, by_length, by_depth):
         axes.set_yscale("log")
     by_alpha.set_ylabel("largest error of a row, median")
-    by_alpha.legend(frameon=False, fontsize=7)
     by_depth.legend(frameon=False, fontsize=7)
-    figure.suptitle("Tickets in random transformers: measured and guaranteed")
+    least, most = min(depths), max(depths)
+    figure.suptitle(
+        "Tickets in random transformers, measured and guaranteed "
+        f"(left, middle: solid B = {least}, dashed B = {most})"
+    )
     out.figure(figure, "bounds")
 
 
