@@ -92,10 +92,15 @@ def product(
         left, right, target = (jnp.matrix_transpose(w) for w in (right, left, target))
     depth = left.ndim - 2
     if width is None:
-        deal = _batched(rule.deal, depth)(right, hidden_width(left, right))
+        width = hidden_width(left, right)
     else:
-        deal = _batched(partial(rule.deal, width=width), depth)(right)
+        width = jnp.broadcast_to(jnp.asarray(width), left.shape[:-2])
+    deal = _batched(_dealt(rule), depth)(left, right, target, width)
     return Problem(left, right, target, deal, rule, swapped)
+
+
+def _dealt(rule: Rule):
+    return lambda left, right, target, width: rule.deal(right, width, left=left, target=target)
 
 
 def hidden_width(left: Array, right: Array) -> Array:

@@ -22,7 +22,7 @@ def prune_product(
     right: ArrayLike,
     target: ArrayLike,
     *,
-    construction: str | Rule = "proof",
+    construction: str | Rule = "fitted",
     with_report: bool = False,
 ):
     """Mask two random matrices so that their product is `target` (Lemmas 4 and 7).
@@ -33,13 +33,16 @@ def prune_product(
     kept by neither mask. Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group
     j. 'reach' groups over the smaller outer dimension, leaves no unit over, and lets the groups
     take turns in choosing the unit with the largest weight to their coordinate: it reaches
-    larger targets at the same width.
+    larger targets at the same width. 'shift' deals like 'reach' what is left when it has connected
+    a few units to blocks of up to eight columns: each row keeps or drops each of those, and so
+    tries its targets at several distances from the middle of what it reaches. 'fitted', the
+    default, besides deals by how well the weights suit the size of the targets.
 
     Args:
       left: `[..., p, n]`.
       right: `[..., n, r]`.
       target: `[..., p, r]`.
-      construction: a name in `rules.RULES` ('proof', 'reach', 'shift'), or a rule.
+      construction: a name in `rules.RULES` ('proof', 'reach', 'shift', 'fitted'), or a rule.
       with_report: also return a `Report`.
 
     Returns:
@@ -66,7 +69,7 @@ def prune_attention(
     source: AttentionParams,
     target: AttentionParams,
     *,
-    construction: str | Rule = "proof",
+    construction: str | Rule = "fitted",
     with_report: bool = False,
 ):
     """Mask a random attention layer so that it computes a given one (Theorems 3 and 9).
@@ -109,7 +112,7 @@ def prune_relu_layer(
     w2: ArrayLike,
     target: ArrayLike,
     *,
-    construction: str | Rule = "proof",
+    construction: str | Rule = "fitted",
     with_report: bool = False,
 ):
     """Mask a random two-layer ReLU net so that it computes a linear map (Lemma 2).
@@ -141,7 +144,7 @@ def prune_layers(
     source: Sequence[Linear],
     target: Sequence[Linear],
     *,
-    construction: str | Rule = "proof",
+    construction: str | Rule = "fitted",
     with_report: bool = False,
 ):
     """Mask a random ReLU net of 2 L layers so that it computes one of L layers (Theorem 10).
@@ -168,7 +171,7 @@ def prune_transformer(
     source: Sequence[Block],
     target: Sequence[Block],
     *,
-    construction: str | Rule = "proof",
+    construction: str | Rule = "fitted",
     with_report: bool = False,
 ):
     """Mask a random transformer so that it computes a given one (Theorems 11 and 14).

@@ -35,7 +35,7 @@ class _State(NamedTuple):
     """The best of each block so far."""
 
     score: Array  # [p, blocks], the sum of squared errors
-    tried: Array  # int32 [p, blocks], how many patterns were
+    tried: Array  # int32 [p, blocks], how many patterns were; they have an order, see `_ordered`
     number: Array  # int32 [p, blocks], the best pattern: bit u is shift unit u
     kept: Array  # bool [p, blocks, c, slots]
     total: Array  # [p, blocks, c]
@@ -68,20 +68,23 @@ def best(problems: Sequence[Sums], columns: Sequence[int], rule: Rule) -> list[R
             for problem, number, solution, r in zip(problems, none, found, columns, strict=True)
         ]
 
+    ordered = [_ordered(problem, rule) for problem in problems]
+
     def step(_, states: list[_State]) -> list[_State]:
         blocks = [_worst(state, rule) for state in states]
         here = [
             jax.tree.map(lambda x, at=block: _take(x, at), problem)
             for problem, block in zip(problems, blocks, strict=True)
         ]
-        patterns = [_take(state.tried, block) for state, block in zip(states, blocks, strict=True)]
+        patterns = [
+            _next_pattern(order, state, block)
+            for order, state, block in zip(ordered, states, blocks, strict=True)
+        ]
         values = [_shifted(part, number) for part, number in zip(here, patterns, strict=True)]
         found = _solve([part.samples for part in here], values)
-        return [_better(*of_one) for of_one in zip(states, blocks, found, strict=True)]
+        return [_better(*of_one) for of_one in zip(states, blocks, patterns, found, strict=True)]
 
-    rerolls = 2**rule.shift_units - 1 if rule.rerolls is None else rule.rerolls
-    steps = math.ceil(1 / rule.reroll) + rerolls
-    states = jax.lax.fori_loop(0, steps, step, [_start(problem) for problem in problems])
+    states = jax.lax.fori_loop(0, _steps(rule), step, [_start(problem) for problem in problems])
     return [
         _rows(problem, state.number, state.kept, state.total, r)
         for problem, state, r in zip(problems, states, columns, strict=True)
@@ -119,6 +122,57 @@ def _worst(state: _State, rule: Rule) -> Array:
     return order[:, : math.ceil(rule.reroll * order.shape[1])]
 
 
+def _steps(rule: Rule) -> int:
+    """Return how often a share of a row's blocks is solved."""
+    rerolls = 2**rule.shift_units - 1 if rule.rerolls is None else rule.rerolls
+    return math.ceil(1 / rule.reroll) + rerolls
+
+
+def _ordered(problem: Sums, rule: Rule) -> Array | None:
+    """Return the patterns of each block in the order of trial `[p, blocks, count]`.
+
+    None: by number.
+    """
+    if not rule.centred:
+        return None
+    count = min(2**rule.shift_units, _steps(rule))
+    return jax.vmap(lambda row: _by_centre(row, count))(problem)
+
+
+def _by_centre(row: Sums, count: int) -> Array:
+    """Order the patterns of one row: `Sums` without its first axis; returns `[blocks, count]`.
+
+    Sums over samples and shifts go one by one: a reduction may be ordered otherwise in another
+    program, and then nearly equal patterns would change places.
+    """
+    samples, shifts, target = row
+    centre, spread = jnp.zeros_like(target), jnp.zeros_like(target)
+    for k in range(samples.shape[-1]):
+        centre += samples[..., k]
+        spread += _short_square(samples[..., k])
+    number = jnp.arange(2 ** shifts.shape[1], dtype=jnp.int32)
+    value = jnp.broadcast_to(
+        (target - centre / 2)[:, None], (target.shape[0], number.size, target.shape[1])
+    )
+    for u in range(shifts.shape[1]):
+        bit = (number >> u) & 1 == 1
+        value = value - jnp.where(bit[None, :, None], shifts[:, u][:, None], 0)
+    # Blocks are filled up by columns without samples: those are met by every pattern.
+    off = jnp.where((spread > 0)[:, None], _short_square(value) / (spread / 4)[:, None], 0)
+    return jnp.argsort(jnp.max(off, axis=-1), axis=-1, stable=True)[:, :count].astype(jnp.int32)
+
+
+def _next_pattern(ordered: Array | None, state: _State, block: Array) -> Array:
+    """Return the pattern that each of the chosen blocks tries next."""
+    tried = _take(state.tried, block)
+    if ordered is None:
+        return tried
+    last = ordered.shape[-1] - 1
+    return jnp.take_along_axis(_take(ordered, block), jnp.minimum(tried, last)[..., None], axis=-1)[
+        ..., 0
+    ]
+
+
 def _start(problem: Sums) -> _State:
     none = jnp.zeros(problem.target.shape[:2], jnp.int32)
     return _State(
@@ -130,8 +184,8 @@ def _start(problem: Sums) -> _State:
     )
 
 
-def _better(state: _State, block: Array, found: Solution) -> _State:
-    """Return the state with what was found for the chosen blocks, where it is better."""
+def _better(state: _State, block: Array, pattern: Array, found: Solution) -> _State:
+    """Return the state with what a pattern gave the chosen blocks, where that is better."""
     tried = _take(state.tried, block)
     score = _sum_of_squares(found.error)
     better = (score < _take(state.score, block)) | (tried == 0)
@@ -143,7 +197,7 @@ def _better(state: _State, block: Array, found: Solution) -> _State:
     return _State(
         score=chosen(score, state.score),
         tried=_put(state.tried, block, tried + 1),
-        number=chosen(tried, state.number),
+        number=chosen(pattern, state.number),
         kept=chosen(found.mask, state.kept),
         total=chosen(found.total, state.total),
     )
@@ -183,18 +237,22 @@ def _shifted(problem: Sums, number: Array) -> Array:
 
 
 def _sum_of_squares(error: Array) -> Array:
-    """Return the sum over the last axis, the same bits in every program.
-
-    Half of the digits are kept, so that squares are exact and it does not matter whether
-    multiplication and addition are fused.
-    """
-    info = jnp.finfo(error.dtype)
-    short = jax.lax.reduce_precision(error, info.nexp, (info.nmant + 1) // 2 - 1)
-    squares = short * short
+    """Return the sum over the last axis, the same bits in every program."""
+    squares = _short_square(error)
     total = squares[..., 0]
     for j in range(1, squares.shape[-1]):
         total = total + squares[..., j]
     return total
+
+
+def _short_square(x: Array) -> Array:
+    """Return x^2 of half of the digits, which is exact.
+
+    So it does not matter whether multiplication and a following addition are fused.
+    """
+    info = jnp.finfo(x.dtype)
+    short = jax.lax.reduce_precision(x, info.nexp, (info.nmant + 1) // 2 - 1)
+    return short * short
 
 
 # By row: ``x [p, blocks, ...]`` at ``block [p, count]``.

@@ -30,7 +30,7 @@ def find_width(
     inputs: ArrayLike | None = None,
     max_norm: float = 1.0,
     seeds: int = 10,
-    construction: str | Rule = "proof",
+    construction: str | Rule = "fitted",
     source: Callable[..., AttentionParams] = initializers.theory_attention,
     largest: int = 1024,
 ) -> FoundWidth:

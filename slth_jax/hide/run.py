@@ -46,6 +46,8 @@ def make_recipe(
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
     rule = default_rule(samples) if construction is None else rules.get(construction)
+    if rule.fit is not None:  # a hidden model's file holds one of the two masks
+        raise checks.fail("construction", "a rule that deals units without the target", rule.name)
     traits = targets.traits(reader)
     return Recipe(reader.settings, samples, rule, form, keep=tuple(sorted(set(keep))), **traits)
 

@@ -150,6 +150,7 @@ class Recipe:
                 "columns": rule.columns,
                 "reroll": rule.reroll,
                 "rerolls": rule.rerolls,
+                "centred": rule.centred,
             },
             "form": self.form,
             "constant": self.constant,
@@ -169,7 +170,7 @@ KEEP = {
 
 def from_json(fields: dict[str, Any]) -> Recipe:
     """Return the recipe that `Recipe.to_json` wrote."""
-    said = dict(fields["construction"])
+    said = {"centred": False} | fields["construction"]  # files of before do not say it
     rule = dataclasses.replace(rules.get(said.pop("name")), **said)
     shape = {**fields["settings"], "rotary": tuple(fields["settings"]["rotary"])}
     return Recipe(

@@ -71,7 +71,7 @@ def test_every_entry_is_the_closest_subset_of_its_group(construction_name):
 
 def test_the_proof_groups_columns_in_order_and_leaves_the_rest_over():
     left_mask, right_mask = construction.prune_product(
-        uniform(0, 2, 14), uniform(1, 14, 3), uniform(2, 2, 3)
+        uniform(0, 2, 14), uniform(1, 14, 3), uniform(2, 2, 3), construction="proof"
     )
     want = np.zeros((14, 3), bool)
     for j in range(3):
@@ -169,7 +169,11 @@ def transformer_pair(n, blocks=2):
 @functools.cache
 def pruned_transformer(n):
     source, target = transformer_pair(n)
-    return source, target, *construction.prune_transformer(source, target, with_report=True)
+    return (
+        source,
+        target,
+        *construction.prune_transformer(source, target, construction="proof", with_report=True),
+    )
 
 
 def test_transformer_ticket_keeps_biases_and_its_error_falls():
@@ -185,7 +189,7 @@ def test_transformer_ticket_keeps_biases_and_its_error_falls():
         assert int(report.num_sums) == 2 * (4 + 4 + 2 * (6 + 6))
     assert errors[1] < 5e-3 < errors[0]
     source, target, masks, _ = pruned_transformer(18)
-    layers = construction.prune_layers(source[0].layers, target[0].layers)
+    layers = construction.prune_layers(source[0].layers, target[0].layers, construction="proof")
     chex.assert_trees_all_equal(layers, masks[0].layers)
 
 
@@ -215,7 +219,7 @@ def test_bad_attention_gives_one_line(change, message):
 def test_other_bad_input_is_named():
     source, target = attention_pair()
     with pytest.raises(
-        ValueError, match=r"^construction must be one of 'proof', 'reach', 'shift', got"
+        ValueError, match=r"^construction must be one of 'proof', 'reach', 'shift', 'fitted', got"
     ):
         construction.prune_attention(source, target, construction="best")
     with pytest.raises(ValueError, match=r"^right must be of shape \(14, any\)"):

@@ -29,7 +29,7 @@ def errors(apply, source, masks, target, x, attn_mask=None):
 @pytest.mark.parametrize("n", [6, 48])
 def test_attention_errs_less_than_the_bound_row_by_row(n, attn_mask):
     source, target = attention_pair(n, n)
-    masks = construction.prune_attention(source, target)
+    masks = construction.prune_attention(source, target, construction="proof")
     x = inputs(3)
     bound = on_inputs.guarantee_on(source, masks, target, x, attn_mask)
     measured = errors(attention.apply, source, masks, target, x, attn_mask)

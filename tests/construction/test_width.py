@@ -47,5 +47,7 @@ def test_bad_input_and_what_cannot_be_reached_is_said():
         construction.find_width(target(), 0.0, key=KEY)
     with pytest.raises(ValueError, match=r"^error must be reached by width largest=4, got .*"):
         construction.find_width(target(), 1e-9, key=KEY, seeds=4, largest=4)
-    with pytest.raises(ValueError, match=r"^construction must be one of 'proof', 'reach', 'shift'"):
+    with pytest.raises(
+        ValueError, match=r"^construction must be one of 'proof', 'reach', 'shift', 'fitted'"
+    ):
         construction.find_width(target(), 0.1, key=KEY, construction="best")

@@ -166,11 +166,20 @@ def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
         ({"samples": 1}, r"samples must be an integer in \[2, 64\], got 1"),
         ({"keep": ("head",)}, "keep must be one of 'embedding', "),
         ({"form": "tanh"}, "form must be one of 'linear', 'relu', got 'tanh'"),
-        ({"construction": "best"}, "construction must be one of 'proof', 'reach', 'shift'"),
+        (
+            {"construction": "best"},
+            "construction must be one of 'proof', 'reach', 'shift', 'fitted'",
+        ),
+        (
+            {"construction": "fitted"},
+            "construction must be a rule that deals units without the target, got fitted",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             hide.make_recipe(reader, **options)
-    with pytest.raises(ValueError, match="construction must be one of proof, reach, shift or"):
+    with pytest.raises(
+        ValueError, match="construction must be one of proof, reach, shift, fitted or"
+    ):
         rules.parse("shift:4")
 
 

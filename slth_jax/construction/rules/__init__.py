@@ -5,11 +5,13 @@ engine (`construction.matrices`) turns that into subset sums, and kept samples i
 """
 
 from slth_jax import checks
-from slth_jax.construction.rules import proof, reach, shift_units
+from slth_jax.construction.rules import fitted, proof, reach, shift_units
 from slth_jax.construction.rules.deal import Deal, Rule
 from slth_jax.construction.rules.shift_units import shift
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (proof.RULE, reach.RULE, shift_units.RULE)}
+RULES: dict[str, Rule] = {
+    rule.name: rule for rule in (proof.RULE, reach.RULE, shift_units.RULE, fitted.RULE)
+}
 
 
 def get(construction: str | Rule) -> Rule:

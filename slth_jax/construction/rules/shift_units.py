@@ -15,7 +15,12 @@ from slth_jax.construction.rules.signs import by_signed_size
 
 
 def shift(
-    shift_units: int = 4, columns: int = 4, reroll: float = 0.25, *, rerolls: int | None = None
+    shift_units: int = 4,
+    columns: int = 4,
+    reroll: float = 0.25,
+    *,
+    rerolls: int | None = None,
+    centred: bool = False,
 ) -> Rule:
     """Return the rule with R shift units for each block of c columns, see `Rule`."""
     return Rule(
@@ -28,7 +33,8 @@ def shift(
         columns=checks.integer("columns", columns, low=1),
         reroll=checks.number("reroll", reroll, low=0, open_low=True, high=1),
         rerolls=None if rerolls is None else checks.integer("rerolls", rerolls, low=0),
+        centred=centred,
     )
 
 
-RULE = shift()
+RULE = shift(8, 8, 0.25, rerolls=8, centred=True)
