@@ -29,6 +29,10 @@ EXPERIMENTS = {
         "experiments.theory.bounds",
         "guaranteed against measured error: input length, input bound, depth at random",
     ),
+    "width-law": Experiment(
+        "experiments.theory.law.width_law",
+        "the law of widths: least width for an error, against d, heads and the construction",
+    ),
     "trained-target": Experiment(
         "experiments.theory.trained_target",
         "a trained network as the target; --weights FILE for a published one",

@@ -1,8 +1,8 @@
 """The paper's bounds (arXiv:2511.04217) as plain functions of floats.
 
 Widths are of the form ``n >= d C log(...)`` with a universal constant C that the theory leaves
-unnamed: it is the required argument `constant`, and can only be estimated by measurement. Each
-bound on a width has its inverse beside it, the error that a width is good for.
+unnamed: it is the required argument `constant`, and can only be estimated by measurement
+(`MEASURED`). Each bound on a width has its inverse beside it, the error that a width is good for.
 """
 
 import math
@@ -33,6 +33,22 @@ def product_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> 
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, constant=constant)
     return _width(d_in, constant, d_in * d_out / epsilon)
+
+
+def counting_width(epsilon: float, *, d_in: int, d_out: int, alpha: float) -> int:
+    """Width below which no construction serves every target: there are too few masks.
+
+    ``n >= d_in d_out log2(alpha / epsilon) / (d_in + d_out)``. Value and output masks of width n
+    are ``2^(n (d_in + d_out))``; on one token of norm up to alpha, a ticket is within epsilon of a
+    target only if their merged matrices are within ``epsilon / alpha`` in the spectral norm, and a
+    covering of that norm's unit ball by such balls has at least ``(alpha / epsilon)^(d_in d_out)``
+    of them (by volume). Where the grouped factor's mask does not depend on the target, as in all
+    rules here, only the ``n d_out`` bits of the other count, and the least width is
+    ``d_in log2(alpha / epsilon)``.
+    """
+    _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha)
+    bits = d_in * d_out * max(math.log2(alpha / epsilon), 0.0)
+    return math.ceil(bits / (d_in + d_out))
 
 
 def product_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
@@ -76,8 +92,61 @@ def sharp_softmax_error(logit_error: float, *, alpha: float) -> float:
     return 2 * math.tanh(checks.number("logit_error", logit_error, low=0) / 2) * alpha
 
 
+class MeasuredLaw(NamedTuple):
+    """A law of widths that was measured, and where: it is not known to hold elsewhere.
+
+    ``n_k = n_v = d margin (intercept + slope log(1 / epsilon) + log_d log(d) + log_heads log(H) +
+    small / d^2)``: the form of Theorem 3, where C = `slope`, ``log_d = 3/2 C`` and ``log_heads =
+    C``, with the powers that were measured and the price of the few units of a small d. With the
+    margin it meets epsilon, in the mean over sources, at every measured point, and half of it at
+    none (`python -m experiments width-law`).
+    """
+
+    intercept: float
+    slope: float
+    log_d: float
+    log_heads: float
+    small: float
+    margin: float
+    d: tuple[int, int]  # d_in = d_out
+    num_heads: tuple[int, int]
+    epsilon: tuple[float, float]
+    norm: tuple[float, float]  # alpha / sqrt(d)
+
+    def width(self, epsilon: float, *, d: int, num_heads: int) -> int:
+        """Return the width ``n_k = n_v``."""
+        logs = -self.slope * math.log(epsilon) + self.log_d * math.log(d)
+        logs += self.log_heads * math.log(num_heads)
+        units = self.intercept + logs + self.small / d**2
+        return max(d, math.ceil(d * self.margin * units))
+
+
+MEASURED = {
+    "fitted": MeasuredLaw(
+        intercept=-1.646,
+        slope=1.684,
+        log_d=1.590,
+        log_heads=1.349,
+        small=15.58,
+        margin=1.32,
+        d=(2, 128),
+        num_heads=(1, 16),
+        epsilon=(3e-4, 0.3),
+        norm=(1.0, 1.0),
+    )
+}
+"""Laws of the rules of construction, for random targets of spectral norm 1."""
+
+
 def attention_widths(
-    epsilon: float, *, d_in: int, d_out: int, num_heads: int, alpha: float, constant: float
+    epsilon: float,
+    *,
+    d_in: int,
+    d_out: int,
+    num_heads: int,
+    alpha: float,
+    constant: float | str,
+    construction: str = "fitted",
 ) -> Widths:
     """Source widths at which attention is met within `epsilon` (Theorems 3 and 9).
 
@@ -86,13 +155,26 @@ def attention_widths(
     ``1 - epsilon``, for tokens of norm at most ``alpha >= max(sqrt(d_in), sqrt(d_out))`` and
     target projections of spectral norm at most 1.
 
+    With ``constant='measured'`` it is the law of `MEASURED` for the rule `construction`, which was
+    measured with ``n_k = n_v`` and speaks of the mean error over sources.
+
+    Raises:
+      ValueError: with 'measured', a rule, shape or error outside what was measured.
+
     Examples:
       >>> attention_widths(0.01, d_in=4, d_out=4, num_heads=2, alpha=2, constant=3)
       Widths(n_k=139, n_v=106)
     """
-    _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_heads=num_heads, constant=constant)
+    _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_heads=num_heads)
     _check_alpha(alpha, d_in, d_out)
     qk, vo = _attention_ratios(d_in, d_out, num_heads, alpha)
+    if isinstance(constant, str):
+        checks.choice("constant", constant, ("measured",))
+        law = MEASURED[checks.choice("construction", construction, MEASURED)]
+        _check_measured(law, epsilon, d_in, d_out, num_heads, alpha)
+        n = law.width(epsilon, d=d_in, num_heads=num_heads)
+        return Widths(n, n)
+    _positive(constant=constant)
     return Widths(_width(d_in, constant, qk / epsilon), _width(d_in, constant, vo / epsilon))
 
 
@@ -219,6 +301,23 @@ def _width(d: int, constant: float, ratio: float) -> int:
 
 def _check_alpha(alpha: float, d_in: int, d_out: int) -> None:
     checks.number("alpha", alpha, low=math.sqrt(max(d_in, d_out)) * (1 - 1e-6))
+
+
+def _check_measured(
+    law: MeasuredLaw, epsilon: float, d_in: int, d_out: int, num_heads: int, alpha: float
+) -> None:
+    """Refuse what lies outside of the range that a law was measured on."""
+    if d_out != d_in:
+        raise checks.fail("d_out", f"d_in = {d_in}, as measured", d_out)
+    norm = alpha / math.sqrt(d_in)
+    for name, value, (low, high) in (
+        ("d_in", d_in, law.d),
+        ("num_heads", num_heads, law.num_heads),
+        ("epsilon", epsilon, law.epsilon),
+        ("alpha / sqrt(d_in)", norm, law.norm),
+    ):
+        if not low * (1 - 1e-6) <= value <= high * (1 + 1e-6):
+            raise checks.fail(name, f"from {low:g} to {high:g}, as measured", f"{value:g}")
 
 
 def _positive(**values: float) -> None:

@@ -102,3 +102,31 @@ def test_bad_arguments_are_named(options, message):
     good.update(options)
     with pytest.raises(ValueError, match=message):
         theory.attention_widths(good.pop("epsilon"), **good)
+
+
+def test_the_measured_law_is_what_it_says_and_refuses_what_was_not_measured():
+    law = theory.MEASURED["fitted"]
+    d, heads, epsilon = 8, 2, 0.02
+    units = law.intercept + law.small / d**2 - law.slope * math.log(epsilon)
+    units += law.log_d * math.log(d) + law.log_heads * math.log(heads)
+    shape = {"d_in": d, "d_out": d, "num_heads": heads, "alpha": math.sqrt(d)}
+    widths = theory.attention_widths(epsilon, constant="measured", **shape)
+    assert widths == (math.ceil(d * law.margin * units),) * 2
+    for change, message in (
+        ({"d_in": 256, "d_out": 256, "alpha": 16.0}, r"^d_in must be from 2 to 128, as measured"),
+        ({"num_heads": 64}, r"^num_heads must be from 1 to"),
+        ({"d_out": 7}, r"^d_out must be d_in = 8, as measured, got 7"),
+        ({"alpha": 30.0}, r"^alpha / sqrt\(d_in\) must be from 1 to 1, as measured"),
+        ({"construction": "proof"}, r"^construction must be one of 'fitted'"),
+        ({"constant": "guessed"}, r"^constant must be one of 'measured', got 'guessed'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            theory.attention_widths(epsilon, **{**shape, "constant": "measured", **change})
+    with pytest.raises(ValueError, match=r"^epsilon must be from .* as measured, got 1e-09"):
+        theory.attention_widths(1e-9, constant="measured", **shape)
+
+
+def test_counting_needs_a_bit_for_each_halving():
+    at = [theory.counting_width(e, d_in=16, d_out=16, alpha=4.0) for e in (0.25, 0.125)]
+    assert at == [8 * 4, 8 * 5]
+    assert theory.counting_width(8.0, d_in=16, d_out=16, alpha=4.0) == 0

@@ -25,10 +25,22 @@ def attention_error(
     *,
     queries: Array | None = None,
 ) -> Array:
-    """Return how far a ticket is from its target, in float64 where JAX has it switched on.
+    """Return how far a ticket is from its target: the mean of `attention_errors`."""
+    return jnp.mean(attention_errors(source, masks, target, x, queries=queries))
+
+
+def attention_errors(
+    source: AttentionParams,
+    masks: AttentionParams,
+    target: AttentionParams,
+    x: Array,
+    *,
+    queries: Array | None = None,
+) -> Array:
+    """Return a ticket's error on each sequence, `[s]`, in float64 where JAX has it switched on.
 
     The ticket is applied through `attention.apply` on ``source * masks``. The 2-norm of the
-    difference is maximised over tokens and averaged over the sequences `x [s, t, m]`.
+    difference is maximised over the tokens of a sequence of `x [s, t, m]`.
     """
     wide = partial(jax.tree.map, lambda w: w.astype(x.dtype))
     ticket = wide(construction.apply_masks(source, masks))
@@ -41,7 +53,7 @@ def attention_error(
 
     # One sequence after another: long ones would not fit beside each other.
     one_by_one = x.shape[1] > 512
-    return jnp.mean(jax.lax.map(worst, x) if one_by_one else jax.vmap(worst)(x))
+    return jax.lax.map(worst, x) if one_by_one else jax.vmap(worst)(x)
 
 
 def first_of_each_width(

@@ -18,6 +18,7 @@ SMALLEST = {
     "blocks": ("test_sequences=2", "widths=8,16,24", "max_blocks=2"),
     "bounds": ("rules=proof", "dims=2", "heads=1", "units=4", "depths=1,2"),
     "trained-target": ("attention_units=2,3", "relu_units=4"),
+    "width-law": ("shapes=2x1", "units=2,4", "sequences=1", "tokens=2", "constructions=proof"),
     "language": (*LANGUAGE, "models=tiny", "widths=0.5", "methods=ticket,dense"),
     "weight-scale": (*LANGUAGE, "scales=1,2"),
 }

@@ -1,0 +1,58 @@
+"""The width at which an error is met: where a measured curve crosses a level, with its interval."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+RESAMPLES = 400
+
+
+def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
+    """Return the least width from which on the error stays below `level`.
+
+    Between two measured widths ``log error`` is taken as linear. NaN where `level` is met at the
+    smallest width already, or not at the largest.
+    """
+    w, log = np.asarray(widths, float), np.log(np.maximum(np.asarray(errors, float), 1e-30))
+    above = np.flatnonzero(log > np.log(level))
+    if not above.size or above[-1] == len(w) - 1:
+        return float("nan")
+    i = above[-1]
+    return float(w[i] + (w[i + 1] - w[i]) * (log[i] - np.log(level)) / (log[i] - log[i + 1]))
+
+
+def with_interval(
+    widths: Sequence[float], errors: np.ndarray, level: float, *, percentile: float | None = None
+) -> dict[str, float]:
+    """Return the crossing of the mean error (or of a percentile), and its bootstrap interval.
+
+    Args:
+      widths: w of them, growing.
+      errors: `[w, sources, sequences]`. Sources are drawn again with replacement, the same ones at
+        every width, 400 times with a fixed seed; `low` and `high` are the 2.5th and 97.5th
+        percentile.
+      level: the error that is wished.
+      percentile: of all sequences of all sources; None for the mean.
+    """
+
+    def curve(of: np.ndarray) -> np.ndarray:
+        flat = of.reshape(len(of), -1)
+        return flat.mean(axis=1) if percentile is None else np.percentile(flat, percentile, axis=1)
+
+    rng = np.random.default_rng(0)
+    sources = errors.shape[1]
+    again = [
+        crossing(widths, curve(errors[:, rng.integers(sources, size=sources)]), level)
+        for _ in range(RESAMPLES)
+    ]
+    low, high = _interval(np.array(again))
+    return {"width": crossing(widths, curve(errors), level), "low": low, "high": high}
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if known.size < 0.9 * values.size:
+        return float("nan"), float("nan")
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,138 @@
+"""One trial of the law: a random target, a random source, its ticket, and where it errs."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from experiments.theory import errors
+from slth_jax import attention, construction, initializers
+from slth_jax.types import Array, AttentionParams, Hparams, Key
+
+_TARGET = 1 << 20  # folded into a trial's key: the source's units use the numbers below
+
+
+def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
+    """Draw Gaussian projections of spectral norm 1 a head, of width ``max(1, d / H)``."""
+    d_k = max(1, d // num_heads)
+
+    def projection(key: Key, shape: tuple[int, ...]) -> Array:
+        weights = jax.random.normal(key, shape, jnp.float32)
+        return weights / jnp.linalg.norm(weights, 2, axis=(-2, -1), keepdims=True)
+
+    shapes = [(num_heads, d, d_k)] * 3 + [(num_heads, d_k, d)]
+    return AttentionParams(
+        *(projection(k, s) for k, s in zip(jax.random.split(key, 4), shapes, strict=True))
+    )
+
+
+def drawn_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
+    """Draw a target from the theory's own distribution; its large entries strain a source."""
+    d_k = max(1, d // num_heads)
+    return initializers.theory_attention(
+        key, num_heads=num_heads, d_in=d, d_out=d, n_k=d_k, n_v=d_k
+    )
+
+
+TARGETS = {"spectral": random_target, "theory": drawn_target}
+"""Distributions of targets by name."""
+
+
+def inputs(key: Key, *, sequences: int, tokens: int, d: int, norm: float = 1.0) -> Array:
+    """Draw sequences `[s, t, d]` of Gaussian tokens of norm ``alpha = norm sqrt(d)``."""
+    x = jax.random.normal(key, (sequences, tokens, d))
+    return x * (norm * math.sqrt(d) / jnp.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def make_trial(
+    *,
+    target: str,
+    num_heads: int,
+    d: int,
+    rule: str,
+    sequences: int,
+    tokens: int,
+    norm: float = 1.0,
+):
+    """Return the trial of one shape and rule; its metrics are those of `_measure`.
+
+    Every seed draws its own target, inputs and source.
+    """
+
+    def trial(key: Key, hparams: Hparams):
+        width = hparams["width"]
+        for_target, for_inputs = jax.random.split(jax.random.fold_in(key, _TARGET))
+        wanted = TARGETS[target](for_target, num_heads=num_heads, d=d)
+        x = inputs(for_inputs, sequences=sequences, tokens=tokens, d=d, norm=norm)
+        source = initializers.theory_attention(
+            key,
+            num_heads=num_heads,
+            d_in=d,
+            d_out=d,
+            n_k=width,
+            n_v=width,
+            padded=hparams["width_max"],
+        )
+        masks = construction.prune_attention(source, wanted, construction=rule)
+        return _measure(source, masks, wanted, x)
+
+    return trial
+
+
+def _measure(source, masks, target, x: Array) -> dict[str, Array]:
+    """Return the errors of a ticket.
+
+    `error`: the largest 2-norm over tokens, of the mean sequence; `of_sequence`: of each. Of the
+    entries of all merged matrices: `median`, `worst_share`, the share of the sum of errors that
+    the worst 1 % make, and for the entries whose error alone would use up `LEVELS` of output
+    error, ``|error| d > level``: how many there are (`failed`), how many of them lie beyond the
+    sum of their samples of one sign (`beyond`), and how many of those have samples whose sum is
+    less than half of the median entry's (`small`). `kept`: the share of connections in the ticket.
+    """
+    error = errors.attention_errors(source, masks, target, x)
+    ticket = construction.apply_masks(source, masks)
+    merged, wanted = (attention.merge(params) for params in (ticket, target))
+    off, far, low = [], [], []
+    root = jnp.sqrt(jnp.asarray(source.key_width, jnp.float32))
+    turn = jnp.matrix_transpose
+    products = (
+        (source.w_q / root, turn(source.w_k * masks.w_k), merged.w_qk, wanted.w_qk),
+        (turn(source.w_o), turn(source.w_v * masks.w_v), turn(merged.w_vo), turn(wanted.w_vo)),
+    )
+    for left, right, got, value in products:
+        off.append(jnp.abs(got - value).ravel())
+        most, least = _reach(left, right)
+        far.append(((value > most) | (value < -least)).ravel())
+        own = jnp.where(value > 0, most, least)
+        low.append((own < 0.5 * jnp.median(own)).ravel())
+    entry, beyond, small = (jnp.concatenate(parts) for parts in (off, far, low))
+    worst = jax.lax.top_k(entry, math.ceil(entry.size / 100))[0]
+    d = value.shape[-1]
+    failed = entry[None] * d > jnp.array(LEVELS, entry.dtype)[:, None]
+    total = sum(mask.size for mask in jax.tree.leaves(masks[:4]))
+    real = jnp.mean(source.k_units) if hasattr(source, "k_units") else 1.0
+    return {
+        "error": jnp.mean(error),
+        "of_sequence": error,
+        "median": jnp.median(entry),
+        "worst_share": jnp.sum(worst) / jnp.maximum(jnp.sum(entry), 1e-30),
+        "entries": jnp.asarray(entry.size),
+        "failed": jnp.sum(failed, axis=1),
+        "beyond": jnp.sum(failed & beyond[None], axis=1),
+        "small": jnp.sum(failed & (beyond & small)[None], axis=1),
+        "kept": sum(jnp.sum(mask) for mask in jax.tree.leaves(masks[:4])) / (total * real),
+    }
+
+
+LEVELS = (1.0, 0.1, 0.01, 0.001)
+"""Output errors at which failing entries are counted."""
+
+
+def _reach(left: Array, right: Array) -> tuple[Array, Array]:
+    """Return the sums of positive and of negative samples ``left_ik right_kj``, `[h, p, r]`."""
+    positive, negative = (functools.partial(jnp.maximum, 0.0), lambda w: jnp.maximum(-w, 0.0))
+    product = functools.partial(jnp.einsum, "hpn,hnr->hpr")
+    same = product(positive(left), positive(right)) + product(negative(left), negative(right))
+    other = product(positive(left), negative(right)) + product(negative(left), positive(right))
+    return same, other

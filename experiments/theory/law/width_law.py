@@ -1,0 +1,275 @@
+"""The law of widths: how wide must a random attention layer be for an error, by rule and shape.
+
+``n = O(d log(H d^(3/2) / epsilon))`` (Theorem 3) says how the width grows, not what it is. Here the
+smallest width whose tickets meet an error is measured, and forms of the law are compared.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments import claims, measure, options
+from experiments.folder import RunFolder, Sweep
+from experiments.theory.law import crossings, plots_law, regression
+from experiments.theory.law.trial import LEVELS, TARGETS, make_trial
+from slth_jax import checks, construction
+
+FLOAT64 = True
+
+PAPER: dict[str, Any] = {
+    "form": "n = O(d log(H d^(3/2) / eps))",
+    "slope": "positive: n / d grows linearly with the logarithm",
+    "power_of_d": 1.5,
+    "power_of_heads": 1.0,
+}
+
+
+def _sizes(shape: str) -> tuple[int, int]:
+    """Return d and H of 'DxH'."""
+    d, x, heads = shape.partition("x")
+    if not (x and d.isdigit() and heads.isdigit() and int(d) > 0 and int(heads) > 0):
+        raise checks.fail("shapes", "of the form DxH, as 8x4", repr(shape))
+    return int(d), int(heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is repeated from.
+
+    Attributes:
+      seeds: sources a setting; each has its own target and inputs.
+      shapes: input widths and numbers of heads, DxH.
+      units: widths of the source, in units an input coordinate.
+      constructions: rules by which hidden units are dealt.
+      targets: distributions of targets, spectral (norm 1) or theory.
+      errors: the output errors whose widths are looked for.
+      sequences, tokens: of the inputs of a trial.
+      norm: of the tokens, over sqrt(d).
+    """
+
+    seeds: int = 8
+    shapes: tuple[str, ...] = ("2x1", "4x1", "8x1", "16x1", "32x1", "4x4", "8x4", "16x4", "8x16")
+    units: tuple[int, ...] = tuple(range(3, 25, 3))
+    constructions: tuple[str, ...] = ("fitted", "proof")
+    targets: tuple[str, ...] = ("spectral",)
+    errors: tuple[float, ...] = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    sequences: int = 4
+    tokens: int = 8
+    norm: float = 1.0
+
+    def __post_init__(self):
+        options.check(
+            self,
+            least={"units": 1, "sequences": 1, "tokens": 1},
+            words={"constructions": construction.CONSTRUCTIONS, "targets": TARGETS},
+        )
+        checks.number("norm", self.norm, low=0, open_low=True)
+        for error in self.errors:
+            checks.number("errors", error, low=0, open_low=True)
+        for shape in self.shapes:
+            _sizes(shape)
+
+
+PRESETS = {
+    # About two minutes on two cores.
+    "quick": Config(
+        seeds=4, shapes=("2x1", "4x1", "8x1", "4x4"), units=(3, 6, 9, 12, 16, 20), sequences=2
+    ),
+    # About half an hour on two cores.
+    "paper": Config(
+        seeds=8,
+        shapes=(
+            *("2x1", "4x1", "8x1", "16x1", "32x1", "64x1", "128x1"),
+            *("4x4", "8x4", "16x4", "32x4", "8x16"),
+        ),
+        units=(3, 5, 7, 9, 11, 13, 15, 17, 20, 24),
+        targets=("spectral", "theory"),
+    ),
+}
+
+LARGE = 64  # from this d on only the first construction and target, and every other width
+
+
+def _settings(config: Config) -> list[dict[str, Any]]:
+    """Return the sweeps by their fixed values; further targets with one head, large d once."""
+    return [
+        {"target": target, "construction": rule, "d": d, "heads": heads}
+        for i, target in enumerate(config.targets)
+        for j, rule in enumerate(config.constructions)
+        for d, heads in map(_sizes, config.shapes)
+        if (d < LARGE or (i, j) == (0, 0)) and (i == 0 or heads == 1)
+    ]
+
+
+def _sweep(config: Config, setting: dict[str, Any]) -> Sweep:
+    d, heads = setting["d"], setting["heads"]
+    name = f"{setting['target']}-{setting['construction']}-{d}x{heads}"
+    units = config.units[1::2] if d >= LARGE else config.units
+    return Sweep(
+        name,
+        make_trial(
+            target=setting["target"],
+            num_heads=heads,
+            d=d,
+            rule=setting["construction"],
+            sequences=config.sequences,
+            tokens=config.tokens,
+            norm=config.norm,
+        ),
+        grid={"width": tuple(u * d for u in units)},
+        padded=("width",),
+        # So many entries are solved at once: memory stays bounded at large d.
+        batch=max(1, min(16, 16384 // (2 * heads * d * d))),
+        chunk=max(2, 65536 // (2 * heads * d * d)),
+        part=name,
+    )
+
+
+def sweeps(config: Config) -> list[Sweep]:
+    """Return what `run` computes, to estimate its cost."""
+    return [_sweep(config, setting) for setting in _settings(config)]
+
+
+def run(config: Config, out: RunFolder) -> dict[str, Any]:
+    """Measure the errors, find the widths, compare forms of the law, draw."""
+    rows: list[dict[str, Any]] = []
+    for setting in _settings(config):
+        results = out.sweep(_sweep(config, setting))
+        rows += [{**setting, **row, "units": row["width"] / setting["d"]} for row in results.rows]
+        out.write_rows(rows)
+    by = ("target", "construction", "d", "heads", "width")
+    summary = measure.summarize(
+        rows,
+        by,
+        entry_median=("median", measure.mean),
+        worst_share=("worst_share", measure.mean),
+        kept=("kept", measure.mean),
+    )
+    widths = _widths(config, rows)
+    laws = {
+        f"{target}, {rule}": _law([w for w in widths if _is(w, target=target, construction=rule)])
+        for target in config.targets
+        for rule in config.constructions
+    }
+    laws = {name: law for name, law in laws.items() if law}
+    ratios = _ratios(widths, config)
+    failures = _failures(rows)
+    first = f"{config.targets[0]}, {config.constructions[0]}"
+    out.figure(plots_law.collapse(widths, laws), "width_law")
+    out.figure(plots_law.transition(rows, config), "transition")
+    out.figure(plots_law.rivals(summary), "constructions")
+    return {
+        "rows": summary,
+        "widths": widths,
+        "laws": laws,
+        "fit": laws.get(first, {}).get("line"),
+        "ratios": ratios,
+        "failures": failures,
+        "paper": PAPER,
+        "claims": _compare(laws.get(first)),
+    }
+
+
+def _is(row: dict[str, Any], **values: Any) -> bool:
+    return all(row[name] == value for name, value in values.items())
+
+
+def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the width at which the mean, and the 95th percentile, meets each error."""
+    found = []
+    for setting in _settings(config):
+        here = [row for row in rows if _is(row, **setting)]
+        widths = sorted({row["width"] for row in here})
+        measured = np.array(
+            [[row["of_sequence"] for row in here if row["width"] == width] for width in widths]
+        )
+        for eps in config.errors:
+            of_mean = crossings.with_interval(widths, measured, eps)
+            if np.isfinite(of_mean["width"]):
+                of_tail = crossings.with_interval(widths, measured, eps, percentile=95)
+                tail = {f"{name}_95": value for name, value in of_tail.items()}
+                found.append({**setting, "eps": eps, **of_mean, **tail})
+    return found
+
+
+def _law(widths: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fits of one rule; nothing where there are too few widths."""
+    if len(widths) < 6:
+        return {}
+    lines = [regression.line(widths, form) for form in regression.FORMS]
+    return {
+        "line": lines[0],
+        "rivals": lines[1:],
+        "free": regression.free(widths),
+        "measured": regression.free(widths, small=True),
+        "count": len(widths),
+    }
+
+
+def _ratios(widths: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+    """Return each rule's width over the proof's, at equal shape, target and error."""
+    proof = {
+        tuple(w[name] for name in ("target", "d", "heads", "eps")): w["width"]
+        for w in widths
+        if w["construction"] == "proof"
+    }
+    told = []
+    for row in widths:
+        key = tuple(row[name] for name in ("target", "d", "heads", "eps"))
+        if row["construction"] != "proof" and key in proof:
+            names = ("target", "construction", "d", "heads", "eps")
+            told.append({name: row[name] for name in names} | {"ratio": row["width"] / proof[key]})
+    return told
+
+
+def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return by rule and level the failing entries: beyond reach, of small samples, the rest.
+
+    Of tickets about the transition, whose error is within a factor of three of the level.
+    """
+    told = []
+    for target, rule in dict.fromkeys((row["target"], row["construction"]) for row in rows):
+        of_rule = [row for row in rows if _is(row, target=target, construction=rule)]
+        for index, level in enumerate(LEVELS):
+            here = [row for row in of_rule if level / 3 < row["error"] < level * 3]
+            failed, beyond, small = (
+                int(sum(row[name][index] for row in here)) for name in ("failed", "beyond", "small")
+            )
+            told.append(
+                {
+                    "target": target,
+                    "construction": rule,
+                    "level": level,
+                    "tickets": len(here),
+                    "entries": int(sum(row["entries"] for row in here)),
+                    "failed": failed,
+                    "beyond": beyond,
+                    "beyond_of_small_samples": small,
+                }
+            )
+    return told
+
+
+def _compare(law: dict[str, Any] | None) -> list[claims.Claim]:
+    """Set the measured law beside the paper's form."""
+    if not law:
+        return []
+    line, free = law["line"], law["free"]
+    half = claims.STANDARD_ERRORS * line["slope_se"]
+    told = [
+        claims.statement(
+            "slope of n / d on log(H d^(3/2) / eps)",
+            "n / d grows linearly with the logarithm",
+            line["slope"],
+            line["slope"] - half > 0,
+            low=line["slope"] - half,
+            high=line["slope"] + half,
+        )
+    ]
+    for name, of in (("power_of_d", "d"), ("power_of_heads", "heads")):
+        se = free[f"{of}_se"] / free["slope"]
+        told.append(
+            claims.number(f"{name.replace('_', ' ')} in the logarithm", PAPER[name], free[name], se)
+        )
+    return told
