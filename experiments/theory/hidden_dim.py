@@ -124,6 +124,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     results = out.sweep(_sweep(config, target, x))
     out.write_rows(results.rows)
     rows = measure.summarize(results.rows, ("source", "width"), out_of_reach=("out_of_reach", sum))
+    bend = explain_bend([r for r in results.rows if r["source"] == config.sources[0]])
     by_source = {
         source: [row for row in rows if row["source"] == source] for source in config.sources
     }
@@ -134,6 +135,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     }
     guarantees = errors.first_of_each_width(out, results, target.params, x, sources=config.sources)
     _draw(config, out, by_source, fitted, guarantees)
+    _draw_bend(out, bend)
     qk_norm, vo_norm = errors.merged_norms(target.params)
     return {
         "rows": rows,
@@ -141,6 +143,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         "fits": fitted,
         "paper": PAPER_FIT,
         "claims": compare(by_source[config.sources[0]], fitted.get(config.sources[0])),
+        "bend": bend,
         "guarantees": guarantees,
         "target": {
             "test_loss": float(target.test_loss),
@@ -149,6 +152,55 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
             "w_vo_norm": vo_norm,
         },
     }
+
+
+def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split each width's mean error in two: sources with a value beyond reach, and the others.
+
+    `mean = beyond * mean_beyond + (1 - beyond) * mean_within`; `beyond` is the share of sources
+    that cannot reach some value, because it lies beyond the sum of all samples of its sign.
+    """
+    told = []
+    for width in sorted({row["width"] for row in trials}):
+        here = [row for row in trials if row["width"] == width]
+        error = np.array([row["error"] for row in here])
+        far = np.array([row["out_of_reach"] > 0 for row in here])
+        told.append(
+            {
+                "width": width,
+                "mean": float(error.mean()),
+                "beyond": float(far.mean()),
+                "mean_beyond": float(error[far].mean()) if far.any() else None,
+                "mean_within": float(error[~far].mean()) if not far.all() else None,
+            }
+        )
+    return told
+
+
+def _draw_bend(out: RunFolder, bend: Sequence[dict[str, Any]]) -> None:
+    figure, (left, right) = plots.two(9.6, 4.0)
+    for name, label, color in (
+        ("mean", "all sources", plots.PAPER),
+        ("mean_beyond", "with a value beyond reach", plots.COLORS[1]),
+        ("mean_within", "all values within reach", plots.COLORS[0]),
+    ):
+        known = [row for row in bend if row[name]]
+        left.plot(
+            [row["width"] for row in known],
+            [row[name] for row in known],
+            "o-",
+            markersize=4,
+            color=color,
+            label=label,
+        )
+    left.set_yscale("log")
+    left.set_xlabel("source width $n_K = n_V$")
+    left.set_ylabel("mean error of the ticket")
+    left.legend(frameon=False, fontsize=8)
+    right.plot([row["width"] for row in bend], [row["beyond"] for row in bend], "o-", markersize=4)
+    right.set_xlabel("source width $n_K = n_V$")
+    right.set_ylabel("share of sources with a value beyond reach")
+    out.figure(figure, "bend")
 
 
 def compare(rows: Sequence[dict[str, Any]], fit: dict[str, float] | None) -> list[claims.Claim]:

@@ -93,7 +93,7 @@ def test_the_page_is_whole_without_a_network(folder):
     text = (folder / "report.html").read_text()
     page = Page(text)
     assert "<script" not in text and "@import" not in text and "url(" not in text
-    assert len(page.images) == 2
+    assert len(page.images) == 4  # of each run figure 4, and its bend
     for image in page.images:
         assert image["src"].startswith("data:image/svg+xml;base64,")
         assert "error of the ticket" in image["alt"] and "curves: " in image["alt"]
@@ -117,7 +117,7 @@ def test_report_makes_the_same_page_again_from_any_of_its_folders(folder, tmp_pa
     one = tmp_path / "deep" / "one.html"
     assert main(["report", str(folder / "again"), "--out", str(one)]) == 0
     made = Page(one.read_text())
-    assert len(made.images) == 1
+    assert len(made.images) == 2
     (rows,) = [link for link in made.links if link.endswith("rows.jsonl")]
     assert (one.parent / rows).resolve() == (folder / "again" / "rows.jsonl").resolve()
 
@@ -128,9 +128,10 @@ def test_what_runs_are_named_is_shown_as_text(folder, tmp_path):
     for name in ("summary.json", "config.json"):
         text = (folder / "hidden-dim" / name).read_text()
         (hostile / name).write_text(text.replace('"theory"', '"<img src=x>"'))
-    (hostile / "hidden_dim.png").write_bytes(b"")
+    for name in ("hidden_dim.png", "bend.png"):
+        (hostile / name).write_bytes(b"")
     assert main(["report", str(hostile)]) == 0
-    assert len(Page((hostile / "report.html").read_text()).images) == 1
+    assert len(Page((hostile / "report.html").read_text()).images) == 2
 
 
 def test_folders_that_hold_no_finished_run_get_one_line(folder, tmp_path, capsys):
