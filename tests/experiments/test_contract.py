@@ -24,7 +24,10 @@ SMALLEST = {
 }
 FIGURES = {name: name.replace("-", "_") for name in SMALLEST}
 
-pytestmark = pytest.mark.parametrize("name", SMALLEST)
+pytestmark = [
+    pytest.mark.parametrize("name", SMALLEST),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 @pytest.fixture(scope="module")

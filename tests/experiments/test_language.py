@@ -13,6 +13,8 @@ from experiments.language.job import Job, Run
 from slth_jax import edge_popup, gpt2, ticket
 from slth_jax.storage import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MODEL = gpt2.Config(
     num_blocks=1,
     width=16,
