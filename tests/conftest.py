@@ -6,6 +6,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is nearly all of the suite's time; most tests prove as much of a program that XLA
+# optimised less (`compiled_in_full` is for the others). Set to 0, everything is compiled in full.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -41,13 +44,9 @@ def programs_are_freed():
 
 
 @pytest.fixture(scope="module")
-def compiled_quickly():
-    """Leave out most optimisations, which take a third of a heavy file's time.
-
-    For files whose tests prove as much without: not those of equal bits, which must hold for
-    programs as users compile them.
-    """
+def compiled_in_full():
+    """Compile as users do: for tests of bits that must be equal in different programs."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

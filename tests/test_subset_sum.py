@@ -11,6 +11,7 @@ import pytest
 from slth_jax import subset_sum
 from slth_jax.subset_sum import solver
 
+pytestmark = pytest.mark.usefixtures("compiled_in_full")
 B = 256
 
 

@@ -14,8 +14,6 @@ from slth_jax import attention, construction, initializers, transformer
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(11, impl="threefry2x32")
 
 

@@ -9,8 +9,6 @@ from test_construction import attention_pair, pruned_transformer
 from slth_jax import attention, construction, transformer
 from slth_jax.construction import guarantee
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 T, ALPHA = 6, 1.5
 
 

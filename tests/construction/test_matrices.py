@@ -11,8 +11,6 @@ from jax.sharding import AxisType, NamedSharding
 
 from slth_jax.construction import matrices, rules, search
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(11, impl="threefry2x32")
 P, N, R = 8, 26, 5
 RULES = {**rules.RULES, "few rolls": rules.shift(2, 2, 0.4)}

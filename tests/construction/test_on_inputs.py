@@ -14,8 +14,6 @@ from slth_jax.construction import guarantee, on_inputs
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 MASKS = (None, np.tril(np.ones((T, T), bool)))
 
 

@@ -11,6 +11,7 @@ from slth_jax import attention, construction, initializers
 from slth_jax.construction import guarantee
 from slth_jax.types import PaddedAttention
 
+pytestmark = pytest.mark.usefixtures("compiled_in_full")
 KEY = jax.random.key(11, impl="threefry2x32")
 SHAPE = {"num_heads": 1, "d_in": 2, "d_out": 1}
 RULES = {**construction.RULES, "two shifts": construction.shift(2, 2, 0.5)}
@@ -39,9 +40,9 @@ def pruned(name, padded):
 
 @pytest.mark.parametrize("name", RULES)
 def test_padding_and_tracing_the_width_change_no_mask(name):
-    for n in (7, 20):
+    for n in (7, 12):
         _, masks = pruned(name, None)(n)
-        _, wide = pruned(name, 20)(n)
+        _, wide = pruned(name, 12)(n)
         assert isinstance(wide, PaddedAttention) and int(wide.key_width) == n
         for mask, got in zip(masks, wide, strict=True):
             inside = tuple(slice(0, size) for size in mask.shape)
@@ -52,13 +53,13 @@ def test_padding_and_tracing_the_width_change_no_mask(name):
 def test_a_padded_source_without_any_option_has_the_error_of_the_source_alone():
     x = uniform(2, 6, 2)
     errors, bounds = {}, {}
-    for padded in (None, 40):
+    for padded in (None, 24):
         make = jax.vmap(
             lambda key, padded=padded: initializers.theory_attention(
-                key, n_k=34, n_v=34, padded=padded, **SHAPE
+                key, n_k=20, n_v=20, padded=padded, **SHAPE
             )
         )
-        sources = make(jax.random.split(KEY, 20))
+        sources = make(jax.random.split(KEY, 8))
 
         def error(source):
             masks = construction.prune_attention(source, target())
@@ -70,8 +71,8 @@ def test_a_padded_source_without_any_option_has_the_error_of_the_source_alone():
         errors[padded] = found
         first = jax.tree.map(lambda w: w[0], (sources, masks))
         bounds[padded] = guarantee.guarantee(*first, target(), 2.0, dtype=jnp.float64).error
-    np.testing.assert_allclose(errors[40], errors[None], atol=1e-6)
-    assert bounds[40] == pytest.approx(bounds[None], rel=1e-6)
+    np.testing.assert_allclose(errors[24], errors[None], atol=1e-6)
+    assert bounds[24] == pytest.approx(bounds[None], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", RULES)

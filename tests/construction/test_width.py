@@ -7,8 +7,6 @@ import pytest
 from slth_jax import attention, construction, initializers
 from slth_jax.construction import width
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(4, impl="threefry2x32")
 SHAPE = {"num_heads": 1, "d_in": 2, "d_out": 1}
 

@@ -11,8 +11,6 @@ from jax.sharding import AxisType
 
 from slth_jax import edge_popup, gpt2, placement
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CONFIG = gpt2.Config(num_blocks=2, width=16, num_heads=2, vocab_size=24, max_length=8, init_sd=0.2)
 RECIPE = edge_popup.Recipe(steps=20, warmup=2, weight_decay=0.1)
 HPARAMS = edge_popup.Hparams(keep=0.3, learning_rate=0.02)

@@ -11,8 +11,6 @@ import pytest
 
 from slth_jax import edge_popup, supermask
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(4, impl="threefry2x32")
 ITERAND = edge_popup.Variant(redraw_every=3, redraw_rate=0.5)
 RECIPE = edge_popup.Recipe(steps=8, warmup=1, weight_decay=0.0)

@@ -9,8 +9,6 @@ import pytest
 from experiments.benchmarks import accelerator
 from slth_jax import gpt2
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 MODEL = gpt2.Config(num_blocks=1, width=16, num_heads=1, vocab_size=32, max_length=8)
 
 

@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import options, registry
@@ -23,11 +24,9 @@ SMALLEST = {
     "weight-scale": (*LANGUAGE, "scales=1,2"),
 }
 FIGURES = {name: name.replace("-", "_") for name in SMALLEST}
+TRAINED = {"language": ("method", 1), "weight-scale": ("scale", 2)}  # ... and tickets a seed
 
-pytestmark = [
-    pytest.mark.parametrize("name", SMALLEST),
-    pytest.mark.usefixtures("compiled_quickly"),
-]
+pytestmark = pytest.mark.parametrize("name", SMALLEST)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +70,18 @@ def test_it_leaves_everything_behind(name, run_of):
     assert len(rows) == 2 * len(summary["rows"]) and {row["seed"] for row in rows} == {0, 1}
     config = json.loads((run.out / "config.json").read_text())
     assert config["experiment"] == name and config["options"]["seeds"] == 2
+    if name not in TRAINED:
+        return
+    by, tickets = TRAINED[name]
+    for row in summary["rows"]:
+        losses = [entry["loss"] for entry in rows if entry[by] == row[by]]
+        assert row["mean"] == pytest.approx(np.mean(losses))
+        assert row["std"] == pytest.approx(np.std(losses, ddof=1))
+    assert "curves.png" in left
+    assert len(list((run.out / "tickets").glob("*.ticket.safetensors"))) == 2 * tickets
+    logs = [path.read_text() for path in (run.out / "logs").iterdir()]
+    logged = [line for text in logs for line in text.splitlines()]
+    assert {json.loads(line)["step"] for line in logged} == {0, 2, 4}
 
 
 def test_a_finished_run_says_so_and_computes_nothing(name, run_of, capsys, monkeypatch):

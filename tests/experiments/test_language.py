@@ -13,8 +13,6 @@ from experiments.language.job import Job, Run
 from slth_jax import edge_popup, gpt2, ticket
 from slth_jax.storage import CheckpointError
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 MODEL = gpt2.Config(
     num_blocks=1,
     width=16,
@@ -169,45 +167,6 @@ def test_refusals(corpus, tmp_path):
         training.together(dataclasses.replace(JOB, mesh=(1, 2, 2)), RUNS, corpus)
     with pytest.raises(ValueError, match=r"^keep must be a number in \(0, 1\], got 0"):
         training.together(JOB, [RUNS[0]._replace(keep=0.0)], corpus)
-
-
-@pytest.mark.parametrize("name", ["weight-scale", "language"])
-def test_the_command_line(name, text_folder, tmp_path, capsys):
-    options = ["steps=4", "chunk=2", "warmup=1", "rows=8", "length=16", "eval_rows=8"]
-    options += [f"data={text_folder}", f"cache={tmp_path / 'cache'}"]
-    if name == "weight-scale":
-        options.append("scales=1,2")
-    else:
-        options += ["models=tiny", "widths=0.5", "methods=ticket,scaled"]
-    arguments = [
-        name,
-        "--preset",
-        "quick",
-        "--out",
-        str(tmp_path / "out"),
-        "--seeds",
-        "2",
-        "--quiet",
-    ]
-    arguments += [part for option in options for part in ("--set", option)]
-    assert command.main(arguments) == 0
-    out = tmp_path / "out"
-    summary = json.loads((out / "summary.json").read_text())
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    by = "scale" if name == "weight-scale" else "method"
-    expected = [1.0, 2.0] if name == "weight-scale" else ["ticket", "scaled"]
-    assert [row[by] for row in summary["rows"]] == expected
-    for row in summary["rows"]:
-        losses = [entry["loss"] for entry in rows if entry[by] == row[by]]
-        assert row["count"] == 2
-        assert row["mean"] == pytest.approx(np.mean(losses))
-        assert row["std"] == pytest.approx(np.std(losses, ddof=1))
-    figures = {path.name for path in out.iterdir()}
-    main = "weight_scale" if name == "weight-scale" else "language"
-    assert {f"{main}.png", f"{main}.svg", "curves.png", "config.json"} <= figures
-    assert len(list((out / "tickets").glob("*.ticket.safetensors"))) == 4
-    logged = [json.loads(line) for path in (out / "logs").iterdir() for line in _lines(path)]
-    assert {row["step"] for row in logged} == {0, 2, 4}
 
 
 def test_user_mistakes_are_one_line(capsys, tmp_path):

@@ -12,8 +12,6 @@ from experiments import claims, machine, registry, tables
 from experiments.__main__ import main
 from experiments.language import comparison, weight_scale
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 

@@ -12,8 +12,6 @@ from experiments.theory import data, input_length
 from experiments.theory import hidden_dim as experiment
 from slth_jax import storage, sweep, ticket
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SMALL = ["--set", "widths=4,8,20", "--seeds", "3", "--set", "epochs=1", "--quiet"]
 
 

@@ -9,8 +9,6 @@ import pytest
 
 from experiments.theory import pretrained
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 

@@ -8,8 +8,6 @@ import pytest
 
 from slth_jax import cli
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.fixture
 def run(capsys):

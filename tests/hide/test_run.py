@@ -15,8 +15,6 @@ from slth_jax.hide import pieces, run, solver
 from slth_jax.hide.targets import Targets
 from slth_jax.sources import products
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def solved(models_on_disk, tmp_path_factory, name, **options):
     path, tokens, _ = models_on_disk[name]
