@@ -43,7 +43,7 @@ class Config:
     """
 
     seeds: int = 560
-    rules: tuple[str, ...] = ("proof", "reach", "shift")
+    rules: tuple[str, ...] = ("proof", "reach", "fitted")
     dims: tuple[int, ...] = (2, 4)
     heads: tuple[int, ...] = (2, 1)
     units: tuple[int, ...] = (6, 10, 16)
