@@ -26,7 +26,7 @@ EXPERIMENTS = {
         "experiments.theory.blocks", "figure 6: error against width, transformers of 1 to 4 blocks"
     ),
     "bounds": Experiment(
-        "experiments.theory.bounds",
+        "experiments.theory.guarantees.bounds",
         "guaranteed against measured error: input length, input bound, depth at random",
     ),
     "width-law": Experiment(

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from experiments import fits
-from experiments.theory import bounds, pretrained
+from experiments.theory import pretrained
+from experiments.theory.guarantees import trial
 from experiments.theory.pretrained import Network, Task
 
 
@@ -22,12 +23,12 @@ def test_slopes_within_groups_are_found_whatever_the_groups_levels():
 
 
 def test_a_draw_has_rows_up_to_alpha_and_other_numbers_at_other_widths():
-    shape = bounds.Shape("proof", d=3, heads=2, depth=2)
+    shape = trial.Shape("proof", d=3, heads=2, depth=2)
     key = jax.random.key(0, impl="threefry2x32")
-    drawn, other = (bounds.draw(shape, key, np.int32(n), 12) for n in (9, 12))
+    drawn, other = (trial.draw(shape, key, np.int32(n), 12) for n in (9, 12))
     norms = np.linalg.norm(drawn.x, axis=-1)
     assert norms[0] == pytest.approx(float(drawn.alpha), rel=1e-6) and norms.argmax() == 0
-    assert drawn.length in bounds.LENGTHS and 0.25 <= drawn.alpha <= 4
+    assert drawn.length in trial.LENGTHS and 0.25 <= drawn.alpha <= 4
     assert drawn.alpha != other.alpha
     assert drawn.source.attention.w_q.shape == (2, 2, 3, 12)
     assert not np.any(drawn.source.attention.w_q[..., 9:])

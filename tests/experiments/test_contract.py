@@ -20,11 +20,12 @@ SMALLEST = {
     "bounds": ("rules=proof", "dims=2", "heads=1", "units=4", "depths=1,2"),
     "trained-target": ("attention_units=2,3", "relu_units=4"),
     "width-law": ("shapes=2x1", "units=2,4", "sequences=1", "tokens=2", "constructions=proof"),
-    "language": (*LANGUAGE, "models=tiny", "widths=0.5", "methods=ticket,dense"),
+    "language": (*LANGUAGE, "models=tiny", "widths=0.5", "methods=ticket,scaled,dense"),
     "weight-scale": (*LANGUAGE, "scales=1,2"),
 }
 FIGURES = {name: name.replace("-", "_") for name in SMALLEST}
-TRAINED = {"language": ("method", 1), "weight-scale": ("scale", 2)}  # ... and tickets a seed
+# What the rows of a trained ticket are by, in their order.
+TRAINED = {"language": ("method", ["ticket", "scaled", "dense"]), "weight-scale": ("scale", [1, 2])}
 
 pytestmark = pytest.mark.parametrize("name", SMALLEST)
 
@@ -72,13 +73,14 @@ def test_it_leaves_everything_behind(name, run_of):
     assert config["experiment"] == name and config["options"]["seeds"] == 2
     if name not in TRAINED:
         return
-    by, tickets = TRAINED[name]
+    by, expected = TRAINED[name]
+    assert [row[by] for row in summary["rows"]] == expected
     for row in summary["rows"]:
         losses = [entry["loss"] for entry in rows if entry[by] == row[by]]
         assert row["mean"] == pytest.approx(np.mean(losses))
         assert row["std"] == pytest.approx(np.std(losses, ddof=1))
     assert "curves.png" in left
-    assert len(list((run.out / "tickets").glob("*.ticket.safetensors"))) == 2 * tickets
+    assert len(list((run.out / "tickets").glob("*.ticket.safetensors"))) == 4
     logs = [path.read_text() for path in (run.out / "logs").iterdir()]
     logged = [line for text in logs for line in text.splitlines()]
     assert {json.loads(line)["step"] for line in logged} == {0, 2, 4}

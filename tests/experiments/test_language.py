@@ -51,10 +51,6 @@ class Killed(BaseException):
     pass
 
 
-def _lines(path):
-    return path.read_text().splitlines()
-
-
 def kill_at(step):
     def progress(done, total):
         if done == step:
