@@ -103,7 +103,8 @@ def _layer_problems(source, target, rule: Rule) -> list[Problem]:
     problems = []
     for first, second, layer in zip(source[::2], source[1::2], target, strict=True):
         width = matrices.hidden_width(second.w, first.w)
-        for half in matrices.split_by_sign(rule.deal(first.w, width), first.w):
+        deal = rule.deal(first.w, width, left=second.w, target=layer.w)
+        for half in matrices.split_by_sign(deal, first.w):
             problems.append(Problem(second.w, first.w, layer.w, half, rule))
     return problems
 

@@ -138,25 +138,59 @@ def test_centred_patterns_are_tried_in_the_order_that_numpy_finds():
         np.testing.assert_allclose(found, np.sort(worst)[:4], rtol=2e-3)  # squares of 12 bits
 
 
-def test_fitted_units_go_to_the_column_whose_size_they_suit():
-    left, right = uniform(0, 6, 20), uniform(1, 20, 3)
+def centred_by_hand(left, right, target, signs):
+    """Deal in float64 as `rules.fitted` says; yields what each unit is worth."""
+    l, w, t = (np.asarray(x, np.float64) for x in (left, right, target))
+    n, r = w.shape
+    missing = np.stack([t.T, t.T]) if signs else t.T[None]
+    free = set(range(n))
+    for turn in range(n):
+        j, kind = turn % r, turn // r % 2 if signs else 0
+        gain = {
+            k: w[k, j] * (l[:, k] @ missing[kind, j]) - w[k, j] ** 2 * (l[:, k] @ l[:, k]) / 8
+            for k in free
+            if not signs or (w[k, j] < 0) == kind
+        }
+        if not gain:
+            break
+        chosen = yield gain
+        free.remove(chosen)
+        missing[kind, j] -= l[:, chosen] * w[chosen, j] / 2
+
+
+@pytest.mark.parametrize("signs", [False, True], ids=["linear", "across a ReLU"])
+def test_fitted_units_are_those_that_bring_targets_to_the_middle_of_their_sums(signs):
+    left, right = uniform(0, 6, 60), uniform(1, 60, 3)
     target = uniform(2, 6, 3) * np.array([[0.02, 0.3, 5.0]], np.float32)
     rule = dataclasses.replace(rules.get("fitted"), shift_units=0, columns=1)
-    deal = rule.deal(right, 20, left=left, target=target)
-    l, w, t = (np.asarray(x, np.float64) for x in (left, right, target))
-    size = rule.fit * 2 * np.sqrt((t**2).mean(axis=0) * (20 / 3) / (l**2).mean())
-    free = set(range(20))
-    for turn in range(20):
-        column = turn % 3
-        off = {k: abs(abs(w[k, column]) - size[column]) for k in free}
-        chosen = int(deal.units[column, turn // 3])
-        # The size is rounded to three bits, by which the closest of all may change.
-        assert off[chosen] <= min(off.values()) + size[column] / 8
-        free.remove(chosen)
-    means = [np.abs(w[np.asarray(deal.units)[j, :6], j]).mean() for j in range(3)]
-    assert means[0] < 0.5 * min(means[1:])
+    rule = rule.for_relu() if signs else rule
+    deal = rule.deal(right, 60, left=left, target=target)
+    assert sorted(np.asarray(deal.units)[np.asarray(deal.filled)]) == list(range(60))
+    by_hand = centred_by_hand(left, right, target, signs)
+    gain = next(by_hand)
+    for turn in range(24):  # later on there are no units of some sign
+        chosen = int(deal.units[turn % 3, turn // 3])
+        assert chosen in gain
+        # Factors are whole numbers up to 64, by which the best of all may change.
+        assert gain[chosen] >= max(gain.values()) - 0.05 * (max(gain.values()) - min(gain.values()))
+        gain = by_hand.send(chosen)
+
+
+def test_fitted_targets_lie_nearer_to_the_middle_than_dealt_ones():
+    left, right, target = uniform(3, 16, 160), uniform(4, 160, 8), 3 * uniform(5, 16, 8)
+    off = {}
+    for name in ("reach", "fitted"):
+        rule = dataclasses.replace(rules.get(name), shift_units=0, columns=1)
+        deal = rule.deal(right, 160, left=left, target=target)
+        samples = np.asarray(search.sums(left, right, target, deal).samples)[:, 0]
+        spread = np.sqrt((samples**2).sum(axis=-1)) / 2
+        off[name] = np.sqrt((((target - samples.sum(axis=-1) / 2) / spread) ** 2).mean())
+    assert off["fitted"] < 0.7 * off["reach"]
+
+
+def test_a_rule_that_fits_needs_the_target():
     with pytest.raises(ValueError, match=r"^construction must be a rule that needs no target"):
-        rule.deal(right, 20)
+        rules.get("fitted").deal(uniform(1, 20, 3), 20)
 
 
 def test_narrow_sources_have_fewer_shift_units_and_every_column_a_unit():

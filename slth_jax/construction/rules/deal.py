@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +31,9 @@ class Deal(NamedTuple):
 # ``choose(right [n, r], first, last, most)`` fills the slots with the units of [first, last), of
 # which there are at most `most`: the arrays `units` and `filled` of a `Deal`.
 Choose = Callable[[Array, ArrayLike, ArrayLike, int], tuple[Array, Array]]
+# The same with a look at the target: ``fit(left [p, n], right [n, r], target [p, r], first, last,
+# most)``.
+Fit = Callable[[Array, Array, Array, ArrayLike, ArrayLike, int], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +57,8 @@ class Rule:
         column j, whose samples sum to 2 mu and their squares to 4 sigma^2, the largest
         ``(v_j - mu_j)^2 / sigma_j^2`` of the shifted targets v_j. Sums lie densest about mu, so
         the first few shifts are nearly always the best. Otherwise by number.
-      fit: None, or units go where their weight is closest to a size that suits the column: one at
-        which the standard deviation of the sums over its m samples is ``fit m`` times the root
-        mean square of its targets. Sums that reach much further are thinly spread over what is
-        wanted, sums that reach less far miss it, which weighs the more the finer 2^m sums are.
-        The assignment then depends on the target.
+      fit: deals units in place of `choose`, with a look at the target; None for none.
+      fit_across_relu: the same where a ReLU stands between the factors.
     """
 
     name: str
@@ -72,13 +71,15 @@ class Rule:
     reroll: float = 1.0
     rerolls: int | None = None
     centred: bool = False
-    fit: float | None = None
+    fit: Fit | None = None
+    fit_across_relu: Fit | None = None
 
     def for_relu(self) -> "Rule":
         """Return the rule for products with a ReLU between the factors: nothing can be shifted."""
         choose = self.across_relu or self.choose
         plain: dict[str, Any] = {"shift_units": 0, "columns": 1, "reroll": 1.0, "rerolls": None}
-        return dataclasses.replace(self, choose=choose, centred=False, fit=None, **plain)
+        fit = self.fit_across_relu
+        return dataclasses.replace(self, choose=choose, centred=False, fit=fit, **plain)
 
     def deal(
         self,
@@ -96,39 +97,29 @@ class Rule:
         be more than a quarter of all units, or leave a column without one.
         """
         n, r = right.shape
-        if self.fit is not None:
-            if left is None or target is None:
-                raise checks.fail("construction", "a rule that needs no target here", self.name)
-            size = self.fit * _suitable_size(left, target, width)
-            # The closer the better; the choice by size takes the largest.
-            right = 1 / (1 + jnp.abs(jnp.abs(right) - size[None]))
+        choose = self._chooser(left, target)
         if not self.shift_units:
-            return Deal(*self.choose(right, 0, width, n), jnp.zeros((1, 0), jnp.int32))
+            return Deal(*choose(right, 0, width, n), jnp.zeros((1, 0), jnp.int32))
         blocks = -(-r // self.columns)
         rounds = self._rounds(jnp.asarray(width), r, blocks)
         every = np.arange(n + 1)
         most = int(np.max(every - blocks * self._rounds(every, r, blocks)))
-        units, filled = self.choose(right, blocks * rounds, width, most)
+        units, filled = choose(right, blocks * rounds, width, most)
         u = jnp.arange(self.shift_units, dtype=jnp.int32)[None, :]
         b = jnp.arange(blocks, dtype=jnp.int32)[:, None]
         return Deal(units, filled, jnp.where(u < rounds, blocks * u + b, -1))
+
+    def _chooser(self, left: Array | None, target: Array | None) -> Choose:
+        """Return `choose`, or `fit` of this target."""
+        fit = self.fit
+        if fit is None:
+            return self.choose
+        if left is None or target is None:
+            raise checks.fail("construction", "a rule that needs no target here", self.name)
+        return lambda right, first, last, most: fit(left, right, target, first, last, most)
 
     def _rounds(self, width, r: int, blocks: int):
         """Return the shift units of each block at some widths."""
         room = (width - r) // blocks
         quarter = width // (4 * blocks)
         return (room * (room < quarter) + quarter * (room >= quarter)).clip(0, self.shift_units)
-
-
-def _suitable_size(left: Array, target: Array, width: ArrayLike) -> Array:
-    """Return the size of ``right_kj`` at which sums spread like the targets of column j, `[r]`.
-
-    ``sigma = m rms(target)``, of ``sigma^2 = m E[left^2] size^2 / 4`` for m units a column, each
-    kept or not. Three bits of it are kept, so that another order of summation deals no unit
-    otherwise.
-    """
-    p, r = target.shape
-    square = jnp.sum(left**2) / (p * jnp.asarray(width, left.dtype))
-    units = jnp.asarray(width, left.dtype) / r
-    size = 2 * jnp.sqrt(jnp.mean(target**2, axis=0) * units / square)
-    return jax.lax.reduce_precision(size, 8, 3)

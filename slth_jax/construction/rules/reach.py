@@ -1,5 +1,8 @@
 """Units dealt by the size of their weights: the same width reaches larger targets."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,30 +15,43 @@ def by_size(right: Array, first: ArrayLike, last: ArrayLike, most: int) -> tuple
 
     No unit is left over.
     """
-    return take_turns(jnp.abs(right).T[None], first, last, most)
+    weight = jnp.abs(right).T
+    return take_turns(lambda turn, _: weight[turn % weight.shape[0]], right, first, last, most)
 
 
-def take_turns(weight: Array, first: ArrayLike, last: ArrayLike, most: int) -> tuple[Array, Array]:
+def take_turns(
+    weigh: Callable[[Array, Any], Array],
+    right: Array,
+    first: ArrayLike,
+    last: ArrayLike,
+    most: int,
+    *,
+    state: Any = None,
+    taken: Callable[[Array, Array, Any], Any] = lambda turn, unit, state: state,
+) -> tuple[Array, Array]:
     """Deal units to columns, which choose in turn the unused one that weighs most for them.
 
     Args:
-      weight: `[kinds, r, n]`; in round s the columns look at kind ``s % kinds``.
-      first, last, most: as in `Choose`.
+      weigh: ``weigh(turn, state)``, `[n]`: what the units are worth to column ``turn % r``.
+      right, first, last, most: as in `Choose`.
+      state: what `weigh` looks at besides.
+      taken: ``taken(turn, unit, state)``, the state once that unit is given away.
     """
-    kinds, r, n = weight.shape
+    n, r = right.shape
     slots = -(-most // r)
     unit = jnp.arange(n, dtype=jnp.int32)
 
-    def take(turn, state):
-        free, chosen = state
-        own = jnp.where(free, weight[turn // r % kinds, turn % r], -jnp.inf)
+    def take(turn, carry):
+        free, chosen, state = carry
+        own = jnp.where(free, weigh(turn, state), -jnp.inf)
         # The first of the largest; argmax takes four times as long on a CPU.
         largest = jnp.min(jnp.where(own == jnp.max(own), unit, n))
-        return free & (unit != largest), chosen.at[turn].set(largest)
+        chosen = chosen.at[turn].set(largest)
+        return free & (unit != largest), chosen, taken(turn, largest, state)
 
     free = (unit >= first) & (unit < last)
     nobody = jnp.full(slots * r, -1, jnp.int32)
-    _, chosen = jax.lax.fori_loop(0, jnp.asarray(last) - first, take, (free, nobody))
+    _, chosen, _ = jax.lax.fori_loop(0, jnp.asarray(last) - first, take, (free, nobody, state))
     chosen = chosen.reshape(slots, r).T
     return jnp.maximum(chosen, 0), chosen >= 0
 

@@ -13,5 +13,10 @@ def by_signed_size(
 
     Of two subset sums, one over the units of each sign (Lemma 2), neither is then short of samples.
     """
-    weight = right.T
-    return take_turns(jnp.stack([weight, -weight]), first, last, most)
+    weight = jnp.stack([right.T, -right.T])
+    columns = right.shape[1]
+
+    def weigh(turn, _):
+        return weight[turn // columns % 2, turn % columns]
+
+    return take_turns(weigh, right, first, last, most)
