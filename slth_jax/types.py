@@ -16,6 +16,17 @@ Hparams = Mapping[str, Any]
 Metrics = Mapping[str, ArrayLike]
 
 
+def _brief(kind: str, fields: Mapping[str, Any]) -> str:
+    """Return ``kind(name=float32[2,8], ...)``: arrays by dtype and shape, not number by number."""
+
+    def of(value: Any) -> str:
+        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+            return repr(value)
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+    return f"{kind}({', '.join(f'{name}={of(value)}' for name, value in fields.items())})"
+
+
 class AttentionParams(NamedTuple):
     """Projections of multi-head attention; also their masks, as booleans of the same shapes.
 
@@ -36,6 +47,10 @@ class AttentionParams(NamedTuple):
     def value_width(self) -> int | Array:
         """The number of hidden units of values."""
         return self.w_v.shape[-1]
+
+    def __repr__(self) -> str:
+        """Return the arrays by dtype and shape."""
+        return _brief("AttentionParams", self._asdict())
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -77,9 +92,8 @@ class PaddedAttention(AttentionParams):
         return (*self, self.k_units, self.v_units)
 
     def __repr__(self) -> str:
-        """Return the arrays by name."""
-        named = {**self._asdict(), **self._units()}
-        return f"PaddedAttention({', '.join(f'{name}={value!r}' for name, value in named.items())})"
+        """Return the arrays by dtype and shape."""
+        return _brief("PaddedAttention", {**self._asdict(), **self._units()})
 
     def tree_flatten_with_keys(self):
         """Return the six arrays by name, and nothing static."""
@@ -97,3 +111,7 @@ class MergedParams(NamedTuple):
 
     w_qk: Array  # [h, m, m], w_q w_k^T / sqrt(k)
     w_vo: Array  # [h, m, o], w_v w_o
+
+    def __repr__(self) -> str:
+        """Return the arrays by dtype and shape."""
+        return _brief("MergedParams", self._asdict())

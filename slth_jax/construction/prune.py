@@ -36,7 +36,8 @@ def prune_product(
     larger targets at the same width. 'shift' deals like 'reach' what is left when it has connected
     a few units to blocks of up to eight columns: each row keeps or drops each of those, and so
     tries its targets at several distances from the middle of what it reaches. 'fitted', the
-    default, besides deals by how well the weights suit the size of the targets.
+    default, has such units too, and deals the others with a look at the target: so that half the
+    sum of an entry's samples, about which its subset sums lie densest, is close to its target.
 
     Args:
       left: `[..., p, n]`.

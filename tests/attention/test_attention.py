@@ -180,3 +180,13 @@ def test_mismatched_projections_are_named():
     params, x = make()
     with pytest.raises(ValueError, match=r"^params.w_k must be of shape \(2, 3, 5\)"):
         attention.apply(params._replace(w_k=params.w_k[:1]), x)
+
+
+def test_params_are_told_by_shape_and_not_number_by_number():
+    params, _ = make()
+    assert repr(params) == (
+        "AttentionParams(w_q=float32[2,3,5], w_k=float32[2,3,5], w_v=float32[2,3,6], "
+        "w_o=float32[2,6,4])"
+    )
+    assert repr(attention.merge(params)) == "MergedParams(w_qk=float32[2,3,3], w_vo=float32[2,3,4])"
+    assert "w_q=None" in repr(jax.tree.map(lambda _: None, params))
