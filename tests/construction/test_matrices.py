@@ -143,11 +143,14 @@ def centred_by_hand(left, right, target, signs):
     l, w, t = (np.asarray(x, np.float64) for x in (left, right, target))
     n, r = w.shape
     missing = np.stack([t.T, t.T]) if signs else t.T[None]
+    units = n / r / len(missing)
+    size = 0.3 * 2 * np.sqrt((t**2).mean(axis=0) * units / (l**2).mean()).clip(0, 1 / 0.6)
     free = set(range(n))
     for turn in range(n):
         j, kind = turn % r, turn // r % 2 if signs else 0
         gain = {
-            k: w[k, j] * (l[:, k] @ missing[kind, j]) - w[k, j] ** 2 * (l[:, k] @ l[:, k]) / 8
+            k: w[k, j] * (l[:, k] @ missing[kind, j])
+            - (abs(w[k, j]) - size[j]) ** 2 * (l[:, k] @ l[:, k]) / 8
             for k in free
             if not signs or (w[k, j] < 0) == kind
         }
