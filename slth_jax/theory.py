@@ -123,12 +123,12 @@ class MeasuredLaw(NamedTuple):
 
 MEASURED = {
     "fitted": MeasuredLaw(
-        intercept=-1.646,
-        slope=1.684,
-        log_d=1.590,
-        log_heads=1.349,
-        small=15.58,
-        margin=1.32,
+        intercept=-1.762,
+        slope=1.655,
+        log_d=1.521,
+        log_heads=1.017,
+        small=12.61,
+        margin=1.23,
         d=(2, 128),
         num_heads=(1, 16),
         epsilon=(3e-4, 0.3),
