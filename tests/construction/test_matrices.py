@@ -144,7 +144,7 @@ def centred_by_hand(left, right, target, signs):
     n, r = w.shape
     missing = np.stack([t.T, t.T]) if signs else t.T[None]
     units = n / r / len(missing)
-    size = 0.3 * 2 * np.sqrt((t**2).mean(axis=0) * units / (l**2).mean()).clip(0, 1 / 0.6)
+    size = np.minimum(2 * 0.3 * np.sqrt((t**2).mean(axis=0) * units / (l**2).mean()), 1)
     free = set(range(n))
     for turn in range(n):
         j, kind = turn % r, turn // r % 2 if signs else 0

@@ -100,7 +100,7 @@ def _suitable_size(left: Array, target: Array, last: ArrayLike, units: Array) ->
     With m units of it, each kept or not, sums have the standard deviation ``0.3 m`` times the root
     mean square of the targets: ``sigma^2 = m E[left^2] size^2 / 4``. Sums that reach much further
     lie thin, sums that reach less far miss targets, which weighs the more the finer they are.
-    Three bits are kept, so that another order of summation deals no unit otherwise.
+    Three bits are kept, so that another order of summation hardly ever rounds otherwise.
     """
     p = target.shape[0]
     square = jnp.sum(left**2) / (p * jnp.asarray(last, left.dtype))
