@@ -12,11 +12,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
-import signature_shapes
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
-signature_shapes.install("slth_jax")
 
 # A program that comes again under another function (a new trial, a new command line) is compiled
 # once. The folder is this process's own: entries are not written atomically, and tests kill others.

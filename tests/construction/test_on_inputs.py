@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refusals
 from test_construction import attention_pair, pruned_transformer
 from test_guarantee import ALPHA, T, inputs
 
@@ -133,14 +134,14 @@ def test_a_perfect_ticket_only_rounds_and_slices_of_sequences_change_nothing(mon
 def test_bad_input_is_named():
     source, target, masks, _ = pruned_transformer(18)
     x = inputs(2)
-    with pytest.raises(ValueError, match=r"^inputs must be finite, of shape \(any, any, 2\)"):
+    with refusals(r"^inputs must be finite, of shape \(any, any, 2\)"):
         construction.guaranteed_error_on(source, masks, target, inputs(3))
-    with pytest.raises(ValueError, match=r"^attn_mask must be of shape \(6, 6\), True at least"):
+    with refusals(r"^attn_mask must be of shape \(6, 6\), True at least"):
         construction.guaranteed_error_on(source, masks, target, x, np.zeros((T, T), bool))
     first = masks[0].layers[0]
     dense = (masks[0].layers[0]._replace(w=jnp.ones_like(first.w)), *masks[0].layers[1:])
     dense = (masks[0]._replace(layers=dense), *masks[1:])
-    with pytest.raises(ValueError, match=r"^masks must be one coordinate a ReLU unit, got"):
+    with refusals(r"^masks must be one coordinate a ReLU unit, got"):
         construction.guaranteed_error_on(source, dense, target, x)
-    with pytest.raises(ValueError, match=r"^masks must be one coordinate a ReLU unit, got"):
+    with refusals(r"^masks must be one coordinate a ReLU unit, got"):
         construction.guaranteed_error(source, dense, target, ALPHA)

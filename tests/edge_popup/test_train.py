@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refusals
 
 from slth_jax import edge_popup, supermask
 
@@ -158,17 +159,17 @@ def test_a_loss_that_is_not_finite_names_step_and_run(runs):
         runs.batches(begin, end),
     ))  # fmt: skip
     message = r"^training loss must be finite, got nan at step 1 of run 1$"
-    with pytest.raises(ValueError, match=message):
+    with refusals(message):
         edge_popup.train(hot, evaluate_every=2)
-    with pytest.raises(ValueError, match=r"^evaluate_first must be False without validation"):
+    with refusals(r"^evaluate_first must be False without validation"):
         edge_popup.train(
             dataclasses.replace(runs, validation=()), evaluate_every=2, evaluate_first=True
         )
 
 
 def test_what_does_not_go_together_is_refused(runs):
-    with pytest.raises(ValueError, match=r"^draw must be a function of a key for a variant that"):
+    with refusals(r"^draw must be a function of a key for a variant that"):
         dataclasses.replace(runs, draw=None)
     mesh = jax.make_mesh((8,), ("run",))
-    with pytest.raises(ValueError, match=r"^mesh must be given together with runs and shapes"):
+    with refusals(r"^mesh must be given together with runs and shapes"):
         edge_popup.Program(loss, RECIPE, ITERAND, mesh=mesh)

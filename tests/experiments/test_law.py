@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from refusals import refusals
 
 from experiments.theory.law import crossings, regression, trial, width_law
 from slth_jax import attention, construction, initializers
@@ -99,5 +100,5 @@ def test_targets_have_spectral_norm_one():
 
 def test_shapes_are_read_or_refused():
     assert width_law._sizes("8x4") == (8, 4)
-    with pytest.raises(ValueError, match=r"^shapes must be of the form DxH"):
+    with refusals(r"^shapes must be of the form DxH"):
         width_law.Config(shapes=("8",))

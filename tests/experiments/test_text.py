@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refusals
 
 from experiments.language import text
 
@@ -61,21 +62,21 @@ def test_a_changed_text_has_other_tokens(folder):
 def test_missing_and_truncated_texts(folder, monkeypatch):
     path = folder / "data" / "wikitext-2" / "train.txt"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"train\.txt, which ends in the middle of a line"):
+    with refusals(r"train\.txt, which ends in the middle of a line"):
         load(folder)
     path.write_bytes(b"\xff\xfe \n")
-    with pytest.raises(ValueError, match=r"^data must be texts in UTF-8, got .*train\.txt"):
+    with refusals(r"^data must be texts in UTF-8, got .*train\.txt"):
         load(folder)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train\.txt, which is empty"):
+    with refusals(r"train\.txt, which is empty"):
         load(folder)
     path.unlink()
-    with pytest.raises(ValueError, match=r"^data must be a folder with wikitext-2/train\.txt"):
+    with refusals(r"^data must be a folder with wikitext-2/train\.txt"):
         load(folder)
-    with pytest.raises(ValueError, match=r"^data must be .*nowhere, which is not there"):
+    with refusals(r"^data must be .*nowhere, which is not there"):
         text.load(str(folder / "nowhere"))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"needs the datasets library"):
+    with refusals(r"needs the datasets library"):
         text.load("hub:wikitext-2-v1", cache=str(folder / "cache"))
 
 
@@ -107,7 +108,7 @@ def test_batches_are_a_function_of_seed_and_step():
     other = text.batch(tokens, seed=4, step=0, **options)
     later = text.batch(tokens, seed=3, step=15, **options)
     assert not np.array_equal(other, epoch[0]) and not np.array_equal(later, epoch[0])
-    with pytest.raises(ValueError, match=r"^data must be a text of at least 4097 tokens"):
+    with refusals(r"^data must be a text of at least 4097 tokens"):
         text.batch(tokens, seed=0, step=0, rows=63, length=64)
 
 
@@ -116,7 +117,7 @@ def test_windows_cover_the_text():
     every = text.windows(tokens, rows=0, length=10)
     np.testing.assert_array_equal(every[:, 0], np.arange(10) * 10)
     np.testing.assert_array_equal(text.windows(tokens, rows=3, length=10)[:, 0], [0, 30, 60])
-    with pytest.raises(ValueError, match=r"^data must be a text of more than 101 tokens"):
+    with refusals(r"^data must be a text of more than 101 tokens"):
         text.windows(tokens, rows=1, length=101)
 
 
@@ -146,5 +147,5 @@ def test_damaged_tokenizer_files(folder):
     broken.mkdir()
     (broken / "vocab.bpe").write_text("#version\nb c\n")
     (broken / "encoder.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^data/gpt2-bpe must be GPT-2's two files, got"):
+    with refusals(r"^data/gpt2-bpe must be GPT-2's two files, got"):
         load(folder, tokenizer="gpt2")

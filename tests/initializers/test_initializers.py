@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refusals
 
 from slth_jax import initializers
 
@@ -90,9 +91,9 @@ def test_blocks_are_attention_of_their_own_keys():
 
 
 def test_bad_widths_are_named():
-    with pytest.raises(ValueError, match=r"^n_k must be an integer >= 1, got 0"):
+    with refusals(r"^n_k must be an integer >= 1, got 0"):
         initializers.theory_attention(KEY, n_k=0, n_v=1, **SHAPE)
-    with pytest.raises(ValueError, match=r"^n_v must be an integer in \[1, 8\], got 9"):
+    with refusals(r"^n_v must be an integer in \[1, 8\], got 9"):
         initializers.theory_attention(KEY, n_k=1, n_v=9, padded=8, **SHAPE)
-    with pytest.raises(ValueError, match=r"^d_in must be an integer >= 1"):
+    with refusals(r"^d_in must be an integer >= 1"):
         initializers.theory_attention(KEY, n_k=1, n_v=1, num_heads=1, d_in=0, d_out=1)

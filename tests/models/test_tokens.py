@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from refusals import refusals
 
 from slth_jax import storage
 from slth_jax.models import tokens
@@ -71,7 +72,7 @@ def test_damaged_files_are_one_line(folder, name, damage):
 
 def test_missing_files_are_one_line(folder):
     (folder / "vocab.bpe").unlink()
-    with pytest.raises(ValueError, match=r"^tokenizer must be a folder with vocab\.bpe"):
+    with refusals(r"^tokenizer must be a folder with vocab\.bpe"):
         tokens.open_tokenizer(folder)
     with pytest.raises(storage.CheckpointError, match=r"vocab\.bpe"):
         tokens.BytePairs(folder)
