@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Ticket:
         return f"source {self.source!r} with seed {self.seed} and {options[:300]}"
 
 
+@runtime_checkable
 class Rows(Protocol):
     """What `from_row` needs of a sweep's results."""
 
