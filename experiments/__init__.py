@@ -1,13 +1,18 @@
-"""Experiments with slth_jax: `python -m experiments list` names them.
+"""Experiments with slth_jax: `python -m experiments list` prints their names.
 
-An experiment is one module and one row of `registry`. The module holds a flat frozen dataclass
-`Config` (its docstring says what each option means), `PRESETS` by name, `run(config, out) ->
-summary`, and `sweeps(config)` or `dry_run(config)`, from which costs are estimated. They live in
-`theory` (figures 4, 5 and 6, a trained target) and in the `language` (figures 7 and 8).
+An experiment is one module and one entry of `registry`. The module defines a flat frozen dataclass
+`Config` (its docstring explains each option), `PRESETS` by name, `run(config, out) -> summary`, and
+`sweeps(config)` or `dry_run(config)`, from which time and memory are estimated.
 
-A run passes through `commands` (the command line), `options` (presets and what replaces them),
-`folder` (what a run leaves behind; sweeps go on where they stopped), `measure` (from trials to the
-rows of a summary), `fits` and `plots` (curves and pictures), `claims` (what came out beside the
-paper's numbers), `tickets` (found tickets as files) and `tables` (what is printed); `report` makes
-one page of finished runs, and `machine` says what they cost here.
+    paper/           figures 4, 5 and 6         language/    figures 7 and 8
+    law/             least widths               benchmarks/  speed, kills, published models
+    guarantees/      bounds against errors      notebooks/   tutorials, executed
+    trained_target/  a trained network          pods/        batch scripts
+    examples/        small programs that use the library alone
+
+A run passes through `commands` (the command line), `options` (presets and their changes), `folder`
+(the files of a run; an interrupted sweep continues), `measure` (from trials to the rows of a
+summary), `curves` and `plots` (fitted curves and pictures), `claims` (the paper's numbers beside
+the measured ones), `tickets` (tickets as files) and `tables` (printed tables). `report` makes one
+page of finished runs; `machine` describes this machine and estimates costs.
 """

@@ -17,24 +17,24 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "hidden-dim": Experiment(
-        "experiments.theory.hidden_dim", "figure 4: error against the width of the random source"
+        "experiments.paper.hidden_dim", "figure 4: error against the width of the random source"
     ),
     "input-length": Experiment(
-        "experiments.theory.input_length", "figure 5: error against the length of the input"
+        "experiments.paper.input_length", "figure 5: error against the length of the input"
     ),
     "blocks": Experiment(
-        "experiments.theory.blocks", "figure 6: error against width, transformers of 1 to 4 blocks"
+        "experiments.paper.blocks", "figure 6: error against width, transformers of 1 to 4 blocks"
     ),
     "bounds": Experiment(
-        "experiments.theory.guarantees.bounds",
+        "experiments.guarantees.bounds",
         "guaranteed against measured error: input length, input bound, depth at random",
     ),
     "width-law": Experiment(
-        "experiments.theory.law.width_law",
+        "experiments.law.width_law",
         "the law of widths: least width for an error, against d, heads and the construction",
     ),
     "trained-target": Experiment(
-        "experiments.theory.trained_target",
+        "experiments.trained_target.trained_target",
         "a trained network as the target; --weights FILE for a published one",
     ),
     "language": Experiment(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments import machine
-from experiments.theory.law.trial import make_trial
+from experiments.law.trial import make_trial
 from slth_jax import storage, theory
 
 POINTS = (

@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.sweep scale    # 1,000 to 100,000 trials, saved to a folder
     python -m experiments.benchmarks.sweep picture
 
-The trials are those of `experiments.theory.hidden_dim`. A pair is 100 seeds at 12 widths, through
+The trials are those of `experiments.paper.hidden_dim`. A pair is 100 seeds at 12 widths, through
 `sweep.run` and through a loop of single jitted trials that compiles once a width, at its true
 width, and waits for nothing but the end. The sweep has two simulated devices, one a core; the loop
 has one device, whose work XLA may share out over both cores. Measurements collect in
@@ -35,7 +35,7 @@ def make_trial() -> Any:
     """Return the hidden-dim experiment's trial."""
     import jax
 
-    from experiments.theory import hidden_dim
+    from experiments.paper import hidden_dim
 
     jax.config.update("jax_enable_x64", hidden_dim.FLOAT64)
     config = hidden_dim.Config()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.theory import modular
+from experiments.trained_target import modular
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "one", "dog", "ran", "=", ","]
 

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import fits
-from experiments.theory import pretrained
-from experiments.theory.guarantees import trial
-from experiments.theory.pretrained import Network, Task
+from experiments import curves
+from experiments.guarantees import trial
+from experiments.trained_target import pretrained
+from experiments.trained_target.pretrained import Network, Task
 
 
 def test_slopes_within_groups_are_found_whatever_the_groups_levels():
@@ -15,11 +15,11 @@ def test_slopes_within_groups_are_found_whatever_the_groups_levels():
     groups = [(name, i % 3) for i, name in enumerate("abab" * 6)]
     x, z = rng.normal(size=(2, 24))
     level = np.array([100.0 * ord(name) + i for name, i in groups])
-    steep, flat = fits.within(groups, [x, z], level + 3 * x)
+    steep, flat = curves.within(groups, [x, z], level + 3 * x)
     assert steep["slope"] == pytest.approx(3) and flat["slope"] == pytest.approx(0, abs=1e-9)
-    noisy = fits.within(groups, [x, z], level + 3 * x + rng.normal(size=24))[0]
+    noisy = curves.within(groups, [x, z], level + 3 * x + rng.normal(size=24))[0]
     assert abs(noisy["slope"] - 3) < 4 * noisy["slope_se"] < 2
-    assert fits.within([1, 2], [[1.0, 2.0]], [1.0, 2.0]) == []
+    assert curves.within([1, 2], [[1.0, 2.0]], [1.0, 2.0]) == []
 
 
 def test_a_draw_has_rows_up_to_alpha_and_other_numbers_at_other_widths():

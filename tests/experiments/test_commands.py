@@ -11,7 +11,7 @@ import pytest
 
 from experiments import folder, measure, options, registry
 from experiments.__main__ import main
-from experiments.theory import hidden_dim
+from experiments.paper import hidden_dim
 from slth_jax import storage
 
 ROOT = Path(__file__).parents[2]

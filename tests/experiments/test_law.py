@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from refusals import refusals
 
-from experiments.theory.law import crossings, regression, trial, width_law
+from experiments.law import crossings, regression, trial, width_law
 from slth_jax import attention, construction, initializers
 
 WIDTHS = np.array([4, 8, 12, 16, 20])

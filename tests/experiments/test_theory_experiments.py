@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import fits
+from experiments import curves
 from experiments.__main__ import main
-from experiments.theory import data, input_length
-from experiments.theory import hidden_dim as experiment
+from experiments.paper import data, input_length
+from experiments.paper import hidden_dim as experiment
 from slth_jax import storage, sweep, ticket
 
 SMALL = ["--set", "widths=4,8,20", "--seeds", "3", "--set", "epochs=1", "--quiet"]
@@ -110,15 +110,15 @@ def test_blocks_and_input_length_run(tmp_path):
 
 def test_fits_recover_known_curves():
     n = np.arange(4, 101, 8)
-    fit = fits.exponential(n, 0.8 * np.exp(-0.06 * n))
+    fit = curves.exponential(n, 0.8 * np.exp(-0.06 * n))
     assert fit["gamma"] == pytest.approx(0.8) and fit["delta"] == pytest.approx(0.06)
     assert fit["log_delta"] == pytest.approx(0.06) and fit["delta_se"] < 1e-6
     noisy = 0.8 * np.exp(-0.06 * n) * np.exp(0.1 * np.random.default_rng(0).normal(size=n.size))
-    fit = fits.exponential(n, noisy)
+    fit = curves.exponential(n, noisy)
     assert abs(fit["log_delta"] - 0.06) < 4 * fit["log_delta_se"]
-    shared = fits.log_gamma_at(n, noisy, 0.06)
+    shared = curves.log_gamma_at(n, noisy, 0.06)
     assert shared["gamma"] == pytest.approx(0.8, rel=0.2) and 0.02 < shared["residual"] < 0.2
-    line = fits.slope([0, 1, 2, 3], [1.0, 3.1, 4.9, 7.0])
+    line = curves.slope([0, 1, 2, 3], [1.0, 3.1, 4.9, 7.0])
     assert line["low"] < 2 < line["high"] and line["slope"] == pytest.approx(1.98)
 
 

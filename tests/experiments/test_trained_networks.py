@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refusals import refusals
 
-from experiments.theory import pretrained
+from experiments.trained_target import pretrained
 
 SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.theory.sources import narrow, narrow_layers, random_source
-from experiments.theory.targets import random_transformer
+from experiments.paper.sources import narrow, narrow_layers, random_source
+from experiments.paper.targets import random_transformer
 from slth_jax import construction, ticket, transformer
 from slth_jax.construction import guarantee, on_inputs
 from slth_jax.sweep import Results

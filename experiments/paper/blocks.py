@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import claims, fits, measure, options, plots
+from experiments import claims, curves, measure, options, plots
 from experiments.folder import RunFolder, Sweep
-from experiments.theory import data
-from experiments.theory.sources import random_source
-from experiments.theory.targets import random_transformer
+from experiments.paper import data
+from experiments.paper.sources import random_source
+from experiments.paper.targets import random_transformer
 from slth_jax import construction, transformer
 from slth_jax.transformer import Block
 from slth_jax.types import Array, Hparams, Key
@@ -149,9 +149,9 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
         mean = [row["mean"] for row in used]
         if len(used) < 3:
             continue
-        own = fits.log_line(n, mean)
+        own = curves.log_line(n, mean)
         shared = shared or own
-        together = fits.log_gamma_at(n, mean, shared["delta"])
+        together = curves.log_gamma_at(n, mean, shared["delta"])
         error = np.hypot(own["delta_se"], shared["delta_se"])
         depths[str(depth)] = {
             "gamma": together["gamma"],

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from experiments.theory import errors
+from experiments.paper import errors
 from slth_jax import attention, construction, initializers
 from slth_jax.types import Array, AttentionParams, Hparams, Key
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import claims, fits, measure, options
+from experiments import claims, curves, measure, options
 from experiments.folder import RunFolder, Sweep
-from experiments.theory.guarantees import plots_bounds
-from experiments.theory.guarantees.trial import Shape, bounded, make_trial
+from experiments.guarantees import plots_bounds
+from experiments.guarantees.trial import Shape, bounded, make_trial
 from slth_jax import checks, construction
 
 FLOAT64 = True
@@ -142,10 +142,10 @@ def slopes(trials: Sequence[dict[str, Any]], floor: float = 1e-12) -> dict[str, 
         for depth in sorted({row["num_blocks"] for row in used}):
             here = [row for row in used if row["num_blocks"] == depth]
             by = [np.log([row[name] for row in here]) for name in ("alpha", "length")]
-            fit = fits.within(_settings(here), by, np.log([row[kind] for row in here]))
+            fit = curves.within(_settings(here), by, np.log([row[kind] for row in here]))
             of[str(depth)] = dict(zip(("alpha", "length"), fit, strict=True)) if fit else {}
         trial = [(*key, row["seed"]) for key, row in zip(_settings(used), used, strict=True)]
-        depth_fit = fits.within(
+        depth_fit = curves.within(
             trial,
             [np.array([row["num_blocks"] for row in used], float)],
             np.log([row[kind] for row in used]),

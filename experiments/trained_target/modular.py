@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.theory import pretrained
-from experiments.theory.pretrained import Network
+from experiments.trained_target import pretrained
+from experiments.trained_target.pretrained import Network
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams, Key
 

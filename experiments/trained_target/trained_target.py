@@ -10,9 +10,10 @@ import numpy as np
 
 from experiments import measure, options, plots, tickets
 from experiments.folder import RunFolder, Sweep
-from experiments.theory import errors, modular, pretrained
-from experiments.theory.pretrained import Network, Task
-from experiments.theory.sources import narrow, narrow_layers, random_source
+from experiments.paper import errors
+from experiments.paper.sources import narrow, narrow_layers, random_source
+from experiments.trained_target import modular, pretrained
+from experiments.trained_target.pretrained import Network, Task
 from slth_jax import attention, construction, ticket
 from slth_jax.construction import guarantee, on_inputs
 from slth_jax.transformer import Block, Linear

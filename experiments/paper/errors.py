@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import tickets
 from experiments.folder import RunFolder
-from experiments.theory.sources import narrow
+from experiments.paper.sources import narrow
 from slth_jax import attention, construction, initializers, ticket
 from slth_jax.construction import guarantee
 from slth_jax.sweep import Results

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import claims, fits, measure, options, plots
+from experiments import claims, curves, measure, options, plots
 from experiments.folder import RunFolder, Sweep
-from experiments.theory import data, errors, hidden_dim
-from experiments.theory.targets import AngularTarget
+from experiments.paper import data, errors, hidden_dim
+from experiments.paper.targets import AngularTarget
 from slth_jax import construction, initializers
 from slth_jax.types import Array, Hparams, Key
 
@@ -118,7 +118,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     rows = measure.summarize(trials, ("width", "length"))
     by_width = {w: [row for row in rows if row["width"] == w] for w in config.widths}
     slopes = {
-        str(width): fits.slope(np.log([row["length"] for row in part]), [r["mean"] for r in part])
+        str(width): curves.slope(np.log([row["length"] for row in part]), [r["mean"] for r in part])
         for width, part in by_width.items()
         if len(part) >= 3
     }

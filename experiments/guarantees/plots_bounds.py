@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import plots
-from experiments.theory.guarantees.trial import LENGTHS
+from experiments.guarantees.trial import LENGTHS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

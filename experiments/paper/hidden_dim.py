@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import claims, fits, measure, options, plots
+from experiments import claims, curves, measure, options, plots
 from experiments.folder import RunFolder, Sweep
-from experiments.theory import data, errors
-from experiments.theory.targets import AngularTarget, Training, train_angular
+from experiments.paper import data, errors
+from experiments.paper.targets import AngularTarget, Training, train_angular
 from slth_jax import construction, initializers
 from slth_jax.types import Array, Hparams, Key
 
@@ -129,7 +129,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         source: [row for row in rows if row["source"] == source] for source in config.sources
     }
     fitted = {
-        source: fits.exponential([row["width"] for row in part], [row["mean"] for row in part])
+        source: curves.exponential([row["width"] for row in part], [row["mean"] for row in part])
         for source, part in by_source.items()
         if len(part) >= 3
     }

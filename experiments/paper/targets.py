@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.theory import data
+from experiments.paper import data
 from slth_jax import attention, initializers
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams, Key

@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments import claims, measure, options
 from experiments.folder import RunFolder, Sweep
-from experiments.theory.law import crossings, plots_law, regression
-from experiments.theory.law.trial import LEVELS, TARGETS, make_trial
+from experiments.law import crossings, plots_law, regression
+from experiments.law.trial import LEVELS, TARGETS, make_trial
 from slth_jax import checks, construction
 
 FLOAT64 = True
