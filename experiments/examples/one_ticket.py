@@ -34,8 +34,8 @@ def prune_product(free, grouped, target):
     Row j of `grouped` [d, n] keeps the hidden units of group j only. Entry (i, j) of the product
     is then a sum over one group, and row i of free_mask chooses which of its terms are added.
     """
-    grouped_mask = jnp.arange(N) // UNITS == jnp.arange(D)[:, None]  # [d, n]
-    terms = free * jnp.sum(grouped * grouped_mask, axis=0)  # [d, n]
+    grouped_mask = jnp.arange(N)[None] // UNITS == jnp.arange(D)[:, None]  # [d, n]
+    terms = free * jnp.sum(grouped * grouped_mask, axis=0, keepdims=True)  # [d, n]
     solution = subset_sum.solve(terms.reshape(D, D, UNITS), target)  # best of 2^UNITS sums each
     return solution.mask.reshape(D, N), grouped_mask
 
