@@ -84,9 +84,7 @@ def make_trial(target: AngularTarget, x: Array, how: str):
         source = initializers.ATTENTION[hparams["source"]](
             key, num_heads=1, d_in=2, d_out=1, n_k=width, n_v=width, padded=hparams["width_max"]
         )
-        masks, report = construction.prune_attention(
-            source, target.params, construction=how, with_report=True
-        )
+        masks, report = construction.solve_attention(source, target.params, construction=how)
         error = errors.attention_error(source, masks, target.params, x)
         metrics = {
             "error": error,

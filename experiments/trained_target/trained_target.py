@@ -142,9 +142,7 @@ def make_trial(target: Target, how: str):
     def trial(key: Key, hparams: Hparams):
         source, _ = draw(key, blocks, hparams)
         pruned = blocks if "relu_units" in hparams else without_layers(blocks)
-        masks, report = construction.prune_transformer(
-            source, pruned, construction=how, with_report=True
-        )
+        masks, report = construction.solve_transformer(source, pruned, construction=how)
         ticket = construction.apply_masks(source, masks)
         if "relu_units" not in hparams:
             ticket = tuple(

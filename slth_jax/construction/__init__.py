@@ -1,24 +1,32 @@
-"""The theorems made executable: a target and a random source to the masks of a ticket.
+"""Find the masks under which a random source approximates a given target, and check them.
 
-`prune` holds the public functions: `fits` asks whether source and target go together, `networks`
-turns both into products of two matrices, and `matrices`, the engine, meets each: a rule (`rules`)
-deals hidden units to columns, `search` makes every entry a subset sum, and kept samples become
-masks. `guarantee` says what can be promised of a ticket, `find_width` which width it takes.
+`prune` and `relu` have the public functions: they validate their arguments and turn a network into
+products of two random matrices. `engine` solves these: a rule (`rules`) assigns hidden units to
+columns, `search` makes every entry of a target a subset sum, and kept samples become masks.
+`prune_*` return masks, `solve_*` a `Pruned` record of masks and report. `guarantee` bounds the
+error of a ticket; `find_width` finds the smallest width for an error.
 """
 
+from slth_jax.construction.engine import Pruned, Report
 from slth_jax.construction.guarantee import guaranteed_error, is_vacuous
-from slth_jax.construction.matrices import Report
-from slth_jax.construction.networks import AttentionReport
 from slth_jax.construction.on_inputs import guaranteed_error_on
 from slth_jax.construction.prune import (
+    AttentionReport,
     apply_masks,
     prune_attention,
-    prune_layers,
     prune_product,
-    prune_relu_layer,
     prune_transformer,
+    solve_attention,
+    solve_product,
+    solve_transformer,
 )
-from slth_jax.construction.rules import RULES, Rule, shift
+from slth_jax.construction.relu import (
+    prune_layers,
+    prune_relu_layer,
+    solve_layers,
+    solve_relu_layer,
+)
+from slth_jax.construction.rules import RULES, Rule, Search, shift
 from slth_jax.construction.width import FoundWidth, find_width
 
 CONSTRUCTIONS = tuple(RULES)
@@ -28,8 +36,10 @@ __all__ = [
     "RULES",
     "AttentionReport",
     "FoundWidth",
+    "Pruned",
     "Report",
     "Rule",
+    "Search",
     "apply_masks",
     "find_width",
     "guaranteed_error",
@@ -41,4 +51,9 @@ __all__ = [
     "prune_relu_layer",
     "prune_transformer",
     "shift",
+    "solve_attention",
+    "solve_layers",
+    "solve_product",
+    "solve_relu_layer",
+    "solve_transformer",
 ]

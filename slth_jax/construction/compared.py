@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import checks
-from slth_jax.construction import fits
+from slth_jax.construction import relu
 from slth_jax.transformer import Block
 from slth_jax.types import AttentionParams
 
@@ -98,7 +98,7 @@ def _layers(source, masks, target) -> list[Layer]:
         first, second = source[2 * l], source[2 * l + 1]
         w1 = _masked(first.w, masks[2 * l].w)
         w2 = _masked(second.w, masks[2 * l + 1].w)
-        fits.check_biases(first, second, layer)
+        relu.validate_biases(first, second, layer)
         most = int(np.count_nonzero(w1, axis=1).max(initial=0))
         if most > 1:
             raise checks.fail("masks", "one coordinate a ReLU unit", f"a unit with {most}")

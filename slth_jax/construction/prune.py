@@ -1,53 +1,66 @@
-"""The theorems made executable: a target and a random source to the masks of a ticket.
+"""Masks under which a random source approximates a given target: products, attention, networks.
 
 Every entry of a target matrix becomes one subset sum over products of source weights (Lemmas 4
-and 7). Hidden units are dealt to the columns of one factor; a unit serves its own column only.
-Masks are booleans of the shapes of the unchanged source weights.
+and 7). Each function turns its network into products of two matrices, solves all of them as one
+batch (`engine.solve`), and returns masks as booleans of the shapes of the source weights.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from slth_jax import checks
-from slth_jax.construction import fits, matrices, networks, rules
-from slth_jax.construction.rules.deal import Rule
-from slth_jax.transformer import Block, Linear
-from slth_jax.types import ArrayLike, AttentionParams, PyTree
+from slth_jax import attention, checks
+from slth_jax.construction import engine, relu, rules
+from slth_jax.construction.engine import Problem, Pruned, Report, Solved
+from slth_jax.construction.rules import Rule
+from slth_jax.transformer import Block
+from slth_jax.types import Array, ArrayLike, AttentionParams, PyTree
+
+
+class AttentionReport(NamedTuple):
+    """Reports of the two merged matrices."""
+
+    qk: Report
+    vo: Report
 
 
 def prune_product(
-    left: ArrayLike,
-    right: ArrayLike,
-    target: ArrayLike,
-    *,
-    construction: str | Rule = "fitted",
-    with_report: bool = False,
-):
-    """Mask two random matrices so that their product is `target` (Lemmas 4 and 7).
+    left: ArrayLike, right: ArrayLike, target: ArrayLike, *, construction: str | Rule = "fitted"
+) -> tuple[Array, Array]:
+    """Return the masks of `solve_product`: `left_mask [..., p, n]`, `right_mask [..., n, r]`."""
+    return solve_product(left, right, target, construction=construction).masks
 
-    ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj``. With 'proof' the n hidden
-    units are split, in order, into r groups of ``n' = n // r``, one per column of `right`;
-    `right_mask` keeps exactly group j in column j, and the ``n - r n'`` units left over are
-    kept by neither mask. Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group
-    j. 'reach' groups over the smaller outer dimension, leaves no unit over, and lets the groups
-    take turns in choosing the unit with the largest weight to their coordinate: it reaches
-    larger targets at the same width. 'shift' deals like 'reach' what is left when it has connected
-    a few units to blocks of up to eight columns: each row keeps or drops each of those, and so
-    tries its targets at several distances from the middle of what it reaches. 'fitted', the
-    default, has such units too, and deals the others with a look at the target: so that half the
-    sum of an entry's samples, about which its subset sums lie densest, is close to its target.
+
+def solve_product(
+    left: ArrayLike, right: ArrayLike, target: ArrayLike, *, construction: str | Rule = "fitted"
+) -> Pruned:
+    """Mask two random matrices so that their product approximates `target` (Lemmas 4 and 7).
+
+    ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj``. Rules differ in how they
+    assign the n hidden units to groups:
+
+    - 'proof': in order, to r groups of ``n' = n // r``, one per column of `right`. `right_mask`
+      keeps exactly group j in column j, and both masks drop the ``n - r n'`` remaining units.
+      Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group j.
+    - 'reach': over the smaller outer dimension, without a remainder; the groups choose in turn
+      the unit with the largest weight, so the same width reaches larger targets.
+    - 'shift': as 'reach', but a few units are connected to blocks of up to eight columns. Each
+      row keeps or drops each of them, and so tries its targets at several distances from the
+      middle of their subset sums.
+    - 'fitted', the default: also with such units; the others are assigned so that half the sum of
+      an entry's samples, where subset sums are densest, is close to its target.
 
     Args:
       left: `[..., p, n]`.
       right: `[..., n, r]`.
       target: `[..., p, r]`.
-      construction: a name in `rules.RULES` ('proof', 'reach', 'shift', 'fitted'), or a rule.
-      with_report: also return a `Report`.
+      construction: a name in `rules.RULES`, or a rule.
 
     Returns:
-      Boolean `left_mask [..., p, n]` and `right_mask [..., n, r]`, then the report if asked for.
+      Boolean masks `(left_mask [..., p, n], right_mask [..., n, r])`, and a `Report`.
 
     Raises:
       ValueError: shapes that do not fit, values that are not finite, or fewer hidden units than
@@ -60,145 +73,88 @@ def prune_product(
     r = right.shape[-1]
     target = checks.array("target", target, shape=(*batch, p, r), kind="wide")
     groups = min(p, r) if rule.either_side else r
-    width = matrices.hidden_width(left, right)
-    fits.check_width("the hidden width n of left and right", n, width, groups)
-    masks, report = networks.prune_product(left, right, target, rule=rule)
-    return (*masks, report) if with_report else masks
+    width = engine.hidden_width(left, right)
+    engine.validate_width("the hidden width n of left and right", n, width, groups)
+    return _solve_product(left, right, target, rule=rule)
 
 
 def prune_attention(
-    source: AttentionParams,
-    target: AttentionParams,
-    *,
-    construction: str | Rule = "fitted",
-    with_report: bool = False,
-):
-    """Mask a random attention layer so that it computes a given one (Theorems 3 and 9).
-
-    Query-key: `left` is ``w_q / sqrt(n_k)`` and the grouped factor `right` is ``w_k^T``, for the
-    target ``w_qk``. Value-output: the grouped factor is ``w_v^T`` (so groups are over d_in, as
-    the bound on n_v says) and `left` is ``w_o^T``, for the target ``w_vo^T``.
-
-    Args:
-      source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
-      target: the same h, m and o; any d_k, d_v.
-      construction: a name in `rules.RULES` or a rule, see `prune_product`.
-      with_report: also return an `AttentionReport`.
-
-    Returns:
-      Masks as `AttentionParams` of booleans, shaped like `source`; then the report if asked for.
-
-    Raises:
-      ValueError: mismatched heads or widths, values that are not finite, or a source narrower
-        than one hidden unit per input coordinate.
+    source: AttentionParams, target: AttentionParams, *, construction: str | Rule = "fitted"
+) -> AttentionParams:
+    """Return the masks of `solve_attention`, booleans of the shapes of `source`.
 
     Examples:
       >>> from slth_jax import initializers
       >>> draw, shape = initializers.theory_attention, {"num_heads": 1, "d_in": 2, "d_out": 2}
       >>> target = draw(jax.random.key(0), n_k=2, n_v=2, **shape)
       >>> source = draw(jax.random.key(1), n_k=32, n_v=32, **shape)
-      >>> masks, report = prune_attention(source, target, with_report=True)
+      >>> masks = prune_attention(source, target)
       >>> ticket = apply_masks(source, masks)  # source weights times masks, nothing else
-      >>> ticket.w_q.shape, bool(report.qk.max_error < 0.1), int(report.vo.num_sums)
-      ((1, 2, 32), True, 4)
+      >>> x = jax.random.normal(jax.random.key(2), (5, 2))
+      >>> ticket.w_q.shape, bool(attention.error(ticket, target, x) < 0.2)
+      ((1, 2, 32), True)
     """
-    rule = rules.get(construction)
-    fits.check_attention(source, target, rule)
-    masks, report = networks.prune_attention(source, target, rule=rule)
-    return (masks, report) if with_report else masks
+    return solve_attention(source, target, construction=construction).masks
 
 
-def prune_relu_layer(
-    w1: ArrayLike,
-    w2: ArrayLike,
-    target: ArrayLike,
-    *,
-    construction: str | Rule = "fitted",
-    with_report: bool = False,
-):
-    """Mask a random two-layer ReLU net so that it computes a linear map (Lemma 2).
+def solve_attention(
+    source: AttentionParams, target: AttentionParams, *, construction: str | Rule = "fitted"
+) -> Pruned:
+    """Mask a random attention layer so that it approximates a given one (Theorems 3 and 9).
 
-    ``target x ~ (w2 * mask2) relu((w1 * mask1) x)``. Units are grouped over input coordinates as
-    in `prune_product`. Within a group, units with ``w1_kj > 0`` carry the positive part of x_j
-    and the others its negative part, so every entry is two subset sums over ``w2_ik w1_kj``, each
-    with value `target_ij` over its own half (Pensia et al. 2020).
+    Query-key: `left` is ``w_q / sqrt(n_k)`` and the grouped factor `right` is ``w_k^T``, for the
+    target ``w_qk``. Value-output: the grouped factor is ``w_v^T`` (so groups are over d_in, as in
+    the bound on n_v) and `left` is ``w_o^T``, for the target ``w_vo^T``.
 
     Args:
-      w1: `[n, i]`. w2: `[o, n]`. target: `[o, i]`.
-      construction, with_report: as in `prune_product`; groups are always over i.
+      source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
+      target: the same h, m and o; any d_k, d_v.
+      construction: a name in `rules.RULES` or a rule, see `solve_product`.
 
     Returns:
-      Boolean `mask1 [n, i]` and `mask2 [o, n]`, then a `Report` if asked for.
+      Masks in the record of `source`, and an `AttentionReport`.
 
     Raises:
-      ValueError: as `prune_product`.
-    """
-    source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
-    goal = (Linear(jnp.asarray(target)),)
-    rule = rules.get(construction)
-    fits.check_layers(source, goal, ("w1", "w2", "target"))
-    (mask1, mask2), (report,) = networks.prune_layers(source, goal, rule=rule)
-    return (mask1.w, mask2.w, report) if with_report else (mask1.w, mask2.w)
-
-
-def prune_layers(
-    source: Sequence[Linear],
-    target: Sequence[Linear],
-    *,
-    construction: str | Rule = "fitted",
-    with_report: bool = False,
-):
-    """Mask a random ReLU net of 2 L layers so that it computes one of L layers (Theorem 10).
-
-    Layers 2l and 2l + 1 of `source` stand for layer l of `target`. Biases are never masked: the
-    source must hold the target's biases on its odd layers, and their masks are None.
-
-    Args:
-      source: 2 L layers. target: L layers.
-      construction: as in `prune_relu_layer`.
-      with_report: also return a list of `Report`, one per layer of `target`.
-
-    Raises:
-      ValueError: another number of layers, biases that differ, and all that `prune_relu_layer`
-        raises.
+      ValueError: mismatched heads or widths, values that are not finite, or a source narrower
+        than one hidden unit per input coordinate.
     """
     rule = rules.get(construction)
-    fits.check_layers(source, target)
-    masks, reports = networks.prune_layers(tuple(source), tuple(target), rule=rule)
-    return (masks, reports) if with_report else masks
+    validate_attention(source, target, rule)
+    return _solve_attention(source, target, rule=rule)
 
 
 def prune_transformer(
-    source: Sequence[Block],
-    target: Sequence[Block],
-    *,
-    construction: str | Rule = "fitted",
-    with_report: bool = False,
-):
-    """Mask a random transformer so that it computes a given one (Theorems 11 and 14).
+    source: Sequence[Block], target: Sequence[Block], *, construction: str | Rule = "fitted"
+) -> tuple[Block, ...]:
+    """Return the masks of `solve_transformer`: blocks of booleans, with None for biases."""
+    return solve_transformer(source, target, construction=construction).masks
 
-    Block by block: `prune_attention` and `prune_layers`.
+
+def solve_transformer(
+    source: Sequence[Block], target: Sequence[Block], *, construction: str | Rule = "fitted"
+) -> Pruned:
+    """Mask a random transformer so that it approximates a given one (Theorems 11 and 14).
+
+    Block by block as in `solve_attention` and `solve_layers`.
 
     Args:
       source: blocks whose ReLU nets have twice the target's layers, with its biases.
       target: blocks without normalisation; those without layers are attention only.
-      construction: a name in `rules.RULES` or a rule, see `prune_product`.
-      with_report: also return a `Report`.
+      construction: a name in `rules.RULES` or a rule, see `solve_product`.
 
     Returns:
-      Masks, one `Block` of booleans per block; None for biases. Then the report if asked for.
+      Masks, one `Block` of booleans per block with None for biases, and one `Report`.
 
     Raises:
-      ValueError: different numbers of blocks or layers, and all that `prune_attention` raises.
+      ValueError: different numbers of blocks or layers, or an error of `solve_attention`.
     """
     if len(source) != len(target):
         raise checks.fail("source", f"{len(target)} blocks, as many as target", len(source))
     rule = rules.get(construction)
-    for from_block, to_block in zip(source, target, strict=True):
-        fits.check_attention(from_block.attention, to_block.attention, rule)
-        fits.check_layers(from_block.layers, to_block.layers)
-    masks, report = networks.prune_transformer(tuple(source), tuple(target), rule=rule)
-    return (masks, report) if with_report else masks
+    for source_block, target_block in zip(source, target, strict=True):
+        validate_attention(source_block.attention, target_block.attention, rule)
+        relu.validate_layers(source_block.layers, target_block.layers)
+    return _solve_transformer(tuple(source), tuple(target), rule=rule)
 
 
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
@@ -208,4 +164,76 @@ def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
         masks,
         source,
         is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def validate_attention(source: AttentionParams, target: AttentionParams, rule: Rule) -> None:
+    """Refuse a source and a target that do not fit together."""
+    wide = partial(checks.array, kind="wide")
+    h, m, _ = wide("target.w_q", target.w_q, ndim=3).shape
+    wide("target.w_k", target.w_k, shape=target.w_q.shape)
+    d_v = wide("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
+    o = wide("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
+    n_k = wide("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
+    wide("source.w_k", source.w_k, shape=(h, m, n_k))
+    n_v = wide("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
+    wide("source.w_o", source.w_o, shape=(h, n_v, o))
+    engine.validate_width("source n_k", n_k, source.key_width, m)
+    groups = min(m, o) if rule.either_side else m
+    engine.validate_width("source n_v", n_v, source.value_width, groups)
+
+
+@partial(jax.jit, static_argnames="rule")
+def _solve_product(left, right, target, *, rule: Rule) -> Pruned:
+    (solved,) = engine.solve([engine.product(left, right, target, rule)])
+    return Pruned((solved.left_mask, solved.right_mask), solved.report)
+
+
+@partial(jax.jit, static_argnames="rule")
+def _solve_attention(source, target, *, rule: Rule) -> Pruned:
+    qk, vo = engine.solve(_attention_problems(source, target, rule))
+    return Pruned(_attention_masks(source, qk, vo), AttentionReport(qk=qk.report, vo=vo.report))
+
+
+@partial(jax.jit, static_argnames="rule")
+def _solve_transformer(source, target, *, rule: Rule) -> Pruned:
+    problems = []
+    for source_block, target_block in zip(source, target, strict=True):
+        problems += _attention_problems(source_block.attention, target_block.attention, rule)
+        problems += relu.layer_problems(source_block.layers, target_block.layers, rule)
+    solved = engine.solve(problems)
+    report = engine.joined([part.report for part in solved])
+    masks = []
+    for block in source:
+        (qk, vo), solved = solved[:2], solved[2:]
+        count = len(block.layers)  # two problems per layer of the target
+        layers = relu.layer_masks(solved[:count])
+        masks.append(Block(_attention_masks(block.attention, qk, vo), layers))
+        solved = solved[count:]
+    return Pruned(tuple(masks), report)
+
+
+def _attention_problems(source, target, rule: Rule) -> list[Problem]:
+    """Return query-key and value-output as products; both are grouped over the input."""
+    merged = attention.merge(target)
+    # The barrier keeps the division: XLA turns x / sqrt(n) into x * rsqrt(n), or into a product
+    # with 1 / sqrt(n), depending on whether n is known and on the number of devices, and each
+    # rounds differently.
+    root = jax.lax.optimization_barrier(jnp.sqrt(jnp.asarray(source.key_width, source.w_q.dtype)))
+    turn = jnp.matrix_transpose
+    qk = (source.w_q / root, turn(source.w_k), merged.w_qk)
+    vo = (turn(source.w_o), turn(source.w_v), turn(merged.w_vo))
+    return [
+        engine.product(*qk, rule, source.key_width),
+        engine.product(*vo, rule, source.value_width),
+    ]
+
+
+def _attention_masks(source: AttentionParams, qk: Solved, vo: Solved) -> AttentionParams:
+    """Return masks in the record of `source`, its padding included."""
+    return jax.tree.map(lambda w: w != 0, source)._replace(
+        w_q=qk.left_mask,
+        w_k=jnp.matrix_transpose(qk.right_mask),
+        w_v=jnp.matrix_transpose(vo.right_mask),
+        w_o=jnp.matrix_transpose(vo.left_mask),
     )

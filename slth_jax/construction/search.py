@@ -1,78 +1,99 @@
-"""Entries of target matrices as subset sums, row by row, with shifts to choose among."""
+"""Entries of target matrices as subset sums, row by row, with patterns of shift units to try.
+
+Letters in shapes: p rows of the free factor, r columns of the grouped factor in blocks of c,
+R shift units per block, `slots` units per column.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from slth_jax import subset_sum
-from slth_jax.construction.rules.deal import Deal, Rule
+from slth_jax.construction.rules.rule import Assignment, Search
 from slth_jax.subset_sum import Solution
 from slth_jax.types import Array
 
 
 class Rows(NamedTuple):
-    """What each row of the free factor keeps, and what it reaches with that."""
+    """The samples and shift units that each row of the free factor keeps, and its result."""
 
-    kept: Array  # bool [p, r, slots], the samples that are kept
-    pattern: Array  # bool [p, blocks, R], the shift units that are kept
-    total: Array  # [p, r], the entries of the masked product
-    error: Array  # [p, r], their distances from the target
-    beyond: Array  # bool [p, r]: the target is beyond the sum of all samples of its sign
+    kept: Bool[Array, "p r slots"]
+    pattern: Bool[Array, "p blocks R"]
+    total: Float[Array, "p r"]  # the entries of the masked product
+    error: Float[Array, "p r"]  # their distances from the target
+    beyond: Bool[Array, "p r"]  # the target is beyond the sum of all samples of its sign
 
 
 class Sums(NamedTuple):
-    """The subset sums of some rows, by blocks of c columns; zeros fill up the last block."""
+    """The subset sums of rows, in blocks of c columns; the last block is filled up with zeros."""
 
-    samples: Array  # [p, blocks, c, slots]
-    shifts: Array  # [p, blocks, R, c], what each shift unit adds
-    target: Array  # [p, blocks, c]
+    samples: Float[Array, "*p blocks c slots"]
+    shifts: Float[Array, "*p blocks R c"]  # the contribution of each shift unit
+    target: Float[Array, "*p blocks c"]
 
 
 class _State(NamedTuple):
-    """The best of each block so far."""
+    """The best pattern of each block so far."""
 
-    score: Array  # [p, blocks], the sum of squared errors
-    tried: Array  # int32 [p, blocks], how many patterns were; they have an order, see `_ordered`
-    number: Array  # int32 [p, blocks], the best pattern: bit u is shift unit u
-    kept: Array  # bool [p, blocks, c, slots]
-    total: Array  # [p, blocks, c]
+    score: Float[Array, "p blocks"]  # the sum of squared errors
+    tried: Int[Array, "p blocks"]  # the number of patterns tried, in the order of `_ordered`
+    number: Int[Array, "p blocks"]  # the best pattern: bit u is shift unit u
+    kept: Bool[Array, "p blocks c slots"]
+    total: Float[Array, "p blocks c"]
 
 
-def sums(left: Array, right: Array, target: Array, deal: Deal) -> Sums:
-    """Return the subset sums of ``left [p, n]``, ``right [n, r]`` and ``target [p, r]``."""
-    p, r = target.shape
-    blocks, c = deal.shift.shape[0], deal.columns
+def sums(
+    left: Float[Array, "p n"],
+    right: Float[Array, "n r"],
+    target: Float[Array, "p r"],
+    assignment: Assignment,
+) -> Sums:
+    """Return the subset sums of a product whose units are assigned."""
+    (p, r), n = target.shape, left.shape[1]
+    chex.assert_shape([left, right], [(p, n), (n, r)])
+    blocks, c = assignment.shift.shape[0], assignment.columns
     column = jnp.arange(r)[:, None]
-    factor = jnp.where(deal.filled, right[deal.units, column], 0)  # [r, slots]
-    samples = left[:, deal.units] * factor[None]
+    factor = jnp.where(assignment.filled, right[assignment.units, column], 0)  # [r, slots]
+    samples = left[:, assignment.units] * factor[None]  # [p, r, slots]
 
     def by_block(x: Array) -> Array:
         padded = jnp.pad(x, [(0, 0), (0, blocks * c - r)] + [(0, 0)] * (x.ndim - 2))
         return padded.reshape(p, blocks, c, *x.shape[2:])
 
-    unit = deal.shift[jnp.arange(r) // c]  # [r, R]
-    moved = left[:, unit] * jnp.where(unit < 0, 0, right[unit, column])[None]
+    unit = assignment.shift[jnp.arange(r) // c]  # [r, R]
+    moved = left[:, unit] * jnp.where(unit < 0, 0, right[unit, column])[None]  # [p, r, R]
     return Sums(by_block(samples), by_block(moved).swapaxes(2, 3), by_block(target))
 
 
-def best(problems: Sequence[Sums], columns: Sequence[int], rule: Rule) -> list[Rows]:
-    """Return what the rows of all problems, of so many columns each, keep; solved as one batch."""
-    if not rule.shift_units:
-        found = _solve([p.samples for p in problems], [p.target for p in problems])
-        none = [jnp.zeros(p.target.shape[:2], jnp.int32) for p in problems]
+def best(problems: Sequence[Sums], columns: Sequence[int], search: Search) -> list[Rows]:
+    """Return the best masks of the rows of all problems, solved as one batch.
+
+    Args:
+      problems: the subset sums of each problem.
+      columns: the number of columns r of each problem, without the filling of the last block.
+      search: how hard a row tries.
+    """
+    if not search.shift_units:
+        solutions = _solve([p.samples for p in problems], [p.target for p in problems])
+        zeros = [jnp.zeros(p.target.shape[:2], jnp.int32) for p in problems]
         return [
             _rows(problem, number, solution.mask, solution.total, r)
-            for problem, number, solution, r in zip(problems, none, found, columns, strict=True)
+            for problem, number, solution, r in zip(
+                problems, zeros, solutions, columns, strict=True
+            )
         ]
 
-    ordered = [_ordered(problem, rule) for problem in problems]
+    ordered = [_ordered(problem, search) for problem in problems]
 
     def step(_, states: list[_State]) -> list[_State]:
-        blocks = [_worst(state, rule) for state in states]
-        here = [
+        # The blocks `[p, count]` of each row that are solved again, and their next patterns.
+        blocks = [_worst(state, search) for state in states]
+        parts = [
             jax.tree.map(lambda x, at=block: _take(x, at), problem)
             for problem, block in zip(problems, blocks, strict=True)
         ]
@@ -80,11 +101,14 @@ def best(problems: Sequence[Sums], columns: Sequence[int], rule: Rule) -> list[R
             _next_pattern(order, state, block)
             for order, state, block in zip(ordered, states, blocks, strict=True)
         ]
-        values = [_shifted(part, number) for part, number in zip(here, patterns, strict=True)]
-        found = _solve([part.samples for part in here], values)
-        return [_better(*of_one) for of_one in zip(states, blocks, patterns, found, strict=True)]
+        values = [_shifted(part, number) for part, number in zip(parts, patterns, strict=True)]
+        solutions = _solve([part.samples for part in parts], values)
+        return [
+            _better(*arguments)
+            for arguments in zip(states, blocks, patterns, solutions, strict=True)
+        ]
 
-    states = jax.lax.fori_loop(0, _steps(rule), step, [_start(problem) for problem in problems])
+    states = jax.lax.fori_loop(0, _steps(search), step, [_start(problem) for problem in problems])
     return [
         _rows(problem, state.number, state.kept, state.total, r)
         for problem, state, r in zip(problems, states, columns, strict=True)
@@ -92,77 +116,76 @@ def best(problems: Sequence[Sums], columns: Sequence[int], rule: Rule) -> list[R
 
 
 def _solve(samples: Sequence[Array], values: Sequence[Array]) -> list[Solution]:
-    """Solve ``samples [..., slots]``, ``value [...]`` of several problems as one batch.
+    """Solve ``samples [..., slots]``, ``values [...]`` of several problems as one batch.
 
-    One solver for all, since it is what takes long to compile; problems with fewer slots are
-    padded with zeros, which change none of their results.
+    The solver takes long to compile, so all problems share it. Problems with fewer slots are padded
+    with zeros, which do not change their results.
     """
     slots = max(x.shape[-1] for x in samples)
     padded = [jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, slots - x.shape[-1])]) for x in samples]
-    # Said, so that a source has the same masks however wide the slots are padded.
-    solution = subset_sum.solve(
+    # Passed explicitly: the default depends on the padded length, and masks must not.
+    batch = subset_sum.solve(
         jnp.concatenate([x.reshape(-1, slots) for x in padded]),
         jnp.concatenate([x.reshape(-1) for x in values]),
         max_exact=subset_sum.PART,
     )
-    found, start = [], 0
+    solutions, start = [], 0
     for x, value in zip(samples, values, strict=True):
         part = slice(start, start + value.size)
         start = part.stop
-        shaped = Solution(*(y[part].reshape(*value.shape, *y.shape[1:]) for y in solution))
-        found.append(shaped._replace(mask=shaped.mask[..., : x.shape[-1]]))
-    return found
+        shaped = Solution(*(y[part].reshape(*value.shape, *y.shape[1:]) for y in batch))
+        solutions.append(shaped._replace(mask=shaped.mask[..., : x.shape[-1]]))
+    return solutions
 
 
-def _worst(state: _State, rule: Rule) -> Array:
-    """Return the blocks `[p, count]` of each row that are next: the worst with a pattern left."""
-    open_ones = jnp.where(state.tried < 2**rule.shift_units, state.score, -1)
+def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
+    """Return the blocks of each row that are solved next: the worst with an untried pattern."""
+    candidates = jnp.where(state.tried < 2**search.shift_units, state.score, -1)
     # Sorted, since top_k would gather rows that are spread over devices.
-    order = jnp.argsort(-open_ones, axis=-1, stable=True)
-    return order[:, : math.ceil(rule.reroll * order.shape[1])]
+    order = jnp.argsort(-candidates, axis=-1, stable=True)
+    return order[:, : math.ceil(search.reroll * order.shape[1])]
 
 
-def _steps(rule: Rule) -> int:
+def _steps(search: Search) -> int:
     """Return how often a share of a row's blocks is solved."""
-    rerolls = 2**rule.shift_units - 1 if rule.rerolls is None else rule.rerolls
-    return math.ceil(1 / rule.reroll) + rerolls
+    rerolls = 2**search.shift_units - 1 if search.rerolls is None else search.rerolls
+    return math.ceil(1 / search.reroll) + rerolls
 
 
-def _ordered(problem: Sums, rule: Rule) -> Array | None:
-    """Return the patterns of each block in the order of trial `[p, blocks, count]`.
-
-    None: by number.
-    """
-    if not rule.centred:
+def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | None:
+    """Return the patterns of each block in the order of trial; None for the order of numbers."""
+    if not search.centred:
         return None
-    count = min(2**rule.shift_units, _steps(rule))
+    count = min(2**search.shift_units, _steps(search))
     return jax.vmap(lambda row: _by_centre(row, count))(problem)
 
 
-def _by_centre(row: Sums, count: int) -> Array:
-    """Order the patterns of one row: `Sums` without its first axis; returns `[blocks, count]`.
+def _by_centre(row: Sums, count: int) -> Int[Array, "blocks count"]:
+    """Order the patterns of one row by how well they centre its targets.
 
-    Sums over samples and shifts go one by one: a reduction may be ordered otherwise in another
-    program, and then nearly equal patterns would change places.
+    Samples and shifts are added one by one: another program may reduce in another order, and
+    nearly equal patterns would change places.
     """
-    samples, shifts, target = row
+    samples, shifts, target = row  # [blocks, c, slots], [blocks, R, c], [blocks, c]
     centre, spread = jnp.zeros_like(target), jnp.zeros_like(target)
     for k in range(samples.shape[-1]):
         centre += samples[..., k]
         spread += _short_square(samples[..., k])
-    number = jnp.arange(2 ** shifts.shape[1], dtype=jnp.int32)
+    number = jnp.arange(2 ** shifts.shape[1], dtype=jnp.int32)  # [2^R]
     value = jnp.broadcast_to(
         (target - centre / 2)[:, None], (target.shape[0], number.size, target.shape[1])
-    )
+    )  # [blocks, 2^R, c], the distance of each shifted target from the middle
     for u in range(shifts.shape[1]):
         bit = (number >> u) & 1 == 1
         value = value - jnp.where(bit[None, :, None], shifts[:, u][:, None], 0)
-    # Blocks are filled up by columns without samples: those are met by every pattern.
+    # Columns that fill up the last block have no samples; every pattern suits them.
     off = jnp.where((spread > 0)[:, None], _short_square(value) / (spread / 4)[:, None], 0)
     return jnp.argsort(jnp.max(off, axis=-1), axis=-1, stable=True)[:, :count].astype(jnp.int32)
 
 
-def _next_pattern(ordered: Array | None, state: _State, block: Array) -> Array:
+def _next_pattern(
+    ordered: Int[Array, "p blocks tries"] | None, state: _State, block: Int[Array, "p count"]
+) -> Int[Array, "p count"]:
     """Return the pattern that each of the chosen blocks tries next."""
     tried = _take(state.tried, block)
     if ordered is None:
@@ -174,20 +197,26 @@ def _next_pattern(ordered: Array | None, state: _State, block: Array) -> Array:
 
 
 def _start(problem: Sums) -> _State:
-    none = jnp.zeros(problem.target.shape[:2], jnp.int32)
+    zeros = jnp.zeros(problem.target.shape[:2], jnp.int32)
     return _State(
-        score=jnp.full(none.shape, jnp.inf, problem.target.dtype),
-        tried=none,
-        number=none,
+        score=jnp.full(zeros.shape, jnp.inf, problem.target.dtype),
+        tried=zeros,
+        number=zeros,
         kept=jnp.zeros(problem.samples.shape, bool),
         total=jnp.zeros_like(problem.target),
     )
 
 
-def _better(state: _State, block: Array, pattern: Array, found: Solution) -> _State:
-    """Return the state with what a pattern gave the chosen blocks, where that is better."""
+def _better(
+    state: _State,
+    block: Int[Array, "p count"],
+    pattern: Int[Array, "p count"],
+    solution: Solution,
+) -> _State:
+    """Return the state in which the chosen blocks take `pattern` if its errors are smaller."""
     tried = _take(state.tried, block)
-    score = _sum_of_squares(found.error)
+    score = _sum_of_squares(solution.error)
+    chex.assert_equal_shape([block, pattern, score])
     better = (score < _take(state.score, block)) | (tried == 0)
 
     def chosen(new: Array, old: Array) -> Array:
@@ -198,14 +227,20 @@ def _better(state: _State, block: Array, pattern: Array, found: Solution) -> _St
         score=chosen(score, state.score),
         tried=_put(state.tried, block, tried + 1),
         number=chosen(pattern, state.number),
-        kept=chosen(found.mask, state.kept),
-        total=chosen(found.total, state.total),
+        kept=chosen(solution.mask, state.kept),
+        total=chosen(solution.total, state.total),
     )
 
 
-def _rows(problem: Sums, number: Array, kept: Array, total: Array, r: int) -> Rows:
-    """Return by row and column what the blocks' best patterns `number [p, blocks]` reach."""
-    value = _shifted(problem, number)
+def _rows(
+    problem: Sums,
+    number: Int[Array, "p blocks"],
+    kept: Bool[Array, "p blocks c slots"],
+    total: Float[Array, "p blocks c"],
+    r: int,
+) -> Rows:
+    """Return the results of the blocks' best patterns by row and column."""
+    value = _shifted(problem, number)  # [p, blocks, c]
     most = jnp.sum(jnp.maximum(problem.samples, 0), axis=-1)
     least = jnp.sum(jnp.minimum(problem.samples, 0), axis=-1)
 
@@ -221,22 +256,22 @@ def _rows(problem: Sums, number: Array, kept: Array, total: Array, r: int) -> Ro
     )
 
 
-def _bits(number: Array, count: int) -> Array:
-    """Return the lowest `count` bits of ``number [p, blocks]`` on a last axis, the lowest first."""
+def _bits(number: Int[Array, "p blocks"], count: int) -> Bool[Array, "p blocks count"]:
+    """Return the lowest `count` bits of each number, the lowest first."""
     return (number[..., None] >> jnp.arange(count, dtype=number.dtype)[None, None]) & 1 == 1
 
 
-def _shifted(problem: Sums, number: Array) -> Array:
-    """Return what is left of the targets `[p, blocks, c]` by a pattern of each block."""
-    bits = _bits(number, problem.shifts.shape[2])
+def _shifted(problem: Sums, number: Int[Array, "p blocks"]) -> Float[Array, "p blocks c"]:
+    """Return the targets minus the shift units that a pattern of each block keeps."""
+    bits = _bits(number, problem.shifts.shape[2])  # [p, blocks, R]
     value = problem.target
-    # One after another: a reduction may be ordered otherwise in another program.
+    # One after another: a reduction may have another order in another program.
     for u in range(problem.shifts.shape[2]):
         value = value - jnp.where(bits[:, :, u, None], problem.shifts[:, :, u], 0)
     return value
 
 
-def _sum_of_squares(error: Array) -> Array:
+def _sum_of_squares(error: Float[Array, "p count c"]) -> Float[Array, "p count"]:
     """Return the sum over the last axis, the same bits in every program."""
     squares = _short_square(error)
     total = squares[..., 0]
@@ -245,10 +280,10 @@ def _sum_of_squares(error: Array) -> Array:
     return total
 
 
-def _short_square(x: Array) -> Array:
-    """Return x^2 of half of the digits, which is exact.
+def _short_square(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """Return the square of the leading half of x's digits, which is exact.
 
-    So it does not matter whether multiplication and a following addition are fused.
+    So the result does not depend on whether multiplication and addition are fused.
     """
     info = jnp.finfo(x.dtype)
     short = jax.lax.reduce_precision(x, info.nexp, (info.nmant + 1) // 2 - 1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from slth_jax import attention, checks, initializers
 from slth_jax.construction import prune, rules
-from slth_jax.construction.rules.deal import Rule
+from slth_jax.construction.rules import Rule
 from slth_jax.types import Array, ArrayLike, AttentionParams, Key
 
 

@@ -73,7 +73,7 @@ def scale_factor(rule: Rule) -> float:
     smaller and finer samples serve best (below 0.8 single entries are lost); without them reach
     is what is short.
     """
-    return 0.9 if rule.shift_units else 1.25
+    return 0.9 if rule.search.shift_units else 1.25
 
 
 def compute(

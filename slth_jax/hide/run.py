@@ -20,7 +20,7 @@ from slth_jax.hide.pieces import Piece
 from slth_jax.hide.targets import Targets
 from slth_jax.models.weights import Reader
 from slth_jax.sources import products
-from slth_jax.sources.recipe import Part, Recipe, default_rule, num_bits
+from slth_jax.sources.recipe import Part, Recipe, num_bits
 
 _log = logging.getLogger("slth_jax.hide")
 # Called with (subset sums done, subset sums in all).
@@ -45,8 +45,8 @@ def make_recipe(
     """
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
-    rule = default_rule(samples) if construction is None else rules.get(construction)
-    if rule.fit is not None:  # a hidden model's file holds one of the two masks
+    rule = rules.for_samples(samples) if construction is None else rules.get(construction)
+    if rule.needs_target:  # a hidden model's file holds one of the two masks
         raise checks.fail("construction", "a rule that deals units without the target", rule.name)
     traits = targets.traits(reader)
     return Recipe(reader.settings, samples, rule, form, keep=tuple(sorted(set(keep))), **traits)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from slth_jax.construction import matrices
+from slth_jax.construction import engine
 from slth_jax.construction.rules import Rule
 from slth_jax.sources import products
 from slth_jax.sources.products import Product
@@ -52,11 +52,11 @@ def rows(
     """
     numbers = start + np.arange(len(target))
     found = _in_steps(product, part, rule, target, numbers, scale, mesh, products.ROWS)
-    if rule.rerolls is None or part.relu:
+    if rule.search.rerolls is None or part.relu:
         return found
     bad = np.flatnonzero(found.largest_error > _TOLERANCE * scale * 2.0 ** (1 - samples))
     if bad.size:
-        patient = dataclasses.replace(rule, rerolls=None)
+        patient = dataclasses.replace(rule, search=dataclasses.replace(rule.search, rerolls=None))
         again = _in_steps(product, part, patient, target[bad], numbers[bad], scale, mesh, _FEW)
         for old, new in zip(found, again, strict=True):
             old[bad] = new
@@ -95,16 +95,16 @@ def _program(
 
     def step(numbers: Array, target: Array, scale: Array, product: Product) -> Found:
         left = products.left_rows(product.key, numbers, scale, units)
-        solve = partial(matrices.solve_rows, target=target, rule=rule)
+        solve = partial(engine.solve_rows, target=target, rule=rule)
         if product.halves is None:
             # Inputs are one-hot, so what a ReLU lets through is all that matters.
             passed = jax.nn.relu(left) if relu and rows_are_inputs else left
-            found = [solve(passed, product.right, deal=product.deal)]
-            masks = [matrices.left_mask(product.deal, found[0].kept, found[0].pattern, units)]
+            found = [solve(passed, product.right, assignment=product.assignment)]
+            masks = [engine.left_mask(product.assignment, found[0].kept, found[0].pattern, units)]
         else:
-            found = [solve(left, product.right, deal=half) for half in product.halves]
+            found = [solve(left, product.right, assignment=half) for half in product.halves]
             masks = [
-                matrices.left_mask(half, one.kept, one.pattern, units)
+                engine.left_mask(half, one.kept, one.pattern, units)
                 for half, one in zip(product.halves, found, strict=True)
             ]
         mask = masks[0] if len(masks) == 1 else masks[0] | masks[1]

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from slth_jax.construction import matrices, search
-from slth_jax.construction.rules import Deal, Rule
+from slth_jax.construction import engine, search
+from slth_jax.construction.rules import Assignment, Rule
 from slth_jax.sources.recipe import Part, Recipe
 from slth_jax.types import Array, Key
 
@@ -29,8 +29,8 @@ class Product(NamedTuple):
 
     key: Key
     right: Array  # [n, r]
-    deal: Deal
-    halves: tuple[Deal, Deal] | None  # units by the sign of their weight, for a ReLU
+    assignment: Assignment
+    halves: tuple[Assignment, Assignment] | None  # units by the sign of their weight, for a ReLU
 
 
 def part_key(seed: int, part: Part, recipe: Recipe) -> Key:
@@ -48,23 +48,23 @@ def product(key: Key, part: Part, g: int, rule: Rule) -> Product:
         rule = rule.for_relu()
     shape = (part.units, part.columns)
     own = jax.random.fold_in(key, g)
-    right, deal, halves = _product(own, shape, rule, signs)
-    return Product(own, right, deal, halves)
+    right, assignment, halves = _product(own, shape, rule, signs)
+    return Product(own, right, assignment, halves)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _product(key: Key, shape: tuple[int, int], rule: Rule, signs: bool):
     right = _uniform(jax.random.fold_in(key, 1), shape)
-    deal = rule.deal(right, shape[0])
+    assignment = rule.assignment(right, shape[0])
     if not signs:
-        return right, deal, None
+        return right, assignment, None
     # As many of either sign: the few that a column has beyond its share are not used.
     share = shape[0] // shape[1] // 2
     halves = tuple(
         half._replace(units=half.units[:, :share], filled=half.filled[:, :share])
-        for half in matrices.split_by_sign(deal, right)
+        for half in engine.split_by_sign(assignment, right)
     )
-    return right, deal, halves
+    return right, assignment, halves
 
 
 def left_rows(key: Key, rows: Array, scale: Array, units: int) -> Array:
@@ -86,11 +86,11 @@ def entries(left: Array, mask: Array, product: Product, part: Part) -> Array:
 
     With a ReLU between the factors: of the product that acts on positive inputs.
     """
-    deal = product.deal if product.halves is None else product.halves[0]
+    assignment = product.assignment if product.halves is None else product.halves[0]
     if part.relu and part.rows_are_inputs:
         left = jax.nn.relu(left)
     kept = jnp.where(mask, left, 0)
-    found = search.sums(kept, product.right, jnp.zeros((left.shape[0], part.columns)), deal)
+    found = search.sums(kept, product.right, jnp.zeros((left.shape[0], part.columns)), assignment)
     total = jnp.sum(found.samples, axis=-1) + jnp.sum(found.shifts, axis=2)
     return total.reshape(left.shape[0], -1)[:, : part.columns]
 
@@ -105,7 +105,7 @@ def masked_left(product: Product, part: Part, scale, bits: np.ndarray) -> np.nda
 
 def masked_right(product: Product, part: Part) -> np.ndarray:
     """Return the masked grouped factor `[n, r]`."""
-    mask = matrices.right_mask(product.deal, part.units)
+    mask = engine.right_mask(product.assignment, part.units)
     return np.asarray(jnp.where(mask, product.right, 0))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from slth_jax import checks
 from slth_jax.construction import rules
-from slth_jax.construction.rules import Rule
+from slth_jax.construction.rules import Rule, Search
 from slth_jax.models import Settings
 
 FORMS = ("linear", "relu")
@@ -146,11 +146,7 @@ class Recipe:
             "samples": self.samples,
             "construction": {
                 "name": rule.name,
-                "shift_units": rule.shift_units,
-                "columns": rule.columns,
-                "reroll": rule.reroll,
-                "rerolls": rule.rerolls,
-                "centred": rule.centred,
+                "search": dataclasses.asdict(rule.search),
             },
             "form": self.form,
             "constant": self.constant,
@@ -170,8 +166,11 @@ KEEP = {
 
 def from_json(fields: dict[str, Any]) -> Recipe:
     """Return the recipe that `Recipe.to_json` wrote."""
-    said = {"centred": False} | fields["construction"]  # files of before do not say it
-    rule = dataclasses.replace(rules.get(said.pop("name")), **said)
+    construction = dict(fields["construction"])
+    rule = rules.get(construction.pop("name"))
+    # Older files store the fields of `Search` beside the name, and the oldest without `centred`.
+    search = Search(**construction.get("search", construction))
+    rule = dataclasses.replace(rule, search=search)
     shape = {**fields["settings"], "rotary": tuple(fields["settings"]["rotary"])}
     return Recipe(
         **{
@@ -181,16 +180,6 @@ def from_json(fields: dict[str, Any]) -> Recipe:
             "keep": tuple(fields["keep"]),
         }
     )
-
-
-def default_rule(samples: int) -> Rule:
-    """Return the rule that serves best at so many samples an entry, among those measured.
-
-    Fewer samples meet an entry less well and are solved faster: they can afford more re-rolls.
-    """
-    if samples >= 18:
-        return rules.shift(8, 8, 0.125, rerolls=24)
-    return rules.shift(10, 10, 0.125, rerolls=160)
 
 
 def num_bits(parts: tuple[Part, ...]) -> int:

@@ -46,8 +46,8 @@ def relu_problem(n=24, i=3, o=2):
 @pytest.mark.parametrize("construction_name", ["proof", "reach"])
 def test_every_entry_is_the_closest_subset_of_its_group(construction_name):
     left, right, target = uniform(0, 2, 14), uniform(1, 14, 3), uniform(2, 2, 3)
-    left_mask, right_mask, report = construction.prune_product(
-        left, right, target, construction=construction_name, with_report=True
+    (left_mask, right_mask), report = construction.solve_product(
+        left, right, target, construction=construction_name
     )
     product = np.asarray(left * left_mask, np.float64) @ np.asarray(right * right_mask, np.float64)
     # Grouped over the columns of `right` by 'proof', over the two rows of `left` by 'reach'.
@@ -97,7 +97,7 @@ def test_attention_ticket_is_met_with_masks_over_unchanged_weights():
     for n in (12, 48):
         source, target = attention_pair(n, n)
         before = jax.tree.map(np.array, source)
-        masks, report = construction.prune_attention(source, target, with_report=True)
+        masks, report = construction.solve_attention(source, target)
         chex.assert_trees_all_equal(before, jax.tree.map(np.asarray, source))
         chex.assert_trees_all_equal_shapes(masks, source)
         assert all(mask.dtype == bool for mask in masks)
@@ -116,7 +116,7 @@ def test_attention_ticket_is_met_with_masks_over_unchanged_weights():
 
 def test_relu_entries_are_the_closest_subsets_of_both_halves():
     w1, w2, target = relu_problem()
-    mask1, mask2, report = construction.prune_relu_layer(w1, w2, target, with_report=True)
+    (mask1, mask2), report = construction.solve_relu_layer(w1, w2, target)
     masked1, masked2 = (np.asarray(w, np.float64) * m for w, m in ((w1, mask1), (w2, mask2)))
     member = np.asarray(mask1)
     assert int(report.num_sums) == 12
@@ -168,11 +168,7 @@ def transformer_pair(n, blocks=2):
 @functools.cache
 def pruned_transformer(n):
     source, target = transformer_pair(n)
-    return (
-        source,
-        target,
-        *construction.prune_transformer(source, target, construction="proof", with_report=True),
-    )
+    return (source, target, *construction.solve_transformer(source, target, construction="proof"))
 
 
 def test_transformer_ticket_keeps_biases_and_its_error_falls():

@@ -10,7 +10,7 @@ import pytest
 from refusals import refusals
 
 from slth_jax import construction
-from slth_jax.construction import networks
+from slth_jax.construction import prune, relu
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams
 
@@ -46,11 +46,11 @@ def transformer():
 
 
 FUNCTIONS = {
-    "product": (construction.prune_product, product, networks.prune_product),
-    "attention": (construction.prune_attention, attention, networks.prune_attention),
-    "relu_layer": (construction.prune_relu_layer, relu_layer, networks.prune_layers),
-    "layers": (construction.prune_layers, layers, networks.prune_layers),
-    "transformer": (construction.prune_transformer, transformer, networks.prune_transformer),
+    "product": (product, prune._solve_product),
+    "attention": (attention, prune._solve_attention),
+    "relu_layer": (relu_layer, relu._solve_layers),
+    "layers": (layers, relu._solve_layers),
+    "transformer": (transformer, prune._solve_transformer),
 }
 TABLE = [(rule, name) for rule in construction.RULES for name in FUNCTIONS]
 
@@ -58,9 +58,8 @@ TABLE = [(rule, name) for rule in construction.RULES for name in FUNCTIONS]
 @functools.cache
 def pruned(rule, name):
     """Return masks and report of one call."""
-    function, make, _ = FUNCTIONS[name]
-    *masks, report = function(*make(), construction=rule, with_report=True)
-    return masks[0] if len(masks) == 1 else tuple(masks), report
+    make, _ = FUNCTIONS[name]
+    return getattr(construction, f"solve_{name}")(*make(), construction=rule)
 
 
 def scaled(args):
@@ -71,43 +70,42 @@ def scaled(args):
 @pytest.mark.parametrize("rule, name", TABLE)
 def test_masks_are_booleans_of_the_source_and_the_report_is_short(rule, name):
     masks, report = pruned(rule, name)
-    args = FUNCTIONS[name][1]()
+    args = FUNCTIONS[name][0]()
     source = args[:2] if name in ("product", "relu_layer") else args[0]
     weights = [w for w in jax.tree.leaves(source) if w.ndim > 1]
     for mask, weight in zip(jax.tree.leaves(masks), weights, strict=True):
         assert mask.dtype == bool and mask.shape == weight.shape
-    for one in report if isinstance(report, list) else [report]:
-        assert len(repr(one)) < 160 and "num_sums=" in repr(one)
+    for entry in report if isinstance(report, list) else [report]:
+        assert len(repr(entry)) < 160 and "num_sums=" in repr(entry)
     counts = [x for x in jax.tree.leaves(report) if jnp.issubdtype(x.dtype, jnp.integer)]
     assert all(int(x) >= 0 for x in counts)
 
 
 @pytest.mark.parametrize("rule, name", TABLE)
 def test_compiled_and_batched_as_one_by_one_and_compiled_once(rule, name):
-    function, make, inner = FUNCTIONS[name]
+    make, compiled = FUNCTIONS[name]
 
     def prune(*args):
-        return function(*args, construction=rule)
+        return getattr(construction, f"prune_{name}")(*args, construction=rule)
 
     args, other = make(), scaled(make())
-    first, before = pruned(rule, name)[0], inner._cache_size()
+    first, before = pruned(rule, name).masks, compiled._cache_size()
     second = prune(*other)
-    assert inner._cache_size() == before, "a second call compiles nothing"
+    assert compiled._cache_size() == before, "a second call compiles nothing"
     batch = jax.tree.map(lambda a, b: jnp.stack([a, b]), args, other)
     chex.clear_trace_counter()  # it counts by the function's place, the same for all rows
     together = jax.jit(jax.vmap(chex.assert_max_traces(prune, 1)))
     lifted = together(*batch)
     together(*jax.tree.map(jnp.flip, batch))
-    for index, one in enumerate((first, second)):
-        chex.assert_trees_all_equal(jax.tree.map(lambda m, i=index: m[i], lifted), one)
+    for index, masks in enumerate((first, second)):
+        chex.assert_trees_all_equal(jax.tree.map(lambda m, i=index: m[i], lifted), masks)
 
 
 @pytest.mark.parametrize("rule", construction.RULES)
 def test_float64_is_rounded_and_half_precision_refused(rule):
     prune = functools.partial(construction.prune_product, construction=rule)
     wide = [np.asarray(x, np.float64) for x in product()]
-    for got, want in zip(prune(*wide), pruned(rule, "product")[0], strict=True):
-        np.testing.assert_array_equal(got, want)
+    chex.assert_trees_all_equal(prune(*wide), pruned(rule, "product").masks)
     for dtype in (jnp.float16, jnp.bfloat16):
         with refusals(r"^left must be of dtype float32 or float64, got"):
             prune(*(x.astype(dtype) for x in product()))
@@ -119,14 +117,16 @@ def test_float64_is_rounded_and_half_precision_refused(rule):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_unknown_rule_is_named(name):
-    function, make, _ = FUNCTIONS[name]
+    make, _ = FUNCTIONS[name]
     allowed = ", ".join(map(repr, construction.RULES))
     with refusals(rf"^construction must be one of {allowed}, got 'best'"):
-        function(*make(), construction="best")
+        getattr(construction, f"prune_{name}")(*make(), construction="best")
 
 
 def test_bad_numbers_of_a_rule_are_named():
     with refusals(r"^shift_units must be an integer in \[0, 12\], got 13"):
-        construction.shift(13)
+        construction.shift(13, 4)
     with refusals(r"^reroll must be a number in \(0, 1\], got 0"):
-        construction.shift(reroll=0.0)
+        construction.shift(4, 4, reroll=0.0)
+    with refusals(r"^centred must be true or false, got 'yes'"):
+        construction.Search(centred="yes")

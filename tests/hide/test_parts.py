@@ -52,3 +52,14 @@ def test_no_part_is_forgotten_and_all_is_counted(models_on_disk):
     kept = dataclasses.replace(made, keep=("embedding", "unembedding"))
     assert [part.name for part in kept.kept_parts] == ["wte", "unembed"]
     assert recipe.from_json(made.to_json()) == made
+
+
+def test_recipes_of_older_files_are_read(models_on_disk):
+    reader = models.weights.open(models_on_disk["llama"][0])
+    written = hide.make_recipe(reader, samples=6).to_json()
+    search = written["construction"]["search"]
+    flat = {**written, "construction": {"name": "shift", **search}}
+    oldest = {name: value for name, value in search.items() if name != "centred"}
+    for fields in (written, flat, {**written, "construction": {"name": "shift", **oldest}}):
+        rule = recipe.from_json(fields).construction
+        assert (rule.name, rule.search.rerolls, rule.search.centred) == ("shift", 160, False)

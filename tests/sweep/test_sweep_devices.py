@@ -24,7 +24,7 @@ def test_tickets_do_not_depend_on_the_number_of_devices():
         source = initializers.theory_attention(
             key, num_heads=1, d_in=2, d_out=1, n_k=width, n_v=width, padded=padded
         )
-        masks, report = construction.prune_attention(source, target, with_report=True)
+        masks, report = construction.solve_attention(source, target)
         return {"error": jnp.maximum(report.qk.max_error, report.vo.max_error)}, masks
 
     # Widths whose square roots XLA's ways to divide round differently.

@@ -1,16 +1,12 @@
-"""Rules of construction: each is one record (`deal.Rule`), one file here and one row of `RULES`.
-
-A rule deals the hidden units of the grouped factor to its columns (`Rule.deal` -> `Deal`); the
-engine (`construction.matrices`) turns that into subset sums, and kept samples into masks.
-"""
+"""Rules of construction: one record (`rule.Rule`) and one file each, listed in `RULES`."""
 
 from slth_jax import checks
-from slth_jax.construction.rules import fitted, proof, reach, shift_units
-from slth_jax.construction.rules.deal import Deal, Rule
-from slth_jax.construction.rules.shift_units import shift
+from slth_jax.construction.rules import by_size, fitted, proof, shift_units
+from slth_jax.construction.rules.rule import Assignment, Rule, Search
+from slth_jax.construction.rules.shift_units import for_samples, shift
 
 RULES: dict[str, Rule] = {
-    rule.name: rule for rule in (proof.RULE, reach.RULE, shift_units.RULE, fitted.RULE)
+    rule.name: rule for rule in (proof.RULE, by_size.RULE, shift_units.RULE, fitted.RULE)
 }
 
 
@@ -26,7 +22,7 @@ def get(construction: str | Rule) -> Rule:
 
 
 def parse(text: str) -> Rule:
-    """Return the rule that a user typed: a name, or 'shift:R,C' for R units a block of C columns.
+    """Return the rule that a user typed: a name, or 'shift:R,C' for R units per block of C columns.
 
     Raises:
       ValueError: it is neither.
@@ -37,7 +33,7 @@ def parse(text: str) -> Rule:
     units, comma, columns = numbers.partition(",")
     if name != "shift" or not (comma and units.isdigit() and columns.isdigit()):
         raise checks.fail("construction", f"one of {', '.join(RULES)} or shift:R,C", repr(text))
-    return shift(int(units), int(columns), 0.125)
+    return shift(int(units), int(columns))
 
 
-__all__ = ["RULES", "Deal", "Rule", "get", "parse", "shift"]
+__all__ = ["RULES", "Assignment", "Rule", "Search", "for_samples", "get", "parse", "shift"]

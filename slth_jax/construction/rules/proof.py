@@ -1,19 +1,18 @@
-"""The rule of the proof of Lemmas 4 and 7: hidden units in order, as many for each column."""
+"""The rule of the proof of Lemmas 4 and 7: units in order, the same number to each column."""
 
 import jax.numpy as jnp
 
-from slth_jax.construction.rules.deal import Rule
-from slth_jax.types import Array, ArrayLike
+from slth_jax.construction.rules.rule import Factors, Rule, Slots, Span
 
 
-def in_order(right: Array, first: ArrayLike, last: ArrayLike, most: int) -> tuple[Array, Array]:
-    """Give each column the next ``(last - first) // r`` units; the rest is left over."""
-    r = right.shape[1]
-    size = jnp.maximum((jnp.asarray(last) - first) // r, 1)
-    slots = jnp.arange(most // r, dtype=jnp.int32)[None, :]
-    filled = jnp.broadcast_to(slots < size, (r, most // r))
-    units = first + jnp.arange(r, dtype=jnp.int32)[:, None] * size + slots
+def in_order(factors: Factors, span: Span) -> Slots:
+    """Assign the next ``(last - first) // r`` units to each column; the remainder is not used."""
+    r = factors.right.shape[1]
+    size = jnp.maximum((jnp.asarray(span.last) - span.first) // r, 1)
+    slots = jnp.arange(span.most // r, dtype=jnp.int32)[None, :]
+    filled = jnp.broadcast_to(slots < size, (r, span.most // r))
+    units = span.first + jnp.arange(r, dtype=jnp.int32)[:, None] * size + slots
     return jnp.where(filled, units, 0).astype(jnp.int32), filled
 
 
-RULE = Rule("proof", "in order, as the proof of Lemma 4 does", in_order)
+RULE = Rule("proof", "in order, as in the proof of Lemma 4", in_order)

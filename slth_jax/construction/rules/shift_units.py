@@ -1,40 +1,47 @@
-"""Dealt units and shift units: each row re-rolls the targets that it meets badly.
+"""Units assigned by size, and shift units, with which rows re-roll their worst targets.
 
-A shift unit is connected to a block of c columns. Row i keeps or drops each of its block's R shift
-units: pattern s in {0, 1}^R turns its target j there into
-``target_ij - sum_u s_u left_iu right_uj``, and each of these into an ordinary subset sum over the
-units of column j. The row takes the best of the patterns that it tries. The masks stay masks over
-unchanged weights, and the product is met exactly as it says; but it takes a linear map between the
-two factors, so across a ReLU units are dealt by size and sign instead.
+All settings of shift units are in this file: `SEARCH`, that of the rules named 'shift' and
+'fitted'; `shift`, for other numbers; `for_samples`, for whole models.
 """
 
-from slth_jax import checks
-from slth_jax.construction.rules.deal import Rule
-from slth_jax.construction.rules.reach import by_size
-from slth_jax.construction.rules.signs import by_signed_size
+import dataclasses
+
+from slth_jax.construction.rules.by_size import by_signed_size, by_size
+from slth_jax.construction.rules.rule import Rule, Search
+
+# A quarter of the blocks at a time, eight times: three solves per target in all. Patterns that
+# centre the targets come first, so more of them hardly help.
+SEARCH = Search(shift_units=8, columns=8, reroll=0.25, rerolls=8, centred=True)
+
+RULE = Rule(
+    "shift",
+    "by size, with shift units that re-roll a row's worst targets",
+    by_size,
+    assign_relu=by_signed_size,
+    search=SEARCH,
+    either_side=True,
+)
 
 
 def shift(
-    shift_units: int = 4,
-    columns: int = 4,
-    reroll: float = 0.25,
+    shift_units: int,
+    columns: int,
+    reroll: float = 0.125,
     *,
     rerolls: int | None = None,
     centred: bool = False,
 ) -> Rule:
-    """Return the rule with R shift units for each block of c columns, see `Rule`."""
-    return Rule(
-        "shift",
-        "by size, with shift units that re-roll a row's worst targets",
-        by_size,
-        across_relu=by_signed_size,
-        either_side=True,
-        shift_units=checks.integer("shift_units", shift_units, low=0, high=12),
-        columns=checks.integer("columns", columns, low=1),
-        reroll=checks.number("reroll", reroll, low=0, open_low=True, high=1),
-        rerolls=None if rerolls is None else checks.integer("rerolls", rerolls, low=0),
-        centred=centred,
-    )
+    """Return the rule 'shift' with R shift units per block of c columns; arguments as `Search`."""
+    search = Search(shift_units, columns, reroll, rerolls, centred)
+    return dataclasses.replace(RULE, search=search)
 
 
-RULE = shift(8, 8, 0.25, rerolls=8, centred=True)
+def for_samples(samples: int) -> Rule:
+    """Return the setting that served best, among those measured, at so many samples per entry.
+
+    Fewer samples approximate an entry less well and are solved faster, which pays for more
+    re-rolls.
+    """
+    if samples >= 18:
+        return shift(8, 8, rerolls=24)
+    return shift(10, 10, rerolls=160)

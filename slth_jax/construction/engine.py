@@ -1,0 +1,248 @@
+"""The engine: masks for two random factors whose product is to be a target matrix.
+
+``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj`` (Lemmas 4 and 7). A rule assigns
+the hidden units k to the columns j of `right`, the grouped factor, whose mask is that assignment.
+Each entry of the target is then a subset sum over ``left_ik right_kj``, k assigned to j, and the
+kept samples are the mask of `left`, the free factor.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from slth_jax import checks
+from slth_jax.construction import search
+from slth_jax.construction.rules.rule import Assignment, Rule
+from slth_jax.construction.search import Rows
+from slth_jax.types import Array, ArrayLike
+
+
+class Report(NamedTuple):
+    """Results of the subset sums behind a pair of masks: counts and errors of target entries."""
+
+    num_sums: Array
+    out_of_reach: Array  # targets beyond the sum of all samples of their sign
+    max_error: Array
+
+    def __repr__(self) -> str:
+        """Return the numbers in one line, or the shapes of batched and unknown ones."""
+        known = ((name, checks.concrete(value)) for name, value in self._asdict().items())
+        shown = (
+            f"{name}={getattr(self, name)}"
+            if value is None or value.ndim
+            else f"{name}={value:.3g}"
+            for name, value in known
+        )
+        return f"Report({', '.join(shown)})"
+
+
+class Pruned(NamedTuple):
+    """The result of pruning a source: its masks, and a report of the subset sums behind them."""
+
+    masks: Any
+    report: Any
+
+
+class Problem(NamedTuple):
+    """A target matrix and two factors whose hidden units are assigned."""
+
+    left: Float[Array, "*batch p n"]
+    right: Float[Array, "*batch n r"]
+    target: Float[Array, "*batch p r"]
+    assignment: Assignment
+    rule: Rule
+    swapped: bool = False  # the factors were exchanged, to group over the rows of `left`
+
+
+class Solved(NamedTuple):
+    """Masks of the two factors of a problem, and a report."""
+
+    left_mask: Bool[Array, "*batch p n"]
+    right_mask: Bool[Array, "*batch n r"]
+    report: Report
+
+
+def product(
+    left: Float[Array, "*batch p n"],
+    right: Float[Array, "*batch n r"],
+    target: Float[Array, "*batch p r"],
+    rule: Rule,
+    width: ArrayLike | None = None,
+) -> Problem:
+    """Return ``target = left right`` with its units assigned.
+
+    Args:
+      left: the free factor.
+      right: the grouped factor; a rule may exchange the two.
+      target: the matrix to approximate.
+      rule: see `rules.RULES`.
+      width: the number of hidden units if the caller knows it, the same for the whole batch.
+        None: up to the last unit that is not all zeros. Zeros behind it are padding, inside `jit`
+        and `vmap` too, and change no mask.
+    """
+    *batch, p, n = left.shape
+    chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])
+    swapped = rule.either_side and left.shape[-2] < right.shape[-1]
+    if swapped:
+        left, right, target = (jnp.matrix_transpose(w) for w in (right, left, target))
+    if width is None:
+        width = hidden_width(left, right)
+    else:
+        width = jnp.broadcast_to(jnp.asarray(width), left.shape[:-2])
+
+    def assign(left: Array, right: Array, target: Array, width: Array) -> Assignment:
+        return rule.assignment(right, width, left=left, target=target)
+
+    assignment = _batched(assign, len(batch))(left, right, target, width)
+    return Problem(left, right, target, assignment, rule, swapped)
+
+
+def hidden_width(
+    left: Float[Array, "*batch p n"], right: Float[Array, "*batch n r"]
+) -> Int[Array, "*batch"]:
+    """Return the number of hidden units without the padding at the end."""
+    real = jnp.any(left != 0, axis=-2) | jnp.any(right != 0, axis=-1)  # [*batch, n]
+    last = jnp.argmax(jnp.flip(real, axis=-1), axis=-1)
+    return jnp.where(jnp.any(real, axis=-1), real.shape[-1] - last, 0)
+
+
+def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
+    """Refuse a source that has less than one hidden unit for each of `needed` columns.
+
+    `n` includes the padding, `width` does not; it may be traced, or an array for a batch.
+    """
+    known = checks.concrete(width)
+    least = n if known is None else min(n, int(known.min()))
+    if least < needed:
+        raise checks.fail(name, f"at least {needed}, one hidden unit per group", least)
+
+
+def solve(problems: Sequence[Problem]) -> list[Solved]:
+    """Solve several problems, those with the same rule as one batch (the solver compiles once)."""
+    sums = []
+    for problem in problems:
+        lead = problem.target.ndim - 1  # batch axes and p become one axis of rows
+        batched = _batched(search.sums, lead - 1)(*problem[:4])
+        sums.append(
+            jax.tree.map(
+                lambda x, lead=lead: x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:]), batched
+            )
+        )
+    solved: dict[int, Solved] = {}
+    for rule in dict.fromkeys(problem.rule for problem in problems):
+        places = [i for i, problem in enumerate(problems) if problem.rule == rule]
+        columns = [problems[i].target.shape[-1] for i in places]
+        rows = search.best([sums[i] for i in places], columns, rule.search)
+        solved |= {i: _solved(problems[i], part) for i, part in zip(places, rows, strict=True)}
+    return [solved[i] for i in range(len(problems))]
+
+
+def solve_rows(
+    left: Float[Array, "p n"],
+    right: Float[Array, "n r"],
+    target: Float[Array, "p r"],
+    assignment: Assignment,
+    rule: Rule,
+) -> Rows:
+    """Choose the samples that each row of the free factor keeps.
+
+    A row's result does not depend on the other rows or their number, nor on `jit`, `vmap` and
+    sharding: rows may be spread over devices, which then work independently.
+
+    Args:
+      left: rows of the free factor.
+      right: the grouped factor.
+      target: the rows to approximate.
+      assignment: ``rule.assignment(right, width)``.
+      rule: the rule that assigned.
+    """
+    n, r = right.shape
+    chex.assert_shape([left, target], [(None, n), (left.shape[0], r)])
+    chex.assert_axis_dimension(assignment.units, 0, r)
+    return search.best([search.sums(left, right, target, assignment)], [r], rule.search)[0]
+
+
+def left_mask(
+    assignment: Assignment,
+    kept: Bool[Array, "p r slots"],
+    pattern: Bool[Array, "p blocks R"],
+    n: int,
+) -> Bool[Array, "p {n}"]:
+    """Return the mask of the free factor from the samples and patterns that its rows keep."""
+    p = kept.shape[0]
+    chex.assert_shape(kept, (p, *assignment.units.shape))
+    bits = [kept.reshape(p, -1), pattern.reshape(p, -1), jnp.zeros((p, 1), bool)]
+    filled = jnp.where(assignment.filled, assignment.units, n)
+    unit = jnp.concatenate([filled.reshape(-1), _shift_or(assignment, n).reshape(-1)])
+    # The place of each unit's bit; unassigned units point at the zero behind the last bit.
+    place = jnp.full(n, unit.size).at[unit].set(jnp.arange(unit.size), mode="drop")
+    return jnp.concatenate(bits, axis=1)[:, place]
+
+
+def right_mask(assignment: Assignment, n: int) -> Bool[Array, "{n} r"]:
+    """Return the mask of the grouped factor: each unit to its column, or to its block's."""
+    column = jnp.arange(assignment.units.shape[0])
+    filled = jnp.where(assignment.filled, assignment.units, n)  # [r, slots]
+    shift = _shift_or(assignment, n)[column // assignment.columns]  # [r, R]
+    unit = jnp.concatenate([filled, shift], axis=1)
+    return jnp.zeros((n, column.size), bool).at[unit, column[:, None]].set(True, mode="drop")
+
+
+def split_by_sign(
+    assignment: Assignment, right: Float[Array, "n r"]
+) -> tuple[Assignment, Assignment]:
+    """Return the units with a positive and with a negative weight to their own column.
+
+    In both results the filled slots of a column come first.
+    """
+    column = jnp.arange(right.shape[1])[:, None]
+    weight = jnp.where(assignment.filled, right[assignment.units, column], 0)  # [r, slots]
+
+    def half(filled: Bool[Array, "r slots"]) -> Assignment:
+        order = jnp.argsort(~filled, axis=-1)
+        units, in_order = (
+            jnp.take_along_axis(x, order, axis=-1) for x in (assignment.units, filled)
+        )
+        return assignment._replace(units=units, filled=in_order)
+
+    return half(weight > 0), half(weight < 0)
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """Return one report of all."""
+    parts: Report = jax.tree.map(lambda *values: jnp.stack(values), *reports)
+    return Report(jnp.sum(parts.num_sums), jnp.sum(parts.out_of_reach), jnp.max(parts.max_error))
+
+
+def _solved(problem: Problem, rows: Rows) -> Solved:
+    """Return masks and report; `rows` has the batch axes and p in one axis."""
+    target, n = problem.target, problem.left.shape[-1]
+    report = Report(
+        num_sums=jnp.asarray(target.size),
+        out_of_reach=jnp.sum(rows.beyond),
+        max_error=jnp.max(rows.error),
+    )
+    kept, pattern = (x.reshape(*target.shape[:-1], *x.shape[1:]) for x in rows[:2])
+    lifted = partial(_batched, times=target.ndim - 2)
+    left = lifted(partial(left_mask, n=n))(problem.assignment, kept, pattern)
+    right = lifted(partial(right_mask, n=n))(problem.assignment)
+    if problem.swapped:
+        left, right = jnp.matrix_transpose(right), jnp.matrix_transpose(left)
+    return Solved(left, right, report)
+
+
+def _shift_or(assignment: Assignment, n: int) -> Int[Array, "blocks R"]:
+    """Return the shift units, with n, which no unit is, for none."""
+    return jnp.where(assignment.shift < 0, n, assignment.shift)
+
+
+def _batched(function: Callable, times: int) -> Callable:
+    for _ in range(times):
+        function = jax.vmap(function)
+    return function

@@ -1,0 +1,161 @@
+"""Masks of random ReLU networks: two random layers for each layer of the target (Lemma 2).
+
+A unit of the first layer is connected to one input j. Units with ``w1_kj > 0`` pass the positive
+part of x_j and the others its negative part, so every entry of the target is two subset sums over
+``w2_ik w1_kj``, one over the units of either sign (Pensia et al. 2020).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slth_jax import checks
+from slth_jax.construction import engine, rules
+from slth_jax.construction.engine import Problem, Pruned, Solved
+from slth_jax.construction.rules import Rule
+from slth_jax.transformer import Linear
+from slth_jax.types import Array, ArrayLike
+
+
+def prune_relu_layer(
+    w1: ArrayLike, w2: ArrayLike, target: ArrayLike, *, construction: str | Rule = "fitted"
+) -> tuple[Array, Array]:
+    """Return the masks of `solve_relu_layer`: booleans `mask1 [n, i]` and `mask2 [o, n]`."""
+    return solve_relu_layer(w1, w2, target, construction=construction).masks
+
+
+def solve_relu_layer(
+    w1: ArrayLike, w2: ArrayLike, target: ArrayLike, *, construction: str | Rule = "fitted"
+) -> Pruned:
+    """Mask a random two-layer ReLU net so that it approximates a linear map (Lemma 2).
+
+    ``target x ~ (w2 * mask2) relu((w1 * mask1) x)``.
+
+    Args:
+      w1: `[n, i]`. w2: `[o, n]`. target: `[o, i]`.
+      construction: as in `prune_product`; the units are grouped over the inputs i.
+
+    Returns:
+      Masks `(mask1 [n, i], mask2 [o, n])` of booleans, and a `Report`.
+
+    Raises:
+      ValueError: shapes that do not fit, values that are not finite, or fewer than two hidden
+        units per input.
+    """
+    source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
+    linear = (Linear(jnp.asarray(target)),)
+    rule = rules.get(construction)
+    validate_layers(source, linear, ("w1", "w2", "target"))
+    (mask1, mask2), (report,) = _solve_layers(source, linear, rule=rule)
+    return Pruned((mask1.w, mask2.w), report)
+
+
+def prune_layers(
+    source: Sequence[Linear], target: Sequence[Linear], *, construction: str | Rule = "fitted"
+) -> tuple[Linear, ...]:
+    """Return the masks of `solve_layers`: 2 L layers of booleans, with None for biases."""
+    return solve_layers(source, target, construction=construction).masks
+
+
+def solve_layers(
+    source: Sequence[Linear], target: Sequence[Linear], *, construction: str | Rule = "fitted"
+) -> Pruned:
+    """Mask a random ReLU net of 2 L layers so that it approximates one of L layers (Theorem 10).
+
+    Layers 2l and 2l + 1 of `source` stand for layer l of `target`. Biases are never masked: the
+    odd layers of `source` must have the target's biases.
+
+    Args:
+      source: 2 L layers. target: L layers.
+      construction: as in `solve_relu_layer`.
+
+    Returns:
+      Masks of the layers of `source`, and a list with a `Report` per layer of `target`.
+
+    Raises:
+      ValueError: another number of layers, biases that differ, or an error of `solve_relu_layer`.
+    """
+    rule = rules.get(construction)
+    validate_layers(source, target)
+    return Pruned(*_solve_layers(tuple(source), tuple(target), rule=rule))
+
+
+@partial(jax.jit, static_argnames="rule")
+def _solve_layers(source, target, *, rule: Rule):
+    solved = engine.solve(layer_problems(source, target, rule))
+    reports = [
+        engine.joined([plus.report, minus.report])
+        for plus, minus in zip(solved[::2], solved[1::2], strict=True)
+    ]
+    return layer_masks(solved), reports
+
+
+def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rule) -> list[Problem]:
+    """Return two problems per layer of `target`: for positive and for negative inputs.
+
+    There are no shift units: across a ReLU a unit of several columns would pass the positive part
+    of a sum of inputs.
+    """
+    rule = rule.for_relu()
+    problems = []
+    for first, second, layer in zip(source[::2], source[1::2], target, strict=True):
+        width = engine.hidden_width(second.w, first.w)
+        assignment = rule.assignment(first.w, width, left=second.w, target=layer.w)
+        for half in engine.split_by_sign(assignment, first.w):
+            problems.append(Problem(second.w, first.w, layer.w, half, rule))
+    return problems
+
+
+def layer_masks(solved: Sequence[Solved]) -> tuple[Linear, ...]:
+    """Return the masks of both source layers of each pair of problems."""
+    masks = []
+    for plus, minus in zip(solved[::2], solved[1::2], strict=True):
+        masks += [
+            Linear(plus.right_mask | minus.right_mask),
+            Linear(plus.left_mask | minus.left_mask),
+        ]
+    return tuple(masks)
+
+
+def validate_layers(
+    source: Sequence[Linear],
+    target: Sequence[Linear],
+    names: tuple[str, str, str] | None = None,
+) -> None:
+    """Refuse ReLU nets that do not fit together.
+
+    Args:
+      source: 2 L layers. target: L layers.
+      names: names of the first pair of layers and of its target, for the message.
+    """
+    if len(source) != 2 * len(target):
+        allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"
+        raise checks.fail("source", allowed, f"{len(source)} layers")
+    for l, layer in enumerate(target):
+        first, second = source[2 * l], source[2 * l + 1]
+        name1, name2, target_name = names or (
+            f"source[{2 * l}].w",
+            f"source[{2 * l + 1}].w",
+            f"target[{l}].w",
+        )
+        o, i = checks.array(target_name, layer.w, ndim=2, kind="wide").shape
+        w1 = checks.array(name1, first.w, shape=(None, i), kind="wide")
+        w2 = checks.array(name2, second.w, shape=(o, w1.shape[0]), kind="wide")
+        width = engine.hidden_width(w2, w1)
+        name = f"the hidden width n of {name1} and {name2}"
+        engine.validate_width(name, w1.shape[0], width, 2 * i)
+        validate_biases(first, second, layer)
+
+
+def validate_biases(first: Linear, second: Linear, target: Linear) -> None:
+    """Refuse a pair of source layers without the biases of the target's layer."""
+    differ = (second.b is None) != (target.b is None)
+    if second.b is not None and target.b is not None:
+        source_bias, target_bias = checks.concrete(second.b), checks.concrete(target.b)
+        if source_bias is not None and target_bias is not None:
+            differ = not np.array_equal(source_bias, target_bias)
+    if differ or first.b is not None:
+        raise checks.fail("source", "a net with the target's biases on its odd layers", "others")

@@ -1,0 +1,29 @@
+"""Units assigned by the size of their weights: the same width reaches larger targets."""
+
+import jax.numpy as jnp
+
+from slth_jax.construction.rules.rule import Factors, Rule, Slots, Span, take_turns
+
+
+def by_size(factors: Factors, span: Span) -> Slots:
+    """Let the columns j choose in turn the unused unit k with the largest ``|right_kj|``.
+
+    Every unit is assigned.
+    """
+    n, r = factors.right.shape
+    size = jnp.abs(factors.right).T  # [r, n]
+    return take_turns(lambda turn, _: size[turn % r], r, span, n)
+
+
+def by_signed_size(factors: Factors, span: Span) -> Slots:
+    """Let the columns j choose in turn the largest ``right_kj``, then the largest ``-right_kj``.
+
+    An entry across a ReLU is two subset sums, over the units of either sign (Lemma 2): each gets
+    the same number of samples.
+    """
+    n, r = factors.right.shape
+    weight = jnp.stack([factors.right.T, -factors.right.T])  # [2, r, n]
+    return take_turns(lambda turn, _: weight[turn // r % 2, turn % r], r, span, n)
+
+
+RULE = Rule("reach", "by the size of the weights, every unit used", by_size, either_side=True)
