@@ -5,6 +5,7 @@ settled from the largest sample down where there are too many to enumerate (`til
 pair of two halves is found by merging (`meet_in_the_middle`).
 """
 
-from slth_jax.subset_sum.solver import LANES, MAX_EXACT, MAX_SAMPLES, PART, Solution, solve
+from slth_jax.subset_sum.batch import LANES
+from slth_jax.subset_sum.solver import MAX_EXACT, MAX_SAMPLES, PART, Solution, solve
 
 __all__ = ["LANES", "MAX_EXACT", "MAX_SAMPLES", "PART", "Solution", "solve"]

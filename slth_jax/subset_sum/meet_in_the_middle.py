@@ -25,13 +25,15 @@ and a `cond` around the passes, since a tile sliced out inside them keeps them f
 import functools
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Int
 
-from slth_jax.types import Array
 
-
-def closest_subset(q: Array, value: Array) -> Array:
+def closest_subset(
+    q: Int[Array, "n b"], value: Int[Array, "b"], running: Array | None = None
+) -> Bool[Array, "n b"]:
     """Return the mask `[n, b]` of the subset of `q[n, b]` whose sum is closest to `value[b]`.
 
     Among equally close subsets the choice depends only on the numbers that are not zero and on
@@ -47,26 +49,30 @@ def closest_subset(q: Array, value: Array) -> Array:
     )
     # With |q| for q the sums start at zero: a negative number left out is then one added.
     target = 2 * value[None] + 1 + below_a + below_b
-    # A value of zero takes the empty subset: a tile of nothing else, as padding is, is skipped.
-    some = jnp.any(value != 0)
-    best, pair = lax.cond(
-        some,
-        _closest_pair,
-        lambda *operands: (jnp.zeros_like(target), jnp.zeros_like(target)),
-        *_with_totals(size[0::2]),
-        *_with_totals(size[1::2]),
-        target,
+    best, pair = _apart(
+        running, _closest_pair, *_with_totals(size[0::2]), *_with_totals(size[1::2]), target
     )
     partner_before = pair & 1
     sum_a = pair - partner_before
     sum_b = target - 1 - sum_a - jnp.where(partner_before == 1, -best, best)
-    masks = lax.cond(
-        some,
+    masks = _apart(
+        running,
         lambda a, sum_a, b, sum_b: (_find_subset(a, sum_a), _find_subset(b, sum_b)),
-        lambda a, sum_a, b, sum_b: (jnp.zeros(a.shape, bool), jnp.zeros(b.shape, bool)),
         *(q[0::2], (sum_a - below_a) >> 1, q[1::2], (sum_b - below_b) >> 1),
     )
     return jnp.stack(masks, axis=1).reshape(q.shape) & (value != 0)[None]
+
+
+def _apart(running: Array | None, function: Callable, *operands: Array):
+    """Return `function(*operands)`, compiled by itself if `running` is a true scalar."""
+    if running is None:
+        return function(*operands)
+    empty = jax.tree.map(
+        lambda x: lambda: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *operands)
+    )
+    return lax.cond(
+        running, function, lambda *_: jax.tree.map(lambda make: make(), empty), *operands
+    )
 
 
 def _with_totals(q: Array) -> tuple[Array, Array]:
@@ -130,7 +136,7 @@ def _sort_bitonic(x: Array, groups: int) -> Array:
     while groups < length:
         stages = (length // groups).bit_length() - 1
         parts = 2 if stages % 2 else 4
-        y = x.reshape(groups, parts, length // (groups * parts) * batch)
+        y = x.reshape(groups, parts, length // (groups * parts), batch)
         y = jnp.stack(_stage([y[:, part] for part in range(parts)]), axis=1)
         x = y.reshape(length, batch)
         groups *= parts

@@ -1,39 +1,35 @@
 """Random subset sums: the closest subset, exactly, for millions of small instances at once."""
 
 import functools
-from collections.abc import Callable
-from typing import Annotated, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from slth_jax import checks
-from slth_jax.subset_sum.tile import solve_tile
-from slth_jax.types import Array, ArrayLike
+from slth_jax.subset_sum.batch import solve_batch
 
 MAX_SAMPLES = 4096
-# What can be enumerated at all, and what is of more samples than that.
+# At most MAX_EXACT samples are enumerated. Of longer lists PART are enumerated and the others
+# settled greedily.
 MAX_EXACT, PART = 30, 24
-# The least number of instances in a tile: shorter innermost loops are not vectorised on a CPU.
-LANES = 64
 
 
 class Solution(NamedTuple):
-    """What `solve` found, for every instance of the batch."""
+    """The closest subsets that `solve` returns, for every instance of the batch."""
 
-    mask: Annotated[Array, "bool[*batch, n]"]
-    total: Annotated[Array, "float[*batch]"]
-    error: Annotated[Array, "float[*batch]"]
-    optimal: Annotated[Array, "bool[*batch]"]
+    mask: Bool[Array, "*batch n"]
+    total: Float[Array, "*batch"]
+    error: Float[Array, "*batch"]
+    optimal: Bool[Array, "*batch"]
 
 
 def solve(
-    samples: Annotated[ArrayLike, "[*batch, n]"],
-    value: Annotated[ArrayLike, "[*batch]"],
+    samples: Float[ArrayLike, "*batch n"],
+    value: Float[ArrayLike, "*batch"],
     *,
     max_exact: int | None = None,
 ) -> Solution:
@@ -91,92 +87,30 @@ def solve(
     if max_exact is None:
         max_exact = MAX_EXACT if samples.shape[-1] <= MAX_EXACT else PART
     dtype = jnp.promote_types(samples.dtype, value.dtype)
-    return _solve(samples.astype(dtype), value.astype(dtype), max_exact=max_exact)
+    samples = samples.astype(dtype)
+    return _solve(samples, value.astype(dtype), max_exact=max_exact, devices=_devices(samples))
 
 
-@functools.partial(jax.jit, static_argnames="max_exact")
-def _solve(samples: Array, value: Array, *, max_exact: int) -> Solution:
+@functools.partial(jax.jit, static_argnames=("max_exact", "devices"))
+def _solve(
+    samples: Float[Array, "*batch n"],
+    value: Float[Array, "*batch"],
+    *,
+    max_exact: int,
+    devices: int,
+) -> Solution:
     samples, value = lax.optimization_barrier(lax.stop_gradient((samples, value)))
     n = samples.shape[-1]
-    flat = _solve_batch(max_exact)(samples.reshape(value.size, n), value.reshape(-1))
-    return Solution(
-        flat.mask.reshape(samples.shape), *(part.reshape(value.shape) for part in flat[1:])
+    flat = solve_batch(
+        samples.reshape(value.size, n), value.reshape(-1), max_exact=max_exact, devices=devices
     )
+    mask, *others = flat
+    return Solution(mask.reshape(samples.shape), *(part.reshape(value.shape) for part in others))
 
 
-@functools.cache
-def _solve_batch(max_exact: int) -> Callable[[Array, Array], Solution]:
-    """Return the solver for `samples[b, n]`, `value[b]`.
-
-    Where the batch is sharded every device solves its own part; vmap makes the batch longer.
-    """
-
-    @custom_partitioning
-    def solve_shard(samples: Array, value: Array) -> Solution:
-        return _in_tiles(samples, value, max_exact)
-
-    def shardings(mesh, arguments, results):
-        spec = arguments[0].sharding.spec
-        batch = spec[0] if len(spec) else None
-        return [NamedSharding(mesh, P(batch, *(None,) * (x.ndim - 1))) for x in results]
-
-    def partition(mesh, arguments, results):
-        whole, *others = shardings(mesh, arguments, results)
-        return (
-            mesh,
-            lambda samples, value: _in_tiles(samples, value, max_exact),
-            Solution(whole, *others),
-            (whole, others[0]),
-        )
-
-    solve_shard.def_partition(
-        partition,
-        infer_sharding_from_operands=lambda *args: Solution(*shardings(*args)),
-        sharding_rule="b n, b -> b n, b, b, b",
-        need_replication_factors=("n",),
-    )
-
-    @jax.custom_batching.custom_vmap
-    def solve_batch(samples: Array, value: Array) -> Solution:
-        return solve_shard(samples, value)
-
-    @solve_batch.def_vmap
-    def rule(axis_size, batched, samples, value):
-        if not batched[0]:
-            samples = jnp.broadcast_to(samples, (axis_size, *samples.shape))
-        if not batched[1]:
-            value = jnp.broadcast_to(value, (axis_size, *value.shape))
-        flat = solve_batch(samples.reshape(-1, samples.shape[-1]), value.reshape(-1))
-        solution = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), flat)
-        return solution, jax.tree.map(lambda _: True, flat)
-
-    return solve_batch
-
-
-def _in_tiles(samples: Array, value: Array, max_exact: int) -> Solution:
-    """Solve tile after tile, so that memory for what is in between does not grow with the batch."""
-    batch, n = samples.shape
-    if batch == 0 or n == 0:
-        empty = jnp.zeros_like(value)
-        return Solution(samples != 0, empty, jnp.abs(value), jnp.ones(batch, bool))
-    size = min(_tile_size(n, max_exact), -(-batch // LANES) * LANES)
-    pad = -batch % size
-    samples = jnp.pad(samples, ((0, pad), (0, 0))).reshape(-1, size, n)
-    value = jnp.pad(value, (0, pad)).reshape(-1, size)
-    solution = lax.map(
-        lambda tile: Solution(*solve_tile(tile[0], tile[1], max_exact)),
-        (samples, value),
-    )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], solution)
-
-
-def _tile_size(n: int, max_exact: int) -> int:
-    """Return how many instances go through the merge stages together, a multiple of `LANES`.
-
-    On a CPU as few as the vector loops allow, so that the lists stay in the cache; elsewhere as
-    many as keep the lists, each of 2^(n/2 + 1) numbers, at a quarter of a gibibyte.
-    """
-    if jax.default_backend() == "cpu":
-        return LANES
-    length = max(2 ** (min(n, max_exact) // 2 + 1), n)
-    return max(LANES, min(2**16, 2**26 // length // LANES * LANES))
+def _devices(samples: Array) -> int:
+    """Return over how many devices the batch is split; inside `jit` this is unknown, hence 1."""
+    if isinstance(samples, jax.core.Tracer) or not samples.size:
+        return 1
+    shard = samples.sharding.shard_shape(samples.shape)
+    return math.prod(samples.shape[:-1]) // math.prod(shard[:-1])

@@ -1,0 +1,138 @@
+"""A batch of subset sums, one program for each platform, solved tile after tile.
+
+`solve_batch` is a JAX primitive. Its program is chosen, and traced, when it is lowered: only then
+is the platform known, since a program may be compiled for a machine other than this one.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jaxtyping import Array, Float
+
+from slth_jax.subset_sum.tile import TileSolution, solve_tile
+
+# The least number of instances in a tile: shorter innermost loops are not vectorised on a CPU.
+LANES = 64
+
+_solve_batch = Primitive("closest_subsets")
+_solve_batch.multiple_results = True
+
+
+def solve_batch(
+    samples: Float[Array, "b n"], value: Float[Array, "b"], *, max_exact: int, devices: int
+) -> TileSolution:
+    """Return mask `[b, n]`, total, error, optimal `[b]` of `samples[b, n]` and `value[b]`.
+
+    Args:
+      samples: the numbers to choose from, float32 or float64.
+      value: the numbers to hit, of the same dtype.
+      max_exact: up to so many samples are enumerated.
+      devices: over how many devices the batch is known to be split; it changes no bit, but tiles
+        of full size for each device.
+    """
+    return TileSolution(*_solve_batch.bind(samples, value, max_exact=max_exact, devices=devices))
+
+
+@_solve_batch.def_abstract_eval
+def _shapes(samples, value, *, max_exact, devices):
+    # `update` keeps what else JAX knows of the arrays: sharding, axes along which they vary.
+    value = value.update(weak_type=False)
+    flags = value.update(dtype=jnp.dtype(bool))
+    return [samples.update(dtype=jnp.dtype(bool), weak_type=False), value, value, flags]
+
+
+def _batched(arguments, axes, *, max_exact, devices):
+    """Map over an axis: a longer batch."""
+    size = next(x.shape[a] for x, a in zip(arguments, axes, strict=True) if a is not None)
+    samples, value = (
+        batching.bdim_at_front(x, axis, size) for x, axis in zip(arguments, axes, strict=True)
+    )
+    flat = _solve_batch.bind(
+        samples.reshape(-1, samples.shape[-1]),
+        value.reshape(-1),
+        max_exact=max_exact,
+        devices=devices,
+    )
+    return [x.reshape(size, -1, *x.shape[1:]) for x in flat], [0] * len(flat)
+
+
+batching.primitive_batchers[_solve_batch] = _batched
+
+
+def _for_cpu(samples, value, *, max_exact, devices):
+    # As few instances as vectorise, so that the lists stay in the cache.
+    return in_tiles(samples, value, max_exact=max_exact, lanes=LANES * devices, apart=True)
+
+
+def _for_tpu(samples, value, *, max_exact, devices):
+    # All lists stay in the vector memory.
+    lanes = 1024 if min(samples.shape[1], max_exact) <= 22 else 256
+    return in_tiles(samples, value, max_exact=max_exact, lanes=lanes * devices)
+
+
+def _for_gpu(samples, value, *, max_exact, devices):
+    # As many instances as keep the lists, each of 2^(n/2 + 1) numbers, at a quarter of a gibibyte.
+    n = samples.shape[1]
+    length = max(2 ** (min(n, max_exact) // 2 + 1), n)
+    lanes = max(LANES, min(2**16, 2**26 // length // LANES * LANES))
+    return in_tiles(samples, value, max_exact=max_exact, lanes=lanes * devices)
+
+
+_solve_batch.def_impl(_for_cpu)
+for _program, _platform in ((_for_cpu, "cpu"), (_for_tpu, "tpu"), (_for_gpu, None)):
+    mlir.register_lowering(
+        _solve_batch, mlir.lower_fun(_program, multiple_results=True), platform=_platform
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("max_exact", "lanes", "apart"))
+def in_tiles(
+    samples: Float[Array, "b n"],
+    value: Float[Array, "b"],
+    *,
+    max_exact: int,
+    lanes: int,
+    apart: bool = False,
+) -> TileSolution:
+    """Solve about `lanes` instances after another, so that a longer batch takes no more memory.
+
+    A tile takes as many instances from each of `rows` equal parts of the batch. So a batch that is
+    split over devices stays where it is: each device solves its part of every tile, provided that
+    the number of devices divides `lanes`. With `apart` XLA compiles the merges by themselves.
+    """
+    batch, n = samples.shape
+    if batch == 0 or n == 0:
+        empty = jnp.zeros_like(value)
+        return TileSolution(samples != 0, empty, jnp.abs(value), jnp.ones(batch, bool))
+    rows = math.gcd(batch, lanes)
+    part = batch // rows
+    # Whole numbers of LANES in a tile, and tiles of nearly one size: little padding.
+    unit = LANES // math.gcd(rows, LANES)
+    width = math.ceil(part / math.ceil(batch / lanes) / unit) * unit
+    steps = math.ceil(part / width)
+    pad = steps * width - part
+
+    def split(x: Array) -> Array:  # [b, ...] -> [steps, rows, width, ...]
+        x = x.reshape(rows, part, *x.shape[1:])
+        x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(rows, steps, width, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:  # [steps, rows * width, ...] -> [b, ...]
+        x = jnp.moveaxis(x.reshape(steps, rows, width, *x.shape[2:]), 0, 1)
+        return x.reshape(rows, steps * width, *x.shape[3:])[:, :part].reshape(batch, *x.shape[3:])
+
+    def one_tile(tile: tuple[Array, Array, Array]) -> TileSolution:
+        samples, value, number = tile
+        samples, value = samples.reshape(rows * width, n), value.reshape(rows * width)
+        # Always true, which the compiler cannot know.
+        running = number < count if apart else None
+        return solve_tile(samples, value, max_exact, running)
+
+    count = lax.optimization_barrier(jnp.int32(steps))
+    tiles = split(samples), split(value), jnp.arange(steps, dtype=jnp.int32)
+    return jax.tree.map(join, lax.map(one_tile, tiles))
