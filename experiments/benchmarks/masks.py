@@ -28,7 +28,7 @@ RULES = ("proof", "reach", "shift", "fitted")
 PRODUCTS = ((3, 24, 2), (2, 80, 1), (8, 112, 8), (4, 57, 6))  # p, n, r: n = 80 is not enumerated
 ATTENTIONS = ((1, 2, 1, 20), (2, 5, 4, 80), (1, 8, 8, 128))  # heads, d_in, d_out, n_k = n_v
 RELU_LAYERS = ((2, 40, 3), (5, 60, 4), (4, 200, 4))  # i, n, o
-Masks = Mapping[str, Any]  # nested mappings, sequences, records; the leaves are boolean arrays
+PADDING = {"k_units", "v_units"}  # fields of version 0.1 that are no masks
 
 
 def digest(*parts: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def digest(*parts: Any) -> dict[str, Any]:
 def _leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the boolean arrays of a tree by the path of their fields' names, sorted."""
     if isinstance(tree, Mapping):
-        for key in sorted(tree):
+        for key in sorted(tree.keys() - PADDING):
             yield from _leaves(tree[key], f"{name}/{key}")
     elif fields := getattr(tree, "_fields", None) or getattr(tree, "__dataclass_fields__", None):
         yield from _leaves({field: getattr(tree, field) for field in fields}, name)
