@@ -89,7 +89,7 @@ class Config:
     @property
     def settings(self) -> settings.Settings:
         """Return the shape."""
-        return settings.Settings(
+        return settings.make_settings(
             vocab_size=self.vocab_size,
             width=self.width,
             num_blocks=self.num_blocks,

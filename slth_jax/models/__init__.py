@@ -1,9 +1,8 @@
-"""Pre-norm transformers as one family of pure functions; nothing here knows of masks.
+"""Transformers as one family of pure functions on named arrays, without masks.
 
-`settings` is the shape, `initial` how a network starts, `presets` both by name; `layers` and
-`decoder` compute logits from named arrays, `cache` does so token by token, and `generate` continues
-a prompt with it; `weights` reads and writes files, block by block, and `tokens` is text to tokens
-and back.
+`settings` describes a network, `initial` its initial weights, `presets` both by name. `layers` and
+`decoder` compute logits, `cache` computes them token by token, and `generate` continues a prompt.
+`weights` reads and writes files block by block; `tokens` converts text to tokens and back.
 """
 
 from slth_jax.models import cache, decoder, tokens, weights
@@ -12,7 +11,7 @@ from slth_jax.models.decoder import apply, loss
 from slth_jax.models.generate import generate
 from slth_jax.models.initial import Initial, initialise, num_parameters
 from slth_jax.models.presets import PRESETS, Preset, preset
-from slth_jax.models.settings import ACTIVATIONS, Settings, rotary_frequencies
+from slth_jax.models.settings import ACTIVATIONS, Settings, make_settings, rotary_frequencies
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,6 +27,7 @@ __all__ = [
     "init_cache",
     "initialise",
     "loss",
+    "make_settings",
     "num_parameters",
     "preset",
     "rotary_frequencies",

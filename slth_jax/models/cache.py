@@ -1,24 +1,26 @@
-"""A key-value cache: a network read a few tokens at a time, with the logits of `decoder.apply`."""
+"""A key-value cache, to feed a network a few tokens at a time."""
 
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from slth_jax import checks
 from slth_jax.models import decoder
 from slth_jax.models.layers import Params
 from slth_jax.models.settings import Settings
-from slth_jax.types import Array, ArrayLike
+from slth_jax.types import ArrayLike
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens that were read, with room for more; a pytree."""
+    """Keys and values of earlier tokens, with space for `length` tokens; a pytree."""
 
-    keys: Array  # [b, n, length, g, k]
-    values: Array  # [b, n, length, g, v]
-    used: Array  # int32 [], the number of tokens read
+    keys: Float[Array, "b n length g k"]
+    values: Float[Array, "b n length g v"]
+    used: Int[Array, ""]  # the number of tokens read so far
 
     def __repr__(self) -> str:
         return f"Cache(keys {self.keys.shape}, values {self.values.shape}, used {self.used})"
@@ -30,7 +32,7 @@ def init_cache(
     """Return an empty cache for `n` sequences of at most `length` tokens.
 
     Raises:
-      ValueError: the network is not causal, or `length` is above its `max_length`.
+      ValueError: the network is not causal, or `length` exceeds its `max_length`.
     """
     if not settings.causal:
         raise checks.fail("settings", "causal for a key-value cache", "causal=False")
@@ -43,15 +45,15 @@ def init_cache(
 
 def extend(
     params: Params, cache: Cache, tokens: ArrayLike, settings: Settings
-) -> tuple[Array, Cache]:
-    """Read `tokens [n, t]` after those in the cache; return their logits and the longer cache.
+) -> tuple[Float[Array, "n t outputs"], Cache]:
+    """Read `tokens [n, t]` after the tokens in the cache; return their logits and the new cache.
 
-    The logits `[n, t, outputs]` are those of `apply` on the whole sequence, to round-off, in the
-    dtype of the cache.
+    The logits equal those of `apply` on the whole sequence up to round-off. Products have the dtype
+    of the cache.
 
     Raises:
-      ValueError: tokens that do not fit (see `decoder.apply`), or more than the cache has room
-        for; where `used` is traced that is not known and the oldest are written over.
+      ValueError: wrong tokens (see `decoder.apply`), or more than the cache has space for. If
+        `used` is traced, this cannot be checked, and later positions overwrite earlier ones.
     """
     tokens = decoder.check_tokens(tokens, settings)
     n, length = cache.keys.shape[1:3]
@@ -65,12 +67,17 @@ def extend(
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _extend(params: Params, cache: Cache, tokens: Array, settings: Settings) -> tuple[Array, Cache]:
+def _extend(
+    params: Params, cache: Cache, tokens: Int[Array, "n t"], settings: Settings
+) -> tuple[Float[Array, "n t outputs"], Cache]:
+    chex.assert_shape(cache.keys, (settings.num_blocks, len(tokens), None, None, None))
+    chex.assert_equal_shape_prefix((cache.keys, cache.values), 4)
     ends, stacked = decoder.split(params, cache.keys.dtype)
     positions = cache.used + jnp.arange(tokens.shape[1])
 
-    def body(x: Array, one: tuple[Params, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        return decoder.advance(one[0], x, positions, settings, past=one[1:])
+    def body(x: Array, block: tuple[Params, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        params, keys, values = block
+        return decoder.advance(params, x, positions, settings, past=(keys, values))
 
     x = decoder.embed(ends, tokens, settings, start=cache.used)
     x, (keys, values) = jax.lax.scan(body, x, (stacked, cache.keys, cache.values))

@@ -1,21 +1,26 @@
-"""Pre-norm transformers as pure functions on named arrays: GPT-2, Llama, and what tickets are.
+"""Pre-norm transformers as pure functions on named arrays.
 
-One family computes the trained network, the network that its ticket merges to, and the masked
-random source as it is; they differ in settings and in which parameters there are (`settings`).
+One family computes GPT-2 and Llama, the network that a ticket merges to, and the masked random
+source itself; they differ in their settings and in which parameters they have (`settings`).
 """
 
 import functools
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from slth_jax import checks
 from slth_jax.models import layers
 from slth_jax.models.layers import Params
 from slth_jax.models.settings import Settings
-from slth_jax.types import Array, ArrayLike
+from slth_jax.types import ArrayLike
+
+Mask = Bool[Array, "mask_n t t"]  # for one sequence, or for all n
+Cached = tuple[Float[Array, "n s g k"], Float[Array, "n s g v"]]
 
 
 def apply(
@@ -26,24 +31,24 @@ def apply(
     attn_mask: ArrayLike | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
-) -> Array:
+) -> Float[Array, "n t outputs"]:
     """Compute the logits at every token: `embed`, every `block`, `unembed`.
 
     Args:
-      params: named arrays, masked or not; see `settings` for names and shapes.
+      params: named arrays; see `settings` for names and shapes.
       tokens: integers `[n, t]`, t at most `settings.max_length`.
       settings: the network.
-      attn_mask: booleans `[t, t]` or `[n, t, t]`, True where row i may attend to column j, besides
-        causality where the settings ask for it. A row that may attend to nothing attends to all.
-      dtype: of the matrix products, which are in full precision for float32; norms and softmax are
-        float32 at least. float64 needs JAX's x64 mode.
+      attn_mask: booleans `[t, t]` or `[n, t, t]`, True if row i may attend to column j; causal
+        settings apply in addition. A row that may attend to nothing attends to everything.
+      dtype: the dtype of the matrix products, at full precision if float32; norms and softmax are
+        computed in float32 at least. float64 needs JAX's x64 mode.
       remat: recompute each block in the backward pass instead of keeping its activations.
 
     Returns:
       Logits `[n, t, outputs]`, float32 at least.
 
     Raises:
-      ValueError: tokens of the wrong kind, too long, or (where not traced) outside the vocabulary.
+      ValueError: tokens of the wrong kind, too long, or (unless traced) outside the vocabulary.
     """
     tokens = check_tokens(tokens, settings)
     mask = padding_mask(tokens, settings, _check_mask(attn_mask, tokens))
@@ -57,10 +62,10 @@ def loss(
     *,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
-) -> Array:
-    """Return the mean cross-entropy, in nats a token, of `tokens [n, t + 1]` given those before.
+) -> Float[Array, ""]:
+    """Return the mean cross-entropy, in nats per token, of each token given the earlier tokens.
 
-    Each row is t inputs and, one to the right, t targets.
+    A row of `tokens [n, t + 1]` contains t inputs and, shifted by one, t targets.
     """
     tokens = checks.array("tokens", tokens, ndim=2, kind="int")
     logits = apply(params, tokens[:, :-1], settings, dtype=dtype, remat=remat)
@@ -69,10 +74,12 @@ def loss(
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def embed(params: Params, tokens: Array, settings: Settings, *, start: ArrayLike = 0) -> Array:
-    """Return the rows `[n, t, d]` that enter the first block; the tokens' places begin at `start`.
+def embed(
+    params: Params, tokens: Int[Array, "n t"], settings: Settings, *, start: ArrayLike = 0
+) -> Float[Array, "n t d"]:
+    """Return the input of the first block; the first token has position `start`.
 
-    Of `params` it reads `wte` and, with learned positions, `wpe`.
+    Reads `wte` and, with learned positions, `wpe`.
     """
     dtype = _dtype(params, "wte")
     with layers.full_precision(dtype):
@@ -84,25 +91,33 @@ def embed(params: Params, tokens: Array, settings: Settings, *, start: ArrayLike
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def block(params: Params, x: Array, settings: Settings, *, attn_mask: Array | None = None) -> Array:
-    """Apply one block to x `[n, t, d]`: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+def block(
+    params: Params,
+    x: Float[Array, "n t d"],
+    settings: Settings,
+    *,
+    attn_mask: Mask | None = None,
+) -> Float[Array, "n t d"]:
+    """Apply one block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
 
     Args:
-      params: of this block alone, without the prefix: 'attn.q' `[d, h k]`, 'ln_1.gain' `[d]`, ...
-        Without 'mlp.in' (whole or as factors) the second line is left out.
-      x: rows of the residual stream.
+      params: the block's parameters without the prefix: 'attn.q' `[d, h k]`, 'ln_1.gain' `[d]`, ...
+        Without 'mlp.in' (whole or as factors) the second step is skipped.
+      x: the residual stream.
       settings: the network.
-      attn_mask: booleans `[n or 1, t, t]`.
+      attn_mask: True = may attend.
     """
     x, _ = advance(params, x, jnp.arange(x.shape[1]), settings, attn_mask=attn_mask)
     return x
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def unembed(params: Params, x: Array, settings: Settings) -> Array:
-    """Return the logits `[n, t, outputs]` of what left the last block, float32 at least.
+def unembed(
+    params: Params, x: Float[Array, "n t d"], settings: Settings
+) -> Float[Array, "n t outputs"]:
+    """Return the logits of the last block's output, float32 at least.
 
-    Of `params` it reads `ln_f.*` and `unembed`, or `wte` where tied.
+    Reads `ln_f.*`, and `unembed` or (if tied) `wte`.
     """
     with layers.full_precision(x.dtype):
         x = layers.norm(params, "ln_f", x, settings)
@@ -114,18 +129,19 @@ def unembed(params: Params, x: Array, settings: Settings) -> Array:
 
 def advance(
     params: Params,
-    x: Array,
-    positions: Array,
+    x: Float[Array, "n t d"],
+    positions: Int[Array, " t"],
     settings: Settings,
     *,
-    attn_mask: Array | None = None,
-    past: tuple[Array, Array] | None = None,
-) -> tuple[Array, tuple[Array, Array]]:
-    """Apply one block to the rows at `positions [t]`, given the keys and values of a cache.
+    attn_mask: Bool[Array, "mask_n t s"] | None = None,
+    past: Cached | None = None,
+) -> tuple[Float[Array, "n t d"], Cached]:
+    """Apply one block to the rows at `positions`, given the keys and values of a cache.
 
-    Returns the rows, and keys `[n, length, g, k]` and values with those of these rows written in.
+    Returns the rows, and the keys and values of all positions: of the cache, or of `x` alone.
     """
     n, t, _ = x.shape
+    chex.assert_shape(positions, (t,))
     with layers.full_precision(x.dtype):
         y = layers.norm(params, "ln_1", x, settings)
         q, k, v = (
@@ -135,30 +151,30 @@ def advance(
                 ("k", settings.num_kv_heads),
                 ("v", settings.num_kv_heads),
             )
-        )
+        )  # [n, t, h or g, k or v]
         if settings.positions == "rotary":
-            q, k = (layers.rotate(each, positions, settings) for each in (q, k))
+            q, k = (layers.rotate(x_, positions, settings) for x_ in (q, k))
         if past is not None:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), positions[0], 1)
                 for old, new in zip(past, (k, v), strict=True)
-            )
-        heads = layers.attend(q, k, v, positions, settings, attn_mask)
-        x = x + layers.linear(params, "attn.o", heads.reshape(n, t, -1), settings)
+            )  # [n, s, g, k or v]
+        heads_out = layers.attend(q, k, v, positions, settings, attn_mask)  # [n, t, h, v]
+        x = x + layers.linear(params, "attn.o", heads_out.reshape(n, t, -1), settings)
         if layers.has(params, "mlp.in"):
             x = x + layers.mlp(params, layers.norm(params, "ln_2", x, settings), settings)
     return x, (k, v)
 
 
 def split(params: Params, dtype: jax.typing.DTypeLike) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the parameters outside the blocks, and the stacked ones without 'h.', in `dtype`."""
+    """Return the parameters outside the blocks, and those of the blocks without 'h.'."""
     cast = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
     ends = {name: value for name, value in cast.items() if not name.startswith("h.")}
     return ends, {name[2:]: value for name, value in cast.items() if name.startswith("h.")}
 
 
-def check_tokens(tokens: ArrayLike, settings: Settings) -> Array:
-    """Return tokens `[n, t]` after looking at their kind, length and, where known, range."""
+def check_tokens(tokens: ArrayLike, settings: Settings) -> Int[Array, "n t"]:
+    """Return tokens after checking their dtype, length and, unless traced, their range."""
     tokens = checks.array("tokens", tokens, ndim=2, kind="int")
     if tokens.shape[1] > settings.max_length:
         allowed = f"at most max_length = {settings.max_length} long"
@@ -175,34 +191,36 @@ def check_tokens(tokens: ArrayLike, settings: Settings) -> Array:
 @functools.partial(jax.jit, static_argnames=("settings", "dtype", "remat"))
 def _apply(
     params: Params,
-    tokens: Array,
+    tokens: Int[Array, "n t"],
     settings: Settings,
-    attn_mask: Array | None,
+    attn_mask: Mask | None,
     dtype: jnp.dtype,
     remat: bool,
-) -> Array:
+) -> Float[Array, "n t outputs"]:
     ends, stacked = split(params, dtype)
 
-    def one_block(x: Array, one: Params) -> tuple[Array, None]:
-        return block(one, x, settings, attn_mask=attn_mask), None
+    def apply_block(x: Array, block_params: Params) -> tuple[Array, None]:
+        return block(block_params, x, settings, attn_mask=attn_mask), None
 
-    body = jax.checkpoint(one_block) if remat else one_block
+    body = jax.checkpoint(apply_block) if remat else apply_block
     x = embed(ends, tokens, settings)
     x, _ = jax.lax.scan(body, x, stacked)
     return unembed(ends, x, settings)
 
 
-def padding_mask(tokens: Array, settings: Settings, attn_mask: Array | None = None) -> Array | None:
-    """Return `attn_mask` [n or 1, t, t] without the columns of padding, where there is such."""
+def padding_mask(
+    tokens: Int[Array, "n t"], settings: Settings, attn_mask: Mask | None = None
+) -> Mask | None:
+    """Return `attn_mask` without the columns of padding, if the settings have a padding token."""
     if settings.pad_token is None:
         return attn_mask
     n, t = tokens.shape
-    known = jnp.broadcast_to((tokens != settings.pad_token)[:, None, :], (n, t, t))
-    return known if attn_mask is None else known & attn_mask
+    real = jnp.broadcast_to((tokens != settings.pad_token)[:, None, :], (n, t, t))
+    return real if attn_mask is None else real & attn_mask
 
 
-def _table(params: Params, settings: Settings) -> Array:
-    """Return the embedding table `[vocabulary, d]`, multiplied out where it is two factors."""
+def _table(params: Params, settings: Settings) -> Float[Array, "vocabulary d"]:
+    """Return the embedding table, multiplied out if it is given as two factors."""
     if "wte" in params:
         return params["wte"]
     return layers.lookup(params, "wte", jnp.arange(settings.vocab_size), settings)
@@ -212,7 +230,7 @@ def _dtype(params: Mapping[str, Array], name: str) -> jnp.dtype:
     return params[name if name in params else f"{name}.first"].dtype
 
 
-def _check_mask(attn_mask: ArrayLike | None, tokens: Array) -> Array | None:
+def _check_mask(attn_mask: ArrayLike | None, tokens: Int[Array, "n t"]) -> Mask | None:
     if attn_mask is None:
         return None
     n, t = tokens.shape

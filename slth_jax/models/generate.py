@@ -1,15 +1,16 @@
-"""Tokens from parameters, one after another, with a key-value cache."""
+"""Generate tokens with a key-value cache."""
 
 from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from slth_jax import checks
 from slth_jax.models.cache import extend, init_cache
 from slth_jax.models.settings import Settings
-from slth_jax.types import Array, Key
+from slth_jax.types import Key
 
 
 def generate(
@@ -24,16 +25,16 @@ def generate(
 ) -> list[int]:
     """Return `prompt` continued by up to `length` tokens.
 
-    Greedy at temperature 0; else ``argmax(logits / temperature + noise)`` with Gumbel noise of
-    ``fold_in(key, position)``, so that two models with one key have the same luck.
+    Greedy at temperature 0; else ``argmax(logits / temperature + noise)`` with Gumbel noise from
+    ``fold_in(key, position)``, so that two models sampled with the same key see the same noise.
 
     Args:
       params, settings: see `decoder`.
       prompt: at least one token.
-      length: tokens to add; fewer where the model's context ends or a token of `stop` comes.
+      length: tokens to add; fewer if the model's context ends or a token of `stop` is drawn.
       temperature: at least 0.
       key: a typed PRNG key, needed for a temperature above 0.
-      stop: tokens that end the text; the one that came is not returned.
+      stop: tokens that end the text; they are not returned.
 
     Raises:
       ValueError: an empty or too long prompt, tokens outside the vocabulary, no key.
@@ -45,14 +46,14 @@ def generate(
     if temperature > 0 and key is None:
         raise checks.fail("key", "given with a temperature above 0", "None")
     tokens = [int(token) for token in prompt]
-    room = min(len(tokens) + length, settings.max_length)
+    end = min(len(tokens) + length, settings.max_length)
     if len(tokens) > settings.max_length:
         raise checks.fail("prompt", f"at most {settings.max_length} tokens long", len(tokens))
-    # A power of two of room, so that prompts of many lengths share a program.
-    size = min(settings.max_length, max(64, 1 << (room - 1).bit_length()))
+    # The cache's length is a power of two, so that prompts of many lengths share a program.
+    size = min(settings.max_length, max(64, 1 << (end - 1).bit_length()))
     cache = init_cache(settings, 1, size)
     logits, cache = extend(params, cache, np.asarray([tokens]), settings)
-    while len(tokens) < room:
+    while len(tokens) < end:
         scores = logits[0, -1]
         if key is not None and temperature > 0:
             noise = jax.random.gumbel(jax.random.fold_in(key, len(tokens)), scores.shape)
@@ -61,6 +62,6 @@ def generate(
         if following in stop:
             break
         tokens.append(following)
-        if len(tokens) < room:
+        if len(tokens) < end:
             logits, cache = extend(params, cache, np.asarray([[following]]), settings)
     return tokens

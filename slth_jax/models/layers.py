@@ -1,13 +1,18 @@
-"""The parts of a block as pure functions on named arrays: what is not among them is not applied."""
+"""The layers of a block as pure functions on named arrays; an absent parameter is skipped.
+
+Axes: n sequences, t (queries) and s (keys) positions, d width, h query heads, g key/value heads,
+k and v head widths, f hidden width.
+"""
 
 import contextlib
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from slth_jax.models.settings import ACTIVATIONS, FACTORS, Settings
-from slth_jax.types import Array
 
 Params = Mapping[str, Array]
 
@@ -16,27 +21,29 @@ _BLOCK_ENTRIES = 1 << 27
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Return the dtype of norms, softmax and logits: float32, or float64 where that is asked."""
+    """Return the dtype of norms, softmax and logits: float32, or float64 for float64 products."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def full_precision(dtype: jax.typing.DTypeLike) -> contextlib.AbstractContextManager:
-    """Have products of float32 computed in float32, which accelerators shorten by default."""
+    """Compute products of float32 in float32, which accelerators shorten by default."""
     if jnp.dtype(dtype) == wide(dtype):
         return jax.default_matmul_precision("highest")
     return contextlib.nullcontext()
 
 
 def has(params: Params, name: str) -> bool:
-    """Return whether the matrix `name` is there, whole or as two factors."""
+    """Return whether `params` contain the matrix `name`, whole or as two factors."""
     return name in params or f"{name}.first" in params
 
 
-def linear(params: Params, name: str, x: Array, settings: Settings) -> Array:
-    """Return ``x w + bias`` for x `[..., i]`, w `[i, o]`.
+def linear(
+    params: Params, name: str, x: Float[Array, "*rows i"], settings: Settings
+) -> Float[Array, "*rows o"]:
+    """Return ``x w + bias``.
 
-    Where w is given as NAME.first `[i, n]` and NAME.second `[n, o]`, the product is
-    ``factor(x first) second`` with the settings' factor; each may have a bias of its own.
+    If w is given as NAME.first `[i, u]` and NAME.second `[u, o]`, the product is
+    ``factor(x first) second`` with the settings' factor; either may have a bias of its own.
     """
     if name in params:
         x = jnp.einsum("...i,io->...o", x, params[name])
@@ -46,8 +53,10 @@ def linear(params: Params, name: str, x: Array, settings: Settings) -> Array:
     return _plus(x, params.get(f"{name}.bias"))
 
 
-def lookup(params: Params, name: str, index: Array, settings: Settings) -> Array:
-    """Return the rows `index` of a table, `linear` of one-hot inputs."""
+def lookup(
+    params: Params, name: str, index: Int[Array, "*rows"], settings: Settings
+) -> Float[Array, "*rows d"]:
+    """Return the rows `index` of a table: `linear` of one-hot inputs."""
     if name in params:
         return params[name][index]
     first = _plus(params[f"{name}.first"][index], params.get(f"{name}.first.bias"))
@@ -55,8 +64,10 @@ def lookup(params: Params, name: str, index: Array, settings: Settings) -> Array
     return _plus(rows, params.get(f"{name}.bias"))
 
 
-def norm(params: Params, name: str, x: Array, settings: Settings) -> Array:
-    """Return x `[..., d]` normalised over its last axis, times a gain, plus a shift.
+def norm(
+    params: Params, name: str, x: Float[Array, "*rows d"], settings: Settings
+) -> Float[Array, "*rows d"]:
+    """Return x normalised over its last axis, times a gain, plus a shift.
 
     'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``.
     """
@@ -71,76 +82,82 @@ def norm(params: Params, name: str, x: Array, settings: Settings) -> Array:
     return _plus(x, params.get(f"{name}.bias"))
 
 
-def rotate(x: Array, positions: Array, settings: Settings) -> Array:
-    """Turn the pairs of x `[n, t, heads, k]` by position times frequency (Su et al. 2021).
+def rotate(
+    x: Float[Array, "n t heads k"], positions: Int[Array, " t"], settings: Settings
+) -> Float[Array, "n t heads k"]:
+    """Turn the pairs of each head by position times frequency (Su et al. 2021).
 
-    ``even' = even cos - odd sin``, ``odd' = odd cos + even sin``; the first half of a head holds
-    the even components, as in `transformers`.
+    ``even' = even cos - odd sin``, ``odd' = odd cos + even sin``. As in `transformers`, the first
+    half of a head contains the even components.
     """
     dtype = wide(x.dtype)
     frequencies = jnp.repeat(jnp.asarray(settings.rotary, dtype), settings.rotary_repeat)
-    angles = positions.astype(dtype)[:, None] * frequencies[None]
+    chex.assert_shape(frequencies, (x.shape[-1] // 2,))
+    angles = positions.astype(dtype)[:, None] * frequencies[None]  # [t, k/2]
     cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
     even, odd = jnp.split(x.astype(dtype), 2, axis=-1)
     return jnp.concatenate([even * cos - odd * sin, odd * cos + even * sin], -1).astype(x.dtype)
 
 
 def attend(
-    q: Array,
-    keys: Array,
-    values: Array,
-    positions: Array,
+    q: Float[Array, "n t h k"],
+    keys: Float[Array, "n s g k"],
+    values: Float[Array, "n s g v"],
+    positions: Int[Array, " t"],
     settings: Settings,
-    attn_mask: Array | None = None,
-) -> Array:
-    """Return ``softmax(scale q keys^T) values`` for every head, `[n, q, h, v]`.
+    attn_mask: Bool[Array, "mask_n t s"] | None = None,
+) -> Float[Array, "n t h v"]:
+    """Return ``softmax(scale q keys^T) values`` of every head.
 
-    Written out because `jax.nn.dot_product_attention` wants values as wide as keys and has its
-    softmax in float32 always. Many queries go in blocks, so that memory grows with t, not t^2.
+    Written out because `jax.nn.dot_product_attention` demands values as wide as keys and always
+    computes its softmax in float32. Long sequences are computed in blocks of queries, so that
+    memory grows with the number of keys, not with its square.
 
     Args:
-      q: queries `[n, q, h, k]` at `positions [q]` of the keys.
-      keys: `[n, t, g, k]`.
-      values: `[n, t, g, v]`.
-      positions: used where the settings are causal: key j is seen from position i >= j.
+      q: queries.
+      keys: keys of all positions; query head i uses key/value head ``i // (h / g)``.
+      values: values of all positions.
+      positions: the queries' positions among the keys; used if the settings are causal.
       settings: scale and causality.
-      attn_mask: booleans `[n or 1, q, t]`, True = may attend. A row that may attend to nothing
-        attends to all alike.
+      attn_mask: True = may attend, for one sequence or all n. A query that may attend to nothing
+        attends to everything equally.
     """
     n, count, h, k = q.shape
-    t, g, v = keys.shape[1], keys.shape[2], values.shape[3]
+    length, g, v = values.shape[1:]
+    chex.assert_shape(keys, (n, length, g, k))
+    chex.assert_is_divisible(h, g)
     dtype = wide(q.dtype)
 
-    def rows(q: Array, positions: Array, mask: Array | None) -> Array:
+    def attend_to_all(q: Array, positions: Array, mask: Array | None) -> Array:
         grouped = q.reshape(n, -1, g, h // g, k)
-        logits = jnp.einsum("nqgrk,ntgk->ngrqt", grouped, keys, preferred_element_type=dtype)
+        logits = jnp.einsum("ntgrk,nsgk->ngrts", grouped, keys, preferred_element_type=dtype)
         logits = logits * settings.logit_scale
         allowed = None if mask is None else mask[:, None, None]
         if settings.causal:
-            seen = positions[:, None] >= jnp.arange(t)[None]
-            seen = seen[None, None, None]
-            allowed = seen if allowed is None else allowed & seen
+            earlier = (positions[:, None] >= jnp.arange(length)[None])[None, None, None]
+            allowed = earlier if allowed is None else allowed & earlier
         if allowed is not None:
             logits = jnp.where(allowed, logits, jnp.finfo(dtype).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-        return jnp.einsum("ngrqt,ntgv->nqgrv", weights, values).reshape(n, -1, h, v)
+        return jnp.einsum("ngrts,nsgv->ntgrv", weights, values).reshape(n, -1, h, v)
 
-    size = max(1, _BLOCK_ENTRIES // (n * h * t))
+    size = max(1, _BLOCK_ENTRIES // (n * h * length))
     if count <= size:
-        return rows(q, positions, attn_mask)
-    one: tuple[Array, ...] = (jnp.swapaxes(q, 0, 1), positions)
+        return attend_to_all(q, positions, attn_mask)
+    # lax.map goes over the first axis: queries first. [t, n, h, k], [t], [t, mask_n, s]
+    queries: tuple[Array, ...] = (jnp.swapaxes(q, 0, 1), positions)
     if attn_mask is not None:
-        one = (*one, jnp.swapaxes(attn_mask, 0, 1))
+        queries = (*queries, jnp.swapaxes(attn_mask, 0, 1))
 
-    def row(args: tuple[Array, ...]) -> Array:
-        mask = args[2][:, None] if len(args) > 2 else None
-        return rows(args[0][:, None], args[1][None], mask)[:, 0]
+    def attend_from_one(query: tuple[Array, ...]) -> Array:
+        mask = query[2][:, None] if len(query) > 2 else None
+        return attend_to_all(query[0][:, None], query[1][None], mask)[:, 0]
 
-    return jnp.swapaxes(jax.lax.map(row, one, batch_size=size), 0, 1)
+    return jnp.swapaxes(jax.lax.map(attend_from_one, queries, batch_size=size), 0, 1)
 
 
-def mlp(params: Params, x: Array, settings: Settings) -> Array:
-    """Return ``act(x in) out``, or ``(act(x gate) * (x in)) out`` where gated."""
+def mlp(params: Params, x: Float[Array, "*rows d"], settings: Settings) -> Float[Array, "*rows d"]:
+    """Return ``act(x in) out``, or ``(act(x gate) * (x in)) out`` if gated."""
     activation = ACTIVATIONS[settings.activation]
     hidden = linear(params, "mlp.in", x, settings)
     if settings.gated:
@@ -150,5 +167,5 @@ def mlp(params: Params, x: Array, settings: Settings) -> Array:
     return linear(params, "mlp.out", hidden, settings)
 
 
-def _plus(x: Array, bias: Array | None) -> Array:
+def _plus(x: Float[Array, "*rows o"], bias: Float[Array, " o"] | None) -> Float[Array, "*rows o"]:
     return x if bias is None else x + jnp.expand_dims(bias, range(x.ndim - 1))

@@ -1,11 +1,11 @@
-"""Networks by name: a row each, shape and initialisation."""
+"""Networks by name: settings and initialisation."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from slth_jax import checks
 from slth_jax.models.initial import GPT2, LLAMA, Initial
-from slth_jax.models.settings import Settings
+from slth_jax.models.settings import Settings, make_settings
 
 
 class Preset(NamedTuple):
@@ -16,8 +16,8 @@ class Preset(NamedTuple):
 
 
 def _gpt2(num_blocks: int, num_heads: int, max_length: int = 1024, head_width: int = 64) -> Preset:
-    """Return a row of GPT-2, with ReLU as the paper describes the networks."""
-    shape = Settings(
+    """Return a GPT-2 with ReLU, as the paper describes its networks."""
+    settings = make_settings(
         vocab_size=50257,
         width=head_width * num_heads,
         num_blocks=num_blocks,
@@ -25,12 +25,12 @@ def _gpt2(num_blocks: int, num_heads: int, max_length: int = 1024, head_width: i
         max_length=max_length,
         activation="relu",
     )
-    return Preset(shape, GPT2)
+    return Preset(settings, GPT2)
 
 
 def _llama(width: int, num_blocks: int, num_heads: int, num_kv_heads: int, **rest: Any) -> Preset:
-    """Return a row of Llama: rotary positions, RMS normalisation, gated SiLU, no biases."""
-    shape = Settings(
+    """Return a Llama: rotary positions, RMS normalisation, gated SiLU, no biases."""
+    settings = make_settings(
         width=width,
         num_blocks=num_blocks,
         num_heads=num_heads,
@@ -41,7 +41,7 @@ def _llama(width: int, num_blocks: int, num_heads: int, num_kv_heads: int, **res
         gated=True,
         **rest,
     )
-    return Preset(shape, LLAMA)
+    return Preset(settings, LLAMA)
 
 
 PRESETS = {
@@ -60,25 +60,25 @@ of Karpathy's smallest story model; a Llama of the size of GPT-2 small with grou
 
 
 def preset(name: str, *, width_multiplier: float = 1.0, **settings: Any) -> Preset:
-    """Return the named network, `width_multiplier` times as wide by more or fewer heads.
+    """Return the named network, with `width_multiplier` times its width and number of heads.
 
-    The width of a head stays, as in figure 7 of the paper; the hidden width goes along.
-    `settings` replace other fields of `Settings`.
+    The width of a head does not change, as in figure 7 of the paper; the hidden width is multiplied
+    too. `settings` replace other fields of `Settings`.
 
     Raises:
-      ValueError: an unknown name, or a multiplier that gives no whole number of heads.
+      ValueError: an unknown name, or a multiplier that gives a fractional number of heads.
     """
-    shape, initial = PRESETS[checks.choice("model", name, PRESETS)]
+    base, initial = PRESETS[checks.choice("model", name, PRESETS)]
     checks.number("width_multiplier", width_multiplier, low=0, open_low=True)
     if width_multiplier != 1:
-        groups = shape.num_kv_heads
+        groups = base.num_kv_heads
         if groups * width_multiplier != int(groups * width_multiplier):
             allowed = f"a multiple of 1/{groups} for model {name!r}"
             raise checks.fail("width_multiplier", allowed, width_multiplier)
         wider = ("width", "num_heads", "num_kv_heads", "hidden_width")
-        shape = dataclasses.replace(
-            shape, **{field: round(getattr(shape, field) * width_multiplier) for field in wider}
+        base = dataclasses.replace(
+            base, **{field: round(getattr(base, field) * width_multiplier) for field in wider}
         )
     if "vocab_size" in settings:
         settings.setdefault("outputs", settings["vocab_size"])
-    return Preset(dataclasses.replace(shape, **settings), initial)
+    return Preset(dataclasses.replace(base, **settings), initial)

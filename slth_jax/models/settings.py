@@ -1,21 +1,22 @@
-"""The shape of a network of the family, and what its parameters are called.
+"""The settings of a network of the family, and the names and shapes of its parameters.
 
 Letters: b blocks, d width, h query heads, g key/value heads, k and v the widths of a query/key and
-of a value head, f the hidden width, m the longest sequence. Every matrix is applied as ``x @ w``;
-the parameters of the blocks are stacked along a first axis [b]::
+of a value head, f the hidden width, m the longest sequence. Every matrix is applied as ``x @ w``.
+The parameters of the blocks are stacked along a first axis [b]::
 
     wte [vocabulary, d]   wpe [m, d]   ln_f.gain, ln_f.bias [d]   unembed [d, outputs]
     h.ln_1.gain, h.ln_1.bias, h.ln_2.gain, h.ln_2.bias [b, d]
     h.attn.q [b, d, h k]   h.attn.k [b, d, g k]   h.attn.v [b, d, g v]   h.attn.o [b, h v, d]
     h.mlp.in, h.mlp.gate [b, d, f]   h.mlp.out [b, f, d]
 
-and the biases of the maps, ``h.attn.q.bias [b, h k]`` and so on. Which of them a network has is
-said by the parameters themselves: what is not there is not applied.
+and the biases of the maps, ``h.attn.q.bias [b, h k]`` and so on. Gains, shifts and biases are
+optional: a parameter that is absent is skipped.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -35,7 +36,7 @@ FACTORS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
     "relu": jax.nn.relu,
 }
-"""What stands between the two factors of a matrix that is given as a product of two."""
+"""Functions between the two factors of a matrix that is given as a product of two."""
 
 NORMS = ("layer", "rms", "none")
 POSITIONS = ("learned", "rotary", "none")
@@ -43,42 +44,46 @@ POSITIONS = ("learned", "rotary", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Shape and settings of a pre-norm transformer; numbers that are left None are filled in.
+    """All settings of a pre-norm transformer, each given explicitly; see `make_settings`.
+
+    Two networks are the same function of their parameters if and only if their settings are equal.
 
     Attributes:
       vocab_size: number of tokens.
       width: d, of the residual stream.
       num_blocks: b.
       num_heads: h.
-      num_kv_heads: g, a divisor of h; query head i uses key/value head ``i // (h / g)``. None: h.
-      head_width: k, of queries and keys. None: d / h.
-      value_width: v. None: k.
-      hidden_width: f. None: 4 d.
+      num_kv_heads: g, a divisor of h; query head i uses key/value head ``i // (h / g)``.
+      head_width: k, of queries and keys.
+      value_width: v.
+      hidden_width: f.
+      outputs: number of logits.
+      logit_scale: the factor of the attention logits, usually ``1 / sqrt(k)``.
       max_length: the longest sequence.
-      norm: 'layer', 'rms' or 'none'; without a gain among the parameters it has none.
-      norm_eps: what is added to the variance.
+      norm: 'layer', 'rms' or 'none'.
+      norm_eps: added to the variance.
       positions: 'learned' (added to the embedding), 'rotary' or 'none'.
-      rotary: F frequencies, radians a position. A head is the even components of its pairs, then
-        the odd ones. Empty: base 10,000.
+      rotary: F frequencies in radians per position, with rotary positions only. A head contains
+        the even components of its pairs, then the odd components.
       rotary_repeat: consecutive pairs that share a frequency; ``F rotary_repeat = k / 2``.
       activation: a name in `ACTIVATIONS`.
       gated: ``act(x gate) * (x in)`` instead of ``act(x in)``.
-      causal: a token attends to itself and those before it.
-      pad_token: a token that nobody attends to; None for none.
+      causal: a token attends to itself and to earlier tokens only.
+      pad_token: a token that no token attends to, or None.
       tied: the output layer is the transposed `wte`; else it is `unembed`.
-      logit_scale: of the attention logits. None: 1 / sqrt(k).
       factor: a name in `FACTORS`.
-      outputs: number of logits. None: `vocab_size`.
     """
 
     vocab_size: int
     width: int
     num_blocks: int
     num_heads: int
-    num_kv_heads: int = None  # type: ignore[assignment]
-    head_width: int = None  # type: ignore[assignment]
-    value_width: int = None  # type: ignore[assignment]
-    hidden_width: int = None  # type: ignore[assignment]
+    num_kv_heads: int
+    head_width: int
+    value_width: int
+    hidden_width: int
+    outputs: int
+    logit_scale: float
     max_length: int = 1024
     norm: str = "layer"
     norm_eps: float = 1e-5
@@ -90,23 +95,14 @@ class Settings:
     causal: bool = True
     pad_token: int | None = None
     tied: bool = True
-    logit_scale: float = None  # type: ignore[assignment]
     factor: str = "linear"
-    outputs: int = None  # type: ignore[assignment]
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "num_blocks", "num_heads", "max_length"):
+        for name in (
+            "vocab_size", "width", "num_blocks", "num_heads", "num_kv_heads", "head_width",
+            "value_width", "hidden_width", "outputs", "max_length", "rotary_repeat",
+        ):  # fmt: skip
             checks.integer(name, getattr(self, name), low=1)
-        if self.head_width is None and self.width % self.num_heads:
-            raise checks.fail("width", f"a multiple of num_heads = {self.num_heads}", self.width)
-        self._fill("num_kv_heads", self.num_heads)
-        self._fill("head_width", self.width // self.num_heads)
-        self._fill("value_width", self.head_width)
-        self._fill("hidden_width", 4 * self.width)
-        self._fill("outputs", self.vocab_size)
-        for name in ("num_kv_heads", "head_width", "value_width", "hidden_width", "outputs"):
-            checks.integer(name, getattr(self, name), low=1)
-        self._fill("logit_scale", self.head_width**-0.5)
         if self.num_heads % self.num_kv_heads:
             allowed = f"a divisor of num_heads = {self.num_heads}"
             raise checks.fail("num_kv_heads", allowed, self.num_kv_heads)
@@ -114,41 +110,64 @@ class Settings:
             checks.integer("pad_token", self.pad_token, low=0, high=self.vocab_size - 1)
         checks.number("norm_eps", self.norm_eps, low=0)
         checks.number("logit_scale", self.logit_scale)
-        for name, words in (
-            ("norm", NORMS),
-            ("positions", POSITIONS),
-            ("activation", tuple(ACTIVATIONS)),
-            ("factor", tuple(FACTORS)),
-        ):
-            checks.choice(name, getattr(self, name), words)
+        checks.choice("norm", self.norm, NORMS)
+        checks.choice("positions", self.positions, POSITIONS)
+        checks.choice("activation", self.activation, ACTIVATIONS)
+        checks.choice("factor", self.factor, FACTORS)
         if self.tied and self.outputs != self.vocab_size:
-            allowed = f"vocab_size = {self.vocab_size} where the output layer is tied"
+            allowed = f"vocab_size = {self.vocab_size} if the output layer is tied"
             raise checks.fail("outputs", allowed, self.outputs)
-        self._check_rotary()
+        if self.positions == "rotary":
+            count = _num_frequencies(self.head_width, self.rotary_repeat)
+            if len(self.rotary) != count:
+                allowed = f"head_width / (2 rotary_repeat) = {count} frequencies"
+                raise checks.fail("rotary", allowed, len(self.rotary))
+            for frequency in self.rotary:
+                checks.number("rotary", frequency)
+        elif self.rotary:
+            raise checks.fail("rotary", "empty unless positions = 'rotary'", self.rotary)
 
-    def _fill(self, name: str, value: int | float) -> None:
-        if getattr(self, name) is None:
-            object.__setattr__(self, name, value)
 
-    def _check_rotary(self) -> None:
-        checks.integer("rotary_repeat", self.rotary_repeat, low=1)
-        if self.positions != "rotary":
-            if self.rotary:
-                raise checks.fail("rotary", "empty unless positions = 'rotary'", self.rotary)
-            return
-        if self.head_width % (2 * self.rotary_repeat):
-            allowed = f"a multiple of 2 rotary_repeat = {2 * self.rotary_repeat}"
-            raise checks.fail("head_width", f"{allowed} with rotary positions", self.head_width)
-        count = self.head_width // (2 * self.rotary_repeat)
-        rotary = tuple(float(each) for each in self.rotary) or rotary_frequencies(2 * count)
-        if len(rotary) != count:
-            allowed = f"head_width / (2 rotary_repeat) = {count} frequencies"
-            raise checks.fail("rotary", allowed, len(rotary))
-        object.__setattr__(self, "rotary", rotary)
+def make_settings(
+    *, vocab_size: int, width: int, num_blocks: int, num_heads: int, **options: Any
+) -> Settings:
+    """Return settings with the usual proportions, unless `options` say otherwise.
+
+    ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
+    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000. An option that is None
+    is derived, too. `dataclasses.replace` derives nothing: for another width call this again.
+
+    Raises:
+      ValueError: settings that no network has; the line names the first.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    checks.integer("num_heads", num_heads, low=1)
+    checks.integer("width", width, low=1)
+    if "head_width" not in given and width % num_heads:
+        raise checks.fail("width", f"a multiple of num_heads = {num_heads}", width)
+    head_width = checks.integer("head_width", given.get("head_width", width // num_heads), low=1)
+    derived: dict[str, Any] = {
+        "num_kv_heads": num_heads,
+        "head_width": head_width,
+        "value_width": head_width,
+        "hidden_width": 4 * width,
+        "outputs": vocab_size,
+        "logit_scale": head_width**-0.5,
+    }
+    if given.get("positions") == "rotary":
+        repeat = checks.integer("rotary_repeat", given.get("rotary_repeat", 1), low=1)
+        derived["rotary"] = rotary_frequencies(2 * _num_frequencies(head_width, repeat))
+    return Settings(
+        vocab_size=vocab_size,
+        width=width,
+        num_blocks=num_blocks,
+        num_heads=num_heads,
+        **derived | given,
+    )
 
 
 def rotary_frequencies(head_width: int, base: float = 10_000.0) -> tuple[float, ...]:
-    """Return ``base^(-2 i / k)``, i = 0 ... k/2 - 1 (Su et al. 2021), in radians a position."""
+    """Return ``base^(-2 i / k)``, i = 0 ... k/2 - 1 (Su et al. 2021), in radians per position."""
     return tuple(base ** (-2 * i / head_width) for i in range(head_width // 2))
 
 
@@ -185,3 +204,11 @@ def vector_shapes(settings: Settings) -> Shapes:
     if not s.tied:
         shapes["unembed.bias"] = (s.outputs,)
     return shapes
+
+
+def _num_frequencies(head_width: int, repeat: int) -> int:
+    """Return ``k / (2 rotary_repeat)``, the number of rotary frequencies."""
+    if head_width % (2 * repeat):
+        allowed = f"a multiple of 2 rotary_repeat = {2 * repeat} with rotary positions"
+        raise checks.fail("head_width", allowed, head_width)
+    return head_width // (2 * repeat)

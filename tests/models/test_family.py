@@ -13,7 +13,7 @@ import transformers
 from refusals import refusals
 
 from slth_jax import models, storage
-from slth_jax.models import Settings, decoder, rotary_frequencies
+from slth_jax.models import decoder, make_settings, rotary_frequencies
 
 DATA = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 STORIES = DATA / "pretrained" / "stories260K.bin"
@@ -95,7 +95,7 @@ def settings(**changes):
         "vocab_size": 11, "width": 6, "num_blocks": 2, "num_heads": 2, "num_kv_heads": 1,
         "head_width": 4, "hidden_width": 5, "max_length": 9, "tied": False, **changes,
     }  # fmt: skip
-    return Settings(**made)
+    return make_settings(**made)
 
 
 def drawn(shape, biases=()):

@@ -7,7 +7,7 @@ from flax import nnx
 from slth_jax import models
 from slth_jax.models.nnx import Decoder
 
-SETTINGS = models.Settings(
+SETTINGS = models.make_settings(
     vocab_size=24, width=16, num_blocks=2, num_heads=2, max_length=8, activation="relu"
 )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slth_jax import checks
-from slth_jax.models.settings import Settings
+from slth_jax.models.settings import Settings, make_settings
 from slth_jax.models.weights.layout import Layout, Row
 
 PREFIX = "transformer."
@@ -55,12 +55,12 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     }.items():
         if fields.get(name, value) != value:
             raise checks.fail(name, repr(value), repr(fields[name]))
-    return Settings(
+    return make_settings(
         vocab_size=fields["vocab_size"],
         width=fields["n_embd"],
         num_blocks=fields["n_layer"],
         num_heads=fields["n_head"],
-        hidden_width=fields.get("n_inner"),  # type: ignore[arg-type]
+        hidden_width=fields.get("n_inner"),
         max_length=fields.get("n_positions", 1024),
         norm_eps=fields.get("layer_norm_epsilon", 1e-5),
         activation=ours[activation],
@@ -74,7 +74,7 @@ def fields(settings: Settings) -> dict[str, Any]:
       ValueError: settings that GPT-2 does not have; the line names the first.
     """
     s = settings
-    plain = Settings(
+    plain = make_settings(
         vocab_size=s.vocab_size,
         width=s.width,
         num_blocks=s.num_blocks,

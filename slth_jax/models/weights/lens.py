@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from slth_jax import checks
-from slth_jax.models.settings import Settings
+from slth_jax.models.settings import make_settings
 from slth_jax.models.weights.reader import Arrays, Reader
 from slth_jax.storage import CheckpointError, Damaged, reason
 
@@ -54,7 +54,7 @@ def _reader(path: Path, arrays: Arrays) -> Reader:
     v = _last(arrays[f"{first}attn.W_V"], d).shape[2]
     wte, unembed = _turned(arrays["embed.W_E"], columns=d), _turned(arrays["unembed.W_U"], rows=d)
     causal = unembed.shape[1] == wte.shape[0]
-    settings = Settings(
+    settings = make_settings(
         vocab_size=wte.shape[0],
         width=d,
         num_blocks=count,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slth_jax import checks
-from slth_jax.models.settings import Settings, rotary_frequencies
+from slth_jax.models.settings import Settings, make_settings, rotary_frequencies
 from slth_jax.models.weights.layout import Layout, Row
 
 PREFIX = ""
@@ -67,7 +67,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     head_width = fields.get("head_dim") or width // heads
     base = rope.get("rope_theta", fields.get("rope_theta", 10_000.0))
-    return Settings(
+    return make_settings(
         vocab_size=fields["vocab_size"],
         width=width,
         num_blocks=fields["num_hidden_layers"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slth_jax.models.settings import Settings
+from slth_jax.models.settings import make_settings
 from slth_jax.models.weights.reader import Arrays, Reader
 from slth_jax.storage import CheckpointError, Damaged, reason
 
@@ -33,7 +33,7 @@ def open_bin(path: str | os.PathLike[str]) -> Reader:
     d, f, b, h, g, v, length = (int(each) for each in header)
     if d % h or h % g or (d // h) % 2 or max(d, f, abs(v), length) > 1 << 28:
         raise Damaged(f"{path} is no llama2.c model: no such heads, {h} on {g} of width {d}")
-    settings = Settings(
+    settings = make_settings(
         vocab_size=abs(v),
         width=d,
         num_blocks=b,
