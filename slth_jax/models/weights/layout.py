@@ -1,7 +1,7 @@
 """Tables between our names and those of a state dict, read in both directions."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def read(rows: Iterable[Row], source: Read) -> dict[str, np.ndarray]:
     return result
 
 
-def write(layout: Layout, params: Mapping[str, np.ndarray], num_blocks: int) -> dict:
+def write(layout: Layout, params: Mapping[str, Any], num_blocks: int) -> dict[str, np.ndarray]:
     """Return the state dict of our stacked parameters under their names."""
     parts: dict[str, list[np.ndarray]] = {}
     for name, index, row in layout.stacked(num_blocks):
