@@ -16,7 +16,7 @@ SHOWN = (
     "experiments/notebooks/*.ipynb",
 )
 # Modules that are commands or ground, not what one calls.
-LEFT_OUT = {"__main__", "cli", "checks", "hosts", "placement"}
+LEFT_OUT = {"__main__", "cli", "checks", "distributed", "placement"}
 
 
 def modules():

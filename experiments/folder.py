@@ -10,9 +10,9 @@ from slth_jax import checks, storage, sweep
 from slth_jax.cli import progress
 from slth_jax.storage import CheckpointError
 
-CONFIG, ROWS, SUMMARY = "config.json", "rows.jsonl", "summary.json"
-# What may lie in a folder before its configuration is recorded.
-BEFORE = ("lock", "checkpoints", "logs")
+CONFIG, ROWS, SUMMARY = storage.CONFIG, "rows.jsonl", "summary.json"
+# What may lie in a folder, beside locks, before its configuration is recorded.
+BEFORE = ("checkpoints", "logs")
 
 
 class Sweep(NamedTuple):
@@ -46,37 +46,17 @@ class RunFolder:
     Of several processes that run one sweep together only the first writes storage.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: Mapping[str, Any],
-        *,
-        resume: bool = True,
-        shard: str | None = None,
-        quiet: bool = False,
-        writes: bool = True,
-    ):
-        """Use `open` instead: it makes and locks the folder.
-
-        Raises:
-          CheckpointError: the folder holds results of another configuration.
-        """
-        self.path = path
-        self.config = config
+    def __init__(self, folder: storage.RunFolder, *, shard: str | None, quiet: bool, writes: bool):
+        """Use `open` instead: it makes and locks the folder."""
+        self.path, self.config = folder.path, folder.config
         self.shard = shard
         self.quiet = quiet
         self.writes = writes
         self.captions: dict[str, str] = {}  # what each figure shows, in words
+        self._folder = folder
         self._recorded = False
-        held = self._held()
-        if held is not None:
-            _compare(path, held, config, resume)
-        # Fewer seeds held than wanted: the run goes on.
-        self.finished = held == config and (path / SUMMARY).exists()
-
-    def _held(self) -> Any:
-        path = self.path / CONFIG
-        return storage.read_json(path) if path.exists() else None
+        # A folder of fewer seeds is not finished: the run goes on.
+        self.finished = folder.recorded() == self.config and (self.path / SUMMARY).exists()
 
     def record(self) -> None:
         """Write the configuration, once there is a result to keep with it.
@@ -84,12 +64,10 @@ class RunFolder:
         A summary of fewer seeds is removed: it is not this configuration's.
         """
         if self.writes and not self._recorded:
-            held = self._held()
-            if held != self.config:
-                if held is not None:
-                    _compare(self.path, held, self.config)
+            self._folder.compare()
+            if self._folder.recorded() != self.config:
                 (self.path / SUMMARY).unlink(missing_ok=True)
-                storage.write_json(self.path / CONFIG, self.config)
+            self._folder.record()
             self._recorded = True
 
     @property
@@ -197,37 +175,24 @@ def open(  # the word for it, always written folder.open
     where = Path(path).absolute()
     if where.exists() and not where.is_dir():
         raise checks.fail("--out", "a folder", f"a file, {where}")
-    wanted = storage.plain({"experiment": experiment, "options": dataclasses.asdict(config)})
+    options = {"experiment": experiment, "options": dataclasses.asdict(config)}
+    kept = storage.RunFolder(where, options, grows=("options.seeds",), shard=shard, pieces=None)
     _refuse_foreign(where)
-    with contextlib.ExitStack() as stack:
-        if writes:
-            stack.enter_context(storage.lock(storage.make_folder(where), shared=bool(shard)))
-        yield RunFolder(where, wanted, resume=resume, shard=shard, quiet=quiet, writes=writes)
+    with kept.claim():
+        if not resume and kept.recorded() is not None:
+            raise CheckpointError(f"{where} holds results already; use another folder, or --resume")
+        yield RunFolder(kept, shard=shard, quiet=quiet, writes=writes)
 
 
 def _refuse_foreign(where: Path) -> None:
-    """Refuse a folder with files in it that no run has made."""
+    """Refuse a folder with files in it that no run has written."""
     if where.is_dir() and not (where / CONFIG).exists():
-        others = sorted(entry.name for entry in where.iterdir() if entry.name not in BEFORE)
+        others = sorted(
+            entry.name
+            for entry in where.iterdir()
+            if entry.name not in BEFORE and not entry.name.startswith("lock")
+        )
         if others:
             raise CheckpointError(
                 f"{where} is not a run's folder: it holds {others[0]}; use another"
-            )
-
-
-def _compare(where: Path, held: Any, wanted: Mapping[str, Any], resume: bool = True) -> None:
-    """Refuse a folder that holds results of another configuration; more seeds extend it."""
-    if not resume:
-        raise CheckpointError(f"{where} holds results already; use another folder, or --resume")
-    if held.get("experiment") != wanted["experiment"]:
-        raise CheckpointError(
-            f"{where} holds results of {held.get('experiment')}; use another folder"
-        )
-    before, now = held.get("options", {}), wanted["options"]
-    for name in sorted(before.keys() | now.keys()):
-        more_seeds = name == "seeds" and before.get(name, 0) < now[name]
-        if before.get(name) != now.get(name) and not more_seeds:
-            raise CheckpointError(
-                f"{where} holds results for {name}={before.get(name)}, not {now.get(name)}; "
-                "use another folder"
             )

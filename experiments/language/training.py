@@ -16,7 +16,7 @@ from experiments.language import text
 from experiments.language.job import Job, Run
 from experiments.language.outcome import Outcome, rows_of, save_tickets
 from slth_jax import checks, edge_popup, gpt2, storage, supermask
-from slth_jax.hosts import on_first
+from slth_jax.distributed import on_first
 from slth_jax.types import Array, Key, PyTree
 
 _SHUFFLE = 1 << 22  # folded into a run's key

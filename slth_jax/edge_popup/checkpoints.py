@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from slth_jax import storage
-from slth_jax.hosts import on_first
+from slth_jax.distributed import on_first
 from slth_jax.storage import CheckpointError
 from slth_jax.types import PyTree
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from slth_jax import checks
+from slth_jax.distributed import until_sigterm
 from slth_jax.edge_popup.best import Best, moving
 from slth_jax.edge_popup.checkpoints import Store
 from slth_jax.edge_popup.runs import Runs
 from slth_jax.edge_popup.scores import State
-from slth_jax.hosts import until_sigterm
 from slth_jax.types import Array
 
 Log = list[dict[str, Any]]

@@ -1,13 +1,14 @@
-"""Everything that is written so that it survives: one face.
+"""Crash-safe files and folders: atomic writes, locks, checksums, trees of arrays.
 
-`files` writes aside, flushes and renames; `sums` seals a folder with checksums and `locks` holds
-it; `arrays` saves and loads trees of arrays through Orbax, in folders that are then sealed; `names`
-calls the leaves of a tree by their places, and `differences` finds where two configurations part.
-Every error is a `CheckpointError` of one line.
+`RunFolder` owns the folder of a run: its configuration, its lock and its pieces. Below it, `files`
+writes aside, flushes and renames; `sums` seals a folder with checksums; `locks` excludes other
+processes; `arrays` saves and loads trees of arrays through Orbax; `pieces` has the two forms of a
+piece; `names` names the leaves of a tree; `differences` compares two configurations; `hashes` has
+the checksums of arrays and of JSON. Every error is a `CheckpointError` of one line.
 """
 
 from slth_jax.storage.arrays import load_tree, save_tree
-from slth_jax.storage.differences import MISSING, difference
+from slth_jax.storage.differences import MISSING, difference, explain
 from slth_jax.storage.files import (
     CheckpointError,
     Damaged,
@@ -24,19 +25,29 @@ from slth_jax.storage.files import (
     write_rows,
     writing,
 )
+from slth_jax.storage.hashes import array_hash, json_hash
 from slth_jax.storage.locks import lock, lock_shard
 from slth_jax.storage.names import named_leaves, nested
+from slth_jax.storage.pieces import Files, Folders
+from slth_jax.storage.run_folder import CONFIG, RunFolder
 from slth_jax.storage.sums import SUMS, check, seal
 
 __all__ = [
+    "CONFIG",
     "MISSING",
     "SUMS",
     "CheckpointError",
     "Damaged",
+    "Files",
+    "Folders",
     "Locked",
+    "RunFolder",
+    "array_hash",
     "check",
     "check_room",
     "difference",
+    "explain",
+    "json_hash",
     "load_tree",
     "lock",
     "lock_shard",

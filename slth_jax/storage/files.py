@@ -5,7 +5,6 @@ the new one and never a half. Every error is a `CheckpointError` of one line tha
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from slth_jax.storage.hashes import json_hash
 
 
 class CheckpointError(Exception):
@@ -152,10 +153,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _json_sum(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = False) -> None:
     """Write `value` (see `plain`) as indented JSON, atomically.
 
@@ -164,12 +161,14 @@ def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = Fal
     """
     value = plain(value)
     if checksum:
-        value = {**value, "sha256": _json_sum(value)}
+        value = {**value, "sha256": json_hash(value)}
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | os.PathLike[str], *, checksum: bool = False) -> Any:
+def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) -> Any:
     """Return the JSON at `path`; with `checksum`, as `write_json(..., checksum=True)` wrote it.
+
+    With `checksum` None a checksum is compared if the file has one.
 
     Raises:
       Damaged: it is not JSON, or not the JSON that was written.
@@ -178,10 +177,11 @@ def read_json(path: str | os.PathLike[str], *, checksum: bool = False) -> Any:
         value = json.loads(read_bytes(path).decode())
     except ValueError as error:
         raise Damaged(f"{path} is damaged: not JSON ({reason(error)})") from error
-    if checksum:
-        recorded = value.pop("sha256", None) if isinstance(value, dict) else None
-        if recorded is None or recorded != _json_sum(value):
-            raise Damaged(f"{path} is damaged: its checksum does not match")
+    recorded = None
+    if checksum is not False and isinstance(value, dict):
+        recorded = value.pop("sha256", None)
+    if (checksum or recorded is not None) and recorded != json_hash(value):
+        raise Damaged(f"{path} is damaged: its checksum does not match")
     return value
 
 

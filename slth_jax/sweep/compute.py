@@ -58,10 +58,7 @@ def compute(
     kept: dict[int, Record] = {}
 
     def read(number: int) -> Record:
-        if store is None:
-            return kept[number]
-        chunk = plan.chunks[number]
-        return store.read(number, specs[chunk.group], len(chunk.trials))
+        return kept[number] if store is None else store.read(number)
 
     def count(some: Sequence[int]) -> int:
         return sum(len(plan.chunks[number].trials) for number in some)

@@ -10,7 +10,7 @@ import numpy as np
 from slth_jax import checks
 
 
-def seeds_of(seeds: int | Iterable[int]) -> np.ndarray:
+def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> np.ndarray:
     """Return the seeds, uint32: those listed, or 0, 1, ... as many as a number says."""
     if isinstance(seeds, (int, np.integer)):
         return np.arange(checks.integer("seeds", seeds, low=1), dtype=np.uint32)

@@ -92,7 +92,7 @@ def _power_of_two(size: int) -> int:
 
 def make_plan(
     *,
-    seeds: int | Iterable[int],
+    seeds: int | np.integer | Iterable[int | np.integer],
     grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
     static: Sequence[str] = (),
     padded: Sequence[str] = (),

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,7 @@ def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
     }
 
 
-def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, tuple]) -> dict[str, np.ndarray]:
+def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
     """Return one trial's arrays as the trial gave them; `spec`: name to (shape, dtype)."""
     out = {}
     for name, (shape, dtype) in spec.items():

@@ -79,7 +79,7 @@ class Results:
     def row(self, index: int) -> dict[str, Any]:
         """Return one row: the grid's values, the seed and the metrics, as plain Python."""
         metrics = {name: values[index].tolist() for name, values in self.metrics.items()}
-        return {**self._plan.setting(self.trials[index]), **metrics}
+        return {**self._plan.setting(int(self.trials[index])), **metrics}
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -1,20 +1,21 @@
 """`run` a trial at every point of a grid with every seed, and `load` what a folder holds."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from slth_jax import checks
-from slth_jax.hosts import on_first, until_sigterm
+from slth_jax.distributed import on_first, until_sigterm
 from slth_jax.storage import CheckpointError
+from slth_jax.sweep import store
 from slth_jax.sweep.compute import OnStart, Progress, check_metrics, compute
 from slth_jax.sweep.config import describe
 from slth_jax.sweep.grid import seeds_of
-from slth_jax.sweep.plan import Plan, continued, make_plan
+from slth_jax.sweep.plan import continued, make_plan
 from slth_jax.sweep.program import Program, Record, Trial, default_mesh
 from slth_jax.sweep.results import Results
 from slth_jax.sweep.store import Store
@@ -25,7 +26,7 @@ _log = logging.getLogger("slth_jax.sweep")
 def run(
     trial: Trial,
     *,
-    seeds: int | Iterable[int],
+    seeds: int | np.integer | Iterable[int | np.integer],
     grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
     static: Sequence[str] = (),
     padded: Sequence[str] = (),
@@ -89,8 +90,8 @@ def run(
     """
     index, count = checks.shard(shard)
     numbers = seeds_of(seeds)
-    store = None if out is None else Store(out, (index, count))
-    held = continued(numbers, None if store is None else on_first(store.plan))
+    before = None if out is None else on_first(lambda: store.recorded(out))
+    held = continued(numbers, None if before is None else before["plan"])
     plan = make_plan(
         seeds=numbers,
         grid=grid,
@@ -111,23 +112,21 @@ def run(
     mesh = default_mesh() if mesh is None else mesh
     programs = [Program(trial, plan, group, mesh) for group in range(len(plan.groups))]
     check_metrics(programs, plan)
-    if store is None:
+    if out is None:
         return compute(plan, programs, mine, progress=progress, on_start=on_start)
-    recorded = describe(trial, plan, programs, config)
-    with contextlib.ExitStack() as stack:
-        on_first(lambda: stack.enter_context(store.locked()))
-        on_first(lambda: store.open(recorded))
+    kept = Store(out, plan, describe(trial, plan, programs, config), shard)
+    with kept.claim(), until_sigterm() as check_stop:
         results = compute(
             plan,
             programs,
             mine,
-            store=store,
-            finished=on_first(lambda: store.finished(mine)),
+            store=kept,
+            finished=on_first(lambda: kept.finished(mine)),
             progress=progress,
             on_start=on_start,
-            check_stop=stack.enter_context(until_sigterm()),
+            check_stop=check_stop,
         )
-        on_first(lambda: _write_table(store, plan, results))
+        on_first(lambda: _write_table(kept, results))
     return results
 
 
@@ -145,37 +144,40 @@ def load(
       CheckpointError: a folder is no sweep's, is damaged or belongs to another sweep, or trials
         are missing and `partial` is not set.
     """
-    stores = [Store(folder) for folder in (out, *more)]
-    # A shard that found nothing to do has recorded nothing.
-    begun = [store for store in stores if store.begun()] or stores[:1]
-    configs = [store.read_config() for store in begun]
-    config = max(configs, key=lambda one: len(one["plan"]["portions"]))
+    folders = (out, *more)
+    # A shard that had nothing to do has recorded nothing.
+    configs = {folder: store.recorded(folder) for folder in folders}
+    begun = {folder: config for folder, config in configs.items() if config is not None}
+    config = max(
+        begun.values() or [store.read_config(out)], key=lambda c: len(c["plan"]["portions"])
+    )
     plan = make_plan(**config["plan"])
     holder: dict[int, Store] = {}
-    for store, held in zip(begun, configs, strict=True):
-        store.compare(held, config)
-        store.check_table()
+    for folder in begun:
+        kept = Store(folder, plan, config)
+        kept.folder.compare()
+        kept.check_table()
         for chunk in plan.chunks:
-            if store.has(chunk.number):
-                holder.setdefault(chunk.number, store)
-    specs = config["programs"]
+            if kept.has(chunk.number):
+                holder.setdefault(chunk.number, kept)
 
     def read(number: int) -> Record:
-        chunk = plan.chunks[number]
-        return holder[number].read(number, specs[chunk.group], len(chunk.trials))
+        return holder[number].read(number)
 
-    results = Results(plan, {number: read(number)["metrics"] for number in holder}, read, specs)
+    metrics = {number: read(number)["metrics"] for number in holder}
+    results = Results(plan, metrics, read, config["programs"])
     if results.missing and not partial:
         todo = f"{results.missing} of {plan.size} trials"
         raise CheckpointError(f"{out} lacks {todo}: run the sweep again, or load with partial=True")
     return results
 
 
-def _write_table(store: Store, plan: Plan, results: Results) -> None:
-    """Write the table once every chunk is there, of other shards and of added seeds too."""
-    if not store.begun():
+def _write_table(kept: Store, results: Results) -> None:
+    """Write the table once every chunk exists, those of other shards and added seeds too."""
+    config = kept.folder.recorded()
+    if config is None:
         return
-    there = make_plan(**store.read_config()["plan"])
-    if all(store.has(chunk.number) for chunk in there.chunks):
-        mine = results.finished and there.recipe == plan.recipe
-        store.write_table((results if mine else load(store.out)).table())
+    plan = make_plan(**config["plan"])
+    if all(kept.has(chunk.number) for chunk in plan.chunks):
+        complete = results.finished and plan.recipe == kept.plan.recipe
+        kept.write_table((results if complete else load(kept.folder.path)).table())

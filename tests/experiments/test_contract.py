@@ -111,7 +111,7 @@ def test_another_configuration_and_fewer_seeds_are_refused(name, run_of, capsys)
     run = run_of(name)
     before = (run.out / "summary.json").read_bytes()
     assert main([*run.arguments, "--seeds", "1"]) == 2
-    assert "holds results for seeds=2, not 1; use another folder" in capsys.readouterr().err
+    assert "holds another run: options.seeds is 2 there and 1 here" in capsys.readouterr().err
     assert main([*run.arguments, "--no-resume"]) == 2
     assert "holds results already" in capsys.readouterr().err
     assert (run.out / "summary.json").read_bytes() == before

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -52,7 +53,7 @@ def test_damage_to_any_file_is_noticed_and_repaired(finished, folder, caplog):
 
 
 def test_a_damaged_chunk_is_set_aside_and_computed_again(finished, folder, computed, caplog):
-    (path, *_) = (folder / "chunks" / "000001" / "record" / "state" / "d").iterdir()
+    (path, *_) = (folder / "chunks" / "000001" / "arrays" / "state" / "d").iterdir()
     bad = path.read_bytes()[:-1]
     path.write_bytes(bad)
     same(sweep.run(cheap, out=folder, **CHEAP), finished[1])
@@ -68,7 +69,7 @@ def test_results_without_a_configuration_are_left_alone(folder):
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has results but .* is missing"):
         sweep.run(cheap, out=folder, **CHEAP)
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match=r"has results but .* is missing"):
         sweep.load(folder)
 
 
@@ -131,3 +132,37 @@ def test_folders_that_cannot_be_written(tmp_path):
             sweep.run(cheap, out=out, **CHEAP)
         assert "\n" not in str(caught.value) and str(out) in str(caught.value)
     assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def in_first_form(chunk):
+    """Turn a chunk into one of the first versions: no notes, its arrays under another name."""
+    (chunk / "notes.json").unlink()
+    (chunk / "arrays").rename(chunk / "record")
+    storage.seal(chunk)
+
+
+def test_chunks_of_the_first_versions_are_read_and_continued(finished, folder, computed):
+    for name in ("000000", "000001"):
+        in_first_form(folder / "chunks" / name)
+    shutil.rmtree(folder / "chunks" / "000002")
+    same(sweep.run(cheap, out=folder, **CHEAP), finished[1])
+    assert sorted(computed) == [8, 9, 10, 11]
+    same(sweep.load(folder), finished[1])
+
+
+def test_whole_chunks_in_a_wrong_place_are_not_believed(finished, folder, tmp_path, computed):
+    """Swapped chunks, and a chunk of the same trial with other seeds: every file is whole."""
+    chunks = folder / "chunks"
+    (chunks / "000000").rename(chunks / "aside")
+    (chunks / "000001").rename(chunks / "000000")
+    (chunks / "aside").rename(chunks / "000001")
+    other = tmp_path / "other"
+    sweep.run(cheap, out=other, **{**CHEAP, "seeds": [5, 6, 7, 8, 9]})
+    shutil.rmtree(chunks / "000002")
+    shutil.copytree(other / "chunks" / "000002", chunks / "000002")
+    with pytest.raises(Damaged, match="belongs to another sweep or place"):
+        sweep.load(folder)
+    computed.clear()
+    same(sweep.run(cheap, out=folder, **CHEAP), finished[1])
+    assert sorted(computed) == list(range(12))
+    assert len(list((folder / "damaged").iterdir())) == 3

@@ -1,0 +1,274 @@
+"""The folder of a run: its configuration, its lock, and pieces that survive a kill.
+
+    RUN/config.json     what the results depend on; written with the first piece
+    RUN/PIECES/NAME     a piece: arrays and notes, with checksums and the name of its run
+    RUN/damaged/        pieces that were not as they were written, moved aside
+    RUN/lock            held while a process works in the folder
+
+Sweeps, trainings, hidden models and experiments all keep their results this way. `RunFolder` is
+everything they know about the storage: a bucket can stand in its place.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slth_jax import checks
+from slth_jax.distributed import on_first
+from slth_jax.storage.differences import difference, explain, without
+from slth_jax.storage.files import (
+    CheckpointError,
+    Damaged,
+    make_folder,
+    move,
+    plain,
+    read_json,
+    write_json,
+)
+from slth_jax.storage.hashes import json_hash
+from slth_jax.storage.locks import lock, lock_shard
+from slth_jax.storage.pieces import Files, Folders
+from slth_jax.types import PyTree
+
+_log = logging.getLogger("slth_jax.storage")
+CONFIG = "config.json"
+Explain = Callable[[tuple[str, Any, Any], Mapping[str, Any], Mapping[str, Any]], str]
+
+
+class RunFolder:
+    """One run's folder. Every process of a run calls `claim`, `save` and `load` alike.
+
+    Attributes:
+      path: the folder.
+      config: what the run's results depend on, in JSON's types.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        kind: str = "run",
+        grows: Collection[str] = (),
+        ignores: Collection[str] = (),
+        shard: str | None = None,
+        pieces: str | None = "pieces",
+        form: Folders | Files = Folders(),  # noqa: B008
+        explain: Explain = explain,
+    ):
+        """Describe a run; nothing is read or written yet.
+
+        Args:
+          path: the folder, new or of the same run.
+          config: what the results depend on.
+          kind: the word for the run in messages.
+          grows: places in `config`, such as 'plan.seeds', whose list may be continued: the folder
+            of a run with fewer of them is accepted.
+          ignores: places in `config` that are recorded but not compared.
+          shard: 'i/n' if this process does the i-th of n parts; the parts share the folder.
+          pieces: the folder inside `path` that holds the pieces; '' for `path` itself; None for a
+            run without pieces.
+          form: how a piece is stored.
+          explain: ``explain(difference, there, here)`` returns the words for a difference.
+        """
+        self.path, self.config = Path(path).absolute(), plain(config)
+        self._kind, self._grows, self._ignores = kind, grows, ignores
+        self._shard, self._form, self._explain = checks.shard(shard), form, explain
+        self._pieces = None if pieces is None else self.path / pieces
+        self._aside = f".{self._shard[0]}-of-{self._shard[1]}.tmp"
+        # More seeds do not make another run.
+        self._identity = json_hash(without(self.config, {*grows, *ignores}))
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the folder, or this shard's part of it, while the block runs.
+
+        Raises:
+          Locked: another live process holds it.
+          CheckpointError: it holds another run; the line names the first difference.
+        """
+        with contextlib.ExitStack() as stack:
+            on_first(lambda: stack.enter_context(lock_shard(self.path, *self._shard)))
+            on_first(self._open)
+            yield
+
+    def _open(self) -> None:
+        with self.deciding():
+            self.compare()
+        if self._pieces is not None:
+            make_folder(self._pieces)
+            ending = ".tmp" if self._shard[1] == 1 else self._aside
+            for left in self._pieces.glob(f"*{ending}"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def deciding(self) -> contextlib.AbstractContextManager[None]:
+        """Hold what the shards share, for a moment: the first to finish a piece decides."""
+        return lock(self.path, name="lock-config", wait=True)
+
+    def recorded(self) -> dict[str, Any] | None:
+        """Return the configuration of the run that the folder holds; None if it holds none.
+
+        Raises:
+          CheckpointError: there are pieces without a configuration.
+          Damaged: the configuration is not as it was written.
+        """
+        path = self.path / CONFIG
+        if self._pieces is not None and not self.names():
+            return None  # what a killed process left before its first piece
+        if not path.exists():
+            if self._pieces is None:
+                return None
+            raise CheckpointError(
+                f"{self.path} has results but {path} is missing; use a new folder"
+            )
+        return read_json(path, checksum=None)
+
+    def compare(self) -> None:
+        """Refuse a folder of another run.
+
+        Raises:
+          CheckpointError: the line names the first difference.
+        """
+        there = self.recorded()
+        if there is not None:
+            self._compare(there, self.config)
+
+    def _compare(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        fixed = difference(there, here, ignores={*self._grows, *self._ignores})
+        found = fixed or difference(there, here, grows=self._grows, ignores=self._ignores)
+        if found is not None:
+            words = self._explain(found, there, here)
+            if found[0] in self._grows:
+                words += " (it may go on with these and more behind them)"
+            raise CheckpointError(
+                f"{self.path} holds another {self._kind}: {words}; use a new folder"
+            )
+
+    def record(self) -> None:
+        """Write the configuration, unless a longer run's stands there; on one process only.
+
+        It is done with the first result: a call that fails earlier leaves the folder free.
+        """
+        there = self.recorded()
+        if there is not None:
+            with contextlib.suppress(CheckpointError):
+                self._compare(self.config, there)  # another shard may have added seeds
+                return
+            self._compare(there, self.config)
+        write_json(self.path / CONFIG, self.config, checksum=True)
+
+    def names(self) -> list[str]:
+        """Return the names of the pieces, in order; damaged ones too."""
+        if self._pieces is None or not self._pieces.is_dir():
+            return []
+        suffix = self._form.suffix
+        return sorted(
+            entry.name.removesuffix(suffix)
+            for entry in self._pieces.iterdir()
+            if entry.is_dir() == (not suffix)
+            and entry.name.endswith(suffix)
+            and not entry.name.endswith(".tmp")
+            and entry != self.path / "damaged"
+        )
+
+    def has(self, name: str) -> bool:
+        """Return whether a piece exists, complete or damaged."""
+        return self._place(name).exists()
+
+    def _place(self, name: str) -> Path:
+        assert self._pieces is not None
+        return self._pieces / f"{name}{self._form.suffix}"
+
+    def whole(self, name: str, contents: Any = None) -> bool:
+        """Return whether a piece exists and is as this run wrote it; move a damaged one aside."""
+        if not self.has(name):
+            return False
+        try:
+            self._check(name, contents)
+        except Damaged as error:
+            aside = make_folder(self.path / "damaged")
+            place = self._place(name)
+            free = next(i for i in itertools.count() if not (aside / f"{place.name}.{i}").exists())
+            move(place, aside / f"{place.name}.{free}")
+            _log.warning("%s; moved to %s, it is computed again", error, aside)
+            return False
+        return True
+
+    def _check(self, name: str, contents: Any) -> dict[str, Any]:
+        """Return the notes of a piece after its checksums and its labels were compared."""
+        notes = self._form.check(self._place(name))
+        labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
+        # Pieces of the first versions have no labels.
+        if "run" in notes and {key: notes.get(key) for key in labels} != labels:
+            raise Damaged(f"{self._place(name)} belongs to another {self._kind} or place")
+        return notes
+
+    def save(
+        self,
+        name: str,
+        arrays: PyTree,
+        notes: Mapping[str, Any] | None = None,
+        *,
+        contents: Any = None,
+    ) -> Callable[[], None]:
+        """Start saving a piece; the result, when called, makes it durable and visible.
+
+        Args:
+          name: of the piece.
+          arrays: the tree of arrays; with `Files`, NumPy arrays by name.
+          notes: anything in JSON's types that belongs to it.
+          contents: what the piece stands for, such as its trials' numbers; `load` must name the
+            same.
+
+        Raises:
+          CheckpointError: it cannot be written, or the folder holds another run by now.
+        """
+        place = self._place(name)
+        aside = place.with_name(f"{name}{self._aside}")
+        labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
+        finish_writing = self._form.start(aside, arrays, {**plain(notes or {}), **labels})
+
+        def commit() -> None:
+            with self.deciding():
+                self.record()
+                if place.exists():  # a shard of another division was first, with the same bits
+                    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+                else:
+                    move(aside, place)
+
+        def finish() -> None:
+            finish_writing()
+            on_first(commit)
+
+        return finish
+
+    def load(
+        self, name: str, like: PyTree = None, *, contents: Any = None
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """Return the arrays and the notes of a piece.
+
+        Args:
+          name: of the piece.
+          like: the structure, shapes and dtypes of the arrays (see `storage.load_tree`); with
+            `Files`, None.
+          contents: as in `save`.
+
+        Raises:
+          Damaged: it is not what this run saved under this name.
+        """
+        notes = self._check(name, contents)
+        return self._form.load(self._place(name), like), notes
+
+    def drop(self, name: str) -> None:
+        """Remove a piece."""
+
+        def remove() -> None:
+            place = self._place(name)
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+        on_first(remove)
