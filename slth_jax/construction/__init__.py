@@ -26,7 +26,7 @@ from slth_jax.construction.relu import (
     solve_layers,
     solve_relu_layer,
 )
-from slth_jax.construction.rules import RULES, Rule, Search, shift
+from slth_jax.construction.rules import RULES, Rule, Search, band, shift
 from slth_jax.construction.width import FoundWidth, find_width
 
 CONSTRUCTIONS = tuple(RULES)
@@ -41,6 +41,7 @@ __all__ = [
     "Rule",
     "Search",
     "apply_masks",
+    "band",
     "find_width",
     "guaranteed_error",
     "guaranteed_error_on",

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from slth_jax import checks
-from slth_jax.construction import search
+from slth_jax.construction import search, trellis
 from slth_jax.construction.rules.rule import Assignment, Rule
 from slth_jax.construction.search import Rows
+from slth_jax.construction.trellis import Band
 from slth_jax.types import Array, ArrayLike
 
 
@@ -57,6 +58,7 @@ class Problem(NamedTuple):
     target: Float[Array, "*batch p r"]
     assignment: Assignment
     rule: Rule
+    width: Int[Array, "*batch"]  # the number of hidden units that are not padding
     swapped: bool = False  # the factors were exchanged, to group over the rows of `left`
 
 
@@ -100,7 +102,7 @@ def product(
         return rule.assignment(right, width, left=left, target=target)
 
     assignment = _batched(assign, len(batch))(left, right, target, width)
-    return Problem(left, right, target, assignment, rule, swapped)
+    return Problem(left, right, target, assignment, rule, width, swapped)
 
 
 def hidden_width(
@@ -125,22 +127,35 @@ def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
 
 def solve(problems: Sequence[Problem]) -> list[Solved]:
     """Solve several problems, those with the same rule as one batch (the solver compiles once)."""
-    sums = []
-    for problem in problems:
-        lead = problem.target.ndim - 1  # batch axes and p become one axis of rows
-        batched = _batched(search.sums, lead - 1)(*problem[:4])
-        sums.append(
-            jax.tree.map(
-                lambda x, lead=lead: x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:]), batched
-            )
-        )
     solved: dict[int, Solved] = {}
     for rule in dict.fromkeys(problem.rule for problem in problems):
         places = [i for i, problem in enumerate(problems) if problem.rule == rule]
-        columns = [problems[i].target.shape[-1] for i in places]
-        rows = search.best([sums[i] for i in places], columns, rule.search)
-        solved |= {i: _solved(problems[i], part) for i, part in zip(places, rows, strict=True)}
+        batch = [problems[i] for i in places]
+        if isinstance(rule.search, Band):
+            parts = [_shortest_paths(problem, rule.search) for problem in batch]
+        else:
+            columns = [problem.target.shape[-1] for problem in batch]
+            rows = search.best([_sums(problem) for problem in batch], columns, rule.search)
+            parts = [_solved(*pair) for pair in zip(batch, rows, strict=True)]
+        solved |= dict(zip(places, parts, strict=True))
     return [solved[i] for i in range(len(problems))]
+
+
+def _sums(problem: Problem) -> search.Sums:
+    """Return the subset sums of a problem; batch axes and p become one axis of rows."""
+    lead = problem.target.ndim - 1
+    batched = _batched(search.sums, lead - 1)(*problem[:4])
+    return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:]), batched)
+
+
+def _shortest_paths(problem: Problem, band: Band) -> Solved:
+    """Solve a problem whose grouped mask is a band."""
+    solve_one = partial(trellis.solve, band=band)
+    width = jnp.broadcast_to(problem.width, problem.target.shape[:-2])
+    parts = _batched(solve_one, problem.target.ndim - 2)(*problem[:3], width)
+    left, right, error = parts
+    report = Report(jnp.asarray(problem.target.size), jnp.asarray(0), jnp.max(error))
+    return _masks(problem, left, right, report)
 
 
 def solve_rows(
@@ -165,6 +180,7 @@ def solve_rows(
     n, r = right.shape
     chex.assert_shape([left, target], [(None, n), (left.shape[0], r)])
     chex.assert_axis_dimension(assignment.units, 0, r)
+    assert not isinstance(rule.search, Band)
     return search.best([search.sums(left, right, target, assignment)], [r], rule.search)[0]
 
 
@@ -232,6 +248,11 @@ def _solved(problem: Problem, rows: Rows) -> Solved:
     lifted = partial(_batched, times=target.ndim - 2)
     left = lifted(partial(left_mask, n=n))(problem.assignment, kept, pattern)
     right = lifted(partial(right_mask, n=n))(problem.assignment)
+    return _masks(problem, left, right, report)
+
+
+def _masks(problem: Problem, left: Array, right: Array, report: Report) -> Solved:
+    """Return masks of the factors in the order in which the caller gave them."""
     if problem.swapped:
         left, right = jnp.matrix_transpose(right), jnp.matrix_transpose(left)
     return Solved(left, right, report)

@@ -52,6 +52,8 @@ def solve_product(
       middle of their subset sums.
     - 'fitted', the default: also with such units; the others are assigned so that half the sum of
       an entry's samples, where subset sums are densest, is close to its target.
+    - 'band': b mask bits per entry instead of a subset sum: 2^b units start at each column, each
+      row keeps one of them per column, chosen by a shortest path (`construction.band`).
 
     Args:
       left: `[..., p, n]`.

@@ -105,7 +105,7 @@ def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rul
         width = engine.hidden_width(second.w, first.w)
         assignment = rule.assignment(first.w, width, left=second.w, target=layer.w)
         for half in engine.split_by_sign(assignment, first.w):
-            problems.append(Problem(second.w, first.w, layer.w, half, rule))
+            problems.append(Problem(second.w, first.w, layer.w, half, rule, width))
     return problems
 
 

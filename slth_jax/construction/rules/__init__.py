@@ -1,12 +1,15 @@
 """Rules of construction: one record (`rule.Rule`) and one file each, listed in `RULES`."""
 
 from slth_jax import checks
+from slth_jax.construction.rules import band as bands
 from slth_jax.construction.rules import by_size, fitted, proof, shift_units
+from slth_jax.construction.rules.band import band
 from slth_jax.construction.rules.rule import Assignment, Rule, Search
 from slth_jax.construction.rules.shift_units import for_samples, shift
 
 RULES: dict[str, Rule] = {
-    rule.name: rule for rule in (proof.RULE, by_size.RULE, shift_units.RULE, fitted.RULE)
+    rule.name: rule
+    for rule in (proof.RULE, by_size.RULE, shift_units.RULE, fitted.RULE, bands.RULE)
 }
 
 
@@ -36,4 +39,4 @@ def parse(text: str) -> Rule:
     return shift(int(units), int(columns))
 
 
-__all__ = ["RULES", "Assignment", "Rule", "Search", "for_samples", "get", "parse", "shift"]
+__all__ = ["RULES", "Assignment", "Rule", "Search", "band", "for_samples", "get", "parse", "shift"]

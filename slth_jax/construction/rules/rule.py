@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from slth_jax import checks
+from slth_jax.construction.trellis import Band
 from slth_jax.types import Array, ArrayLike
 
 
@@ -107,7 +108,7 @@ class Rule:
       summary: one line.
       assign: distributes units over columns, see `Assign`.
       assign_relu: the same if a ReLU stands between the factors; None for `assign`.
-      search: see `Search`.
+      search: see `Search`; a `trellis.Band` instead if rows are shortest paths.
       either_side: whether the factor with the smaller outer dimension is the grouped factor.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
     """
@@ -116,7 +117,7 @@ class Rule:
     summary: str
     assign: Assign
     assign_relu: Assign | None = None
-    search: Search = Search()
+    search: Search | Band = Search()
     either_side: bool = False
     needs_target: bool = False
 
@@ -145,14 +146,15 @@ class Rule:
             raise checks.fail("construction", "a rule that needs no target", repr(self.name))
         n, r = right.shape
         factors = Factors(right, left, target)
-        count, c = self.search.shift_units, self.search.columns
+        search = Search() if isinstance(self.search, Band) else self.search
+        count, c = search.shift_units, search.columns
         if not count:
             units, filled = self.assign(factors, Span(0, width, n))
             return Assignment(units, filled, jnp.zeros((1, 0), jnp.int32))
         blocks = -(-r // c)
-        rounds = self._rounds(jnp.asarray(width), r, blocks)
+        rounds = _rounds(jnp.asarray(width), r, blocks, count)
         widths = np.arange(n + 1)
-        most = int(np.max(widths - blocks * self._rounds(widths, r, blocks)))
+        most = int(np.max(widths - blocks * _rounds(widths, r, blocks, count)))
         units, filled = self.assign(factors, Span(blocks * rounds, width, most))
         chex.assert_equal_shape([units, filled])
         u = jnp.arange(count, dtype=jnp.int32)[None, :]
@@ -160,12 +162,12 @@ class Rule:
         # Shift unit u of block b is hidden unit ``blocks u + b``: [blocks, R].
         return Assignment(units, filled, jnp.where(u < rounds, blocks * u + b, -1))
 
-    def _rounds(self, width, r: int, blocks: int):
-        """Return the number of shift units per block at some widths."""
-        spare = (width - r) // blocks
-        quarter = width // (4 * blocks)
-        smaller = spare * (spare < quarter) + quarter * (spare >= quarter)
-        return smaller.clip(0, self.search.shift_units)
+
+def _rounds(width, r: int, blocks: int, most: int):
+    """Return the number of shift units per block at some widths, at most `most`."""
+    spare = (width - r) // blocks
+    quarter = width // (4 * blocks)
+    return (spare * (spare < quarter) + quarter * (spare >= quarter)).clip(0, most)
 
 
 def take_turns(

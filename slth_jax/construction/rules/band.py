@@ -1,0 +1,35 @@
+"""A rule that spends b mask bits on a weight: each row keeps one of 2^b units per column.
+
+See `construction.trellis` for the masks and docs/bits.md for what they reach.
+"""
+
+from slth_jax import checks
+from slth_jax.construction.rules.proof import in_order
+from slth_jax.construction.rules.rule import Rule
+from slth_jax.construction.trellis import Band
+
+
+def band(bits: int = 4, states: int = 12) -> Rule:
+    """Return the rule by which 2^bits units start per column and each row keeps one of them.
+
+    Args:
+      bits: b, mask bits per weight. A source needs ``2^b`` units per column; a narrower one
+        has the largest power of two that fits.
+      states: the base-2 logarithm of the number of states of the search: a unit is connected to
+        ``L = 1 + states // bits`` columns. Time grows as ``2^(b L)`` per weight, and the error
+        falls slowly.
+
+    Raises:
+      ValueError: `bits` outside [1, 8], or `states` outside [0, 16].
+    """
+    bits = checks.integer("bits", bits, low=1, high=8)
+    states = checks.integer("states", states, low=0, high=16)
+    return Rule(
+        "band",
+        "one of 2^b units per column and row, by a shortest path: b mask bits per weight",
+        in_order,
+        search=Band(bits, 1 + states // bits),
+    )
+
+
+RULE = band()

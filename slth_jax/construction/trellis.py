@@ -1,0 +1,174 @@
+"""Masks of a band: each row keeps one unit per column, and the best choice is a shortest path.
+
+The units of a band are listed by the column at which they start: unit k starts at column
+``j = k // M``, M = 2^b, and is connected to the columns ``j, ..., j + L - 1``. Columns are counted
+modulo r, so that the two ends of a row are joined and every column has L terms. Each row of the
+free factor keeps exactly one unit per column, its *digit* ``d_j``. Entry j of a row is then
+
+    ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``,
+
+a walk through a trellis: the state before column j holds the last L - 1 digits, a step chooses the
+next, and its length is the squared error of entry j. The walk of least squared error is found by
+dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states, rows last, so that every operation
+is elementwise in the rows.
+"""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from slth_jax.types import Array, ArrayLike
+
+_MEMORY = 1 << 27  # bytes of predecessors that are held at once
+_SETTLE = 6  # a state is known this many windows before and after it, but for rare ties
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """The shape of a band: ``M = 2^bits`` units start per column, each spans `window` columns."""
+
+    bits: int
+    window: int
+
+
+def solve(
+    left: Float[Array, "p n"],
+    right: Float[Array, "n r"],
+    target: Float[Array, "p r"],
+    width: ArrayLike,
+    band: Band,
+) -> tuple[Bool[Array, "p n"], Bool[Array, "n r"], Float[Array, "p r"]]:
+    """Return masks of both factors and the absolute errors of the entries.
+
+    Args:
+      left: the free factor.
+      right: the grouped factor.
+      target: the matrix to approximate.
+      width: the number of units that are not padding; may be traced. The rows choose among the
+        largest power of two of units per column that it has, at most ``2^bits``.
+      band: static.
+    """
+    n, r = right.shape
+    bits = min(band.bits, (n // r).bit_length() - 1)
+    window = min(band.window, r)
+    m = 1 << bits
+    # floor(log2(width // r)) without a logarithm: how many powers of two are within reach.
+    powers = 2 ** jnp.arange(1, bits + 1, dtype=jnp.int32)
+    real = 2 ** jnp.sum(jnp.asarray(width) // r >= powers, dtype=jnp.int32)
+    column = jnp.arange(r, dtype=jnp.int32)
+    digit = jnp.arange(m, dtype=jnp.int32)
+    usable = digit < real
+    unit = jnp.where(usable[None], column[:, None] * real + digit[None], 0)  # [r, M]
+    reached = (column[:, None] + jnp.arange(window, dtype=jnp.int32)[None]) % r  # [r, L]
+    weights = right[unit[:, :, None], reached[:, None, :]]  # [r, M, L]
+
+    def rows(free: Float[Array, "rows n"], goal: Float[Array, "rows r"]) -> Int[Array, "rows r"]:
+        left, right, goal = (x.astype(jnp.float32) for x in (free[:, unit], weights, goal))
+        return _shortest(left, right, goal, usable)
+
+    states = m ** (window - 1)
+    at_once = max(8, min(64, _MEMORY // (r * states)))
+    digits = _in_batches(rows, at_once, left, target)
+    kept = column[None] * real + digits  # the unit that row i keeps at column j
+    p = left.shape[0]
+    left_mask = jnp.zeros((p, n), bool).at[jnp.arange(p)[:, None], kept].set(True)
+    start = jnp.arange(n, dtype=jnp.int32) // real
+    behind = (column[None] - start[:, None]) % r
+    right_mask = (start < r)[:, None] & (behind < window)
+    product = jnp.matmul(
+        jnp.where(left_mask, left, 0), jnp.where(right_mask, right, 0), precision="highest"
+    )
+    return left_mask, right_mask, jnp.abs(product - target)
+
+
+def _in_batches(function, size: int, left: Array, target: Array) -> Int[Array, "p r"]:
+    """Return ``function(left, target)``, computed for `size` rows at a time."""
+    p = left.shape[0]
+    if p <= size:
+        return function(left, target)
+    empty = -p % size
+    batches = (
+        jnp.pad(x, ((0, empty), (0, 0))).reshape(-1, size, x.shape[1]) for x in (left, target)
+    )
+    return jax.lax.map(lambda rows: function(*rows), tuple(batches)).reshape(p + empty, -1)[:p]
+
+
+def _shortest(
+    left: Float[Array, "p r M"],
+    right: Float[Array, "r M L"],
+    target: Float[Array, "p r"],
+    usable: Bool[Array, " M"],
+) -> Int[Array, "p r"]:
+    """Return the digits of the shortest closed walk through a state at the seam.
+
+    The walk is the shortest of all that pass that state; the state is the one that the shortest
+    open walk around the seam passes.
+    """
+    p, r, m = left.shape
+    window = right.shape[-1]
+    chex.assert_shape([right, target], [(r, m, window), (p, r)])
+    free, goal = jnp.transpose(left, (1, 2, 0)), target.T  # [r, M, p], [r, p]
+    # Products of rounded numbers are exact, so that fused and separate operations agree to the
+    # bit and masks do not depend on how a program was compiled.
+    terms = _rounded(free[:, :, None] * right[..., None])  # [r, M, L, p]
+    forward = partial(_forward, terms, goal, usable)
+    settle = min(r, _SETTLE * window)
+    states = m ** (window - 1)
+    cost = jnp.zeros((states, p), jnp.float32)
+    cost, _ = forward(cost, jnp.arange(r - settle, r))
+    cost, before = forward(cost, jnp.arange(settle))
+    last = jnp.argmin(cost, axis=0).astype(jnp.int32)
+    seam, _ = _backward(last, before, m)
+    closed = jnp.arange(states, dtype=jnp.int32)[:, None] == seam[None]
+    _, before = forward(jnp.where(closed, 0.0, jnp.inf).astype(jnp.float32), jnp.arange(r))
+    _, digits = _backward(seam, before, m)
+    return digits.T
+
+
+def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array, " steps"]):
+    """Return the cost of each state after `columns`, and the digit that each step dropped."""
+    r, m, window, p = terms.shape
+
+    def step(cost, j):
+        left_over = goal[j][None]  # what entry j lacks, by the digits of columns j-L+1 .. j-1
+        for t in range(window - 1, 0, -1):
+            term = terms[(j - t) % r, :, t]
+            left_over = (left_over[:, None] - term[None]).reshape(-1, p)
+        left_over = _rounded(left_over).reshape(m, -1, p)  # [oldest digit, later digits, p]
+        term = terms[j, :, 0]  # [new digit, p]
+        # (left_over - term)^2 = left_over^2 - 2 left_over term + term^2
+        so_far = cost.reshape(m, -1, p) + left_over * left_over
+        twice = 2 * left_over
+        best = jnp.full((so_far.shape[1], m, p), jnp.inf, jnp.float32)
+        dropped = jnp.zeros(best.shape, jnp.uint8)
+        for digit in range(m):
+            length = so_far[digit][:, None] - twice[digit][:, None] * term[None]
+            better = length < best
+            best = jnp.where(better, length, best)
+            dropped = jnp.where(better, jnp.uint8(digit), dropped)
+        best = best + jnp.where(usable[:, None], term * term, jnp.inf)[None]
+        best = best.reshape(-1, p)
+        best = best - jnp.min(best, axis=0, keepdims=True)  # so that float32 stays fine
+        return best, dropped.reshape(-1, p)
+
+    return jax.lax.scan(step, cost, columns)
+
+
+def _backward(state: Int[Array, " p"], dropped, m: int):
+    """Follow the digits that were dropped; return the first state and the digits chosen."""
+    states = dropped.shape[1]
+
+    def step(state, digits):
+        oldest = jnp.take_along_axis(digits, state[None], axis=0)[0].astype(jnp.int32)
+        return (oldest * states + state) // m, state % m
+
+    return jax.lax.scan(step, state, dropped, reverse=True)
+
+
+def _rounded(x: Array) -> Array:
+    """Return x with 12 binary digits: products of two such numbers are exact in float32."""
+    return jax.lax.reduce_precision(x, 8, 11)

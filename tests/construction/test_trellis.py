@@ -1,0 +1,109 @@
+"""Bands: masks of one unit per column and row, and the shortest paths that choose them."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusals import refusals
+
+from slth_jax import construction
+from slth_jax.construction import trellis
+from slth_jax.construction.trellis import Band
+
+KEY = jax.random.key(7, impl="threefry2x32")
+
+
+def problem(p, r, bits, window, *, spare=0, index=0, scale=1.5):
+    """Draw uniform factors, the free one at the scale that suits targets of variance 1."""
+    keys = jax.random.split(jax.random.fold_in(KEY, index), 3)
+    n = 2**bits * r + spare
+    left = scale * 3 / np.sqrt(window) * jax.random.uniform(keys[0], (p, n), minval=-1.0)
+    right = jax.random.uniform(keys[1], (n, r), minval=-1.0)
+    return left, right, jax.random.normal(keys[2], (p, r))
+
+
+def all_errors(left, right, target, bits, window):
+    """Return the least squared error of each row over every choice of digits, by brute force."""
+    (p, r), m = target.shape, 2**bits
+    best = np.full(p, np.inf)
+    for digits in itertools.product(range(m), repeat=r):
+        entry = np.zeros((p, r))
+        for j, digit in enumerate(digits):
+            for step in range(window):
+                column = (j + step) % r
+                entry[:, column] += left[:, j * m + digit] * right[j * m + digit, column]
+        best = np.minimum(best, np.sum((entry - target) ** 2, axis=1))
+    return best
+
+
+@pytest.mark.parametrize("bits, window, r", [(1, 2, 7), (1, 3, 9), (2, 2, 5)])
+def test_the_walk_is_the_best_of_all_choices(bits, window, r):
+    """The state at the seam is settled, not searched: a few rows of many may miss the best."""
+    left, right, target = problem(40, r, bits, window)
+    masks = trellis.solve(left, right, target, left.shape[1], Band(bits, window))
+    errors = np.sum(np.asarray(masks[2], np.float64) ** 2, axis=1)
+    best = all_errors(*(np.asarray(x, np.float64) for x in (left, right, target)), bits, window)
+    # Terms are rounded to 12 binary digits while the walk is chosen.
+    assert np.all(errors >= best * (1 - 1e-5))
+    assert np.mean(errors <= best * 1.002 + 1e-6) >= 0.9
+    assert np.sum(errors) <= 1.03 * np.sum(best)
+
+
+def test_masks_are_a_band_and_one_unit_per_column_and_row():
+    p, r, bits, window = 6, 10, 2, 3
+    left, right, target = problem(p, r, bits, window, spare=5)
+    rule = construction.band(bits, bits * (window - 1))
+    (left_mask, right_mask), report = construction.solve_product(
+        left, right, target, construction=rule
+    )
+    m = 2**bits
+    kept = np.asarray(left_mask)[:, : m * r].reshape(p, r, m)
+    assert np.all(kept.sum(axis=-1) == 1) and not left_mask[:, m * r :].any()
+    for unit in range(m * r):
+        columns = {(unit // m + step) % r for step in range(window)}
+        assert set(np.flatnonzero(right_mask[unit])) == columns
+    product = np.asarray(left * left_mask, np.float64) @ np.asarray(right * right_mask, np.float64)
+    assert abs(product - target).max() == pytest.approx(float(report.max_error), abs=1e-5)
+
+
+def test_padding_and_compiling_change_no_mask():
+    left, right, target = problem(70, 12, 2, 3)  # more rows than are solved at once
+    prune = construction.prune_product
+    rule = construction.band(2, 4)
+    plain = prune(left, right, target, construction=rule)
+    padded = prune(
+        jnp.pad(left, ((0, 0), (0, 9))),
+        jnp.pad(right, ((0, 9), (0, 0))),
+        target,
+        construction=rule,
+    )
+    n = left.shape[1]
+    chex.assert_trees_all_equal((padded[0][:, :n], padded[1][:n]), plain)
+    halves = jax.jit(jax.vmap(lambda rows, goal: prune(rows, right, goal, construction=rule)[0]))
+    chex.assert_trees_all_equal(
+        halves(left.reshape(2, 35, n), target.reshape(2, 35, 12)).reshape(70, n), plain[0]
+    )
+
+
+@pytest.mark.parametrize("bits, states, most", [(3, 6, 0.075), (4, 8, 0.0115)])
+def test_gaussian_entries_at_few_bits(bits, states, most):
+    """More states are measured by experiments/benchmarks/bits.py; these are the small ones."""
+    window = 1 + states // bits
+    left, right, target = problem(48, 64, bits, window, index=1)
+    rule = construction.band(bits, states)
+    masks = construction.prune_product(left, right, target, construction=rule)
+    product = (left * masks[0]) @ (right * masks[1])
+    assert float(jnp.mean((product - target) ** 2)) < most
+
+
+def test_a_narrow_source_has_fewer_bits_and_bad_numbers_are_named():
+    left, right, target = problem(4, 6, 1, 2, spare=3)
+    masks = construction.prune_product(left, right, target, construction=construction.band(4, 4))
+    assert np.all(np.asarray(masks[0]).sum(axis=1) == 6)
+    with refusals(r"^bits must be an integer in \[1, 8\], got 0"):
+        construction.band(0)
+    with refusals(r"^states must be an integer in \[0, 16\], got 20"):
+        construction.band(4, 20)
