@@ -76,7 +76,7 @@ def _direct(draw: Callable, rule: str) -> dict[str, Any]:
     entries = {}
     for p, n, r in PRODUCTS:
         left, right, target = draw(p, n), draw(n, r), draw(p, r)
-        masks = construction.prune_product(left, right, target, construction=rule)
+        masks: Any = construction.prune_product(left, right, target, construction=rule)
         entries[f"prune_product {rule} p={p} n={n} r={r}"] = digest(*masks)
     for h, m, o, n in ATTENTIONS:
         layers = attention(h, m, o, n), attention(h, m, o, 3)

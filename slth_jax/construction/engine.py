@@ -131,8 +131,8 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
     for rule in dict.fromkeys(problem.rule for problem in problems):
         places = [i for i, problem in enumerate(problems) if problem.rule == rule]
         batch = [problems[i] for i in places]
-        if isinstance(rule.search, Band):
-            parts = [_shortest_paths(problem, rule.search) for problem in batch]
+        if rule.band is not None:
+            parts = [_shortest_paths(problem, rule.band) for problem in batch]
         else:
             columns = [problem.target.shape[-1] for problem in batch]
             rows = search.best([_sums(problem) for problem in batch], columns, rule.search)
@@ -180,7 +180,6 @@ def solve_rows(
     n, r = right.shape
     chex.assert_shape([left, target], [(None, n), (left.shape[0], r)])
     chex.assert_axis_dimension(assignment.units, 0, r)
-    assert not isinstance(rule.search, Band)
     return search.best([search.sums(left, right, target, assignment)], [r], rule.search)[0]
 
 

@@ -28,7 +28,7 @@ def band(bits: int = 4, states: int = 12) -> Rule:
         "band",
         "one of 2^b units per column and row, by a shortest path: b mask bits per weight",
         in_order,
-        search=Band(bits, 1 + states // bits),
+        band=Band(bits, 1 + states // bits),
     )
 
 

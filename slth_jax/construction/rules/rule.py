@@ -108,23 +108,26 @@ class Rule:
       summary: one line.
       assign: distributes units over columns, see `Assign`.
       assign_relu: the same if a ReLU stands between the factors; None for `assign`.
-      search: see `Search`; a `trellis.Band` instead if rows are shortest paths.
+      search: see `Search`.
       either_side: whether the factor with the smaller outer dimension is the grouped factor.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
+      band: the shape of the grouped mask if rows are shortest paths (`construction.trellis`)
+        instead of subset sums; None otherwise.
     """
 
     name: str
     summary: str
     assign: Assign
     assign_relu: Assign | None = None
-    search: Search | Band = Search()
+    search: Search = Search()
     either_side: bool = False
     needs_target: bool = False
+    band: Band | None = None
 
     def for_relu(self) -> "Rule":
-        """Return the rule for products with a ReLU between the factors: no shift units."""
+        """Return the rule if a ReLU stands between the factors: subset sums, no shift units."""
         assign = self.assign_relu or self.assign
-        return dataclasses.replace(self, assign=assign, search=Search())
+        return dataclasses.replace(self, assign=assign, search=Search(), band=None)
 
     def assignment(
         self,
@@ -146,8 +149,7 @@ class Rule:
             raise checks.fail("construction", "a rule that needs no target", repr(self.name))
         n, r = right.shape
         factors = Factors(right, left, target)
-        search = Search() if isinstance(self.search, Band) else self.search
-        count, c = search.shift_units, search.columns
+        count, c = self.search.shift_units, self.search.columns
         if not count:
             units, filled = self.assign(factors, Span(0, width, n))
             return Assignment(units, filled, jnp.zeros((1, 0), jnp.int32))
