@@ -1,8 +1,9 @@
-"""What the paper says beside what came out here: a claim is a row of `summary.json`.
+"""Statements of the paper beside measurements: each claim is an entry of `summary.json`.
 
-Every claim has `what` is compared, the `paper`'s number or words, the number `here` with the
-interval from `low` to `high`, and a `verdict`: 'agrees', or where not: 'lower' or 'higher' than the
-paper's number, 'differs' from its words, 'open' where the interval does not tell.
+A claim has these fields: `what` is compared; `paper`, the paper's number or words; `here`, the
+measured number, with `low` and `high` for its interval; `tolerance`, the condition under which both
+agree; and a `verdict`. The verdict is 'agrees', or 'lower' or 'higher' than the paper's number,
+'differs' from its words, or 'open' if the interval allows both.
 """
 
 import itertools
@@ -17,35 +18,55 @@ STANDARD_ERRORS = 1.96
 Claim = dict[str, Any]
 
 
-def number(what: str, paper: float, here: float, se: float) -> Claim:
-    """Compare a number of the paper with ``here ± 1.96 se``; it agrees where it lies inside."""
-    low, high = here - STANDARD_ERRORS * se, here + STANDARD_ERRORS * se
+def number(what: str, paper: float, measured: float, se: float) -> Claim:
+    """Compare a number of the paper with ``here ± 1.96 se``."""
+    low, high = measured - STANDARD_ERRORS * se, measured + STANDARD_ERRORS * se
+    return inside(what, paper, measured, low, high, "inside the 95 % interval")
+
+
+def inside(
+    what: str, paper: float, measured: float, low: float, high: float, tolerance: str
+) -> Claim:
+    """Compare a number of the paper with the range from `low` to `high`."""
     verdict = "lower" if high < paper else "higher" if low > paper else AGREES
-    return _claim(what, paper, here, verdict, low, high)
+    return _claim(what, paper, measured, verdict, tolerance=tolerance, low=low, high=high)
 
 
 def statement(
-    what: str,
-    paper: str,
-    here: Any,
-    holds: bool,
-    *,
-    low: float | None = None,
-    high: float | None = None,
+    what: str, paper: str, measured: Any, holds: bool, tolerance: str, **more: float
 ) -> Claim:
-    """Set a statement of the paper beside what was measured, and whether it holds here."""
-    return _claim(what, paper, here, AGREES if holds else "differs", low, high)
+    """Compare a statement of the paper with a measurement; `more` may hold `low` and `high`."""
+    return _claim(
+        what, paper, measured, AGREES if holds else "differs", tolerance=tolerance, **more
+    )
 
 
 def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
-    """Compare a difference over seeds (`measure.paired`) that the paper says is negative."""
+    """Compare a difference over seeds (`measure.paired`) that is negative in the paper."""
     low, high = paired.get("low", -math.inf), paired.get("high", math.inf)
     verdict = AGREES if high < 0 else "differs" if low > 0 else "open"
-    return _claim(what, paper, paired["difference"], verdict, low, high)
+    limits = {"low": low, "high": high} if "low" in paired else {}
+    return _claim(
+        what, paper, paired["difference"], verdict, tolerance="95 % interval below 0", **limits
+    )
 
 
-def in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple[int, int]:
-    """Count where `mean` grows with `outer`: (pairs that do, pairs), at equal values of `inner`."""
+def ordered(
+    what: str, rows: Sequence[Mapping[str, Any]], outer: str, inner: str, *, grows: bool
+) -> list[Claim]:
+    """Compare 'the mean error grows (or falls) with `outer`' at every equal value of `inner`.
+
+    Neighbouring values of `outer` are compared. Returns no claim if there is a single value.
+    """
+    larger, pairs = pairs_in_order(rows, outer, inner)
+    if not pairs:
+        return []
+    agree = larger if grows else pairs - larger
+    return [statement(what, "all", f"{agree} of {pairs}", agree == pairs, "all pairs")]
+
+
+def pairs_in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple[int, int]:
+    """Return (pairs of neighbouring `outer` whose mean grows, pairs), at equal `inner`."""
     values = sorted({row[outer] for row in rows})
     mean = {(row[outer], row[inner]): row["mean"] for row in rows}
     pairs = [
@@ -56,8 +77,5 @@ def in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple
     return sum(pairs), len(pairs)
 
 
-def _claim(
-    what: str, paper: Any, here: Any, verdict: str, low: float | None, high: float | None
-) -> Claim:
-    told = {"what": what, "paper": paper, "here": here, "low": low, "high": high}
-    return {name: value for name, value in told.items() if value is not None} | {"verdict": verdict}
+def _claim(what: str, paper: Any, measured: Any, verdict: str, **more: Any) -> Claim:
+    return {"what": what, "paper": paper, "here": measured, **more, "verdict": verdict}

@@ -1,4 +1,4 @@
-"""Curves through measured means."""
+"""Curves fitted to measured means by least squares."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,6 @@ def exponential(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
     """
     n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
     line = log_line(n_, mean_)
-    out = {"log_gamma": line["gamma"], "log_delta": line["delta"]}
-    out["log_delta_se"] = line["delta_se"]
     (gamma, delta), covariance = optimize.curve_fit(
         lambda x, g, d: g * np.exp(-d * x),
         n_,
@@ -30,7 +28,7 @@ def exponential(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
         "delta": float(delta),
         "gamma_se": float(gamma_se),
         "delta_se": float(delta_se),
-        **out,
+        **{f"log_{name}": value for name, value in line.items()},
     }
 
 
@@ -69,17 +67,17 @@ def within(
 ) -> list[dict[str, float]]:
     """Fit ``y = a_g + sum_i b_i x_i`` with an intercept for each group g; return each b_i.
 
-    Least squares on what is left when every group's means are taken off. Empty where there are no
-    more points than numbers to fit.
+    Least squares on the deviations from each group's means. Empty if there are no more points than
+    fitted numbers.
     """
-    names, group = np.unique([repr(one) for one in groups], return_inverse=True)
-    count = np.bincount(group)
+    names, index = np.unique([repr(group) for group in groups], return_inverse=True)
+    count = np.bincount(index)
 
     def centred(values: ArrayLike) -> np.ndarray:
         values = np.asarray(values, float)
-        return values - (np.bincount(group, values) / count)[group]
+        return values - (np.bincount(index, values) / count)[index]
 
-    design, goal = np.stack([centred(one) for one in x], axis=1), centred(y)
+    design, goal = np.stack([centred(column) for column in x], axis=1), centred(y)
     free = len(goal) - len(names) - len(x)
     if free < 1 or np.linalg.matrix_rank(design) < len(x):
         return []
@@ -87,6 +85,6 @@ def within(
     variance = np.sum((goal - design @ b) ** 2) / free
     errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
     return [
-        {"slope": float(one), "slope_se": float(error)}
-        for one, error in zip(b, errors, strict=True)
+        {"slope": float(slope), "slope_se": float(error)}
+        for slope, error in zip(b, errors, strict=True)
     ]

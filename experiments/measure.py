@@ -8,6 +8,9 @@ from scipy import stats
 
 Row = Mapping[str, Any]
 
+BAND = (0.1, 0.5, 0.9)
+"""The quantiles over trials that a figure's band and line may show."""
+
 
 def spread(
     rows: Sequence[Row], name: str, values: Sequence[Any], metric: str = "error"
@@ -26,27 +29,30 @@ def summarize(
     metric: str = "error",
     **more: tuple[str, Callable[[list[Any]], Any]],
 ) -> list[dict[str, Any]]:
-    """Return a row per setting: its values, then mean, std, median and count over the seeds.
+    """Return a row per setting: its values and the moments of `metric` over the trials.
+
+    The moments are mean, std, median, low and high (the 10th and 90th percentile) and count.
 
     Args:
-      rows: one per trial.
-      by: names of the values that make a setting.
-      metric: what is averaged. Values that are not finite are counted, as `not_finite`, and left
-        out of the mean.
+      rows: one row per trial.
+      by: the names of the values that make a setting.
+      metric: the name of the averaged column. Values that are not finite are counted, as
+        `not_finite`, and left out of the moments.
       **more: ``name=(metric, function)``: a further column, a function of the list of that
-        metric's values. Trials without the metric are left out, and so are columns without any.
+        metric's values. Trials without the metric are left out; a column without values is left
+        out too.
     """
     settings: dict[tuple, list[Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[name] for name in by), []).append(row)
     summary = []
-    for setting, here in settings.items():
-        one = dict(zip(by, setting, strict=True)) | _moments([row[metric] for row in here])
+    for setting, trials in settings.items():
+        entry = dict(zip(by, setting, strict=True)) | moments([row[metric] for row in trials])
         for name, (of, function) in more.items():
-            values = [row[of] for row in here if of in row]
+            values = [row[of] for row in trials if of in row]
             if values:
-                one[name] = function(values)
-        summary.append(one)
+                entry[name] = function(values)
+        summary.append(entry)
     return summary
 
 
@@ -62,12 +68,12 @@ def paired(
     """Return the difference of two settings over the seeds that both have.
 
     ``d_s = metric(name = value, seed s) - metric(name = reference, seed s)``; the interval of its
-    mean is Student's, ``mean +- t sd / sqrt(count)``. Runs of one seed share weights, batches and
-    first scores, so what the seed alone does falls out. `p_value` is that of the paired t-test.
+    mean is Student's, ``mean +- t sd / sqrt(count)``. Runs of the same seed share weights, batches
+    and first scores, so the effect of the seed cancels. `p_value` belongs to the paired t-test.
     """
     first, second = (
-        {row["seed"]: row[metric] for row in rows if row[name] == which}
-        for which in (value, reference)
+        {row["seed"]: row[metric] for row in rows if row[name] == setting}
+        for setting in (value, reference)
     )
     seeds = sorted(first.keys() & second.keys())
     difference = np.array([first[seed] - second[seed] for seed in seeds], float)
@@ -97,15 +103,19 @@ def first(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _moments(column: Sequence[float]) -> dict[str, Any]:
+def moments(column: Sequence[float]) -> dict[str, Any]:
+    """Return mean, std, median, low, high and count of a column; see `summarize`."""
     values = np.array(column, float)
     finite = values[np.isfinite(values)]
-    told: dict[str, Any] = {
+    low, median, high = np.quantile(finite, BAND) if finite.size else (float("nan"),) * 3
+    entry: dict[str, Any] = {
         "mean": float(np.mean(finite)) if finite.size else float("nan"),
         "std": float(np.std(finite, ddof=1)) if finite.size > 1 else 0.0,
-        "median": float(np.median(finite)) if finite.size else float("nan"),
+        "median": float(median),
+        "low": float(low),
+        "high": float(high),
         "count": values.size,
     }
     if finite.size < values.size:
-        told["not_finite"] = int(values.size - finite.size)
-    return told
+        entry["not_finite"] = int(values.size - finite.size)
+    return entry

@@ -1,4 +1,4 @@
-"""Pictures of the theory's experiments. Measured points, fits of ours, fits of the paper."""
+"""Shared parts of the experiments' figures: measured means with bands, formulas, captions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "PAPER",
     "caption",
     "curve",
+    "error_bars",
     "error_curve",
     "exponential",
     "figure",
@@ -31,14 +32,26 @@ Row = Mapping[str, Any]
 
 
 def error_curve(
-    axes: Axes, x: Sequence[float], rows: Sequence[Row], label: str, index: int
+    axes: Axes,
+    x: Sequence[float],
+    rows: Sequence[Row],
+    label: str,
+    index: int,
+    *,
+    low: str = "low",
+    high: str = "high",
 ) -> None:
-    """Draw means as points with a line, the standard deviation as a band, on a log axis."""
-    x_ = np.asarray(x, float)
-    mean = np.array([row["mean"] for row in rows])
-    std = np.array([row["std"] for row in rows])
-    low = np.maximum(mean - std, mean / 10)  # a log axis has no room for zero and below
-    band(axes, x_, mean, low, mean + std, label=label, color=COLORS[index % len(COLORS)])
+    """Draw means as points with a line, and a band between two columns (quantiles)."""
+    mean, bottom, top = (np.array([row[name] for row in rows]) for name in ("mean", low, high))
+    color = COLORS[index % len(COLORS)]
+    band(axes, np.asarray(x, float), mean, bottom, top, label=label, color=color)
+
+
+def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], label: str, index: int) -> None:
+    """Draw means with a bar of one standard deviation over seeds either way."""
+    mean, std = ([row[name] for row in rows] for name in ("mean", "std"))
+    color = COLORS[index % len(COLORS)]
+    axes.errorbar(x, mean, std, fmt="o-", capsize=3, markersize=5, color=color, label=label)
 
 
 def curve(
@@ -56,16 +69,16 @@ def curve(
 
 
 def caption(figure: Figure) -> str:
-    """Return in words what a figure shows: titles, axes and curves, for who cannot see it."""
-    told = [figure.get_suptitle()]
+    """Return a figure's titles, axes and curves in words, for readers who cannot see it."""
+    parts = [figure.get_suptitle()]
     for axes in figure.axes:
         curves = dict.fromkeys(axes.get_legend_handles_labels()[1])
-        told += [
+        parts += [
             axes.get_title(),
             f"{axes.get_ylabel()}, against {axes.get_xlabel()}",
             f"curves: {'; '.join(curves)}" if curves else "",
         ]
-    return ". ".join(re.sub(r"[${}\\]", "", part) for part in told if part)
+    return ". ".join(re.sub(r"[${}\\]", "", part) for part in parts if part)
 
 
 def exponential(gamma: float, delta: float) -> Callable[[np.ndarray], np.ndarray]:

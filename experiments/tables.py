@@ -1,7 +1,7 @@
 """The short table that a run prints at its end."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +9,92 @@ from rich.console import Console
 from rich.table import Table
 
 # In summary.json, but not on the screen.
-LEFT_OUT = ("std", "count", "vacuous", "accuracy_min")
+LEFT_OUT = ("std", "count", "vacuous", "accuracy_min", "targets_low", "targets_high")
+
+MEANINGS = {
+    "mean": "mean over the trials of a row",
+    "median": "median over the trials",
+    "low": "10th percentile over the trials",
+    "high": "90th percentile over the trials",
+    "out_of_reach": "values larger than the sum of all samples of their sign, all trials together",
+    "bound": "guaranteed error of the first source's ticket, for all inputs",
+    "bound_on": "guaranteed error of the first source's ticket, for the given inputs",
+    "relative_on": "bound_on over the norm of a row; from 1 on the bound is vacuous",
+    "certain": "share of answers that the bound proves unchanged",
+    "violations": "measured errors above the bound for all inputs",
+    "violations_on": "measured errors above the bound for the given input",
+    "vacuous_on": "share of bounds for the given input that are not below the row's norm",
+    "ratio": "median of bound / measured error, all inputs",
+    "ratio_on": "median of bound / measured error, the given input",
+    "entry_median": "median error of an entry of the merged matrices",
+    "worst_share": "share of the sum of entry errors that the worst 1 % of the entries make",
+    "kept": "share of connections in the ticket",
+    "units": "hidden units per input coordinate",
+    "nonzero": "non-zero parameters",
+    "log_gamma": "gamma of a straight line through the logarithms of the means",
+    "log_delta": "decay rate of a straight line through the logarithms of the means",
+    "gamma_se": "standard error of gamma",
+    "delta_se": "standard error of delta",
+    "log_delta_se": "standard error of log_delta",
+    "single": "quantiles of the fits of single targets",
+    "test_loss": "mean squared error of the trained target on its task",
+    "answer_variance": "the squared error of always answering the mean",
+    "explained_variance": "share of the answers' variance that the trained target explains",
+    "w_qk_norm": "largest spectral norm of a merged query-key matrix",
+    "w_vo_norm": "largest spectral norm of a merged value-output matrix",
+}
+"""Columns and facts whose names need an explanation."""
 
 
 def show(name: str, summary: Mapping[str, Any], path: Path, *, finished: bool = False) -> None:
-    """Print a summary's rows, its fits beside the paper's numbers, and where the files are.
+    """Print a summary's rows, its fits beside the paper's numbers, and the folder of its files.
 
-    Of a run that was `finished` before, it says when and that nothing was computed now.
+    For a run that was `finished` before, the last line contains its date.
     """
-    console = Console(width=None if sys.stdout.isatty() else 100)
     rows = summary["rows"]
+    console = Console()
+    shown: list[str] = []
     if rows:
-        # All rows', in order: some methods have columns that others lack.
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = [column for column in names if column not in LEFT_OUT]
-        table = Table(title=name)
+        columns = [name for name in columns_of(rows) if name not in LEFT_OUT]
+        table = Table(title=title(name, rows), title_justify="left")
         for column in columns:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", overflow="fold")
         for row in rows:
             table.add_row(*(text(row.get(column, "")) for column in columns))
+        # Names and numbers are never cut: a file gets the full width, a terminal folded cells.
+        full = Console(width=1000).measure(table).maximum
+        console = Console(width=None if sys.stdout.isatty() else max(full, 100))
         console.print(table)
-    for part in ("fit", "paper", "target"):
+        shown += columns
+    for part in ("fit", "fit_drawn", "paper", "target"):
         if summary.get(part):
             for line in lines(part, summary[part]):
-                console.print(line, highlight=False)
+                console.print(line, highlight=False, soft_wrap=True)
+                shown += [word.strip(",:") for word in line.split()]
+    for line in legend(shown):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
     took = f"{summary['seconds']:.1f} s on {summary['device']}"
     if finished:
         took = f"finished before, on {summary['date']} ({took}): nothing to do"
     console.print(f"{took}; files in", highlight=False, soft_wrap=True)
     print(path)
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all columns in order; a row may lack a column."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def title(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the experiment's name and the number of trials behind each row."""
+    counts = sorted({row["count"] for row in rows if "count" in row})
+    trials = " or ".join(f"{count:,}" for count in counts)
+    return f"{name}: each row summarises {trials} trials" if counts else name
+
+
+def legend(names: Sequence[str]) -> list[str]:
+    """Return a line ``name: meaning`` for each name that needs an explanation."""
+    return [f"{name}: {MEANINGS[name]}" for name in dict.fromkeys(names) if name in MEANINGS]
 
 
 def lines(name: str, value: Mapping[str, Any]) -> Iterator[str]:

@@ -38,10 +38,10 @@ def make_trial() -> Any:
     from experiments.paper import hidden_dim
 
     jax.config.update("jax_enable_x64", hidden_dim.FLOAT64)
-    config = hidden_dim.Config()
-    target = hidden_dim.make_target(config)
-    x = hidden_dim.test_inputs(target, config.test_sequences, config.length, config.target_seed)
-    return hidden_dim.make_trial(target, x, config.construction)
+    config = hidden_dim.Config(target=("trained",))
+    targets = hidden_dim.make_targets(config)
+    x = hidden_dim.test_sequences(config.test_sequences, config.length, config.target_seed)
+    return hidden_dim.make_trial(targets, x, config.construction)
 
 
 def batched() -> dict[str, Any]:

@@ -125,7 +125,7 @@ def compare(trials: Sequence[dict[str, Any]]) -> list[claims.Claim]:
         broken = sum(row[violated] for row in trials)
         here = f"{len(trials) - broken} of {len(trials)}"
         words = f"measured errors within the bound for {what}"
-        told.append(claims.statement(words, "all", here, broken == 0))
+        told.append(claims.statement(words, "all", here, broken == 0, "all"))
     return told
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.plots import COLORS, PAPER, figure
+from experiments.plots import COLORS, PAPER, error_bars, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,16 +21,8 @@ def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
     for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         here = [row for row in rows if row["model"] == model]
         count = here[0]["count"]
-        axes.errorbar(
-            [row["scale"] for row in here],
-            [row["mean"] for row in here],
-            [row["std"] for row in here],
-            fmt="o-",
-            capsize=3,
-            markersize=5,
-            color=COLORS[index],
-            label=f"GPT-2 {model}, mean of {count} seeds",
-        )
+        label = f"GPT-2 {model}, mean of {count} seeds"
+        error_bars(axes, [row["scale"] for row in here], here, label, index)
     axes.axvline(64**0.25, color=PAPER, linestyle="--", linewidth=1.2)
     axes.annotate(
         "paper: n_K^(1/4) = 2.83",
@@ -56,16 +48,7 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
         if not here:
             continue
         here.sort(key=lambda row: row["nonzero"])
-        axes.errorbar(
-            [row["nonzero"] for row in here],
-            [row["mean"] for row in here],
-            [row["std"] for row in here],
-            fmt="o-",
-            capsize=3,
-            markersize=5,
-            color=COLORS[index],
-            label=label,
-        )
+        error_bars(axes, [row["nonzero"] for row in here], here, label, index)
     for row in rows:
         if row["method"] == "dense":
             axes.annotate(

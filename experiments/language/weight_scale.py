@@ -103,6 +103,7 @@ def compare(
             PAPER["best_scale"],
             found["best_scale"],
             found["best_scale"] == nearest,
+            "best at the scale nearest to 2.83",
         )
         for model, found in fit.items()
     ] + [

@@ -263,6 +263,7 @@ def _compare(law: dict[str, Any] | None) -> list[claims.Claim]:
             "n / d grows linearly with the logarithm",
             line["slope"],
             line["slope"] - half > 0,
+            "the 95 % interval is above 0",
             low=line["slope"] - half,
             high=line["slope"] + half,
         )

@@ -21,23 +21,23 @@ from slth_jax.types import Array, Hparams, Key
 FLOAT64 = True
 
 PAPER_RANGE = (100, 225)
-# Below this many times the measured floor, rounding bends the curve.
+# Below this multiple of the measured floor, rounding bends the curve.
 ABOVE_FLOOR = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from.
+    """The settings of a run.
 
     Attributes:
-      seeds: random sources a width; seed 0, 1, ... draws the weights.
+      seeds: random sources per width; seed 0, 1, ... draws the weights.
       max_blocks: blocks of the deepest transformer; all shallower ones are measured too.
       widths: hidden widths n_MHA = n_FC of the source.
       d: width of the transformer.
       d_k: query, key and value width of the target.
       length: tokens of a test sequence.
-      test_sequences: how many sequences the error is averaged over.
-      construction: the rule by which hidden units are dealt.
+      test_sequences: number of sequences over which the error is averaged.
+      construction: the rule that assigns hidden units to input coordinates.
       target_seed: seed of the random target and of the test sequences.
     """
 
@@ -71,8 +71,8 @@ PRESETS = {
 }
 
 
-def make_trial(target: Sequence[Block], x: Array, how: str):
-    """Return the trial: draw a source, find its ticket, measure the error on `x [s, t, m]`.
+def make_trial(target: Sequence[Block], x: Array, rule: str):
+    """Return the trial: draw a source, compute its ticket, measure the error on `x [s, t, m]`.
 
     The metric `error` has an entry for each block: the error of the transformer up to it.
     """
@@ -81,16 +81,16 @@ def make_trial(target: Sequence[Block], x: Array, how: str):
         width = hparams["width"]
         size = hparams["width_max"]
         source = random_source(key, target, n_mha=width, n_fc=(width,), padded=(size, (size,)))
-        masks = construction.prune_transformer(source, target, construction=how)
+        masks = construction.prune_transformer(source, target, construction=rule)
         wide = partial(jax.tree.map, lambda w: w.astype(x.dtype))
         ticket, of_target = wide(construction.apply_masks(source, masks)), wide(tuple(target))
 
         def worst(sequence: Array) -> Array:
-            reached, wanted, errors = sequence, sequence, []
+            reached, expected, errors = sequence, sequence, []  # [t, m]
             for from_block, to_block in zip(ticket, of_target, strict=True):
                 reached = transformer.apply_block(from_block, reached)
-                wanted = transformer.apply_block(to_block, wanted)
-                errors.append(jnp.max(jnp.linalg.norm(reached - wanted, axis=-1)))
+                expected = transformer.apply_block(to_block, expected)
+                errors.append(jnp.max(jnp.linalg.norm(reached - expected, axis=-1)))
             return jnp.stack(errors)
 
         return {"error": jnp.mean(jax.vmap(worst)(x), axis=0)}
@@ -99,7 +99,7 @@ def make_trial(target: Sequence[Block], x: Array, how: str):
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return what `run` computes."""
+    """Return the sweeps of `run`, to estimate its cost."""
     key = jax.random.key(config.target_seed, impl="threefry2x32")
     for_target, for_data = jax.random.split(key)
     target = random_transformer(
@@ -132,13 +132,13 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Fit the decay rate on the shallowest net and only gamma on the others.
+    """Fit the decay rate on the shallowest transformer and only gamma on the others.
 
-    Over the widths where the mean is at least ten times the floor: the median at the largest
-    width, which rare values out of reach do not move. Fits are to the logarithms, as the means
-    span many decades. `residual` is the root mean square of the logarithms' distance from the
-    line; `one_rate_serves` says whether each depth's own rate lies within two standard errors
-    (of both) of the shared one.
+    The fit uses the widths whose mean is at least ten times the floor, the median at the largest
+    width (rare values out of reach do not move a median). Lines are fitted to the logarithms, as
+    the means span many decades. `residual` is the root mean square distance of the logarithms
+    from the line. `one_rate_serves` is true if each depth's separate rate lies within two standard
+    errors (of both rates) of the shared rate.
     """
     depths: dict[str, Any] = {}
     shared: dict[str, float] = {}
@@ -149,18 +149,18 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
         mean = [row["mean"] for row in used]
         if len(used) < 3:
             continue
-        own = curves.log_line(n, mean)
-        shared = shared or own
+        alone = curves.log_line(n, mean)
+        shared = shared or alone
         together = curves.log_gamma_at(n, mean, shared["delta"])
-        error = np.hypot(own["delta_se"], shared["delta_se"])
+        error = np.hypot(alone["delta_se"], shared["delta_se"])
         depths[str(depth)] = {
             "gamma": together["gamma"],
             "residual": together["residual"],
-            "own_delta": own["delta"],
-            "own_delta_se": own["delta_se"],
+            "own_delta": alone["delta"],
+            "own_delta_se": alone["delta_se"],
             "floor": floor,
             "widths": n,
-            "agrees": bool(abs(own["delta"] - shared["delta"]) <= 2 * error),
+            "agrees": bool(abs(alone["delta"] - shared["delta"]) <= 2 * error),
         }
     if not depths:
         return {}
@@ -175,29 +175,21 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.Claim]:
-    """Set each depth's own rate, and which depth has the larger error, beside the paper's words."""
-    told = [
+    """Compare each depth's separate rate, and the order of the depths, with the paper's words."""
+    compared = [
         claims.statement(
             f"decay rate fitted on {depth} blocks alone",
             f"the rate of one block serves (here {fit['delta']:.3g})",
-            own["own_delta"],
-            own["agrees"],
-            low=own["own_delta"] - claims.STANDARD_ERRORS * own["own_delta_se"],
-            high=own["own_delta"] + claims.STANDARD_ERRORS * own["own_delta_se"],
+            alone["own_delta"],
+            alone["agrees"],
+            "within two standard errors of both rates",
+            low=alone["own_delta"] - claims.STANDARD_ERRORS * alone["own_delta_se"],
+            high=alone["own_delta"] + claims.STANDARD_ERRORS * alone["own_delta_se"],
         )
-        for depth, own in list(fit.get("blocks", {}).items())[1:]
+        for depth, alone in list(fit.get("blocks", {}).items())[1:]
     ]
-    larger, pairs = claims.in_order(rows, "num_blocks", "width")
-    if pairs:
-        told.append(
-            claims.statement(
-                "widths and depths at which one more block has the larger mean error",
-                "all",
-                f"{larger} of {pairs}",
-                larger == pairs,
-            )
-        )
-    return told
+    what = "widths and depths at which one more block has the larger mean error"
+    return compared + claims.ordered(what, rows, "num_blocks", "width", grows=True)
 
 
 def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -> None:
@@ -218,7 +210,12 @@ def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -
     axes.plot([], [], "--", color=plots.PAPER, label=f"one rate, {fit.get('delta', 0):.2g}")
     axes.set_yscale("log")
     axes.set_xlabel("source width $n_{MHA} = n_{FC}$")
-    axes.set_ylabel("error of the ticket, mean and sd")
-    axes.set_title("Tickets in random transformers of B blocks")
+    axes.set_ylabel("error of the ticket")
+    axes.set_title(
+        "Tickets in random transformers of B blocks\n"
+        f"(mean of {config.seeds} sources; band: 10 to 90 % of the sources)",
+        fontsize=11,
+    )
+    axes.set_ylim(bottom=1e-8)
     axes.legend(frameon=False, fontsize=8)
     out.figure(figure, "blocks")

@@ -1,4 +1,4 @@
-"""How far a ticket is from its target: measured, and guaranteed."""
+"""The error of a ticket against its target: measured and guaranteed."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +25,7 @@ def attention_error(
     *,
     queries: Array | None = None,
 ) -> Array:
-    """Return how far a ticket is from its target: the mean of `attention_errors`."""
+    """Return a ticket's error, the mean of `attention_errors` over sequences."""
     return jnp.mean(attention_errors(source, masks, target, x, queries=queries))
 
 
@@ -66,8 +66,9 @@ def first_of_each_width(
 ) -> list[dict[str, Any]]:
     """Bound the error of the first seed's ticket at every width; save the widest ones.
 
-    Returns a row per source and width: the measured error, and `bound`, which holds for every
-    input whose rows are no longer than those of `x [s, t, m]`, with errors in the dtype of `x`.
+    Returns a row per source and width: the measured error for the first target, and `bound`, which
+    holds for every input whose tokens are no longer than the longest of `x [s, t, m]`, computed in
+    the dtype of `x`.
     """
     max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
     rows = results.rows
@@ -78,26 +79,26 @@ def first_of_each_width(
         "d_in": target.w_q.shape[1],
         "d_out": target.w_o.shape[-1],
     }
-    found = []
+    guarantees = []
     for source_name in sources:
         # Drawn once at the padded width: the first n units are the source of width n.
         draw = jax.jit(partial(initializers.ATTENTION[source_name], padded=widest, **shape))
         for index, row in enumerate(rows):
             if row["seed"] != seed or row["source"] != source_name:
                 continue
-            width = row["width"]
+            width, error = row["width"], float(np.ravel(row["error"])[0])
             key = jax.random.key(seed, impl=ticket.IMPL)
             source = narrow(draw(key, n_k=width, n_v=width), width)
             masks = narrow(PaddedAttention(**results.arrays(index)), width)
             bound = guarantee.guarantee(
                 source, masks, target, max_norm, num_tokens=x.shape[1], dtype=x.dtype
             )
-            found.append(
+            guarantees.append(
                 {
                     "source": source_name,
                     "width": width,
                     "seed": seed,
-                    "error": row["error"],
+                    "error": error,
                     "bound": bound.error,
                     "vacuous": bound.vacuous,
                 }
@@ -112,13 +113,13 @@ def first_of_each_width(
                     masks,
                     weights=source,
                     metadata={
-                        "error": row["error"],
-                        "dtype": str(x.dtype),  # that the error was measured in
+                        "error": error,
+                        "dtype": str(x.dtype),  # the precision of the measurement
                         "bound": bound.error,
                         "max_norm": max_norm,
                     },
                 )
-    return found
+    return guarantees
 
 
 def merged_norms(params: AttentionParams) -> tuple[float, float]:

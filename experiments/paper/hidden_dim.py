@@ -3,42 +3,47 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import claims, curves, measure, options, plots
+from experiments import claims, curves, measure, options
 from experiments.folder import RunFolder, Sweep
-from experiments.paper import data, errors
+from experiments.paper import data, drawn, errors, pictures
 from experiments.paper.targets import AngularTarget, Training, train_angular
 from slth_jax import construction, initializers
-from slth_jax.types import Array, Hparams, Key
+from slth_jax.types import Array, AttentionParams, Hparams, Key
 
 FLOAT64 = True  # errors are measured in float64; weights and subset sums stay float32
 
 PAPER_FIT = {"gamma": 0.8, "delta": 0.06}
+TARGETS = ("trained", "drawn")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from.
+    """The settings of a run.
 
     Attributes:
-      seeds: random sources a setting; seed 0, 1, ... draws the weights.
+      seeds: random sources per setting; seed 0, 1, ... draws the weights.
       widths: hidden widths n_K = n_V of the source.
       sources: distributions of the source weights, names of `initializers.ATTENTION`.
-      construction: the rule by which hidden units are dealt.
+      target: trained (as the paper describes it) and drawn (from the theory, not trained).
+      targets: number of drawn targets; each is met from every source.
+      construction: the rule that assigns hidden units to input coordinates.
       length: tokens of a test sequence, the regression token not counted.
-      test_sequences: how many sequences the error is averaged over.
-      target_seed: seed of the target's training and of the test sequences.
-      epochs: of the target's training.
+      test_sequences: number of sequences over which the error is averaged.
+      target_seed: seed of the targets and of the test sequences.
+      epochs: epochs of the target's training.
     """
 
     seeds: int = 100
     widths: tuple[int, ...] = tuple(range(4, 101, 8))
     sources: tuple[str, ...] = ("theory",)
+    target: tuple[str, ...] = TARGETS
+    targets: int = 24
     construction: str = "proof"
     length: int = 4
     test_sequences: int = 100
@@ -46,230 +51,257 @@ class Config:
     epochs: int = 25
 
     def __post_init__(self):
-        counts = ("length", "test_sequences", "epochs")
+        counts = ("length", "test_sequences", "epochs", "targets")
         options.check(
             self,
             least={"widths": 2, "target_seed": 0} | dict.fromkeys(counts, 1),
             words={
                 "sources": initializers.ATTENTION,
+                "target": TARGETS,
                 "construction": construction.CONSTRUCTIONS,
             },
         )
 
 
+class Targets(NamedTuple):
+    """g target layers, stacked; the trained one is the first."""
+
+    params: AttentionParams  # [g, ...]
+    tokens: Array  # [g, 2], regression tokens
+    losses: Array  # [g], mean squared test errors, 0 if a target is not trained
+    kinds: tuple[tuple[str, int], ...]  # 'trained' or 'drawn' and the index within this kind
+
+
 PRESETS = {
     "quick": Config(seeds=20),
     "paper": Config(),
-    "sources": Config(sources=("theory", "xavier", "xavier_scaled")),
+    "sources": Config(sources=("theory", "xavier", "xavier_scaled"), target=("trained",)),
 }
 
 
 def make_target(config: Any) -> AngularTarget:
-    """Train the target of figures 4 and 5 as `config` says."""
+    """Train the target of figures 4 and 5 as `config` describes it."""
     key = jax.random.key(config.target_seed, impl="threefry2x32")
     return train_angular(key, Training(epochs=config.epochs))
 
 
-def test_inputs(target: AngularTarget, count: int, length: int, seed: int) -> Array:
-    """Return test sequences behind the target's regression token, `[count, length + 1, 2]`."""
+def make_targets(config: Any) -> Targets:
+    """Train and draw the targets of figures 4 and 5 as `config` describes them."""
+    key = jax.random.key(config.target_seed, impl="threefry2x32")
+    parts: list[AngularTarget] = []
+    if "trained" in config.target:
+        parts.append(jax.tree.map(lambda w: w[None], make_target(config)))
+    if "drawn" in config.target:
+        params = drawn.draw(jax.random.fold_in(key, 1), config.targets)
+        zeros = jnp.zeros((config.targets, 2), jnp.float32)
+        parts.append(AngularTarget(params, zeros, zeros[:, 0]))
+    params, tokens, losses = jax.tree.map(lambda *w: jnp.concatenate(w), *parts)
+    kinds = [("trained", 0)] * ("trained" in config.target)
+    kinds += [("drawn", index) for index in range(config.targets) if "drawn" in config.target]
+    return Targets(params, tokens, losses, tuple(kinds))
+
+
+def test_sequences(count: int, length: int, seed: int) -> Array:
+    """Return test sequences without a regression token, `[count, length, 2]`."""
     key = jax.random.key(2**31 + seed, impl="threefry2x32")
-    return data.with_token(target.token, data.angular_velocity(key, count, length).x)
+    return data.angular_velocity(key, count, length).x
 
 
-def make_trial(target: AngularTarget, x: Array, how: str):
-    """Return the trial: draw a source, find its ticket, measure the error on `x`."""
+def draw_source(key: Key, hparams: Hparams) -> AttentionParams:
+    """Draw the random source of one trial."""
+    n, padded = hparams["width"], hparams["width_max"]
+    initializer = initializers.ATTENTION[hparams["source"]]
+    return initializer(key, num_heads=1, d_in=2, d_out=1, n_k=n, n_v=n, padded=padded)
+
+
+def make_trial(targets: Targets, sequences: Array, rule: str):
+    """Return the trial: draw a source, compute a ticket and its error for each of g targets.
+
+    Metrics are arrays `[g]`; the masks are those of the first target.
+    """
 
     def trial(key: Key, hparams: Hparams):
-        width = hparams["width"]
-        source = initializers.ATTENTION[hparams["source"]](
-            key, num_heads=1, d_in=2, d_out=1, n_k=width, n_v=width, padded=hparams["width_max"]
-        )
-        masks, report = construction.solve_attention(source, target.params, construction=how)
-        error = errors.attention_error(source, masks, target.params, x)
-        metrics = {
-            "error": error,
-            "out_of_reach": report.qk.out_of_reach + report.vo.out_of_reach,
-            "max_entry_error": jnp.maximum(report.qk.max_error, report.vo.max_error),
-        }
-        return metrics, masks
+        source = draw_source(key, hparams)
+
+        def of_target(target: AttentionParams, token: Array):
+            masks, report = construction.solve_attention(source, target, construction=rule)
+            x = data.with_token(token, sequences)
+            metrics = {
+                "error": errors.attention_error(source, masks, target, x),
+                "out_of_reach": report.qk.out_of_reach + report.vo.out_of_reach,
+                "max_entry_error": jnp.maximum(report.qk.max_error, report.vo.max_error),
+            }
+            return metrics, masks
+
+        metrics, masks = jax.vmap(of_target)(targets.params, targets.tokens)
+        return metrics, jax.tree.map(lambda mask: mask[0], masks)
 
     return trial
 
 
-def _task(config: Config) -> tuple[AngularTarget, Array]:
-    """Return the trained target and the test sequences."""
-    target = make_target(config)
-    return target, test_inputs(target, config.test_sequences, config.length, config.target_seed)
-
-
-def _sweep(config: Config, target: AngularTarget, x: Array) -> Sweep:
+def _sweep(config: Config, targets: Targets) -> Sweep:
+    sequences = test_sequences(config.test_sequences, config.length, config.target_seed)
     return Sweep(
-        "sources pruned",
-        make_trial(target, x, config.construction),
+        "sources pruned for all targets",
+        make_trial(targets, sequences, config.construction),
         grid={"source": config.sources, "width": config.widths},
         padded=("width",),
+        # Sources at a time, each for every target: memory stays bounded.
+        batch=max(1, 64 // len(targets.kinds)),
+        chunk=128,
     )
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return what `run` computes, to estimate its cost."""
-    return [_sweep(config, *_task(config))]
+    """Return the sweeps of `run`, to estimate its cost."""
+    return [_sweep(config, make_targets(config))]
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
     """Run the sweep, fit the exponential, draw the figure."""
-    target, x = _task(config)
-    results = out.sweep(_sweep(config, target, x))
-    out.write_rows(results.rows)
-    rows = measure.summarize(results.rows, ("source", "width"), out_of_reach=("out_of_reach", sum))
-    bend = explain_bend([r for r in results.rows if r["source"] == config.sources[0]])
-    by_source = {
-        source: [row for row in rows if row["source"] == source] for source in config.sources
-    }
-    fitted = {
-        source: curves.exponential([row["width"] for row in part], [row["mean"] for row in part])
-        for source, part in by_source.items()
-        if len(part) >= 3
-    }
-    guarantees = errors.first_of_each_width(out, results, target.params, x, sources=config.sources)
-    _draw(config, out, by_source, fitted, guarantees)
-    _draw_bend(out, bend)
-    qk_norm, vo_norm = errors.merged_norms(target.params)
+    targets = make_targets(config)
+    results = out.sweep(_sweep(config, targets))
+    trials = of_each_target(results.rows, targets.kinds)
+    out.write_rows(trials)
+    rows = measure.summarize(
+        trials, ("target", "source", "width"), out_of_reach=("out_of_reach", sum)
+    )
+    series: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for kind in config.target:
+        for source in config.sources:
+            part = [row for row in rows if (row["target"], row["source"]) == (kind, source)]
+            if kind == "drawn":
+                of_source = [t for t in trials if (t["target"], t["source"]) == (kind, source)]
+                part = drawn.with_band(part, of_source, "width")
+            series[kind, source] = part
+    summary: dict[str, Any] = {"paper": PAPER_FIT}
+    summary["rows"] = [row for part in series.values() for row in part]
+    summary |= _fits(config, series, trials)
+    main = config.sources[0]
+    if "trained" in config.target:
+        of_main = [t for t in trials if (t["target"], t["source"]) == ("trained", main)]
+        summary["bend"] = explain_bend(of_main)
+        target = jax.tree.map(lambda w: w[0], targets.params)
+        x = data.with_token(
+            targets.tokens[0],
+            test_sequences(config.test_sequences, config.length, config.target_seed),
+        )
+        summary["guarantees"] = errors.first_of_each_width(
+            out, results, target, x, sources=config.sources
+        )
+        summary["target"] = describe_target(target, float(targets.losses[0]))
+    summary["claims"] = compare(summary, main)
+    out.figure(pictures.hidden_dim(config, series, summary), "hidden_dim")
+    if "bend" in summary:
+        out.figure(pictures.bend(summary["bend"]), "bend")
+    return summary
+
+
+def of_each_target(
+    rows: Sequence[dict[str, Any]], kinds: Sequence[tuple[str, int]]
+) -> list[dict[str, Any]]:
+    """Return a row per trial and target from rows whose metrics are arrays `[g]`."""
+    return [
+        {"target": kind, "target_index": index}
+        | {k: v[place] if isinstance(v, list | np.ndarray) else v for k, v in row.items()}
+        for place, (kind, index) in enumerate(kinds)
+        for row in rows
+    ]
+
+
+def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fits of the trained target by source, and the fit of the drawn targets."""
+    if len(config.widths) < 3:
+        return {}
+    main = config.sources[0]
+    fits: dict[str, Any] = {}
+    if "trained" in config.target:
+        of_source = {
+            source: curves.exponential(
+                config.widths, [row["mean"] for row in series["trained", source]]
+            )
+            for source in config.sources
+        }
+        fits |= {"fit": of_source[main], "fits": of_source}
+    if "drawn" in config.target:
+        of_main = [t for t in trials if (t["target"], t["source"]) == ("drawn", main)]
+        fits["fit_drawn"] = drawn.fit(of_main)
+    return fits
+
+
+def describe_target(target: AttentionParams, loss: float) -> dict[str, float]:
+    """Return the trained target's test error, the share of variance it explains, and its norms."""
+    qk_norm, vo_norm = errors.merged_norms(target)
     return {
-        "rows": rows,
-        "fit": fitted.get(config.sources[0]),
-        "fits": fitted,
-        "paper": PAPER_FIT,
-        "claims": compare(by_source[config.sources[0]], fitted.get(config.sources[0])),
-        "bend": bend,
-        "guarantees": guarantees,
-        "target": {
-            "test_loss": float(target.test_loss),
-            "answer_variance": data.VELOCITY_VARIANCE,
-            "w_qk_norm": qk_norm,
-            "w_vo_norm": vo_norm,
-        },
+        "test_loss": loss,
+        "answer_variance": data.VELOCITY_VARIANCE,
+        "explained_variance": 1 - loss / data.VELOCITY_VARIANCE,
+        "w_qk_norm": qk_norm,
+        "w_vo_norm": vo_norm,
     }
 
 
 def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Split each width's mean error in two: sources with a value beyond reach, and the others.
+    """Split each width's mean error by whether a source can reach all values.
 
-    `mean = beyond * mean_beyond + (1 - beyond) * mean_within`; `beyond` is the share of sources
-    that cannot reach some value, because it lies beyond the sum of all samples of its sign.
+    `mean = beyond * mean_beyond + (1 - beyond) * mean_within`. `beyond` is the share of sources
+    for which a value is larger than the sum of all samples of its sign.
     """
-    told = []
+    split = []
     for width in sorted({row["width"] for row in trials}):
-        here = [row for row in trials if row["width"] == width]
-        error = np.array([row["error"] for row in here])
-        far = np.array([row["out_of_reach"] > 0 for row in here])
-        told.append(
+        rows = [row for row in trials if row["width"] == width]
+        error = np.array([row["error"] for row in rows])
+        beyond = np.array([row["out_of_reach"] > 0 for row in rows])
+        split.append(
             {
                 "width": width,
                 "mean": float(error.mean()),
-                "beyond": float(far.mean()),
-                "mean_beyond": float(error[far].mean()) if far.any() else None,
-                "mean_within": float(error[~far].mean()) if not far.all() else None,
+                "beyond": float(beyond.mean()),
+                "mean_beyond": float(error[beyond].mean()) if beyond.any() else None,
+                "mean_within": float(error[~beyond].mean()) if not beyond.all() else None,
             }
         )
-    return told
+    return split
 
 
-def _draw_bend(out: RunFolder, bend: Sequence[dict[str, Any]]) -> None:
-    figure, (left, right) = plots.two(9.6, 4.0)
-    for name, label, color in (
-        ("mean", "all sources", plots.PAPER),
-        ("mean_beyond", "with a value beyond reach", plots.COLORS[1]),
-        ("mean_within", "all values within reach", plots.COLORS[0]),
-    ):
-        known = [row for row in bend if row[name]]
-        left.plot(
-            [row["width"] for row in known],
-            [row[name] for row in known],
-            "o-",
-            markersize=4,
-            color=color,
-            label=label,
-        )
-    left.set_yscale("log")
-    left.set_xlabel("source width $n_K = n_V$")
-    left.set_ylabel("mean error of the ticket")
-    left.legend(frameon=False, fontsize=8)
-    right.plot([row["width"] for row in bend], [row["beyond"] for row in bend], "o-", markersize=4)
-    right.set_xlabel("source width $n_K = n_V$")
-    right.set_ylabel("share of sources with a value beyond reach")
-    out.figure(figure, "bend")
-
-
-def compare(rows: Sequence[dict[str, Any]], fit: dict[str, float] | None) -> list[claims.Claim]:
-    """Set the fit of one source's rows, and the error at its largest width, beside the paper's."""
-    if fit is None:
-        return []
-    widest = max(rows, key=lambda row: row["width"])
-    width = widest["width"]
-    half = claims.STANDARD_ERRORS * fit["log_delta_se"]
-    return [
-        claims.statement(
-            "rate of a straight line through the logarithms",
-            "the error decays exponentially",
-            fit["log_delta"],
-            fit["log_delta"] - half > 0,
-            low=fit["log_delta"] - half,
-            high=fit["log_delta"] + half,
-        ),
-        *(
+def compare(summary: dict[str, Any], source: str) -> list[claims.Claim]:
+    """Compare fits, the order of the widths, and the error at the largest width with the paper."""
+    compared = []
+    if "fit_drawn" in summary:
+        for name in ("gamma", "delta"):
+            single = summary["fit_drawn"]["single"][name]
+            compared.append(
+                claims.inside(
+                    f"{name} of gamma exp(-delta n), drawn targets: the fit of all of them, and "
+                    "the range of single targets",
+                    PAPER_FIT[name],
+                    summary["fit_drawn"][name],
+                    single["10 %"],
+                    single["90 %"],
+                    "inside the 10 to 90 % range of single targets",
+                )
+            )
+    if summary.get("fit"):
+        compared += [
             claims.number(
-                f"{name} of gamma exp(-delta n), least squares on the means",
+                f"{name} of gamma exp(-delta n), trained target",
                 PAPER_FIT[name],
-                fit[name],
-                fit[f"{name}_se"],
+                summary["fit"][name],
+                summary["fit"][f"{name}_se"],
             )
             for name in ("gamma", "delta")
-        ),
-        claims.number(
-            f"mean error at width {width}, the paper's by its fit",
-            float(plots.exponential(**PAPER_FIT)(np.array(width))),
-            widest["mean"],
-            widest["std"] / math.sqrt(widest["count"]),
-        ),
-    ]
-
-
-def _draw(
-    config: Config, out: RunFolder, by_source: dict, fitted: dict, guarantees: list[dict]
-) -> None:
-    figure, axes = plots.figure()
-    for index, (source, rows) in enumerate(by_source.items()):
-        label = f"{source.replace('_', ', ')} source ({config.seeds} each)"
-        plots.error_curve(axes, [row["width"] for row in rows], rows, label, index)
-    if fitted:
-        gamma, delta = (next(iter(fitted.values()))[name] for name in ("gamma", "delta"))
-        plots.curve(
-            axes,
-            config.widths,
-            plots.exponential(gamma, delta),
-            f"our fit {gamma:.2g} exp(-{delta:.2g} n)",
-            color=plots.COLORS[0],
+        ]
+    for kind in dict.fromkeys(row["target"] for row in summary["rows"]):
+        rows = [r for r in summary["rows"] if (r["target"], r["source"]) == (kind, source)]
+        what = f"neighbouring widths of which the larger has the smaller mean error, {kind}"
+        compared += claims.ordered(what, rows, "width", "source", grows=False)
+        widest = max(rows, key=lambda row: row["width"])
+        compared.append(
+            claims.number(
+                f"mean error at width {widest['width']}, {kind}; the paper's by its fit",
+                PAPER_FIT["gamma"] * math.exp(-PAPER_FIT["delta"] * widest["width"]),
+                widest["mean"],
+                widest["std"] / math.sqrt(widest["count"]),
+            )
         )
-    plots.curve(
-        axes,
-        config.widths,
-        plots.exponential(**PAPER_FIT),
-        f"paper's fit {PAPER_FIT['gamma']} exp(-{PAPER_FIT['delta']} n)",
-        style=":",
-    )
-    told = [row for row in guarantees if row["source"] == config.sources[0]]
-    axes.plot(
-        [row["width"] for row in told],
-        [row["bound"] for row in told],
-        "v",
-        color=plots.PAPER,
-        markersize=4,
-        label="guaranteed for the ticket of seed 0",
-    )
-    axes.set_yscale("log")
-    axes.set_xlabel("source width $n_K = n_V$")
-    axes.set_ylabel("error of the ticket, mean and sd")
-    axes.set_title(f"Tickets in random attention (T = {config.length})")
-    axes.legend(frameon=False, fontsize=8)
-    out.figure(figure, "hidden_dim")
+    return compared

@@ -40,19 +40,24 @@ def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
     return made, axes
 
 
-def two(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
+def two(width: float, height: float, *, shared: bool = False) -> tuple[Figure, tuple[Axes, Axes]]:
     """Return a figure with two pairs of axes side by side; sizes in inches."""
-    made, (left, right) = several(2, width, height)
-    return made, (left, right)
+    drawing, (left, right) = several(2, width, height, shared=shared)
+    return drawing, (left, right)
 
 
-def several(count: int, width: float, height: float) -> tuple[Figure, tuple[Axes, ...]]:
-    """Return a figure with `count` >= 2 pairs of axes side by side; sizes in inches."""
-    made = blank(width, height)
-    row = made.subplots(1, count)
-    for axes in row:
+def several(
+    count: int, width: float, height: float, *, shared: bool = False
+) -> tuple[Figure, tuple[Axes, ...]]:
+    """Return a figure with `count` >= 2 pairs of axes side by side; sizes in inches.
+
+    With `shared` all have the same vertical axis.
+    """
+    drawing = blank(width, height)
+    panels = drawing.subplots(1, count, sharey=shared)
+    for axes in panels:
         _style(axes)
-    return made, tuple(row)
+    return drawing, tuple(panels)
 
 
 def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 160) -> None:

@@ -14,8 +14,8 @@ from experiments.__main__ import main
 THEORY = ("epochs=1", "test_sequences=2")
 LANGUAGE = ("steps=4", "chunk=2", "warmup=1", "rows=8", "length=16", "eval_rows=8")
 SMALLEST = {
-    "hidden-dim": (*THEORY, "widths=4,8,12"),
-    "input-length": (*THEORY, "widths=8", "lengths=4,8,16"),
+    "hidden-dim": (*THEORY, "widths=4,8,12", "targets=1"),
+    "input-length": (*THEORY, "widths=8", "lengths=4,8,16", "targets=1"),
     "blocks": ("test_sequences=2", "widths=8,16,24", "max_blocks=2"),
     "bounds": ("rules=proof", "dims=2", "heads=1", "units=4", "depths=1,2"),
     "trained-target": ("attention_units=2,3", "relu_units=4"),

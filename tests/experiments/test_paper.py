@@ -12,13 +12,14 @@ from experiments.paper import data, input_length
 from experiments.paper import hidden_dim as experiment
 from slth_jax import storage, sweep, ticket
 
-SMALL = ["--set", "widths=4,8,20", "--seeds", "3", "--set", "epochs=1", "--quiet"]
+SMALL = ["--set", "epochs=1", "--set", "targets=3", "--quiet"]
+HIDDEN_DIM = ["--set", "widths=4,8,20", "--seeds", "3", *SMALL]
 
 
 @pytest.fixture(scope="module")
 def hidden_dim(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "hidden"
-    assert main(["hidden-dim", "--out", str(out), *SMALL]) == 0
+    assert main(["hidden-dim", "--out", str(out), *HIDDEN_DIM]) == 0
     jax.config.update("jax_enable_x64", False)
     return out
 
@@ -28,23 +29,58 @@ def test_a_run_leaves_everything_behind(hidden_dim, capsys):
     assert {"config.json", "rows.jsonl", "summary.json", "checkpoints", "tickets"} <= names
     assert {"hidden_dim.png", "hidden_dim.svg"} <= names
     rows = [json.loads(line) for line in (hidden_dim / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 9
-    assert {(row["width"], row["seed"]) for row in rows} == {
-        (width, seed) for width in (4, 8, 20) for seed in range(3)
-    }
+    assert len(rows) == 9 * (1 + 3)
+    of_target = {}
+    for row in rows:
+        place = of_target.setdefault((row["target"], row["target_index"]), set())
+        place.add((row["width"], row["seed"]))
+    settings = {(width, seed) for width in (4, 8, 20) for seed in range(3)}
+    assert of_target == dict.fromkeys([("trained", 0), *(("drawn", i) for i in range(3))], settings)
     summary = json.loads((hidden_dim / "summary.json").read_text())
     assert summary["paper"] == {"gamma": 0.8, "delta": 0.06}
     assert {"gamma", "delta", "gamma_se", "delta_se"} <= summary["fit"].keys()
     for row in summary["rows"]:
-        errors = [r["error"] for r in rows if r["width"] == row["width"]]
+        where = [r for r in rows if all(r[name] == row[name] for name in ("width", "target"))]
+        errors = [r["error"] for r in where]
         assert row["mean"] == pytest.approx(np.mean(errors))
         assert row["std"] == pytest.approx(np.std(errors, ddof=1))
-        assert row["count"] == 3
-    assert summary["rows"][0]["mean"] > summary["rows"][-1]["mean"]
-    for told in summary["guarantees"]:
-        assert told["error"] <= told["bound"]
+        assert [row["low"], row["high"]] == pytest.approx(np.quantile(errors, (0.1, 0.9)))
+        assert row["count"] == (3 if row["target"] == "trained" else 9)
+        if row["target"] == "drawn":
+            means = [
+                np.mean([r["error"] for r in where if r["target_index"] == i]) for i in range(3)
+            ]
+            low, high = row["targets_low"], row["targets_high"]
+            assert [low, high] == pytest.approx(np.quantile(means, (0.1, 0.9)))
+    for target in ("trained", "drawn"):
+        of_widths = [row["mean"] for row in summary["rows"] if row["target"] == target]
+        assert of_widths[0] > of_widths[-1]
+    for row in summary["guarantees"]:
+        assert row["error"] <= row["bound"]
     config = json.loads((hidden_dim / "config.json").read_text())
     assert config["options"]["widths"] == [4, 8, 20]
+
+
+def test_the_fit_of_drawn_targets_is_made_of_all_and_of_each(hidden_dim):
+    rows = [json.loads(line) for line in (hidden_dim / "rows.jsonl").read_text().splitlines()]
+    drawn = [row for row in rows if row["target"] == "drawn"]
+    fit = json.loads((hidden_dim / "summary.json").read_text())["fit_drawn"]
+    widths = sorted({row["width"] for row in drawn})
+    means = np.array(
+        [
+            [
+                np.mean([r["error"] for r in drawn if (r["width"], r["target_index"]) == (n, i)])
+                for i in range(3)
+            ]
+            for n in widths
+        ]
+    )
+    assert fit["targets"] == 3
+    together = curves.exponential(widths, means.mean(axis=1))
+    assert fit["gamma"] == pytest.approx(together["gamma"], rel=1e-6)
+    single = [curves.exponential(widths, column)["delta"] for column in means.T]
+    assert fit["single"]["delta"]["50 %"] == pytest.approx(np.median(single), rel=1e-6)
+    assert fit["single"]["delta"]["10 %"] <= fit["single"]["delta"]["90 %"]
 
 
 def test_its_ticket_is_whole_and_computes_what_the_run_says(hidden_dim):
@@ -63,7 +99,8 @@ def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):
     with jax.enable_x64(True):  # as in the run
         config = experiment.Config(epochs=1)
         target = experiment.make_target(config)
-        x = experiment.test_inputs(target, config.test_sequences, config.length, 0)
+        sequences = experiment.test_sequences(config.test_sequences, config.length, 0)
+        x = data.with_token(target.token, sequences)
         report = ticket.verify(path, target=target.params, inputs=x)
         assert report.error == pytest.approx(report.ticket.metadata["error"], rel=1e-9)
         with pytest.raises(storage.CheckpointError, match="as recorded"):
@@ -73,7 +110,7 @@ def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):
 def test_a_trial_does_not_depend_on_what_else_is_in_the_batch(hidden_dim, tmp_path):
     """Neither on the other widths, nor on the padded size, nor on the number of seeds."""
     out = tmp_path / "alone"
-    small = ["--set", "widths=8", "--seeds", "2", "--set", "epochs=1", "--quiet"]
+    small = ["--set", "widths=8", "--seeds", "2", *SMALL]
     assert main(["hidden-dim", "--out", str(out), *small]) == 0
     alone, batched = sweep.load(out / "checkpoints"), sweep.load(hidden_dim / "checkpoints")
     for i, row in enumerate(alone.rows):
@@ -88,7 +125,7 @@ def test_a_trial_does_not_depend_on_what_else_is_in_the_batch(hidden_dim, tmp_pa
             np.testing.assert_array_equal(wide[inside], mask)
             assert wide.sum() == mask.sum()
         # float64 sums of a few products, grouped differently
-        assert batched.rows[j]["error"] == pytest.approx(row["error"], rel=1e-12)
+        np.testing.assert_allclose(batched.rows[j]["error"], row["error"], rtol=1e-12)
 
 
 def test_blocks_and_input_length_run(tmp_path):
@@ -101,10 +138,21 @@ def test_blocks_and_input_length_run(tmp_path):
         (b, n) for b in (1, 2) for n in (8, 16, 24)
     ]
     out = tmp_path / "length"
-    sets = ["--set", "lengths=8,600", "--set", "widths=8", "--set", "epochs=1"]
+    sets = [
+        "--set",
+        "lengths=8,600",
+        "--set",
+        "widths=8",
+        "--set",
+        "epochs=1",
+        "--set",
+        "targets=2",
+    ]
     assert main(["input-length", "--out", str(out), *small, *sets]) == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert [row["length"] for row in summary["rows"]] == [8, 600]
+    assert [(row["target"], row["length"]) for row in summary["rows"]] == [
+        (target, length) for target in ("trained", "drawn") for length in (8, 600)
+    ]
     assert (out / "input_length.svg").exists()
 
 

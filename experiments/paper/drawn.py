@@ -1,0 +1,69 @@
+"""Targets drawn from the theory's distribution and not trained: fits of all and of each target."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from experiments import curves, measure
+from slth_jax import initializers
+from slth_jax.types import AttentionParams
+
+WIDTH = 8  # d_K = d_V of a target, as of the trained target
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def draw(key: Key[Array, ""], count: int) -> AttentionParams:
+    """Draw `count` targets of one head, d_in = 2 and d_out = 1, stacked along the first axis."""
+
+    def target(key: Key[Array, ""]) -> AttentionParams:
+        return initializers.theory_attention(
+            key, num_heads=1, d_in=2, d_out=1, n_k=WIDTH, n_v=WIDTH
+        )
+
+    return jax.vmap(target)(jax.random.split(key, count))
+
+
+def means(
+    rows: Sequence[dict[str, Any]], by: str
+) -> tuple[list[Any], Float[np.ndarray, "points targets"]]:
+    """Return the values of column `by`, and each target's mean error over seeds at each of them."""
+    points = sorted({row[by] for row in rows})
+    targets = sorted({row["target_index"] for row in rows})
+    errors: dict[tuple[Any, int], list[float]] = {}
+    for row in rows:
+        errors.setdefault((row[by], row["target_index"]), []).append(row["error"])
+    return points, np.array([[np.mean(errors[x, t]) for t in targets] for x in points])
+
+
+def with_band(
+    summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], by: str
+) -> list[dict[str, Any]]:
+    """Add the 10th and 90th percentile over targets of a target's mean error to each row."""
+    points, of_targets = means(rows, by)
+    low, high = np.quantile(of_targets, (measure.BAND[0], measure.BAND[-1]), axis=1)
+    at = {x: (float(a), float(b)) for x, a, b in zip(points, low, high, strict=True)}
+    return [
+        {**row, "targets_low": at[row[by]][0], "targets_high": at[row[by]][1]} for row in summary
+    ]
+
+
+def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Fit ``gamma exp(-delta n)`` to the means of all targets, and to the means of each target.
+
+    Returns the fit of all targets, `targets`, their number, and `single`, the quantiles of the
+    single targets' gamma and delta.
+    """
+    widths, of_targets = means(rows, "width")
+    single = [curves.exponential(widths, column) for column in of_targets.T]
+    quantiles = {
+        name: {
+            f"{100 * q:.0f} %": float(np.quantile([fit[name] for fit in single], q))
+            for q in QUANTILES
+        }
+        for name in ("gamma", "delta")
+    }
+    together = curves.exponential(widths, of_targets.mean(axis=1))
+    return {**together, "targets": len(single), "single": quantiles}
