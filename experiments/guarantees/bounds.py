@@ -1,4 +1,4 @@
-"""What is guaranteed against what is measured: depth, input length, input bound at random."""
+"""Guaranteed against measured errors, for random depths, input lengths and input bounds."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import claims, curves, measure, options
+from experiments import curves, measure, options
 from experiments.folder import RunFolder, Sweep
 from experiments.guarantees import plots_bounds
 from experiments.guarantees.trial import Shape, bounded, make_trial
@@ -17,15 +17,15 @@ FLOAT64 = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from.
+    """The settings of a run.
 
     Attributes:
-      seeds: trials a setting; each draws its own target, source and input.
-      rules: how hidden units are dealt.
+      seeds: trials per setting; each draws a target, a source and an input.
+      rules: rules that assign hidden units to input coordinates.
       dims: widths d of the transformer.
-      heads: heads at each of dims.
+      heads: numbers of heads, as many as `dims`.
       units: hidden units n_MHA = n_FC of the source for each of the d coordinates.
-      depths: numbers of blocks B that are looked at; the largest is drawn.
+      depths: numbers of blocks B; the largest is drawn, smaller ones are its first blocks.
     """
 
     seeds: int = 560
@@ -52,7 +52,7 @@ PRESETS = {
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return what `run` computes."""
+    """Return the sweeps of `run`, to estimate its cost."""
     return [
         Sweep(
             f"{shape.rule}, d = {shape.d}",
@@ -79,8 +79,8 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     for shape, sweep in zip(_shapes(config), sweeps(config), strict=True):
         results = out.sweep(sweep)
         with out.progress(f"bounds, {sweep.part}") as update:
-            for done, found in enumerate(bounded(shape, results, config.depths)):
-                trials += found
+            for done, rows in enumerate(bounded(shape, results, config.depths)):
+                trials += rows
                 update(done + 1, len(results.rows))
     out.write_rows(trials)
     rows = measure.summarize(
@@ -110,7 +110,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
             ratio_on=("ratio_on", np.median),
         ),
         "fit": slopes(trials),
-        "claims": compare(trials),
+        "checks": check(trials),
         "paper": {
             "statement": "errors within epsilon at every T; widths grow with log(alpha^3), and "
             "by a constant factor in epsilon for every further block (Theorems 9, 11, 14)"
@@ -118,40 +118,44 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     }
 
 
-def compare(trials: Sequence[dict[str, Any]]) -> list[claims.Claim]:
-    """Say how many measured errors stay below either bound."""
-    told = []
-    for violated, what in (("violated", "all inputs"), ("violated_on", "the given input")):
+def check(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Count the measured errors that stay below either bound."""
+    checked = []
+    for violated, inputs in (("violated", "all inputs"), ("violated_on", "the given input")):
         broken = sum(row[violated] for row in trials)
-        here = f"{len(trials) - broken} of {len(trials)}"
-        words = f"measured errors within the bound for {what}"
-        told.append(claims.statement(words, "all", here, broken == 0, "all"))
-    return told
+        checked.append(
+            {
+                "what": f"measured errors within the bound for {inputs}",
+                "here": f"{len(trials) - broken} of {len(trials)}",
+                "holds": broken == 0,
+            }
+        )
+    return checked
 
 
 def slopes(trials: Sequence[dict[str, Any]], floor: float = 1e-12) -> dict[str, Any]:
-    """Return how the logarithm of each quantity grows with log alpha, log T and B.
+    """Return the slope of each quantity's logarithm on log alpha, log T and B.
 
-    Least squares with an intercept for each setting; at every depth for alpha and T, over all
-    depths for B (in factors a block). Tickets that err by less than `floor` are left out.
+    Least squares with an intercept per setting; at every depth for alpha and T, over all depths
+    for B (factors per block). Tickets with an error below `floor` are left out.
     """
     used = [row for row in trials if row["error"] > floor]
-    told: dict[str, Any] = {}
+    fitted: dict[str, Any] = {}
     for kind in plots_bounds.KINDS:
-        of = {}
+        by_depth = {}
         for depth in sorted({row["num_blocks"] for row in used}):
-            here = [row for row in used if row["num_blocks"] == depth]
-            by = [np.log([row[name] for row in here]) for name in ("alpha", "length")]
-            fit = curves.within(_settings(here), by, np.log([row[kind] for row in here]))
-            of[str(depth)] = dict(zip(("alpha", "length"), fit, strict=True)) if fit else {}
+            rows = [row for row in used if row["num_blocks"] == depth]
+            by = [np.log([row[name] for row in rows]) for name in ("alpha", "length")]
+            fit = curves.within(_settings(rows), by, np.log([row[kind] for row in rows]))
+            by_depth[str(depth)] = dict(zip(("alpha", "length"), fit, strict=True)) if fit else {}
         trial = [(*key, row["seed"]) for key, row in zip(_settings(used), used, strict=True)]
         depth_fit = curves.within(
             trial,
             [np.array([row["num_blocks"] for row in used], float)],
             np.log([row[kind] for row in used]),
         )
-        told[kind] = {"by_depth": of, "block": depth_fit[0] if depth_fit else {}}
-    return told
+        fitted[kind] = {"by_depth": by_depth, "block": depth_fit[0] if depth_fit else {}}
+    return fitted
 
 
 def _settings(rows: Sequence[dict[str, Any]]) -> list[tuple]:

@@ -1,4 +1,4 @@
-"""The picture of the bounds: what grows with input bound, input length and depth."""
+"""The picture of the bounds: growth with input bound, input length and depth."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KINDS = {"error": "measured", "bound_on": "guaranteed, these inputs", "bound": "
 
 
 def growth(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> Figure:
-    """Draw medians of all three against input bound, input length and depth."""
-    figure, (by_alpha, by_length, by_depth) = plots.several(3, 12.0, 3.8)
+    """Draw medians of error and bounds against input bound, input length and depth."""
+    figure, (by_alpha, by_length, by_depth) = plots.several(3, 12.0, 4.2)
     edges = 2 ** np.linspace(-2, 2, 9)
     for index, (kind, label) in enumerate(KINDS.items()):
         at = {depth: [row for row in trials if row["num_blocks"] == depth] for depth in depths}
@@ -43,7 +43,7 @@ def growth(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> Figure:
     for axes in (by_alpha, by_length, by_depth):
         axes.set_yscale("log")
     by_alpha.set_ylabel("largest error of a row, median")
-    by_depth.legend(frameon=False, fontsize=7)
+    by_depth.legend(frameon=False, fontsize=9)
     least, most = min(depths), max(depths)
     figure.suptitle(
         "Tickets in random transformers, measured and guaranteed "

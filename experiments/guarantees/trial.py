@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.paper.sources import narrow, narrow_layers, random_source
 from experiments.paper.targets import random_transformer
-from slth_jax import construction, ticket, transformer
+from slth_jax import construction, transformer
+from slth_jax import ticket as tickets
 from slth_jax.construction import guarantee, on_inputs
 from slth_jax.sweep import Results
 from slth_jax.transformer import Block, Linear
@@ -23,7 +24,7 @@ LENGTHS = (2, 4, 8, 16, 32, 64)
 
 
 class Shape(NamedTuple):
-    """What one compiled program is for."""
+    """The static sizes of one compiled program."""
 
     rule: str
     d: int
@@ -32,11 +33,11 @@ class Shape(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A trial's networks, a block each row of every array, and its input."""
+    """The networks of a trial, stacked block by block, and its input."""
 
     source: Block
     target: Block
-    x: Array  # [t, d], rows from `length` on are padding
+    x: Array  # [t, d], tokens from `length` on are padding
     alpha: Array
     length: Array
 
@@ -44,9 +45,10 @@ class Drawn(NamedTuple):
 def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
     """Draw target, source and input: alpha log-uniform in [1/4, 4], T one of `LENGTHS`.
 
-    Rows have random directions and norms up to alpha; the first is as long as alpha.
+    Tokens have random directions and norms up to alpha; the first has norm alpha. The target's
+    weights are scaled by `TARGET_SCALE` (value weights by TARGET_SCALE / H): its norms are small.
     """
-    # Other widths have other targets, sources and inputs; the rules are compared on the same.
+    # Another width has another target, source and input; all rules get the same.
     key = jax.random.fold_in(key, width)
     for_target, for_source, for_x, for_alpha, for_length = jax.random.split(key, 5)
 
@@ -81,14 +83,14 @@ def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
 
 
 def make_trial(shape: Shape):
-    """Return the trial: draw, prune block by block, measure the error behind every block."""
+    """Return the trial: draw, prune block by block, measure the error after every block."""
 
     def trial(key: Key, hparams: Hparams):
         drawn = draw(shape, key, hparams["width"], hparams["width_max"])
         prune = partial(construction.prune_transformer, construction=shape.rule)
         masks = jax.vmap(lambda s, t: prune((s,), (t,))[0])(drawn.source, drawn.target)
         wide = partial(jax.tree.map, lambda w: w.astype(drawn.x.dtype))
-        found = wide(construction.apply_masks(drawn.source, masks))
+        ticket = wide(construction.apply_masks(drawn.source, masks))
         inside = jnp.arange(drawn.x.shape[0]) < drawn.length
         attn_mask = jnp.broadcast_to(inside[None], (inside.size, inside.size))
 
@@ -100,7 +102,7 @@ def make_trial(shape: Shape):
             apart = jnp.linalg.norm(rows[0] - rows[1], axis=-1)
             return rows, jnp.max(jnp.where(inside, apart, 0))
 
-        _, error = jax.lax.scan(step, (drawn.x, drawn.x), (found, wide(drawn.target)))
+        _, error = jax.lax.scan(step, (drawn.x, drawn.x), (ticket, wide(drawn.target)))
         return {"error": error, "alpha": drawn.alpha, "length": drawn.length}, masks
 
     return trial
@@ -109,16 +111,16 @@ def make_trial(shape: Shape):
 def bounded(
     shape: Shape, results: Results, depths: Sequence[int]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each trial, one for each depth: measured, guaranteed for all, for this x.
+    """Yield the rows of each trial, one per depth: measured error, bound for all x, for this x.
 
-    Errors are measured in float64, so the guarantees are for that.
+    Errors are measured in float64, and the round-off terms of the bounds are of float64.
     """
     widest = max(row["width"] for row in results.rows)
     again = jax.jit(partial(draw, shape, width_max=widest))
     for index, row in enumerate(results.rows):
         width = int(row["width"])
         drawn = jax.tree.map(
-            np.asarray, again(jax.random.key(row["seed"], impl=ticket.IMPL), width=width)
+            np.asarray, again(jax.random.key(row["seed"], impl=tickets.IMPL), width=width)
         )
         source, target, masks = _blocks(shape, drawn, results.arrays(index), width)
         x = drawn.x[None, : int(drawn.length)]
@@ -165,11 +167,11 @@ def _blocks(shape: Shape, drawn: Drawn, stored: Any, width: int) -> tuple[Any, A
     layers = tuple(Linear(layer["w"]) for layer in stored["layers"].values())
     source, target, masks = [], [], []
     for b in range(shape.depth):
-        one = partial(jax.tree.map, lambda w, b=b: w[b])
-        from_block, mask = one(drawn.source), one(Block(named, layers))
+        block = partial(jax.tree.map, lambda w, b=b: w[b])
+        from_block, mask = block(drawn.source), block(Block(named, layers))
         source.append(_narrow(from_block, width))
         masks.append(_narrow(mask, width))
-        target.append(one(drawn.target))
+        target.append(block(drawn.target))
     return source, target, masks
 
 

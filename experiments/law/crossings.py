@@ -1,4 +1,4 @@
-"""The width at which an error is met: where a measured curve crosses a level, with its interval."""
+"""The least width for an error: the crossing of a measured curve with a level, and its interval."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ RESAMPLES = 400
 def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
     """Return the least width from which on the error stays below `level`.
 
-    Between two measured widths ``log error`` is taken as linear. NaN where `level` is met at the
-    smallest width already, or not at the largest.
+    Between two measured widths ``log error`` is interpolated linearly. NaN if the smallest width
+    already meets `level`, or if the largest does not.
     """
     w, log = np.asarray(widths, float), np.log(np.maximum(np.asarray(errors, float), 1e-30))
     above = np.flatnonzero(log > np.log(level))
@@ -28,12 +28,12 @@ def with_interval(
     """Return the crossing of the mean error (or of a percentile), and its bootstrap interval.
 
     Args:
-      widths: w of them, growing.
-      errors: `[w, sources, sequences]`. Sources are drawn again with replacement, the same ones at
-        every width, 400 times with a fixed seed; `low` and `high` are the 2.5th and 97.5th
+      widths: w growing numbers.
+      errors: `[w, sources, sequences]`. Sources are resampled with replacement, the same sources
+        at every width, 400 times with a fixed seed; `low` and `high` are the 2.5th and 97.5th
         percentile.
-      level: the error that is wished.
-      percentile: of all sequences of all sources; None for the mean.
+      level: the target error.
+      percentile: a percentile over all sequences of all sources; None for the mean.
     """
 
     def curve(of: np.ndarray) -> np.ndarray:

@@ -1,13 +1,18 @@
-"""Forms of the law, by least squares on the measured widths."""
+"""Forms of the law, by least squares on the measured widths.
+
+Widths of one shape (d, H) share targets and sources, so standard errors are clustered by shape.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from scipy import stats
 
 Row = dict[str, Any]
 
-# What ``n / d`` is regressed on: the logarithm of ``H^a d^b / epsilon``.
+# n / d is regressed on the logarithm of H^a d^b / epsilon.
 FORMS = {
     "H d^(3/2) / eps": (1.0, 1.5),
     "d^(3/2) / eps": (0.0, 1.5),
@@ -17,19 +22,22 @@ FORMS = {
     "H^(1/2) d^(3/2) / eps": (0.5, 1.5),
 }
 
+SMALL_ERRORS = 0.01
+"""The largest error of the law in bits: above it a few units per input are met too coarsely."""
 
-def logarithm(rows: Sequence[Row], form: str) -> np.ndarray:
+
+def logarithm(rows: Sequence[Row], form: str) -> Float[np.ndarray, " n"]:
     """Return ``log(H^a d^b / eps)`` of each row."""
     a, b = FORMS[form]
-    h, d, eps = (np.array([row[name] for row in rows], float) for name in ("heads", "d", "eps"))
+    h, d, eps = _columns(rows)
     return a * np.log(h) + b * np.log(d) - np.log(eps)
 
 
 def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
     """Fit ``n / d = intercept + slope log(form)``; spread, R^2, and residuals by d and by H."""
-    x, y = logarithm(rows, form), np.array([row["width"] / row["d"] for row in rows])
+    x, y = logarithm(rows, form), _units(rows)
     design = np.stack([np.ones_like(x), x], axis=1)
-    beta, se, residual, r2 = _least_squares(design, y)
+    beta, se, residual, r2 = _least_squares(design, y, _shapes(rows))
     return {
         "form": form,
         "intercept": beta[0],
@@ -46,13 +54,12 @@ def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
 def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     """Fit ``n / d = intercept + slope log(1 / eps) + d log(d) + heads log(H) (+ small / d^2)``.
 
-    The paper's form has ``d / slope = 3/2`` and ``heads / slope = 1``; `small` is the price of the
-    few units of a small d. `low` and `high` are the least and largest share of the fitted width
-    that is needed: with a margin of at least `high` every point is met, with one below twice
-    `low` none by half of it.
+    In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small` covers the
+    few units of a small d. `low` and `high` are the least and the largest ratio of a measured width
+    to the fitted one: with a margin of `high` every point is met, with less than `low` none is.
     """
-    h, d, eps = (np.array([row[name] for row in rows], float) for name in ("heads", "d", "eps"))
-    y = np.array([row["width"] / row["d"] for row in rows])
+    h, d, eps = _columns(rows)
+    y = _units(rows)
     columns = {
         "intercept": np.ones_like(h),
         "slope": -np.log(eps),
@@ -61,7 +68,8 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     }
     if small:
         columns["small"] = d**-2.0
-    beta, se, residual, r2 = _least_squares(np.stack(list(columns.values()), axis=1), y)
+    design = np.stack(list(columns.values()), axis=1)
+    beta, se, residual, r2 = _least_squares(design, y, _shapes(rows))
     out: dict[str, Any] = {}
     for name, value, error in zip(columns, beta, se, strict=True):
         out |= {name: value, f"{name}_se": error}
@@ -76,11 +84,76 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     }
 
 
-def _least_squares(design: np.ndarray, y: np.ndarray):
+def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
+    """Fit ``n / d = slope log2(1 / eps) + log2(n / d) / 2 + c(d, H)`` to errors up to 1 %.
+
+    The sums of n / d random samples take 2^(n / d) values in a range that grows with the root of
+    n / d, hence the second term. A slope of 1 means one bit of precision per unit. The slope is
+    common to all shapes, with an interval clustered by shape. `shapes` contains each shape's
+    separate slope, and its c(d, H) at a slope of exactly 1. `rms` is the residual at slope 1.
+    """
+    rows = [row for row in rows if row["eps"] <= SMALL_ERRORS * (1 + 1e-9)]
+    counts = {shape: _shapes(rows).count(shape) for shape in dict.fromkeys(_shapes(rows))}
+    rows = [row for row in rows if counts[row["d"], row["heads"]] >= 2]
+    if len(counts) < 3 or not rows:
+        return {}
+    _, _, eps = _columns(rows)
+    units = _units(rows)
+    x, y = -np.log2(eps), units - np.log2(units) / 2
+    shapes, group = np.unique(np.array(_shapes(rows)), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    dummies = (group[:, None] == np.arange(len(shapes))[None]).astype(float)
+    beta, se, _, _ = _least_squares(np.concatenate([x[:, None], dummies], axis=1), y, _shapes(rows))
+    half = float(stats.t.ppf(0.975, len(shapes) - 1)) * se[0]
+    of_shape = []
+    residuals = []
+    for index, (d, heads) in enumerate(shapes.tolist()):
+        inside = group == index
+        c = float(np.mean(y[inside] - x[inside]))
+        residuals.append(y[inside] - x[inside] - c)
+        slope = float(np.polyfit(x[inside], y[inside], 1)[0])
+        plain = float(np.polyfit(-np.log(eps[inside]), units[inside], 1)[0])
+        of_shape.append({"d": d, "heads": heads, "slope": slope, "plain_slope": plain, "c": c})
+    slopes = [shape["slope"] for shape in of_shape]
+    return {
+        "slope": beta[0],
+        "low": beta[0] - half,
+        "high": beta[0] + half,
+        "median_slope": float(np.median(slopes)),
+        "least_slope": min(slopes),
+        "largest_slope": max(slopes),
+        "rms": float(np.sqrt(np.mean(np.concatenate(residuals) ** 2))),
+        "count": len(rows),
+        "shapes": of_shape,
+    }
+
+
+def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return heads, d and epsilon of each row."""
+    h, d, eps = (np.array([row[name] for row in rows], float) for name in ("heads", "d", "eps"))
+    return h, d, eps
+
+
+def _units(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([row["width"] / row["d"] for row in rows])
+
+
+def _shapes(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    return [(row["d"], row["heads"]) for row in rows]
+
+
+def _least_squares(design: np.ndarray, y: np.ndarray, groups: Sequence[tuple[int, int]]):
+    """Return coefficients, their standard errors clustered by group, residuals and R^2."""
     beta, *_ = np.linalg.lstsq(design, y, rcond=None)
     residual = y - design @ beta
-    freedom = max(len(y) - design.shape[1], 1)
-    covariance = np.linalg.pinv(design.T @ design) * (residual @ residual / freedom)
+    scores = design * residual[:, None]
+    names = list(dict.fromkeys(groups))
+    sums = np.array([scores[[g == name for g in groups]].sum(axis=0) for name in names])
+    bread = np.linalg.pinv(design.T @ design)
+    n, p, g = len(y), np.linalg.matrix_rank(design), len(names)
+    # The usual correction for few groups; residuals within a group may depend on each other.
+    correction = g / max(g - 1, 1) * (n - 1) / max(n - p, 1)
+    covariance = bread @ (sums.T @ sums) @ bread * correction
     r2 = float(1 - residual @ residual / max(((y - y.mean()) ** 2).sum(), 1e-30))
     return [float(b) for b in beta], [float(s) for s in np.sqrt(np.diag(covariance))], residual, r2
 

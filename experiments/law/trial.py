@@ -1,4 +1,4 @@
-"""One trial of the law: a random target, a random source, its ticket, and where it errs."""
+"""One trial of the law: a random target, a random source, its ticket, and its failing entries."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ _TARGET = 1 << 20  # folded into a trial's key: the source's units use the numbe
 
 
 def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
-    """Draw Gaussian projections of spectral norm 1 a head, of width ``max(1, d / H)``."""
+    """Draw Gaussian projections of spectral norm 1 per head, of width ``max(1, d / H)``."""
     d_k = max(1, d // num_heads)
 
     def projection(key: Key, shape: tuple[int, ...]) -> Array:
@@ -28,7 +28,7 @@ def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
 
 
 def drawn_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
-    """Draw a target from the theory's own distribution; its large entries strain a source."""
+    """Draw a target from the theory's distribution; its large entries are hard to reach."""
     d_k = max(1, d // num_heads)
     return initializers.theory_attention(
         key, num_heads=num_heads, d_in=d, d_out=d, n_k=d_k, n_v=d_k
@@ -55,15 +55,15 @@ def make_trial(
     tokens: int,
     norm: float = 1.0,
 ):
-    """Return the trial of one shape and rule; its metrics are those of `_measure`.
+    """Return the trial of one shape and rule; `_measure` describes its metrics.
 
-    Every seed draws its own target, inputs and source.
+    Every seed draws a target, inputs and a source.
     """
 
     def trial(key: Key, hparams: Hparams):
         width = hparams["width"]
         for_target, for_inputs = jax.random.split(jax.random.fold_in(key, _TARGET))
-        wanted = TARGETS[target](for_target, num_heads=num_heads, d=d)
+        drawn = TARGETS[target](for_target, num_heads=num_heads, d=d)
         x = inputs(for_inputs, sequences=sequences, tokens=tokens, d=d, norm=norm)
         source = initializers.theory_attention(
             key,
@@ -74,8 +74,8 @@ def make_trial(
             n_v=width,
             padded=hparams["width_max"],
         )
-        masks = construction.prune_attention(source, wanted, construction=rule)
-        return _measure(source, masks, wanted, x)
+        masks = construction.prune_attention(source, drawn, construction=rule)
+        return _measure(source, masks, drawn, x)
 
     return trial
 
@@ -83,29 +83,29 @@ def make_trial(
 def _measure(source, masks, target, x: Array) -> dict[str, Array]:
     """Return the errors of a ticket.
 
-    `error`: the largest 2-norm over tokens, of the mean sequence; `of_sequence`: of each. Of the
-    entries of all merged matrices: `median`, `worst_share`, the share of the sum of errors that
-    the worst 1 % make, and for the entries whose error alone would use up `LEVELS` of output
-    error, ``|error| d > level``: how many there are (`failed`), how many of them lie beyond the
-    sum of their samples of one sign (`beyond`), and how many of those have samples whose sum is
-    less than half of the median entry's (`small`). `kept`: the share of connections in the ticket.
+    `error` is the mean over sequences of `of_sequence`, the largest 2-norm over tokens. Over the
+    entries of all merged matrices: `median`; `worst_share`, the share of the sum of errors that
+    the worst 1 % make. An entry fails at a level of output error if ``|error| d > level``; per
+    level, `failed` counts such entries, `beyond` those larger than the sum of their samples of one
+    sign, and `small` those among them whose samples sum to less than half of the median entry's.
+    `kept` is the share of connections in the ticket.
     """
     error = errors.attention_errors(source, masks, target, x)
     ticket = construction.apply_masks(source, masks)
-    merged, wanted = (attention.merge(params) for params in (ticket, target))
+    merged, expected = (attention.merge(params) for params in (ticket, target))
     off, far, low = [], [], []
     root = jnp.sqrt(jnp.asarray(source.key_width, jnp.float32))
     turn = jnp.matrix_transpose
     products = (
-        (source.w_q / root, turn(source.w_k * masks.w_k), merged.w_qk, wanted.w_qk),
-        (turn(source.w_o), turn(source.w_v * masks.w_v), turn(merged.w_vo), turn(wanted.w_vo)),
+        (source.w_q / root, turn(source.w_k * masks.w_k), merged.w_qk, expected.w_qk),
+        (turn(source.w_o), turn(source.w_v * masks.w_v), turn(merged.w_vo), turn(expected.w_vo)),
     )
-    for left, right, got, value in products:
-        off.append(jnp.abs(got - value).ravel())
+    for left, right, reached, value in products:  # [h, p, n], [h, n, r], [h, p, r], [h, p, r]
+        off.append(jnp.abs(reached - value).ravel())
         most, least = _reach(left, right)
         far.append(((value > most) | (value < -least)).ravel())
-        own = jnp.where(value > 0, most, least)
-        low.append((own < 0.5 * jnp.median(own)).ravel())
+        reach = jnp.where(value > 0, most, least)
+        low.append((reach < 0.5 * jnp.median(reach)).ravel())
     entry, beyond, small = (jnp.concatenate(parts) for parts in (off, far, low))
     worst = jax.lax.top_k(entry, math.ceil(entry.size / 100))[0]
     d = value.shape[-1]

@@ -21,7 +21,7 @@ from slth_jax.types import Array, Hparams, Key
 FLOAT64 = True
 
 PAPER_RANGE = (100, 225)
-# Below this multiple of the measured floor, rounding bends the curve.
+# Below this multiple of the rounding error, rounding bends the curve.
 ABOVE_FLOOR = 10
 
 
@@ -132,13 +132,13 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Fit the decay rate on the shallowest transformer and only gamma on the others.
+    """Fit the decay rate on the shallowest transformer and only gamma on deeper ones.
 
-    The fit uses the widths whose mean is at least ten times the floor, the median at the largest
-    width (rare values out of reach do not move a median). Lines are fitted to the logarithms, as
-    the means span many decades. `residual` is the root mean square distance of the logarithms
-    from the line. `one_rate_serves` is true if each depth's separate rate lies within two standard
-    errors (of both rates) of the shared rate.
+    The fit uses the widths whose mean is at least ten times the rounding error, which is the
+    median at the best width (rare values out of reach do not move a median). Lines are fitted to
+    the logarithms, as the means span many decades. `residual` is the root mean square distance of
+    the logarithms from the line. `one_rate_serves` is true if each depth's separate rate lies
+    within two standard errors (of both rates) of the shared rate.
     """
     depths: dict[str, Any] = {}
     shared: dict[str, float] = {}

@@ -117,7 +117,7 @@ def draw_source(key: Key, hparams: Hparams) -> AttentionParams:
 def make_trial(targets: Targets, sequences: Array, rule: str):
     """Return the trial: draw a source, compute a ticket and its error for each of g targets.
 
-    Metrics are arrays `[g]`; the masks are those of the first target.
+    Metrics are arrays `[g]`; the masks of the first target are returned.
     """
 
     def trial(key: Key, hparams: Hparams):

@@ -25,17 +25,17 @@ def test_a_crossing_of_an_exponential_is_the_closed_form():
 
 def test_the_interval_holds_the_crossing_and_narrows_with_the_sources():
     rng = np.random.default_rng(1)
-    found = {}
+    crossing = {}
     for sources in (10, 160):
         noise = rng.lognormal(-0.5 * 0.8**2, 0.8, size=(5, sources, 3))
         measured = 2.0 * np.exp(-0.3 * WIDTHS)[:, None, None] * noise
-        found[sources] = crossings.with_interval(WIDTHS, measured, 0.05)
-        assert found[sources]["low"] <= found[sources]["width"] <= found[sources]["high"]
-    few, many = (found[n]["high"] - found[n]["low"] for n in (10, 160))
+        crossing[sources] = crossings.with_interval(WIDTHS, measured, 0.05)
+        assert crossing[sources]["low"] <= crossing[sources]["width"] <= crossing[sources]["high"]
+    few, many = (crossing[n]["high"] - crossing[n]["low"] for n in (10, 160))
     assert many < 0.75 * few
-    assert found[160]["width"] == pytest.approx(np.log(2 / 0.05) / 0.3, abs=1.0)
+    assert crossing[160]["width"] == pytest.approx(np.log(2 / 0.05) / 0.3, abs=1.0)
     of_tail = crossings.with_interval(WIDTHS, measured, 0.05, percentile=95)
-    assert of_tail["width"] > found[160]["width"]
+    assert of_tail["width"] > crossing[160]["width"]
 
 
 def _rows(law):
@@ -60,6 +60,28 @@ def test_the_regression_finds_the_law_and_its_powers():
     assert [law[name] for name in names] == pytest.approx([3, 1.5, 2.25, 1.5, 8, 1, 1])
 
 
+def test_the_law_in_bits_recovers_its_constants_and_clusters_by_shape():
+    """Widths of n / d = log2(1 / eps) + log2(n / d) / 2 + c: slope 1, and the constants."""
+    rows = []
+    shapes = {(2, 1): 0.5, (4, 1): 1.5, (8, 1): 2.0, (8, 4): 3.0}
+    for (d, h), c in shapes.items():
+        for eps in (0.1, 0.01, 0.003, 0.001):
+            units = 10.0
+            for _ in range(60):
+                units = np.log2(1 / eps) + np.log2(units) / 2 + c
+            rows.append({"d": d, "heads": h, "eps": eps, "width": d * units})
+    law = regression.in_bits(rows)
+    assert law["slope"] == pytest.approx(1) and law["count"] == 12  # eps = 0.1 is left out
+    assert {(s["d"], s["heads"]): s["c"] for s in law["shapes"]} == pytest.approx(shapes)
+    assert law["rms"] < 1e-9 and law["high"] - law["low"] < 1e-6
+    for row in rows:  # one shape grows with another slope
+        row["width"] *= 1 + 0.2 * (row["d"] == 2) * np.log10(0.1 / row["eps"])
+    tilted = regression.in_bits(rows)
+    assert tilted["low"] < tilted["median_slope"] < tilted["slope"] < tilted["largest_slope"]
+    assert tilted["high"] - tilted["low"] > 0.1
+    assert regression.in_bits(rows[:8]) == {}
+
+
 def test_failing_entries_are_counted_as_numpy_does():
     d, n = 3, 9
     of_target, of_source = jax.random.split(jax.random.key(5))
@@ -68,15 +90,15 @@ def test_failing_entries_are_counted_as_numpy_does():
     masks = construction.prune_attention(source, target, construction="proof")
     x = trial.inputs(of_target, sequences=2, tokens=4, d=d)
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), np.sqrt(d), rtol=1e-6)
-    found = trial._measure(source, masks, target, x)
-    got = attention.merge(construction.apply_masks(source, masks))
-    wanted = attention.merge(target)
+    measured = trial._measure(source, masks, target, x)
+    reached = attention.merge(construction.apply_masks(source, masks))
+    merged = attention.merge(target)
     failed, beyond = np.zeros((2, len(trial.LEVELS)), int)
     for which, left, right in (
         ("w_qk", source.w_q[0] / np.sqrt(n), (source.w_k * masks.w_k)[0].T),
         ("w_vo", source.w_o[0].T, (source.w_v * masks.w_v)[0].T),
     ):
-        value, ticket = (np.asarray(getattr(of, which)[0], np.float64) for of in (wanted, got))
+        value, ticket = (np.asarray(getattr(of, which)[0], np.float64) for of in (merged, reached))
         if which == "w_vo":
             value, ticket = value.T, ticket.T
         for i, j in itertools.product(range(d), range(d)):
@@ -86,9 +108,9 @@ def test_failing_entries_are_counted_as_numpy_does():
             failed += bad
             beyond += bad & (not least <= value[i, j] <= most)
     assert failed[-1] > 0 and beyond.any()  # narrow enough that there is something to count
-    np.testing.assert_array_equal(found["failed"], failed)
-    np.testing.assert_array_equal(found["beyond"], beyond)
-    assert (np.asarray(found["small"]) <= beyond).all() and int(found["entries"]) == 2 * d * d
+    np.testing.assert_array_equal(measured["failed"], failed)
+    np.testing.assert_array_equal(measured["beyond"], beyond)
+    assert (np.asarray(measured["small"]) <= beyond).all() and int(measured["entries"]) == 2 * d * d
 
 
 def test_targets_have_spectral_norm_one():

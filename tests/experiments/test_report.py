@@ -61,6 +61,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     small = ["--seeds", "2", "--quiet", "--set", "test_sequences=2", "--set", "epochs=1"]
     four = ["reproduce", "hidden-dim", "--out", str(out), "--set", "widths=4,8,12"]
+    four += ["--set", "targets=2"]
     assert main([*four, *small]) == 0
     assert "hidden-dim/rows.jsonl" in Page((out / "report.html").read_text()).links
     shutil.copytree(out / "hidden-dim", out / "again")
@@ -81,7 +82,7 @@ def test_every_number_on_the_page_comes_from_the_runs(folder):
         words = [registry.EXPERIMENTS["hidden-dim"].shows, *leaves(summary), *leaves(config)]
         known |= {number for word in words for number in NUMBER.findall(word)}
     agree = sum(claim["verdict"] == "agrees" for claim in claims)
-    assert len(claims) == 8 and f"{agree} of {len(claims)} comparisons" in "".join(page.texts)
+    assert len(claims) == 16 and f"{agree} of {len(claims)} comparisons" in "".join(page.texts)
     known |= {str(agree), str(len(claims))}
     shown = set(NUMBER.findall(" ".join(page.texts)))
     assert len(shown) > 40 and shown <= known
@@ -161,7 +162,7 @@ def test_verdicts_follow_the_intervals():
         {"depth": d, "width": w, "mean": m}
         for d, w, m in [(1, 4, 0.1), (2, 4, 0.2), (1, 8, 0.3), (2, 8, 0.2)]
     ]
-    assert claims.in_order(rows, "depth", "width") == (1, 2)
+    assert claims.pairs_in_order(rows, "depth", "width") == (1, 2)
     paired = [{"model": "tiny", "scale": 2.83, "difference": -0.1, "low": -0.2, "high": -0.05}]
     told = weight_scale.compare((1.0, 2.83), {"tiny": {"best_scale": 2.83}}, paired)
     assert [claim["verdict"] for claim in told] == ["agrees", "agrees"]
