@@ -1,7 +1,6 @@
 """What the command line does: list, describe, estimate and run experiments."""
 
 import argparse
-import datetime
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,8 @@ PAGE = "report.html"
 def command(options: argparse.Namespace) -> None:
     """Do what the parsed command line says."""
     if options.name == "list":
-        for name, (_, shows) in registry.EXPERIMENTS.items():
-            print(f"{name:<16}{shows}")
+        for name, experiment in registry.EXPERIMENTS.items():
+            print(f"{name:<16}{experiment.shows}")
         return
     if options.name == "report":
         _report(options.names, options.out)
@@ -48,22 +47,24 @@ def command(options: argparse.Namespace) -> None:
 
 
 def _report(folders: Sequence[str], page: str | None) -> None:
-    """Write the page of finished runs, and say where it is."""
+    """Write the page of finished runs and print its path."""
     if not folders:
         raise checks.fail("report", "followed by folders of finished runs", "none")
     registry.require("report", ("jinja2",))
     from experiments import report
 
-    print(report.write(folders, page or os.path.join(folders[0], PAGE)))
+    print(report.write(folders, page or PAGE))
 
 
 def describe(name: str) -> Iterator[str]:
     """Yield lines on an experiment: what it shows, its presets, and its options."""
     names = {"reproduce": registry.REPRODUCE, "list": (), "report": ()}.get(name, (name,))
-    for one in names:
-        presets = registry.load(one).PRESETS
-        yield f"\n{one}: {registry.EXPERIMENTS[one].shows}"
-        yield f"presets: {', '.join(presets)}"
+    for experiment in names:
+        presets = registry.load(experiment).PRESETS
+        yield f"\n{experiment}: {registry.EXPERIMENTS[experiment].shows}"
+        yield "presets (--preset NAME; times on two CPU cores):"
+        notes = registry.EXPERIMENTS[experiment].presets
+        yield from (f"  {preset:<8}{notes[preset]}" for preset in presets)
         yield "options, with the values of the preset quick (--set OPTION=VALUE):"
         yield from of.describe(presets["quick"])
 
@@ -126,9 +127,7 @@ def _run(
                 "figures": out.captions,
                 "seconds": round(time.perf_counter() - started, 3),
                 "peak_memory_gib": round(peak_bytes() / 2**30, 3),
-                "date": datetime.date.today().isoformat(),
-                "versions": machine.versions(),
-                "device": machine.device(),
+                **machine.report(),
             }
             out.write_summary(summary)
         if first:

@@ -1,11 +1,14 @@
-"""This machine: what it is, how fast it is, and what sweeps would cost on it."""
+"""This machine: its description, its speed, and the cost of sweeps on it."""
 
 import datetime
 import math
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +19,27 @@ from slth_jax.cli.memory import peak_bytes
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that results may depend on."""
-    return {
+    """Return the versions that results may depend on, the commit of a clone among them."""
+    named = {
         "slth_jax": __version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
+    name = commit()
+    return named | {"commit": name} if name else named
+
+
+def commit() -> str:
+    """Return the commit of the clone that holds this file, '+' if files differ; else ''."""
+    root = str(Path(__file__).parents[1])
+    try:
+        described = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return described.stdout.strip()
 
 
 def device() -> str:
@@ -29,13 +47,17 @@ def device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
 
 
-def now() -> dict[str, object]:
-    """Return date, versions and devices, as results keep them."""
-    return {"date": datetime.date.today().isoformat(), **versions(), "device": device()}
+def report() -> dict[str, Any]:
+    """Return date, versions and devices: the part of a result that describes the machine."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "device": device(),
+    }
 
 
 def products_per_second(size: int = 1024, dtype: str = "float32") -> float:
-    """Measure the floating-point operations a second of matrix products on one device."""
+    """Measure the floating-point operations per second of matrix products on one device."""
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()
@@ -55,29 +77,29 @@ def duration(seconds: float) -> str:
 
 
 def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
-    """Run one batch of each sweep at its largest size, and return the estimate for all of it.
+    """Run a batch of each sweep at its largest size; return the estimate for all sweeps.
 
-    Time grows with the number of trials beside what is compiled; memory is this process's, and
-    does not grow with them.
+    Time is compilation plus a time per trial; memory is this process's peak, which does not depend
+    on the number of trials.
     """
     lines, total = [], 0.0
-    for one in sweeps:
-        count = seeds * math.prod(map(len, one.grid.values()))
-        # One point, the largest sizes: all programs of the sweep are as this one.
+    for planned in sweeps:
+        count = seeds * math.prod(map(len, planned.grid.values()))
+        # A point with the largest sizes: every program of the sweep has this size.
         point = {
-            name: (max(values) if name in one.padded else values[0],)
-            for name, values in one.grid.items()
+            name: (max(values) if name in planned.padded else values[0],)
+            for name, values in planned.grid.items()
         }
-        probed = min(count, (one.batch or 16) * jax.device_count())
-        done = sweep.run(one.trial, seeds=probed, **one.options() | {"grid": point})
-        # Every combination of the other values has its own program.
+        probed = min(count, (planned.batch or 16) * jax.device_count())
+        done = sweep.run(planned.trial, seeds=probed, **planned.options() | {"grid": point})
+        # Every combination of the values that are not padded has a program of its own.
         compiled = math.prod(
-            len(values) for name, values in one.grid.items() if name not in one.padded
+            len(values) for name, values in planned.grid.items() if name not in planned.padded
         )
         seconds = done.compile_seconds * compiled + done.run_seconds * count / probed
         total += seconds
         lines.append(
-            f"  {one.what}: {count:,} trials at {1e3 * done.run_seconds / probed:.3g} ms, "
+            f"  {planned.what}: {count:,} trials at {1e3 * done.run_seconds / probed:.3g} ms, "
             f"compiling {done.compile_seconds:.1f} s"
         )
     lines.append(

@@ -1,7 +1,7 @@
-"""One page of finished runs: figures beside the paper's numbers, tables, settings, machine.
+"""One page of finished runs: prose, figures beside the paper's numbers, tables, settings, machine.
 
-`gather` reads a run's folder, `render` makes the page, `write` puts it down. The page is one file
-without scripts: pictures are in it, and only the links to raw files lead out, to their folders.
+`gather` reads a run's folder, `render` makes the page, `write` saves it. The page is one file
+without scripts: it contains the pictures, and only links to raw files lead to the runs' folders.
 """
 
 import base64
@@ -27,11 +27,12 @@ class Figure(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a page tells of one run."""
+    """One run as the page shows it."""
 
     path: Path
     name: str
     shows: str
+    see: str
     summary: Mapping[str, Any]
     settings: Mapping[str, Any]
     figures: tuple[Figure, ...]
@@ -40,39 +41,45 @@ class Run(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """The names of all columns of the rows, in order."""
-        return list(dict.fromkeys(name for row in self.summary["rows"] for name in row))
+        return tables.columns_of(self.summary["rows"])
 
     @property
-    def details(self) -> list[str]:
+    def facts(self) -> list[str]:
         """Fits and facts of the target, a line each."""
-        parts = [(name, self.summary.get(name)) for name in ("fit", "paper", "target")]
+        parts = [(name, self.summary.get(name)) for name in ("fit", "fit_drawn", "paper", "target")]
         return [line for name, value in parts if value for line in tables.lines(name, value)]
+
+    @property
+    def legend(self) -> list[str]:
+        """Explanations of the names on the page, a line each."""
+        words = [word.strip(",:") for line in self.facts for word in line.split()]
+        return tables.legend([*self.columns, *words])
 
     @property
     def machine(self) -> dict[str, Any]:
         """Date, device, versions, time and memory."""
-        told = {name: self.summary.get(name) for name in ("preset", "date", "device")}
-        told |= self.summary.get("versions", {})
-        told["time"] = machine.duration(self.summary["seconds"])
+        facts = {name: self.summary.get(name) for name in ("preset", "date", "device")}
+        facts |= self.summary.get("versions", {})
+        facts["time"] = machine.duration(self.summary["seconds"])
         if "peak_memory_gib" in self.summary:
-            told["peak memory of the process, GiB"] = self.summary["peak_memory_gib"]
-        return {name: value for name, value in told.items() if value is not None}
+            facts["peak memory of the process, GiB"] = self.summary["peak_memory_gib"]
+        return {name: value for name, value in facts.items() if value is not None}
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Return the folders of finished runs: those named, and those in the ones named.
+    """Return the folders of finished runs: each path itself, or the finished runs inside it.
 
     Raises:
       ValueError: a path is neither; one line.
     """
-    found: list[Path] = []
+    folders: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(path.glob(f"*/{folder.SUMMARY}"), key=lambda file: file.stat().st_mtime_ns)
-        here = [path] if (path / folder.SUMMARY).exists() else [file.parent for file in inside]
-        if not here:
+        runs = [path] if (path / folder.SUMMARY).exists() else [file.parent for file in inside]
+        if not runs:
             raise checks.fail("DIR", f"a folder of finished runs, with {folder.SUMMARY}", path)
-        found += here
-    return found
+        folders += runs
+    return folders
 
 
 def gather(path: Path) -> Run:
@@ -88,14 +95,16 @@ def gather(path: Path) -> Run:
             f"{path / folder.SUMMARY} is damaged: it lacks one of {', '.join(needed)}"
         )
     name = summary["experiment"]
-    shows = registry.EXPERIMENTS[name].shows if name in registry.EXPERIMENTS else name
+    known = registry.EXPERIMENTS.get(name)
+    shows, see = (known.shows, known.see) if known else (name, "")
     words = summary.get("figures", {})
-    # Figures in the order in which they were drawn; those of older runs by their names.
+    # Figures in the order in which they were drawn; a run of an older version has no order.
     stems = list(words) or sorted({file.stem for file in path.glob("*.png")})
     return Run(
         path,
         name,
         shows,
+        see,
         summary,
         storage.read_json(path / folder.CONFIG)["options"],
         tuple(Figure(_embedded(path, stem), words.get(stem, shows)) for stem in stems),
@@ -106,7 +115,7 @@ def gather(path: Path) -> Run:
 
 
 def render(runs: Sequence[Run], page: Path) -> str:
-    """Return the page of these runs; its links are relative to the place of `page`."""
+    """Return the page of these runs; its links are relative to the folder of `page`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -125,7 +134,7 @@ def render(runs: Sequence[Run], page: Path) -> str:
 
 
 def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str]) -> Path:
-    """Write the page of the finished runs in `paths`, whole or not at all; return its place.
+    """Write the page of the finished runs in `paths` atomically; return its path.
 
     Raises:
       ValueError: there is no finished run in one of them.

@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     checked = parity(PRESETS[name])
     measured, numbers = speed(PRESETS[name])
     rows = checked + measured
-    result = {"preset": name, **machine.now(), "tolerance": TOLERANCE, "rows": rows, **numbers}
+    result = {"preset": name, **machine.report(), "tolerance": TOLERANCE, "rows": rows, **numbers}
     storage.write_json(out / "accelerator.json", result)
     heading = f"{result['device']}, {result['date']}, jax {result['jax']}\n\n"
     storage.write_bytes(out / "accelerator.md", (heading + table(rows)).encode())

@@ -135,7 +135,9 @@ def test_every_option_says_what_it_means(name, capsys):
         main([name, "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    for word in (*module.PRESETS, *(f"{option}=" for option in vars(config))):
+    notes = registry.EXPERIMENTS[name].presets
+    assert notes.keys() == module.PRESETS.keys()
+    for word in (*notes, *notes.values(), *(f"{option}=" for option in vars(config))):
         assert word in printed
 
 

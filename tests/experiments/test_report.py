@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
     assert main([*four, *small]) == 0
     assert "hidden-dim/rows.jsonl" in Page((out / "report.html").read_text()).links
     shutil.copytree(out / "hidden-dim", out / "again")
-    assert main(["report", str(out)]) == 0
+    assert main(["report", str(out), "--out", str(out / "report.html")]) == 0
     jax.config.update("jax_enable_x64", False)
     return out
 
@@ -79,7 +79,9 @@ def test_every_number_on_the_page_comes_from_the_runs(folder):
         config = json.loads((folder / name / "config.json").read_text())
         claims += summary["claims"]
         known |= set(NUMBER.findall(machine.duration(summary["seconds"])))
-        words = [registry.EXPERIMENTS["hidden-dim"].shows, *leaves(summary), *leaves(config)]
+        experiment = registry.EXPERIMENTS["hidden-dim"]
+        words = [experiment.shows, experiment.see, *leaves(summary), *leaves(config)]
+        words += [*tables.MEANINGS, *tables.MEANINGS.values()]
         known |= {number for word in words for number in NUMBER.findall(word)}
     agree = sum(claim["verdict"] == "agrees" for claim in claims)
     assert len(claims) == 16 and f"{agree} of {len(claims)} comparisons" in "".join(page.texts)
@@ -103,7 +105,7 @@ def test_the_page_is_whole_without_a_network(folder):
         if link.startswith("#"):
             assert link[1:] in page.ids
         elif not link.startswith("data:"):
-            assert ":" not in link and (folder / link).is_file()
+            assert link.startswith("https://arxiv.org/") or (folder / link).is_file()
     assert {"hidden-dim/rows.jsonl", "again/summary.json"} <= set(page.links)
     for width in ("max-width: 40rem", "prefers-color-scheme: dark", "@media print"):
         assert width in text
@@ -113,7 +115,7 @@ def test_report_makes_the_same_page_again_from_any_of_its_folders(folder, tmp_pa
     page = folder / "report.html"
     before = page.read_bytes()
     page.unlink()
-    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), "--out", str(page)]) == 0
     assert capsys.readouterr().out.strip() == str(page) and page.read_bytes() == before
     one = tmp_path / "deep" / "one.html"
     assert main(["report", str(folder / "again"), "--out", str(one)]) == 0
@@ -123,7 +125,16 @@ def test_report_makes_the_same_page_again_from_any_of_its_folders(folder, tmp_pa
     assert (one.parent / rows).resolve() == (folder / "again" / "rows.jsonl").resolve()
 
 
-def test_what_runs_are_named_is_shown_as_text(folder, tmp_path):
+def test_without_a_path_the_page_is_written_to_the_working_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted((folder / "again").iterdir())
+    assert main(["report", str(folder / "again"), str(folder / "hidden-dim")]) == 0
+    assert (tmp_path / "report.html").is_file()
+    assert sorted((folder / "again").iterdir()) == before
+
+
+def test_names_in_a_run_are_shown_as_text(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     hostile = tmp_path / "run"
     hostile.mkdir()
     for name in ("summary.json", "config.json"):
@@ -132,7 +143,7 @@ def test_what_runs_are_named_is_shown_as_text(folder, tmp_path):
     for name in ("hidden_dim.png", "bend.png"):
         (hostile / name).write_bytes(b"")
     assert main(["report", str(hostile)]) == 0
-    assert len(Page((hostile / "report.html").read_text()).images) == 2
+    assert len(Page((tmp_path / "report.html").read_text()).images) == 2
 
 
 def test_folders_that_hold_no_finished_run_get_one_line(folder, tmp_path, capsys):
