@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     split_cpu(None)
-    from experiments.machine import now as machine_now
+    from experiments.machine import report as machine_now
     from slth_jax import hide, models, storage
 
     out = storage.make_folder(options.out)

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=10_000, help="inputs (default: 10,000)")
     options = parser.parse_args(arguments)
     split_cpu(None)
-    from experiments.machine import now
+    from experiments.machine import report
     from slth_jax import storage
 
     out = storage.make_folder(options.out)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tokens, places, choices = make(np.random.default_rng(0), options.count)
         rows.append(_measure(options.folder / name, out, options.samples, tokens, places, choices))
         print(rows[-1], flush=True)
-    storage.write_json(out / "hide_published.json", {**now(), "rows": rows})
+    storage.write_json(out / "hide_published.json", {**report(), "rows": rows})
     return 0
 
 

@@ -30,7 +30,7 @@ def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
     palette = (*COLORS, "#000000", "#999999")
     for d, h in dict.fromkeys((row["d"], row["heads"]) for row in widths):
         rows = [row for row in widths if (row["d"], row["heads"]) == (d, h)]
-        style = {
+        style: dict[str, Any] = {
             "color": palette[d_values.index(d) % len(palette)],
             "marker": MARKERS[h_values.index(h) % len(MARKERS)],
             "markersize": 5,
