@@ -16,13 +16,20 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 
-# A program that comes again under another function (a new trial, a new command line) is compiled
-# once. The folder is this process's own: entries are not written atomically, and tests kill others.
-PROGRAMS = tempfile.TemporaryDirectory(prefix="slth-jax-programs-")
+# One folder of compiled programs for a run of the suite: its workers inherit the variables, and so
+# do processes that tests start. JAX does not write entries atomically, and tests kill processes:
+# an entry that is not whole fails to decompress; JAX then warns, and compiles the program.
+PROGRAMS = None
 if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", PROGRAMS.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="slth-jax-programs-")
+    for name, value in (
+        ("jax_compilation_cache_dir", PROGRAMS.name),
+        ("jax_persistent_cache_min_compile_time_secs", 0.2),
+        ("jax_persistent_cache_min_entry_size_bytes", 0),
+    ):
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache")
 
 # Linux lets a process map 65,530 regions; XLA's programs take several each, and a suite in one
 # process would end in a segmentation fault.
@@ -30,7 +37,8 @@ MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
 
 
 def pytest_unconfigure():
-    PROGRAMS.cleanup()
+    if PROGRAMS is not None:
+        PROGRAMS.cleanup()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,7 +19,9 @@ def launch(out, scenario):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    # Programs of several processes are not shared with programs of a single process.
+    no_cache = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", **no_cache}
     workers = [
         subprocess.Popen(
             [sys.executable, sweep_worker.__file__, str(index), str(port), str(out), scenario],
