@@ -18,7 +18,7 @@ PREEMPTED = 128 + signal.SIGTERM
 def on_first(step: Callable[[], Any]) -> Any:
     """Call `step` on the first process; every process returns its value or raises its error.
 
-    Without this, one process would stop at a full disk and the others would wait for it forever.
+    Otherwise one process would stop at a full disk and the rest would wait for it forever.
     """
     if jax.process_count() == 1:
         return step()
@@ -43,7 +43,7 @@ def _travels(error: Exception) -> bool:
 
 
 def _broadcast(value: Any) -> Any:
-    """Return the first process's value on every process; the values of the others are ignored."""
+    """Return the value of the first process on every process."""
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     if jax.process_index() > 0:

@@ -12,53 +12,54 @@ from slth_jax.types import PyTree
 
 
 def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
-    """Start an asynchronous Orbax save of a tree of arrays; call what it returns to finish it.
+    """Start an asynchronous Orbax save of a tree of arrays; the result, when called, finishes it.
 
-    In a run of several processes every one of them must call both, with the same NumPy arrays.
+    In a run of several processes every process must call both: with the same NumPy arrays, or with
+    JAX arrays that are sharded over the processes, of which each process writes its own shards.
 
     Raises:
-      CheckpointError: when starting or when finishing, where Orbax cannot write.
+      CheckpointError: Orbax cannot write; raised by either call.
     """
-    # Imported here: it takes a second, which tickets and plain files need not wait for.
+    # Imported inside: it takes a second, which tickets and plain files need not wait for.
     from orbax.checkpoint import v1 as ocp
 
     path = Path(path).absolute()
 
-    def telling(step: Callable[[], Any]) -> Any:
+    def in_one_line(step: Callable[[], Any]) -> Any:
         try:
-            with _orbax_quiet():
+            with _quiet():
                 return step()
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise CheckpointError(f"cannot write {path}: {reason(error)}") from error
 
     def start() -> Any:
         context = ocp.Context()
-        # Made asynchronously, a folder that cannot be made is noticed after minutes.
+        # Otherwise a folder that cannot be created is noticed after minutes.
         context.asynchronous.create_directories_asynchronously = False
         with context:
             return ocp.save_async(path, tree)
 
-    response = telling(start)
-    return lambda: telling(response.result)
+    response = in_one_line(start)
+    return lambda: in_one_line(response.result)
 
 
 @contextlib.contextmanager
-def _orbax_quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep the log free of the stack traces that Orbax's threads print beside the exception."""
     log = logging.getLogger("absl")
 
-    def other(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
         return f"orbax{os.sep}checkpoint" not in record.pathname
 
-    log.addFilter(other)
+    log.addFilter(keep)
     try:
         yield
     finally:
-        log.removeFilter(other)
+        log.removeFilter(keep)
 
 
 def load_tree(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """Return the tree of arrays that `save_tree` left at `path`.
+    """Return the tree of arrays that `save_tree` wrote to `path`.
 
     Args:
       path: the folder of the save.
@@ -66,8 +67,8 @@ def load_tree(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         arrays, or `jax.ShapeDtypeStruct`s with a sharding.
 
     Raises:
-      Damaged: Orbax cannot read it. Call `check` first where the folder was sealed: Orbax itself
-        does not notice every changed byte.
+      Damaged: Orbax cannot read it. Orbax does not notice every changed byte: `check` a sealed
+        folder first.
     """
     from orbax.checkpoint import v1 as ocp
 

@@ -8,19 +8,19 @@ MISSING = object()
 
 
 def difference(
-    there: Any,
-    here: Any,
+    stored: Any,
+    new: Any,
     *,
     at: str = "",
     grows: Collection[str] = (),
     ignores: Collection[str] = (),
 ) -> tuple[str, Any, Any] | None:
-    """Return the place of the first difference and the value of each side, or None.
+    """Return the place of the first difference and both values there, or None.
 
     Args:
-      there, here: values in JSON's types.
+      stored, new: values in JSON's types.
       at: the name of the whole.
-      grows: places whose list may be longer in `here` than in `there`, if it begins with the same
+      grows: places whose list may be longer in `new` than in `stored`, if it begins with the same
         entries. A number n stands for the list 0 ... n - 1.
       ignores: places that are not compared.
 
@@ -29,27 +29,23 @@ def difference(
     """
     if at and at in ignores:
         return None
-    if at and at in grows and _begins(here, there):
+    if at and at in grows and _begins(new, stored):
         return None
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        names = [*here, *(name for name in there if name not in here)]
+    if isinstance(stored, Mapping) and isinstance(new, Mapping):
+        names = [*new, *(name for name in stored if name not in new)]
         pairs = [
-            (f"{at}.{name}" if at else str(name), there.get(name, MISSING), here.get(name, MISSING))
+            (f"{at}.{name}" if at else str(name), stored.get(name, MISSING), new.get(name, MISSING))
             for name in names
         ]
-    elif isinstance(there, list) and isinstance(here, list):
-        length = max(len(there), len(here))
-        left, right = ([*side, *[MISSING] * (length - len(side))] for side in (there, here))
+    # Of a list that may grow, all entries are shown, not the first different one.
+    elif isinstance(stored, list) and isinstance(new, list) and (not at or at not in grows):
+        length = max(len(stored), len(new))
+        left, right = ([*side, *[MISSING] * (length - len(side))] for side in (stored, new))
         pairs = [(f"{at}[{i}]", left[i], right[i]) for i in range(length)]
     else:
-        return None if there == here else (at, there, here)
-    if at in grows and at:  # the list as a whole says more than its first different entry
-        return None if there == here else (at, there, here)
-    for place, old, new in pairs:
-        parts = difference(old, new, at=place, grows=grows, ignores=ignores)
-        if parts is not None:
-            return parts
-    return None
+        return None if stored == new else (at, stored, new)
+    inner = (difference(a, b, at=p, grows=grows, ignores=ignores) for p, a, b in pairs)
+    return next((parts for parts in inner if parts is not None), None)
 
 
 def _begins(longer: Any, shorter: Any) -> bool:
@@ -72,9 +68,9 @@ def without(value: Any, places: Collection[str], *, at: str = "") -> Any:
     return kept
 
 
-def explain(found: tuple[str, Any, Any], there: Any = None, here: Any = None) -> str:
-    """Return the words for a result of `difference`; `there` and `here` are not needed."""
-    place, *values = found
+def explain(parts: tuple[str, Any, Any], stored: Any = None, new: Any = None) -> str:
+    """Return the words for a result of `difference`; `stored` and `new` are not needed."""
+    place, *values = parts
     before, now = map(_short, values)
     return f"{place} is {before} there and {now} here"
 

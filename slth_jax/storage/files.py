@@ -1,7 +1,7 @@
-"""Files that survive: written aside, flushed, renamed.
+"""Atomic files: written aside, flushed to the disk, then renamed.
 
-Every file is written aside, flushed to the disk and renamed, so a reader finds the old file or
-the new one and never a half. Every error is a `CheckpointError` of one line that names the file.
+A reader finds the old file or the new one, never a part. Every error is a `CheckpointError` of one
+line that names the file.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ class Locked(CheckpointError):
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong in one short line."""
+    """Return the reason of an error in one short line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way of saying it
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's form
     if code:
         return os.strerror(int(code[1]))
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -42,18 +42,18 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def telling(what: str, path: Path) -> Iterator[None]:
-    """Turn an operating-system error into one line about `path`."""
+def one_line(action: str, path: Path) -> Iterator[None]:
+    """Turn an operating-system error into the line 'cannot ACTION PATH: reason'."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"cannot {what} {path}: {reason(error)}") from error
+        raise CheckpointError(f"cannot {action} {path}: {reason(error)}") from error
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Return `path` as an absolute folder, made with its parents where it was missing."""
+    """Create the folder `path` and its parents if they are missing; return its absolute path."""
     folder = Path(path).absolute()
-    with telling("make the folder", folder):
+    with one_line("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -68,15 +68,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Find out whether `size` bytes more fit on the disk, by taking and giving back the room.
+    """Check that `size` more bytes fit on the disk, by allocating and freeing a file.
 
-    For what other libraries write: they are less clear about a full disk.
+    For files that other libraries write: their errors about a full disk are less clear.
 
     Raises:
       CheckpointError: they do not fit.
     """
-    path = folder / ".room.tmp"
-    with telling("write", folder):
+    path = folder / ".space.tmp"
+    with one_line("write", folder):
         try:
             with open(path, "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -85,27 +85,27 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a folder durably; `target` must not be there.
+    """Rename a file or folder durably; `target` must not exist.
 
     Raises:
-      CheckpointError: the rename fails; both places are as they were.
+      CheckpointError: the rename fails; both places are unchanged.
     """
-    with telling("write", target):
+    with one_line("write", target):
         os.rename(source, target)
         sync_folder(target.parent)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes `path`, durably and all at once, when the block ends well.
+    """Yield a file that becomes `path`, durably and all at once, if the block ends well.
 
     Raises:
-      CheckpointError: the disk is full, the folder cannot be written to, and so on. What was at
-        `path` before is still there.
+      CheckpointError: the disk is full, the folder cannot be written to, and so on. A file that was
+        at `path` before is unchanged.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with telling("write", path):
+    with one_line("write", path):
         try:
             with open(aside, "wb") as file:
                 yield file
@@ -131,16 +131,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
       CheckpointError: the file is missing or cannot be read.
     """
-    with telling("read", Path(path)):
+    with one_line("read", Path(path)):
         return Path(path).read_bytes()
 
 
 def plain(value: Any) -> Any:
-    """Return `value` in JSON's own types.
+    """Return `value` in JSON's types.
 
-    NumPy scalars and arrays become numbers and lists, tuples become lists, and NaN and the
-    infinities, which JSON does not have, become 'NaN', 'Infinity' and '-Infinity': `float` and
-    `pandas.to_numeric` read them back.
+    NumPy scalars and arrays become numbers and lists; tuples become lists. JSON lacks NaN and the
+    infinities: they become 'NaN', 'Infinity' and '-Infinity', which `float` and `pandas.to_numeric`
+    read back.
     """
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
@@ -156,8 +156,8 @@ def plain(value: Any) -> Any:
 def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = False) -> None:
     """Write `value` (see `plain`) as indented JSON, atomically.
 
-    With `checksum`, `value` must be a mapping, and the SHA-256 of its canonical form is written
-    beside it under the name 'sha256', for `read_json` to verify.
+    With `checksum`, `value` must be a mapping. The SHA-256 of its canonical form is added under the
+    name 'sha256', for `read_json` to verify.
     """
     value = plain(value)
     if checksum:
@@ -166,9 +166,10 @@ def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = Fal
 
 
 def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) -> Any:
-    """Return the JSON at `path`; with `checksum`, as `write_json(..., checksum=True)` wrote it.
+    """Return the JSON at `path`.
 
-    With `checksum` None a checksum is compared if the file has one.
+    With `checksum`, the file must be as `write_json(..., checksum=True)` wrote it; with None, a
+    checksum is compared if the file has one.
 
     Raises:
       Damaged: it is not JSON, or not the JSON that was written.
@@ -186,7 +187,7 @@ def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) ->
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `rows` as JSON lines (see `plain`), one mapping a line, atomically."""
+    """Write `rows` as JSON lines (see `plain`), one mapping per line, atomically."""
     with writing(path) as file:
         for row in rows:
             file.write((json.dumps(plain(row), allow_nan=False) + "\n").encode())

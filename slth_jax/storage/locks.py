@@ -1,4 +1,4 @@
-"""Locks on folders, the operating system's: they end with the process that holds them."""
+"""Locks on folders by the operating system: they end with the process that holds them."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from slth_jax.storage.files import CheckpointError, Locked, make_folder, reason, telling
+from slth_jax.storage.files import CheckpointError, Locked, make_folder, one_line, reason
 
 
 @contextlib.contextmanager
@@ -21,11 +21,11 @@ def lock(
     lock is free.
 
     Raises:
-      Locked: another live process holds it; the line says which.
+      Locked: another live process holds it; the line names it.
       CheckpointError: the folder cannot be written to.
     """
     path = make_folder(folder) / name
-    with telling("lock", path):
+    with one_line("lock", path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -36,7 +36,7 @@ def lock(
             raise Locked(f"{folder} is in use by {holder}; wait for it or stop it") from error
         except OSError as error:
             raise CheckpointError(f"cannot lock {path}: {reason(error)}") from error
-        with contextlib.suppress(OSError):  # only for the message above: a full disk may refuse it
+        with contextlib.suppress(OSError):  # for the message above only; a full disk may refuse it
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
@@ -46,7 +46,7 @@ def lock(
 
 @contextlib.contextmanager
 def lock_shard(folder: str | os.PathLike[str], index: int, count: int) -> Iterator[None]:
-    """Hold `folder` for part `index` of `count`: all of it, or beside the other parts.
+    """Hold `folder` for part `index` of `count`: exclusively if there is one part only.
 
     Raises:
       Locked: another live process holds the folder, or this part of it.

@@ -1,4 +1,4 @@
-"""Trees of arrays as flat dicts: a leaf's name is its place, 'layers.0.w_q'."""
+"""Trees of arrays as flat dictionaries: a leaf's name is its place, 'layers.0.w_q'."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from slth_jax.types import PyTree
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by their places: 'layers.0.w_q'; a tree that is a leaf as ''.
+    """Return the leaves of a tree by their places, 'layers.0.w_q'; a single leaf has the name ''.
 
     Raises:
       ValueError: two leaves have one name.

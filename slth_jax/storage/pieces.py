@@ -45,7 +45,7 @@ class Folders:
         """Compare all files with their checksums and return the notes.
 
         Raises:
-          Damaged: a file is missing, is one too many, or has other bytes.
+          Damaged: a file is missing, superfluous or changed.
         """
         check(path)
         # Pieces of the first versions have no notes.

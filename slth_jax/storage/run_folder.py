@@ -1,12 +1,12 @@
 """The folder of a run: its configuration, its lock, and pieces that survive a kill.
 
-    RUN/config.json     what the results depend on; written with the first piece
-    RUN/PIECES/NAME     a piece: arrays and notes, with checksums and the name of its run
-    RUN/damaged/        pieces that were not as they were written, moved aside
+    RUN/config.json     everything that the results depend on; written with the first piece
+    RUN/PIECES/NAME     a piece: arrays and notes, with checksums and labels of its run
+    RUN/damaged/        pieces that were changed after they were written
     RUN/lock            held while a process works in the folder
 
-Sweeps, trainings, hidden models and experiments all keep their results this way. `RunFolder` is
-everything they know about the storage: a bucket can stand in its place.
+Sweeps, trainings, hidden models and experiments keep their results this way. They use no other
+file operations, so that a bucket can take the folder's place.
 """
 
 import contextlib
@@ -37,15 +37,16 @@ from slth_jax.types import PyTree
 
 _log = logging.getLogger("slth_jax.storage")
 CONFIG = "config.json"
+# (difference, stored, new) to words.
 Explain = Callable[[tuple[str, Any, Any], Mapping[str, Any], Mapping[str, Any]], str]
 
 
 class RunFolder:
-    """One run's folder. Every process of a run calls `claim`, `save` and `load` alike.
+    """One run's folder. Every process of a run must call `claim`, `save` and `load`.
 
     Attributes:
       path: the folder.
-      config: what the run's results depend on, in JSON's types.
+      config: everything that the run's results depend on, in JSON's types.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class RunFolder:
 
         Args:
           path: the folder, new or of the same run.
-          config: what the results depend on.
+          config: everything that the results depend on.
           kind: the word for the run in messages.
           grows: places in `config`, such as 'plan.seeds', whose list may be continued: the folder
             of a run with fewer of them is accepted.
@@ -73,8 +74,8 @@ class RunFolder:
           shard: 'i/n' if this process does the i-th of n parts; the parts share the folder.
           pieces: the folder inside `path` that holds the pieces; '' for `path` itself; None for a
             run without pieces.
-          form: how a piece is stored.
-          explain: ``explain(difference, there, here)`` returns the words for a difference.
+          form: the way to store a piece.
+          explain: ``explain(difference, stored, new)`` returns the words for a difference.
         """
         self.path, self.config = Path(path).absolute(), plain(config)
         self._kind, self._grows, self._ignores = kind, grows, ignores
@@ -107,7 +108,7 @@ class RunFolder:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Hold what the shards share, for a moment: the first to finish a piece decides."""
+        """Hold the configuration, which the shards share, for a moment."""
         return lock(self.path, name="lock-config", wait=True)
 
     def recorded(self) -> dict[str, Any] | None:
@@ -119,7 +120,7 @@ class RunFolder:
         """
         path = self.path / CONFIG
         if self._pieces is not None and not self.names():
-            return None  # what a killed process left before its first piece
+            return None  # the configuration of a process that was killed before its first piece
         if not path.exists():
             if self._pieces is None:
                 return None
@@ -134,36 +135,38 @@ class RunFolder:
         Raises:
           CheckpointError: the line names the first difference.
         """
-        there = self.recorded()
-        if there is not None:
-            self._compare(there, self.config)
+        stored = self.recorded()
+        if stored is not None:
+            self._compare(stored, self.config)
 
-    def _compare(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-        fixed = difference(there, here, ignores={*self._grows, *self._ignores})
-        found = fixed or difference(there, here, grows=self._grows, ignores=self._ignores)
-        if found is not None:
-            words = self._explain(found, there, here)
-            if found[0] in self._grows:
+    def _compare(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        # Places that may grow come last: another difference explains more.
+        fixed = difference(stored, new, ignores={*self._grows, *self._ignores})
+        parts = fixed or difference(stored, new, grows=self._grows, ignores=self._ignores)
+        if parts is not None:
+            words = self._explain(parts, stored, new)
+            if parts[0] in self._grows:
                 words += " (it may go on with these and more behind them)"
             raise CheckpointError(
                 f"{self.path} holds another {self._kind}: {words}; use a new folder"
             )
 
     def record(self) -> None:
-        """Write the configuration, unless a longer run's stands there; on one process only.
+        """Write the configuration, unless a run with more seeds has written its own.
 
-        It is done with the first result: a call that fails earlier leaves the folder free.
+        Only one process calls this, with the first result: a call that fails earlier leaves the
+        folder free for another run.
         """
-        there = self.recorded()
-        if there is not None:
+        stored = self.recorded()
+        if stored is not None:
             with contextlib.suppress(CheckpointError):
-                self._compare(self.config, there)  # another shard may have added seeds
+                self._compare(self.config, stored)  # another shard may have added seeds
                 return
-            self._compare(there, self.config)
+            self._compare(stored, self.config)
         write_json(self.path / CONFIG, self.config, checksum=True)
 
     def names(self) -> list[str]:
-        """Return the names of the pieces, in order; damaged ones too."""
+        """Return the names of all pieces, complete or damaged, in order."""
         if self._pieces is None or not self._pieces.is_dir():
             return []
         suffix = self._form.suffix
@@ -185,7 +188,7 @@ class RunFolder:
         return self._pieces / f"{name}{self._form.suffix}"
 
     def whole(self, name: str, contents: Any = None) -> bool:
-        """Return whether a piece exists and is as this run wrote it; move a damaged one aside."""
+        """Return whether this run wrote the piece and no byte changed; move a damaged one aside."""
         if not self.has(name):
             return False
         try:
@@ -200,7 +203,7 @@ class RunFolder:
         return True
 
     def _check(self, name: str, contents: Any) -> dict[str, Any]:
-        """Return the notes of a piece after its checksums and its labels were compared."""
+        """Compare the checksums and labels of a piece; return its notes."""
         notes = self._form.check(self._place(name))
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
         # Pieces of the first versions have no labels.
@@ -219,11 +222,11 @@ class RunFolder:
         """Start saving a piece; the result, when called, makes it durable and visible.
 
         Args:
-          name: of the piece.
+          name: the name of the piece.
           arrays: the tree of arrays; with `Files`, NumPy arrays by name.
-          notes: anything in JSON's types that belongs to it.
-          contents: what the piece stands for, such as its trials' numbers; `load` must name the
-            same.
+          notes: values in JSON's types that belong to it.
+          contents: a label for the piece's contents, such as the numbers of its trials; `load` must
+            give the same.
 
         Raises:
           CheckpointError: it cannot be written, or the folder holds another run by now.
@@ -236,7 +239,7 @@ class RunFolder:
         def commit() -> None:
             with self.deciding():
                 self.record()
-                if place.exists():  # a shard of another division was first, with the same bits
+                if place.exists():  # a shard i/m with another m was first, with the same bits
                     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
                 else:
                     move(aside, place)
@@ -253,13 +256,13 @@ class RunFolder:
         """Return the arrays and the notes of a piece.
 
         Args:
-          name: of the piece.
+          name: the name of the piece.
           like: the structure, shapes and dtypes of the arrays (see `storage.load_tree`); with
             `Files`, None.
           contents: as in `save`.
 
         Raises:
-          Damaged: it is not what this run saved under this name.
+          Damaged: a byte changed, or another run or name belongs to it.
         """
         notes = self._check(name, contents)
         return self._form.load(self._place(name), like), notes

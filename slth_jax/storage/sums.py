@@ -9,10 +9,10 @@ from pathlib import Path
 from slth_jax.storage.files import (
     CheckpointError,
     Damaged,
+    one_line,
     read_bytes,
     reason,
     sync_folder,
-    telling,
     write_bytes,
 )
 
@@ -24,8 +24,8 @@ def _files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
     """Return the files that a seal covers: the named ones, or all."""
     if names is not None:
         return {name: folder / name for name in names if (folder / name).is_file()}
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in found if path.name != SUMS}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in files if path.name != SUMS}
 
 
 def _digest(path: Path) -> str:
@@ -36,15 +36,14 @@ def _digest(path: Path) -> str:
 def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
     """Flush the files under `folder` and write their SHA-256 sums into `folder/SHA256SUMS`.
 
-    All files, or those of the given names. `SHA256SUMS` has the format of the command
-    `sha256sum`, which can check it too.
+    All files are covered, or only the named ones. The command `sha256sum` can check them too.
 
     Raises:
       CheckpointError: a file cannot be flushed or written.
     """
     folder = Path(folder)
     lines = []
-    with telling("write", folder):
+    with one_line("write", folder):
         for name, path in _files(folder, names).items():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -58,7 +57,7 @@ def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) ->
     """Compare the files that `seal(folder, names)` covered with `folder/SHA256SUMS`.
 
     Raises:
-      Damaged: a file is missing, is one too many, or has other bytes; the line names it.
+      Damaged: a file is missing, superfluous or changed; the line names it.
     """
     folder = Path(folder)
     try:
@@ -75,7 +74,7 @@ def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) ->
         state = "is missing" if name in sums else "is not in its SHA256SUMS"
         raise Damaged(f"{folder / name} {state}: the folder {folder} is damaged")
     for name, path in files.items():
-        with telling("read", path):
+        with one_line("read", path):
             same = _digest(path) == sums[name]
         if not same:
             raise Damaged(f"{path} is damaged: its checksum does not match")

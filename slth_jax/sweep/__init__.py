@@ -1,10 +1,9 @@
-"""Thousands of trials, batched, sharded over devices, stopped and resumed without losing a bit.
+"""Thousands of trials: batched, sharded over devices, resumed after a kill to the same bits.
 
-`runner` reads its arguments with `grid` and makes a `plan`: which trials there are, which share a
-program and which share a chunk. `program` makes one trial a batched, sharded program; `compute`
-runs the chunks one after another; `store` keeps each in the folder, with a `config` that tells one
-sweep from another; `results` are the table and the arrays on demand. `hosts` is what several
-processes agree on.
+`runner` reads its arguments with `grid` and makes a `plan`: the trials, their programs and their
+chunks. `program` turns one trial into a batched, sharded program; `compute` runs the chunks one
+after another; `store` keeps each in the folder, with the sweep's `config`; `results` are the table
+and the arrays on demand.
 """
 
 from slth_jax.sweep.results import Results

@@ -1,4 +1,4 @@
-"""From programs to results: chunk after chunk, each durable before the next is begun."""
+"""Run the programs of a sweep chunk after chunk; each is durable before the next one begins."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def _nothing(*_: object) -> None:
 
 
 def check_metrics(programs: Sequence[Program], plan: Plan) -> None:
-    """Refuse metrics that do not make one table."""
+    """Refuse metrics that do not fit into one table."""
     first = programs[0].metrics
     for program in programs[1:]:
         if program.metrics != first:
@@ -42,15 +42,16 @@ def compute(
     on_start: OnStart | None = None,
     check_stop: Callable[[], None] = _nothing,
 ) -> Results:
-    """Read the finished ones of the chunks `numbers` and compute the others.
+    """Read the finished chunks among `numbers`, compute the missing ones, and return the results.
 
     Args:
-      plan, programs: of the sweep; a program a group.
-      numbers: of the chunks that are this call's.
-      store: keeps them; None for memory.
-      finished: the chunks that are in the store.
-      progress, on_start: as in `sweep.run`.
-      check_stop: is called after each step and may raise.
+      plan: the plan of the sweep.
+      programs: one program per group of the plan.
+      numbers: the chunks of this call.
+      store: keeps the chunks; None for memory.
+      finished: the chunks that are complete in the store.
+      progress, on_start: see `sweep.run`.
+      check_stop: called after each step; may raise.
     """
     if jax.process_index() > 0:
         progress = on_start = None
@@ -60,8 +61,8 @@ def compute(
     def read(number: int) -> Record:
         return kept[number] if store is None else store.read(number)
 
-    def count(some: Sequence[int]) -> int:
-        return sum(len(plan.chunks[number].trials) for number in some)
+    def count(chunks: Sequence[int]) -> int:
+        return sum(len(plan.chunks[number].trials) for number in chunks)
 
     metrics = {number: read(number)["metrics"] for number in finished}
 
@@ -77,7 +78,7 @@ def compute(
         program = programs[chunk.group]
         start = time.perf_counter()
         try:
-            program.compile()  # while the chunk before is being written
+            program.compile()  # while the previous chunk is being written
         finally:
             compile_seconds += time.perf_counter() - start
             finish()
@@ -104,7 +105,7 @@ def compute(
 def _chunk(
     program: Program, trials: np.ndarray, on_start: OnStart, check_stop: Callable[[], None]
 ) -> Record:
-    """Compute one chunk; the next step runs while the one before is fetched."""
+    """Compute one chunk; each step runs while the results of the previous one are fetched."""
     records, running = [], None
     for index in range(program.steps(trials)):
         part = program.part(trials, index)

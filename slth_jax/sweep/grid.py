@@ -1,4 +1,4 @@
-"""What the arguments of a sweep say: seeds, the grid's points, and the sizes of padding."""
+"""Read the arguments of a sweep: seeds, the points of the grid, and padded sizes."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped, UInt32
 
 from slth_jax import checks
 
 
-def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> np.ndarray:
-    """Return the seeds, uint32: those listed, or 0, 1, ... as many as a number says."""
+def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> UInt32[np.ndarray, " seed"]:
+    """Return the listed seeds, or 0 ... n - 1 for a number n."""
     if isinstance(seeds, (int, np.integer)):
         return np.arange(checks.integer("seeds", seeds, low=1), dtype=np.uint32)
     listed = [checks.integer("seeds", seed, low=0, high=2**32 - 1) for seed in seeds]
@@ -23,7 +24,7 @@ def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> np.ndarray
 
 
 def points_of(grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> list[dict]:
-    """Return the points of a grid, in order: every combination, or those listed."""
+    """Return the points of a grid in order: every combination of its values, or the listed ones."""
     if isinstance(grid, Mapping):
         for name, values in grid.items():
             if isinstance(values, (str, Mapping)) or not isinstance(values, (Iterable)):
@@ -47,7 +48,7 @@ def points_of(grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -
 
 
 def scalar(name: str, value: Any) -> Any:
-    """Return one grid value as plain Python, so that it can be compared and written as JSON."""
+    """Return one grid value as plain Python, to be compared and written as JSON."""
     if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0:
         value = np.asarray(value).item()
     if isinstance(value, (list, tuple)):
@@ -58,8 +59,8 @@ def scalar(name: str, value: Any) -> Any:
     raise checks.fail(f"grid[{name!r}]", allowed, repr(value))
 
 
-def column_of(name: str, column: list[Any]) -> np.ndarray:
-    """Return a traced name's values in the dtype that JAX gives them."""
+def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
+    """Return the values of a traced name in the dtype that JAX gives them."""
     if all(isinstance(value, bool) for value in column):
         return np.array(column)
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in column)
@@ -72,9 +73,9 @@ def column_of(name: str, column: list[Any]) -> np.ndarray:
 def buckets_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     """Return the padded size of each true size.
 
-    By default the next of 8, 32, 128, 512, ...: an absolute ladder, so that a trial is computed at
-    the same size in every sweep. Doubling steps would waste less, but compiling one program more
-    costs as much as hundreds of trials.
+    By default it is the next of 8, 32, 128, 512, ...: fixed numbers, so that a trial has the same
+    size in every sweep. Steps of two would waste less, but compiling one more program costs as much
+    as hundreds of trials.
     """
     sizes = sorted({checks.integer(f"grid[{name!r}]", value, low=1) for value in values})
     if isinstance(buckets, Mapping):
@@ -91,7 +92,7 @@ def buckets_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
 
 
 def _rung(size: int) -> int:
-    """Return the least of 8, 32, 128, ... that is not below `size`."""
+    """Return the smallest of 8, 32, 128, ... that is at least `size`."""
     rung = 8
     while rung < size:
         rung *= 4

@@ -1,7 +1,7 @@
-"""The plan of a sweep: which trials there are, which share a program, which share a chunk.
+"""The plan of a sweep: its trials, their division into programs, and into chunks.
 
-Plain Python and NumPy, and a function of the arguments alone: the same on every host, for every
-number of devices and after every restart.
+It depends on the arguments alone, so it is the same on every host, for every number of devices and
+after every restart.
 """
 
 import dataclasses
@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int64, Shaped, UInt32
 
 from slth_jax import checks
 from slth_jax.sweep.grid import buckets_of, column_of, points_of, scalar, seeds_of
 
-# Trials that one device computes at once. Accelerators want many; the lists of more than a few no
-# longer fit into a CPU's cache (16 took three quarters of the time of 64 and of 256).
+# Trials that one device computes at once. Accelerators need many. On a CPU the lists of more than
+# a few trials exceed the cache: batches of 16 took three quarters of the time of 64 and of 256.
 MAX_BATCH, MAX_BATCH_CPU = 64, 16
-# Eight devices of MAX_BATCH trials: what is computed again at most after a kill.
+# Eight devices of MAX_BATCH trials. At most one chunk is computed again after a kill.
 MIN_CHUNK = 512
-# Bounds the memory of a sweep of any length.
+# Bounds the memory of a sweep, whatever its length.
 MAX_CHUNK = 4096
 
 
@@ -29,22 +30,22 @@ class Group:
 
     static: dict[str, Any]
     padded: dict[str, int]
-    points: np.ndarray  # their numbers; a program runs every seed at each
+    points: Int64[np.ndarray, " point"]  # numbers of the points; a program runs every seed
 
     @property
     def words(self) -> str:
-        """What sets this program apart from the sweep's others."""
+        """The values and sizes that distinguish this program from the rest of the sweep."""
         named = self.static | {f"{name}_max": size for name, size in self.padded.items()}
         return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Trials whose results become durable together; `trials` are global trial numbers."""
+    """Trials whose results become durable together, by their numbers in the sweep."""
 
     number: int
     group: int
-    trials: np.ndarray
+    trials: Int64[np.ndarray, " trial"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +53,21 @@ class Plan:
     """All trials of a sweep: trial `i` is point `i // len(seeds)` with seed `i % len(seeds)`.
 
     Attributes:
-      points: the grid's points, in order, as given.
-      seeds: uint32.
-      values: for each traced name, one value a point, in the dtype that the trial receives.
+      points: the grid's points, in the given order.
+      seeds: the seeds.
+      values: one value per point for each traced name, in the dtype that the trial receives.
       static: names whose values are plain Python in the trial.
       padded: names of sizes that are padded.
-      groups: in order of first appearance.
-      chunks: in the order in which they are computed.
-      batch: trials that one device computes at once. It does not depend on the number of devices,
-        so each device runs the same program whatever their number, and no result bit changes.
+      groups: the groups, in order of first appearance.
+      chunks: the chunks, in the order in which they are computed.
+      batch: the number of trials that one device computes at once. It does not depend on the number
+        of devices: each device runs the same program, so no result bit changes.
       recipe: the arguments of `make_plan` that give this plan, in JSON's types.
     """
 
     points: list[dict[str, Any]]
-    seeds: np.ndarray
-    values: dict[str, np.ndarray]
+    seeds: UInt32[np.ndarray, " seed"]
+    values: dict[str, Shaped[np.ndarray, " point"]]
     static: tuple[str, ...]
     padded: tuple[str, ...]
     groups: list[Group]
@@ -86,7 +87,7 @@ class Plan:
 
 
 def _power_of_two(size: int) -> int:
-    """Return the least power of two that is not below `size`."""
+    """Return the smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
@@ -103,43 +104,32 @@ def make_plan(
 ) -> Plan:
     """Return the trials of a sweep, grouped by program and cut into chunks (see `sweep.run`).
 
-    Chunks are cut from one portion of the seeds after another, so that seeds added to a finished
-    sweep leave its chunks as they were: `portions` says how many came at a time, None for all.
+    Chunks are cut from one portion of the seeds after another, so that seeds that are added to a
+    finished sweep do not change its chunks. `portions` are the numbers of seeds that were added at
+    a time; None for all at once.
     """
-    points, numbers = points_of(grid), seeds_of(seeds)
-    columns = {name: [point[name] for point in points] for name in points[0]}
+    points, numbers = points_of(grid), seeds_of(seeds)  # a list [point]; uint32 [seed]
+    columns = {name: [point[name] for point in points] for name in points[0]}  # name: [point]
     for kind, names in (("static", static), ("padded", padded)):
         for name in names:
             checks.choice(kind, name, tuple(columns))
     for name in padded:
         if name in static or f"{name}_max" in columns:
             raise checks.fail("padded", f"neither static nor beside a {name}_max", repr(name))
-    plain = (bool, int, float)
-    words = [n for n, column in columns.items() if not all(isinstance(v, plain) for v in column)]
-    fixed = tuple(name for name in columns if name in static or name in words)
-    sizes = {name: buckets_of(name, columns[name], buckets) for name in padded}
+    # Only numbers and booleans can be traced; a column with anything else is static as a whole.
+    untraced = [n for n, column in columns.items() if not all(map(_is_number, column))]
+    fixed = tuple(name for name in columns if name in static or name in untraced)
+    sizes = {name: buckets_of(name, columns[name], buckets) for name in padded}  # size: padded size
     values = {n: column_of(n, column) for n, column in columns.items() if n not in fixed}
-    values |= {name: np.array(columns[name], np.int32) for name in padded}
+    values |= {name: np.array(columns[name], np.int32) for name in padded}  # name: array [point]
+    groups = _groups(points, fixed, sizes)
 
-    members: dict[tuple, list[int]] = {}
-    for index, point in enumerate(points):
-        # The type too: 1, 1.0 and True are equal, but not the same program.
-        statics = tuple((type(point[name]), point[name]) for name in fixed)
-        key = (statics, tuple(sizes[name][point[name]] for name in padded))
-        members.setdefault(key, []).append(index)
-    groups = [
-        Group(
-            static={name: value for name, (_, value) in zip(fixed, statics, strict=True)},
-            padded=dict(zip(padded, bucket, strict=True)),
-            points=np.array(index),
-        )
-        for (statics, bucket), index in members.items()
-    ]
-
+    # The largest number of trials that one program has decides the size of a chunk.
     chunk, batch = _sizes(max(len(group.points) for group in groups) * len(numbers), chunk, batch)
     portions = [len(numbers)] if portions is None else list(portions)
     listed = numbers.tolist()
     recipe = {
+        # Seeds 0 ... n - 1 are recorded as n: a million of them need no list.
         "seeds": len(listed) if listed == list(range(len(listed))) else listed,
         "portions": portions,
         "grid": {name: [scalar(name, v) for v in grid[name]] for name in grid}
@@ -155,29 +145,55 @@ def make_plan(
     return Plan(points, numbers, values, fixed, tuple(padded), groups, chunks, batch, recipe)
 
 
-def continued(seeds: np.ndarray, held: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the arguments of `make_plan` by which a sweep goes on that a folder holds.
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def _groups(
+    points: list[dict[str, Any]], fixed: tuple[str, ...], sizes: Mapping[str, Mapping[int, int]]
+) -> list[Group]:
+    """Return the points by program: equal values of `fixed` names and equal padded sizes."""
+    members: dict[tuple, list[int]] = {}
+    for index, point in enumerate(points):
+        # With the type: 1, 1.0 and True are equal, but not the same program.
+        statics = tuple((type(point[name]), point[name]) for name in fixed)
+        key = (statics, tuple(sizes[name][point[name]] for name in sizes))
+        members.setdefault(key, []).append(index)
+    return [
+        Group(
+            static={name: value for name, (_, value) in zip(fixed, statics, strict=True)},
+            padded=dict(zip(sizes, padded, strict=True)),
+            points=np.array(indices, np.int64),
+        )
+        for (statics, padded), indices in members.items()
+    ]
+
+
+def continued(
+    seeds: UInt32[np.ndarray, " seed"], recipe: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the arguments of `make_plan` that continue the sweep of a folder.
 
     Args:
-      seeds: those that are wanted now.
-      held: the `Plan.recipe` in the folder, or None.
+      seeds: the seeds of this call.
+      recipe: the `Plan.recipe` in the folder, or None.
 
     Returns:
-      `portions`: those in the folder, and the seeds that follow them as one more. `chunk` and
-      `batch`: as in the folder, unless the caller says otherwise.
+      `portions`: the portions in the folder, and the added seeds as one more. `chunk` and `batch`
+      of the folder.
     """
-    if held is None:
+    if recipe is None:
         return {"portions": None, "chunk": None, "batch": None}
-    before = seeds_of(held["seeds"])
+    before = seeds_of(recipe["seeds"])
     more = len(seeds) - len(before)
     portions = None
     if more >= 0 and np.array_equal(seeds[: len(before)], before):
-        portions = [*held["portions"], *([more] if more else [])]
-    return {"portions": portions, "chunk": held["chunk"], "batch": held["batch"]}
+        portions = [*recipe["portions"], *([more] if more else [])]
+    return {"portions": portions, "chunk": recipe["chunk"], "batch": recipe["batch"]}
 
 
 def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int]:
-    """Return how many trials a chunk has, and how many a device computes at once."""
+    """Return the trials per chunk and the trials that a device computes at once."""
     if chunk is None:
         chunk = min(largest, MAX_CHUNK, max(MIN_CHUNK, _power_of_two(-(-largest // 64))))
     chunk = checks.integer("chunk", chunk, low=1)
@@ -190,10 +206,11 @@ def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int
 def _chunks(groups: list[Group], portions: Sequence[int], num_seeds: int, size: int) -> list[Chunk]:
     """Cut the trials of each portion of the seeds and each group into chunks of at most `size`."""
     pieces: list[tuple[int, np.ndarray]] = []
-    ends = np.cumsum(portions, dtype=np.int64)
+    ends = np.cumsum(portions, dtype=np.int64)  # [portion]
     for begin, end in zip([0, *ends[:-1]], ends, strict=True):
         for number, group in enumerate(groups):
-            offsets = np.arange(begin, end, dtype=np.int64)
+            offsets = np.arange(begin, end, dtype=np.int64)  # [seed of the portion]
+            # [point, 1] + [1, seed] -> [point, seed] -> [trial]
             trials = (group.points[:, None] * num_seeds + offsets[None]).ravel()
             pieces += [(number, trials[at : at + size]) for at in range(0, len(trials), size)]
     return [Chunk(i, group, trials) for i, (group, trials) in enumerate(pieces)]

@@ -1,4 +1,4 @@
-"""One trial to a batched, sharded program."""
+"""Turn one trial into a batched, sharded program."""
 
 import hashlib
 import re
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
+from jaxtyping import Int64, Shaped, UInt32
 
 from slth_jax import checks
 from slth_jax.storage import named_leaves
@@ -18,9 +19,9 @@ from slth_jax.sweep.plan import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
 
 Trial = Callable[[Key, Hparams], Metrics | tuple[Metrics, PyTree]]
-# Results of several trials: name to an array whose first axis is the trial.
+# Results of several trials: 'metrics' and 'arrays', each an array [trial, ...] by name.
 Record = dict[str, dict[str, np.ndarray]]
-_ANY = np.zeros(1, np.int64)  # a trial, where only its dtypes matter
+_ANY = np.zeros(1, np.int64)  # a trial [1], where only its dtypes matter
 
 
 def default_mesh() -> Mesh:
@@ -29,9 +30,9 @@ def default_mesh() -> Mesh:
 
 
 def _evaluate(
-    trial: Trial, static: Mapping[str, Any], seed: Array, values: Mapping[str, Array]
+    trial: Trial, static: Mapping[str, Any], seed: UInt32[Array, ""], values: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return one trial's metrics and arrays, both by name; `seed` is a uint32 scalar."""
+    """Return one trial's metrics and arrays, both by name."""
     key = jax.random.key(seed, impl="threefry2x32")
     out = trial(key, {**values, **static})
     metrics, arrays = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
@@ -43,7 +44,7 @@ def _evaluate(
 
 
 def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
-    """Return boolean arrays as bytes of eight entries; others unchanged, empty ones left out."""
+    """Return boolean arrays as bytes of eight entries each; leave out empty arrays."""
     return {
         name: jnp.packbits(array.reshape(-1)) if array.dtype == bool else array
         for name, array in arrays.items()
@@ -52,7 +53,7 @@ def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
-    """Return one trial's arrays as the trial gave them; `spec`: name to (shape, dtype)."""
+    """Return one trial's arrays as the trial returned them; `spec` has (shape, dtype) by name."""
     out = {}
     for name, (shape, dtype) in spec.items():
         size = int(np.prod(shape, dtype=np.int64))
@@ -79,21 +80,21 @@ def empty_record(spec: Mapping[str, Any], count: int) -> Record:
 
 
 def _consts(jaxpr: Any) -> list[ArrayLike]:
-    """Return the arrays that a closed jaxpr, or one inside it, captured."""
-    found = list(getattr(jaxpr, "consts", ()))
+    """Return the arrays that a closed jaxpr, or a jaxpr inside it, captured."""
+    consts = list(getattr(jaxpr, "consts", ()))
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         for value in equation.params.values():
             for inner in value if isinstance(value, (list, tuple)) else (value,):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    found += _consts(inner)
-    return found
+                    consts += _consts(inner)
+    return consts
 
 
 def fingerprint(jaxpr: Any) -> str:
     """Return the SHA-256 of a traced program and of the arrays that it captured.
 
-    It changes when the trial's computation does, and not with its comments, its file or the
-    number of devices.
+    It changes if the trial's computation changes, not with its comments, its file or the number of
+    devices.
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
     for const in _consts(jaxpr):
@@ -108,8 +109,8 @@ class Program:
     """The compiled program of one group of trials.
 
     Attributes:
-      metrics: name to (shape, dtype) of one trial's metrics.
-      arrays: name to (shape, dtype) of one trial's arrays, before masks are packed.
+      metrics: (shape, dtype) of one trial's metrics by name.
+      arrays: (shape, dtype) of one trial's arrays by name, before masks are packed.
       fingerprint: see `fingerprint`.
     """
 
@@ -122,49 +123,49 @@ class Program:
         self._compiled: Callable | None = None
         sizes = {f"{name}_max": size for name, size in plan.groups[group].padded.items()}
         evaluate = partial(_evaluate, trial, {**sizes, **plan.groups[group].static})
-        one = [jax.ShapeDtypeStruct((), array.dtype) for array in self._inputs(_ANY)]
+        scalars = [jax.ShapeDtypeStruct((), array.dtype) for array in self._inputs(_ANY)]
         self._jaxpr, self._shapes = jax.make_jaxpr(
             lambda seed, *values: evaluate(seed, dict(zip(plan.values, values, strict=True))),
             return_shape=True,
-        )(*one)
+        )(*scalars)
         metrics, arrays = self._shapes
         self.fingerprint = fingerprint(self._jaxpr)
         self.metrics = {name: (spec.shape, str(spec.dtype)) for name, spec in metrics.items()}
         self.arrays = {name: (spec.shape, str(spec.dtype)) for name, spec in arrays.items()}
 
-    def _one(self, captured: list[Array], *inputs: Array) -> tuple[dict, dict]:
+    def _single(self, captured: list[Array], *inputs: Array) -> tuple[dict, dict]:
         """Return one trial's metrics and packed arrays."""
         flat = jax.core.eval_jaxpr(self._jaxpr.jaxpr, captured, *inputs)
         metrics, arrays = jax.tree.unflatten(jax.tree.structure(self._shapes), flat)
         return metrics, _packed(arrays)
 
-    def _inputs(self, trials: np.ndarray) -> list[np.ndarray]:
-        """Return the seed and the traced values of some trials, one array each."""
+    def _inputs(self, trials: Int64[np.ndarray, " trial"]) -> list[Shaped[np.ndarray, " trial"]]:
+        """Return the seeds of trials, then their traced values, one array per name."""
         point, seed = np.divmod(trials, len(self._plan.seeds))
         return [self._plan.seeds[seed], *(column[point] for column in self._plan.values.values())]
 
     def compile(self) -> None:
         """Compile, unless that was done before.
 
-        Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` that is one
-        program for every number of devices, where XLA, left to partition, might choose another.
-        For the same reason what the trial captured is handed over as arguments: a constant may
-        be folded, and rounded, when compiling.
+        Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` the program is the
+        same for every number of devices; XLA's own partitioning might choose another one. Arrays
+        that the trial captured become arguments for the same reason: the compiler may fold, and
+        round, a constant.
         """
         if self._compiled is not None:
             return
         everywhere, split = jax.P(), jax.P(self._axis)
         captured = self._jaxpr.consts
-        # A jit, since it also places typed keys and works across processes.
+        # By jit, since it can also place typed keys and works across processes.
         place = jax.jit(lambda: captured, out_shardings=NamedSharding(self._mesh, everywhere))
         self._captured = place()
         shapes = [
             jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
             for array in self._inputs(_ANY)
         ]
-        # Unchecked: trials are independent, and a loop in one may start at a constant.
+        # Unchecked: trials are independent, and a trial's loop may start at a constant.
         batched = jax.shard_map(
-            jax.vmap(self._one, in_axes=(None, *[0] * len(shapes))),
+            jax.vmap(self._single, in_axes=(None, *[0] * len(shapes))),
             mesh=self._mesh,
             in_specs=(everywhere, *[split] * len(shapes)),
             out_specs=split,
@@ -173,7 +174,7 @@ class Program:
         self._compiled = jax.jit(batched).lower(self._captured, *shapes).compile()
 
     def spec(self) -> dict[str, Any]:
-        """Return what a record of this program's results needs to be read, as JSON."""
+        """Return the fingerprint, and shapes and dtypes of the results, in JSON's types."""
         return {
             "fingerprint": self.fingerprint,
             "metrics": {
@@ -182,19 +183,19 @@ class Program:
             "arrays": {name: [list(shape), dtype] for name, (shape, dtype) in self.arrays.items()},
         }
 
-    def steps(self, trials: np.ndarray) -> int:
-        """Return how many calls of the program `trials` take."""
+    def steps(self, trials: Int64[np.ndarray, " trial"]) -> int:
+        """Return the number of calls of the program that `trials` need."""
         return -(-len(trials) // self.lanes)
 
-    def part(self, trials: np.ndarray, index: int) -> np.ndarray:
-        """Return the `index`-th part of `trials`, as many as are computed at once."""
+    def part(self, trials: Int64[np.ndarray, " trial"], index: int) -> Int64[np.ndarray, " part"]:
+        """Return the trials of the `index`-th call."""
         return trials[index * self.lanes : (index + 1) * self.lanes]
 
-    def start(self, part: np.ndarray) -> tuple[Any, int]:
-        """Start computing some trials; `collect` takes what this returns."""
+    def start(self, part: Int64[np.ndarray, " part"]) -> tuple[Any, int]:
+        """Start computing the trials of one call; `collect` waits for the result."""
         self.compile()
         assert self._compiled is not None
-        # The last lanes of the last step repeat a trial: every call has the same shapes.
+        # The last lanes repeat the last trial, so that every call has the same shapes.
         full = np.pad(part, (0, self.lanes - len(part)), mode="edge")
         inputs = [
             jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__)
@@ -211,7 +212,7 @@ def collect(started: tuple[Any, int]) -> Record:
 
 
 def join(records: list[Record]) -> Record:
-    """Return several records as one, in their order."""
+    """Return several records as one record, in order."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *records)
 
 

@@ -1,4 +1,4 @@
-"""The results of a sweep: one table, a row a trial, and the arrays on demand."""
+"""The results of a sweep: a table with one row per trial, and the arrays on demand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from slth_jax.sweep.program import Record, unpack
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Return values as one array: of their own type where they share one, else of objects."""
+    """Return values as an array, of objects if their types differ or are tuples."""
     if len({type(value) for value in values}) == 1 and not isinstance(values[0], tuple):
         return np.array(values)
     column = np.empty(len(values), object)
@@ -23,11 +23,12 @@ class Results:
     """The measured trials of a sweep, in the order of the grid and then of the seeds.
 
     Attributes:
-      trials: the number of each row's trial in the sweep.
-      metrics: for each metric an array whose first axis is the row.
-      missing: how many trials of the sweep are not here (another shard's, or not computed yet).
-      computed: how many trials this call computed; the others were there before.
-      compile_seconds, run_seconds: time spent compiling, and computing and saving, by this call.
+      trials: int `[row]`, the number of each row's trial in the sweep.
+      metrics: arrays `[row, ...]` by the name of the metric.
+      missing: the number of trials that are not in the table: another shard's, or not computed.
+      computed: the number of trials that this call computed; the remaining rows were read.
+      compile_seconds, run_seconds: seconds that this call spent on compiling, and on computing and
+        saving.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class Results:
         compile_seconds: float = 0.0,
         run_seconds: float = 0.0,
     ):
-        """Join the metrics of some chunks; `read` returns a chunk's record with its arrays."""
+        """Join the metrics of chunks; `read` returns a chunk's record with its arrays."""
         numbers = sorted(records)
         trials = [plan.chunks[number].trials for number in numbers]
         self._plan, self._read, self._specs = plan, read, specs
         flat = np.concatenate(trials) if trials else np.zeros(0, np.int64)
         order = np.argsort(flat)
         self.trials = flat[order]
-        # Where each row's arrays are: its chunk, and its place there.
+        # The place of each row's arrays: its chunk, and the index in that chunk.
         self._chunk = np.repeat(numbers, [len(part) for part in trials])[order].astype(int)
         self._place = np.concatenate([np.arange(len(p)) for p in trials] or [flat])[order]
         names = list(records[numbers[0]]) if numbers else []
@@ -73,7 +74,7 @@ class Results:
 
     @property
     def finished(self) -> bool:
-        """Whether every trial of the sweep is here."""
+        """Whether the table has every trial of the sweep."""
         return self.missing == 0
 
     def row(self, index: int) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Results:
     def table(self) -> dict[str, np.ndarray]:
         """Return the columns, of one dimension each, as `pandas.DataFrame` takes them.
 
-        A metric that is an array becomes one column an entry: 'loss[0]', 'loss[1]', 'cm[0,1]'.
+        A metric that is an array becomes one column per entry: 'loss[0]', 'loss[1]', 'cm[0,1]'.
         """
         point, seed = np.divmod(self.trials, len(self._plan.seeds))
         columns = {
@@ -106,7 +107,7 @@ class Results:
 
     @property
     def nonfinite(self) -> list[int]:
-        """The rows in which a metric is NaN or infinite."""
+        """The indices of the rows in which a metric is NaN or infinite."""
         bad = np.zeros(len(self), bool)
         for metric in self.metrics.values():
             if np.issubdtype(metric.dtype, np.inexact):
@@ -116,9 +117,9 @@ class Results:
     def arrays(self, index: int) -> Any:
         """Return the arrays of one row, masks as booleans.
 
-        They come as nested dicts by the names of the trial's tree: the fields of a NamedTuple,
-        the keys of a dict, the places ('0', '1') in a list; a single array comes as itself.
-        They are read from disk where the sweep was given a folder; one chunk is kept in memory.
+        The result is a nested dictionary with the names of the trial's tree: the fields of a
+        NamedTuple, the keys of a dictionary, the places ('0', '1') in a list. A single array has no
+        dictionary. Arrays of a sweep in a folder are read from disk; one chunk stays in memory.
         """
         index = checks.integer("index", index, low=0, high=len(self) - 1)
         number = int(self._chunk[index])

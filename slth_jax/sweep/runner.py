@@ -1,9 +1,9 @@
-"""`run` a trial at every point of a grid with every seed, and `load` what a folder holds."""
+"""`run` a trial at every point of a grid with every seed; `load` the results of a folder."""
 
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from jax.sharding import Mesh
@@ -23,6 +23,16 @@ from slth_jax.sweep.store import Store
 _log = logging.getLogger("slth_jax.sweep")
 
 
+class Work(TypedDict, total=False):
+    """Options of `run` that change no result, only how the work is divided and shown."""
+
+    chunk: int | None
+    batch: int | None
+    shard: str | None
+    progress: Progress | None
+    on_start: OnStart | None
+
+
 def run(
     trial: Trial,
     *,
@@ -33,74 +43,80 @@ def run(
     buckets: Any = None,
     out: str | os.PathLike[str] | None = None,
     mesh: Mesh | None = None,
-    chunk: int | None = None,
-    batch: int | None = None,
     config: Mapping[str, Any] | None = None,
-    shard: str | None = None,
-    progress: Progress | None = None,
-    on_start: OnStart | None = None,
+    **work: Unpack[Work],
 ) -> Results:
-    """Run `trial` at every point of `grid` with every seed; finish what was begun in `out`.
+    """Run `trial` at every point of `grid` with every seed; finish a sweep that was begun in `out`.
 
     A trial is a pure function `trial(key, hparams) -> metrics` or `-> (metrics, arrays)`. Its key
-    is `jax.random.key(seed, impl='threefry2x32')`; metrics are scalars, or small arrays of a fixed
-    shape, by name; arrays are any tree, such as masks (kept as one bit an entry). Trials are
+    is `jax.random.key(seed, impl='threefry2x32')`. Metrics are scalars, or small arrays of a fixed
+    shape, by name. Arrays are any tree, such as masks (stored as one bit per entry). Trials are
     vmapped, sharded over the first axis of `mesh` and computed in chunks; each chunk is durable
-    before the next one starts. A trial has the same result bits whatever the chunk it is in and
-    the number of devices and of processes, on one kind of device and at one `batch`. (Between one
-    device and several XLA may simplify an expression of the trial differently, such as
-    ``x / sqrt(n)``; `jax.lax.optimization_barrier` around the divisor keeps it as it is.)
+    before the next one starts.
+
+    A trial's result has the same bits whatever its chunk and the number of devices and processes,
+    on the same kind of device and with the same `batch`. (With one device XLA may simplify an
+    expression of the trial, such as ``x / sqrt(n)``, in another way than with several;
+    `jax.lax.optimization_barrier` around the divisor prevents it.)
 
     Args:
-      trial: must give a result that depends on its own key and hparams only.
-      seeds: how many (0, 1, ...), or the integers themselves, in [0, 2^32). A sweep in `out` goes
-        on with more seeds behind those that it has: their trials are added, nothing else changes.
-      grid: values by name, of which every combination is run, or the points themselves. In
-        `hparams` a number or boolean is a traced scalar; anything else is static.
-      static: names that the trial gets as plain Python values: one compilation a combination.
+      trial: its result must depend on its key and hparams only.
+      seeds: the number of seeds (0, 1, ...), or a list of integers in [0, 2^32). A sweep in `out`
+        can be continued with more seeds behind its own: their trials are added, nothing else
+        changes.
+      grid: values by name, of which every combination is run, or a list of points. In `hparams` a
+        number or boolean is a traced scalar; any other value is static.
+      static: names that the trial gets as plain Python values: one compilation per combination.
       padded: names of sizes, integers >= 1. The trial gets `hparams[name]`, a traced int32, and
         `hparams[name + '_max']`, a Python int >= it, by which it shapes its arrays; its result
         must not depend on the latter.
       buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
-        largest size; the sizes themselves; or one of these a name. Fewer sizes, fewer compilations.
-      out: a folder to keep results in and to resume from; None keeps them in memory. It records
-        what the sweep is with its first finished chunk: a call that fails before binds nobody.
+        largest size; a list of sizes; or a mapping of these by name. Each size is compiled.
+      out: a folder for the results, from which a stopped sweep is resumed; None keeps the results
+        in memory. The folder belongs to the sweep from its first finished chunk on.
       mesh: None for one axis over every device of every process.
-      chunk: trials that become durable together; None for 512 (more for very many trials). Give
-        less for trials of seconds or minutes each: at most one chunk is computed again after a
-        kill.
-      batch: trials that a device computes at once; None for an eighth of a chunk, at most 64 (16
-        on a CPU). Not chosen by the number of devices, so that results do not depend on it.
-      config: anything else that the results depend on; recorded, and compared when resuming.
-      shard: 'i/n' computes every n-th chunk from the i-th on (0 <= i < n), needing no other
-        process. Shards may share `out`; `load` joins them.
-      progress: called with (trials done, trials to do) at the start and after each chunk, on the
-        first process.
-      on_start: called with the numbers of the trials whose computation begins (`Results.trials`),
-        on the first process.
+      config: any other values that the results depend on, in JSON's types; recorded, and compared
+        when resuming.
+      **work: options that divide and show the work.
+
+        - ``chunk``: trials that become durable together; None for 512 (more for very many trials).
+          At most one chunk is computed again after a kill: for trials of seconds or minutes each,
+          give less.
+        - ``batch``: trials that a device computes at once; None for an eighth of a chunk, at most
+          64 (16 on a CPU). It does not depend on the number of devices, since bits depend on it.
+        - ``shard``: 'i/n' computes every n-th chunk from the i-th on (0 <= i < n) and needs no
+          other process. Shards may share `out`; `load` joins them.
+        - ``progress``: called with (trials done, trials to do) at the start and after each chunk,
+          on the first process.
+        - ``on_start``: called with the numbers of the trials whose computation begins
+          (`Results.trials`), on the first process.
 
     Returns:
-      The results of the trials of this call and of those that were finished before it.
+      The results of this call's trials, computed now or before.
 
     Raises:
       ValueError: an argument that cannot be used, or a trial that returns something else.
       CheckpointError: `out` holds another sweep, is in use, or cannot be written to.
-      SystemExit: with status 143 after SIGTERM, where `out` is given and this is the main thread.
-        Finished chunks are safe, the one being computed is abandoned.
+      SystemExit: with status 143 after SIGTERM, if `out` is given and this is the main thread.
+        Finished chunks are safe; the current one is abandoned.
     """
+    unknown = sorted(work.keys() - Work.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"run() got an unexpected keyword argument {unknown[0]!r}")
+    shard, progress, on_start = work.get("shard"), work.get("progress"), work.get("on_start")
     index, count = checks.shard(shard)
     numbers = seeds_of(seeds)
     before = None if out is None else on_first(lambda: store.recorded(out))
-    held = continued(numbers, None if before is None else before["plan"])
+    earlier = continued(numbers, None if before is None else before["plan"])
     plan = make_plan(
         seeds=numbers,
         grid=grid,
         static=static,
         padded=padded,
         buckets=buckets,
-        chunk=held["chunk"] if chunk is None else chunk,
-        batch=held["batch"] if batch is None else batch,
-        portions=held["portions"],
+        chunk=earlier["chunk"] if work.get("chunk") is None else work["chunk"],
+        batch=earlier["batch"] if work.get("batch") is None else work["batch"],
+        portions=earlier["portions"],
     )
     mine = [chunk.number for chunk in plan.chunks if chunk.number % count == index]
     if count > len(plan.chunks):
@@ -133,16 +149,16 @@ def run(
 def load(
     out: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False
 ) -> Results:
-    """Return the results in a sweep's folder, joined with those of its shards in other folders.
+    """Return the results in a sweep's folder, joined with its shards in other folders.
 
     Args:
       out: the folder that `run` was given.
       more: folders of other shards of the same sweep.
-      partial: return what is there of an unfinished sweep instead of raising.
+      partial: return the finished trials of an unfinished sweep instead of raising.
 
     Raises:
-      CheckpointError: a folder is no sweep's, is damaged or belongs to another sweep, or trials
-        are missing and `partial` is not set.
+      CheckpointError: a folder holds no sweep, is damaged or belongs to another sweep, or trials
+        are missing and `partial` is False.
     """
     folders = (out, *more)
     # A shard that had nothing to do has recorded nothing.
@@ -173,7 +189,7 @@ def load(
 
 
 def _write_table(kept: Store, results: Results) -> None:
-    """Write the table once every chunk exists, those of other shards and added seeds too."""
+    """Write the table once every chunk exists, also of other shards and of added seeds."""
     config = kept.folder.recorded()
     if config is None:
         return

@@ -1,8 +1,8 @@
-"""The folder of a sweep: a chunk of trials a piece, and the table of all of them.
+"""The folder of a sweep: one piece per chunk of trials, and the table of all trials.
 
-OUT/config.json     what the sweep is; comes with the first chunk
+OUT/config.json     everything that the results depend on; written with the first chunk
 OUT/chunks/000012/  the results of one chunk (see `storage.RunFolder`)
-OUT/table.csv       all rows, once every chunk is there; SHA256SUMS beside it
+OUT/table.csv       all rows, once every chunk is complete; SHA256SUMS beside it
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Store:
         """Return the results of a chunk.
 
         Raises:
-          Damaged: the chunk is not what was written, or another sweep's.
+          Damaged: a byte changed, or the chunk belongs to another sweep.
         """
         chunk = self.plan.chunks[number]
         like = empty_record(self._programs[chunk.group], len(chunk.trials))
@@ -122,19 +122,19 @@ def _folder(
     )
 
 
-def _explain(found: tuple[str, Any, Any], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return the words for a difference of two sweeps; a program's are those of its trial."""
-    place, before, now = found
+def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the words for a difference of two sweeps; a program is called by its trial."""
+    place, before, now = parts
     if place == "plan.portions":  # the division of the seeds: seeds were not added at the end
-        place, before, now = "seeds", there["plan"]["seeds"], here["plan"]["seeds"]
+        place, before, now = "seeds", stored["plan"]["seeds"], new["plan"]["seeds"]
     if not place.startswith("programs["):
         return storage.explain((place.removeprefix("plan."), before, now))
     number, _, inner = place.removeprefix("programs[").partition("].")
-    program = here["programs"][int(number)] if int(number) < len(here["programs"]) else {"of": ""}
-    at = f" at {program['of']}" if program["of"] else ""
+    words = new["programs"][int(number)]["of"] if int(number) < len(new["programs"]) else ""
+    at = f" at {words}" if words else ""
     detail = "" if inner == "fingerprint" else f": {storage.explain((inner, before, now))}"
-    name = "" if there["trial"] == here["trial"] else f", which was {there['trial']}"
-    return f"the trial {here['trial']}{name} computes something else{at}{detail}"
+    name = "" if stored["trial"] == new["trial"] else f", which was {stored['trial']}"
+    return f"the trial {new['trial']}{name} computes something else{at}{detail}"
 
 
 def _name(number: int) -> str:
