@@ -52,7 +52,12 @@ FUNCTIONS = {
     "layers": (layers, relu._solve_layers),
     "transformer": (transformer, prune._solve_transformer),
 }
-TABLE = [(rule, name) for rule in construction.RULES for name in FUNCTIONS]
+FAST = ("proof", "fitted")  # the simplest rule and the default, with every function
+TABLE = [
+    pytest.param(rule, name, marks=() if rule in FAST or name == "product" else pytest.mark.slow)
+    for rule in construction.RULES
+    for name in FUNCTIONS
+]
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from cells import cells
 
 from experiments import options, registry
 from experiments.__main__ import main
@@ -27,7 +28,11 @@ FIGURES = {name: name.replace("-", "_") for name in SMALLEST}
 # What the rows of a trained ticket are by, in their order.
 TRAINED = {"language": ("method", ["ticket", "scaled", "dense"]), "weight-scale": ("scale", [1, 2])}
 
-pytestmark = pytest.mark.parametrize("name", SMALLEST)
+every = pytest.mark.parametrize("name", SMALLEST)
+# Of properties that do not depend on the experiment: a plain sweep, one with parts, a training.
+few = pytest.mark.parametrize(
+    "name", cells(SMALLEST, fast=("hidden-dim", "trained-target", "language"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,7 @@ def run_of(tmp_path_factory, sets_of):
     return run
 
 
+@every
 def test_it_leaves_everything_behind(name, run_of):
     run = run_of(name)
     left = {path.name for path in run.out.iterdir()}
@@ -86,6 +92,7 @@ def test_it_leaves_everything_behind(name, run_of):
     assert {json.loads(line)["step"] for line in logged} == {0, 2, 4}
 
 
+@every
 def test_a_finished_run_says_so_and_computes_nothing(name, run_of, capsys, monkeypatch):
     run = run_of(name)
     monkeypatch.setattr(registry.load(name), "run", None)
@@ -95,6 +102,7 @@ def test_a_finished_run_says_so_and_computes_nothing(name, run_of, capsys, monke
     assert before == {path: path.read_bytes() for path in run.out.rglob("*") if path.is_file()}
 
 
+@few
 def test_without_its_summary_it_is_made_again_from_what_was_computed(name, run_of):
     run = run_of(name)
     before = (run.out / "rows.jsonl").read_bytes()
@@ -107,6 +115,7 @@ def test_without_its_summary_it_is_made_again_from_what_was_computed(name, run_o
         assert path.stat().st_mtime_ns == time, f"{path} was computed again"
 
 
+@every
 def test_another_configuration_and_fewer_seeds_are_refused(name, run_of, capsys):
     run = run_of(name)
     before = (run.out / "summary.json").read_bytes()
@@ -117,6 +126,7 @@ def test_another_configuration_and_fewer_seeds_are_refused(name, run_of, capsys)
     assert (run.out / "summary.json").read_bytes() == before
 
 
+@every
 def test_bad_options_are_one_line_and_leave_nothing(name, tmp_path, capsys):
     out = tmp_path / "out"
     for option in ("nothing=1", "seeds=0", "seeds=x"):
@@ -126,6 +136,7 @@ def test_bad_options_are_one_line_and_leave_nothing(name, tmp_path, capsys):
         assert not (out / "config.json").exists()
 
 
+@every
 def test_every_option_says_what_it_means(name, capsys):
     module = registry.load(name)
     config = module.PRESETS["quick"]
@@ -141,6 +152,7 @@ def test_every_option_says_what_it_means(name, capsys):
         assert word in printed
 
 
+@few
 def test_a_dry_run_states_time_and_memory_here_and_leaves_nothing(name, sets_of, tmp_path, capsys):
     arguments = [name, "--out", str(tmp_path / "out"), "--seeds", "2", *sets_of[name]]
     assert main([*arguments, "--dry-run"]) == 0
