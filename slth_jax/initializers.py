@@ -30,6 +30,11 @@ def uniform(key: Key, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Ar
     return 2 * jax.random.uniform(key, shape, dtype) - 1
 
 
+def normal(key: Key, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
+    """Draw standard normal numbers; their last bits may differ between releases of JAX."""
+    return jax.random.normal(key, shape, dtype)
+
+
 def signs(key: Key, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
     """Draw -1 and 1 with the same chance."""
     return jax.random.rademacher(key, shape, dtype)

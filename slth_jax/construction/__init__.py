@@ -7,6 +7,7 @@ columns, `search` makes every entry of a target a subset sum, and kept samples b
 error of a ticket; `find_width` finds the smallest width for an error.
 """
 
+from slth_jax.construction.encode import Encoded, encode_matrix
 from slth_jax.construction.engine import Pruned, Report
 from slth_jax.construction.guarantee import guaranteed_error, is_vacuous
 from slth_jax.construction.on_inputs import guaranteed_error_on
@@ -35,6 +36,7 @@ __all__ = [
     "CONSTRUCTIONS",
     "RULES",
     "AttentionReport",
+    "Encoded",
     "FoundWidth",
     "Pruned",
     "Report",
@@ -42,6 +44,7 @@ __all__ = [
     "Search",
     "apply_masks",
     "band",
+    "encode_matrix",
     "find_width",
     "guaranteed_error",
     "guaranteed_error_on",

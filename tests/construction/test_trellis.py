@@ -107,3 +107,21 @@ def test_a_narrow_source_has_fewer_bits_and_bad_numbers_are_named():
         construction.band(0)
     with refusals(r"^states must be an integer in \[0, 16\], got 20"):
         construction.band(4, 20)
+
+
+@pytest.mark.parametrize("source", ["uniform", "sign_normal", "signs"])
+def test_an_encoded_matrix_is_masked_random_factors(source):
+    target = 0.02 * jax.random.normal(KEY, (20, 24))
+    encoded = construction.encode_matrix(KEY, target, bits=3, states=3, source=source)
+    product = (encoded.left * encoded.left_mask) @ (encoded.right * encoded.right_mask)
+    error = float(jnp.mean((product - target) ** 2) / jnp.mean(target**2))
+    assert encoded.error == pytest.approx(error, rel=1e-3) and error < 0.4
+    assert int(encoded.left_mask.sum()) == target.size
+    draw = construction.encode.SOURCES[source][0]
+    row = draw(jax.random.fold_in(jax.random.fold_in(KEY, 0), 7), (8 * 24,), jnp.float32)
+    np.testing.assert_array_equal(encoded.left[7], np.float32(encoded.scale) * row)
+
+
+def test_a_target_of_zeros_cannot_be_encoded():
+    with refusals(r"^target must be a matrix with an entry other than 0, got shape \(2, 3\)"):
+        construction.encode_matrix(KEY, jnp.zeros((2, 3)))

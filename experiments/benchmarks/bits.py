@@ -1,0 +1,166 @@
+"""Squared error against bits per entry: bands, the other rules, quantisers and Shannon's bound.
+
+    python -m experiments.benchmarks.bits --preset quick|full --out DIR
+
+Targets are Gaussian and Laplace matrices, and the matrices of stories260K if ``$SLTH_DATA`` names
+the folder of `pretrained`. Each method may spend b mask bits, or b bits of a quantiser, per entry;
+scales are counted: 32 bits per matrix for masks, 16 bits per 128 entries for rounding.
+Errors are mean squared errors divided by the mean square of the target.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import machine
+from slth_jax import construction, models
+from slth_jax.plots import style
+
+Row = dict[str, Any]
+PRESETS = {
+    "quick": {"shape": (32, 128), "bits": (2, 3, 4), "states": 8, "seeds": 1},
+    "full": {"shape": (128, 256), "bits": (1, 2, 3, 4, 5, 6), "states": 12, "seeds": 3},
+}
+
+
+def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
+    """Return `target` rounded to the ``2^bits`` levels of least squared error (Lloyd 1982)."""
+    levels = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
+    for _ in range(300):
+        cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, target.ravel())
+        counts = np.bincount(cells, minlength=levels.size)
+        sums = np.bincount(cells, target.ravel(), minlength=levels.size)
+        levels = np.where(counts > 0, sums / np.maximum(counts, 1), levels)
+    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, target.ravel())
+    return levels[cells].reshape(target.shape)
+
+
+def rounded(target: np.ndarray, bits: int, group: int = 128) -> np.ndarray:
+    """Return `target` rounded to equal steps, with the best clip of 27 per `group` entries."""
+    rows = target.reshape(-1, min(group, target.size))
+    largest = np.abs(rows).max(axis=1, keepdims=True) + 1e-30
+    best, least = np.zeros_like(rows), np.full((len(rows), 1), np.inf)
+    edge = (2**bits - 1) / 2
+    for clip in np.linspace(0.3, 1, 27):
+        step = (clip * largest / edge).astype(np.float16).astype(np.float64) + 1e-30
+        values = np.clip(np.round(rows / step - 0.5) + 0.5, -edge, edge) * step
+        error = np.sum((values - rows) ** 2, axis=1, keepdims=True)
+        best, least = np.where(error < least, values, best), np.minimum(error, least)
+    return best.reshape(target.shape)
+
+
+def by_rule(rule: Any) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
+    """Return the method that spends `bits` samples per entry on subset sums."""
+
+    def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
+        (p, r), n = target.shape, bits * target.shape[1]
+        keys = jax.random.split(key, 2)
+        right = jax.random.uniform(keys[1], (n, r), minval=-1.0)
+        largest = float(np.abs(target).max())
+
+        def product(factor: float) -> np.ndarray:
+            left = factor * largest * jax.random.uniform(keys[0], (p, n), minval=-1.0)
+            masks = construction.prune_product(left, right, target, construction=rule)
+            return np.asarray((left * masks[0]) @ (right * masks[1]))
+
+        return min(map(product, (0.3, 0.6, 0.9, 1.25)), key=lambda x: np.sum((x - target) ** 2))
+
+    return method
+
+
+def by_band(source: str, states: int) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
+    """Return the method that spends `bits` bits per entry on a walk through a band."""
+
+    def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
+        of = construction.encode_matrix(key, target, bits=bits, states=states, source=source)
+        return np.asarray((of.left * of.left_mask) @ (of.right * of.right_mask))
+
+    return method
+
+
+def targets(shape: tuple[int, int], seeds: int) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Yield the distribution's name, the seed and a matrix with a mean square near 1."""
+    for seed in range(seeds):
+        generator = np.random.default_rng(seed)
+        yield "gaussian", seed, generator.standard_normal(shape).astype(np.float32)
+        yield "laplace", seed, (generator.laplace(size=shape) / 2**0.5).astype(np.float32)
+    folder = Path(os.environ.get("SLTH_DATA", "")) / "pretrained" / "stories260K.bin"
+    if "SLTH_DATA" in os.environ and folder.exists():
+        block = models.weights.open(folder).block(2)
+        matrix = np.asarray(block["mlp.in"], np.float32).T
+        yield "stories260K", 0, matrix / np.sqrt(np.mean(matrix**2))
+
+
+def measure(preset: dict[str, Any]) -> list[Row]:
+    """Return a row per target, method and number of bits."""
+    states = preset["states"]
+    methods: dict[str, tuple[Callable, Callable[[tuple[int, int]], float]]] = {
+        "band, uniform": (by_band("uniform", states), lambda shape: 32 / np.prod(shape)),
+        "band, sign x normal": (by_band("sign_normal", states), lambda shape: 32 / np.prod(shape)),
+        "proof": (by_rule("proof"), lambda shape: 32 / np.prod(shape)),
+        "fitted": (by_rule("fitted"), lambda shape: 32 / np.prod(shape)),
+        "Lloyd-Max": (lambda _, w, b: lloyd_max(w, b), lambda shape: 0.0),
+        "rounding, best clip": (lambda _, w, b: rounded(w, b), lambda shape: 16 / 128),
+    }
+    rows: list[Row] = []
+    for kind, seed, target in targets(preset["shape"], preset["seeds"]):
+        for bits in preset["bits"]:
+            for name, (method, overhead) in methods.items():
+                start = time.perf_counter()
+                reached = method(jax.random.key(seed), target, bits)
+                error = float(np.mean((reached - target) ** 2) / np.mean(target**2))
+                rows.append(
+                    {
+                        "target": kind,
+                        "seed": seed,
+                        "method": name,
+                        "bits": bits + float(overhead(target.shape)),
+                        "error": error,
+                        "seconds": round(time.perf_counter() - start, 2),
+                    }
+                )
+                print(f"{kind} {seed}: {name}, {bits} bits: {error:.5f}", flush=True)
+    return rows
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw mean errors over bits, a panel per kind of target."""
+    kinds = list(dict.fromkeys(row["target"] for row in rows))
+    figure, axes = style.several(len(kinds), 4.2 * len(kinds), 3.8)
+    for axis, kind in zip(axes, kinds, strict=True):
+        for name in dict.fromkeys(row["method"] for row in rows):
+            points: dict[float, list[float]] = {}
+            for row in rows:
+                if (row["target"], row["method"]) == (kind, name):
+                    points.setdefault(row["bits"], []).append(row["error"])
+            axis.plot(list(points), [np.mean(v) for v in points.values()], marker="o", label=name)
+        bits = np.array(sorted({row["bits"] for row in rows}))
+        axis.plot(bits, 4.0**-bits, "k--", label="Shannon, Gaussian")
+        axis.set(xlabel="bits per entry", yscale="log", title=kind)
+    axes[0].set_ylabel("relative squared error")
+    axes[-1].legend(fontsize=7)
+    style.save(figure, path)
+
+
+def main() -> None:
+    """Measure, write rows as JSON and draw them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--out", type=Path, default=Path("results/bits"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = measure(PRESETS[options.preset])
+    result = {"preset": options.preset, "machine": machine.now(), "rows": rows}
+    (options.out / "bits.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(rows, options.out / "bits.png")
+
+
+if __name__ == "__main__":
+    main()
