@@ -25,8 +25,8 @@ from slth_jax.plots import style
 
 Row = dict[str, Any]
 PRESETS = {
-    "quick": {"shape": (32, 128), "bits": (2, 3, 4), "states": 8, "seeds": 1},
-    "full": {"shape": (128, 256), "bits": (1, 2, 3, 4, 5, 6), "states": 12, "seeds": 3},
+    "quick": {"shape": (128, 128), "bits": (2, 3, 4), "states": 8, "seeds": 1},
+    "full": {"shape": (256, 256), "bits": (1, 2, 3, 4, 5, 6), "states": 12, "seeds": 3},
 }
 
 
@@ -57,7 +57,7 @@ def rounded(target: np.ndarray, bits: int, group: int = 128) -> np.ndarray:
 
 
 def by_rule(rule: Any) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
-    """Return the method that spends `bits` samples per entry on subset sums."""
+    """Return the method that spends `bits` samples per entry of a square target on subset sums."""
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
         (p, r), n = target.shape, bits * target.shape[1]
@@ -157,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = measure(PRESETS[options.preset])
-    result = {"preset": options.preset, "machine": machine.now(), "rows": rows}
+    result = {"preset": options.preset, "machine": machine.report(), "rows": rows}
     (options.out / "bits.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(rows, options.out / "bits.png")
 
