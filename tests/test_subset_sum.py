@@ -1,7 +1,9 @@
 """Subset sums against brute force and float64 meet-in-the-middle; their contract with JAX."""
 
+import functools
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from refusals import refusals
 
 from slth_jax import subset_sum
+from slth_jax.subset_sum import batch as batches
 from slth_jax.subset_sum import solver
 
 pytestmark = pytest.mark.usefixtures("compiled_in_full")
@@ -262,6 +265,15 @@ def test_each_device_solves_its_shard():
     assert solution.mask.sharding.spec == jax.P("trial")
     assert_same(solution, subset_sum.solve(SAMPLES, VALUE))
     assert "all-gather" not in jax.jit(subset_sum.solve).lower(*arrays).compile().as_text()
+
+
+def test_shards_are_solved_where_they_are_without_a_compiled_kernel():
+    mesh = jax.make_mesh((8,), ("trial",), axis_types=(jax.sharding.AxisType.Auto,))
+    arrays = jax.device_put((SAMPLES, VALUE), jax.NamedSharding(mesh, jax.P("trial")))
+    tiled = functools.partial(batches.in_tiles, max_exact=24, lanes=64)
+    program = jax.jit(tiled).lower(*arrays).compile()
+    assert_same(tuple(program(*arrays)), tuple(subset_sum.solve(SAMPLES, VALUE)))
+    assert not re.search("all-|collective", program.as_text())
 
 
 def test_second_call_compiles_nothing():

@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jaxtyping import Array, Float
 
+from slth_jax.subset_sum import kernel
 from slth_jax.subset_sum.tile import TileSolution, solve_tile
 
 # The least number of instances in a tile: shorter innermost loops are not vectorised on a CPU.
@@ -35,15 +36,19 @@ def solve_batch(
       devices: over how many devices the batch is known to be split; it changes no bit, but tiles
         of full size for each device.
     """
-    return TileSolution(*_solve_batch.bind(samples, value, max_exact=max_exact, devices=devices))
+    # With an axis of length one, since XLA splits a call only along the first of several axes.
+    mask, *numbers = _solve_batch.bind(
+        samples, value[:, None], max_exact=max_exact, devices=devices
+    )
+    return TileSolution(mask, *(x[:, 0] for x in numbers))
 
 
 @_solve_batch.def_abstract_eval
 def _shapes(samples, value, *, max_exact, devices):
-    # `update` keeps what else JAX knows of the arrays: sharding, axes along which they vary.
-    value = value.update(weak_type=False)
-    flags = value.update(dtype=jnp.dtype(bool))
-    return [samples.update(dtype=jnp.dtype(bool), weak_type=False), value, value, flags]
+    # `update` keeps what else JAX knows of an array: sharding, axes along which it varies.
+    mask = samples.update(dtype=jnp.dtype(bool), weak_type=False)
+    number = value.update(weak_type=False)
+    return [mask, number, number, number.update(dtype=jnp.dtype(bool))]
 
 
 def _batched(arguments, axes, *, max_exact, devices):
@@ -54,7 +59,7 @@ def _batched(arguments, axes, *, max_exact, devices):
     )
     flat = _solve_batch.bind(
         samples.reshape(-1, samples.shape[-1]),
-        value.reshape(-1),
+        value.reshape(-1, 1),
         max_exact=max_exact,
         devices=devices,
     )
@@ -66,13 +71,13 @@ batching.primitive_batchers[_solve_batch] = _batched
 
 def _for_cpu(samples, value, *, max_exact, devices):
     # As few instances as vectorise, so that the lists stay in the cache.
-    return in_tiles(samples, value, max_exact=max_exact, lanes=LANES * devices, apart=True)
+    return _tiled(samples, value, max_exact, LANES * devices, apart=True)
 
 
 def _for_tpu(samples, value, *, max_exact, devices):
     # All lists stay in the vector memory.
     lanes = 1024 if min(samples.shape[1], max_exact) <= 22 else 256
-    return in_tiles(samples, value, max_exact=max_exact, lanes=lanes * devices)
+    return _tiled(samples, value, max_exact, lanes * devices)
 
 
 def _for_gpu(samples, value, *, max_exact, devices):
@@ -80,14 +85,27 @@ def _for_gpu(samples, value, *, max_exact, devices):
     n = samples.shape[1]
     length = max(2 ** (min(n, max_exact) // 2 + 1), n)
     lanes = max(LANES, min(2**16, 2**26 // length // LANES * LANES))
-    return in_tiles(samples, value, max_exact=max_exact, lanes=lanes * devices)
+    return _tiled(samples, value, max_exact, lanes * devices)
 
 
+def _tiled(samples, value, max_exact, lanes, apart=False):
+    mask, *numbers = in_tiles(samples, value[:, 0], max_exact=max_exact, lanes=lanes, apart=apart)
+    return [mask, *(x[:, None] for x in numbers)]
+
+
+def _lower_for_cpu(context, samples, value, *, max_exact, devices):
+    """Emit a call of the compiled kernel if it applies, and else XLA's program."""
+    samples_type = context.avals_in[0]
+    if samples_type.size and samples_type.dtype == jnp.float32 and kernel.ready():
+        return kernel.lower(context, samples, value, max_exact)
+    return _by_xla(_for_cpu)(context, samples, value, max_exact=max_exact, devices=devices)
+
+
+_by_xla = functools.partial(mlir.lower_fun, multiple_results=True)
 _solve_batch.def_impl(_for_cpu)
-for _program, _platform in ((_for_cpu, "cpu"), (_for_tpu, "tpu"), (_for_gpu, None)):
-    mlir.register_lowering(
-        _solve_batch, mlir.lower_fun(_program, multiple_results=True), platform=_platform
-    )
+mlir.register_lowering(_solve_batch, _lower_for_cpu, platform="cpu")
+mlir.register_lowering(_solve_batch, _by_xla(_for_tpu), platform="tpu")
+mlir.register_lowering(_solve_batch, _by_xla(_for_gpu))
 
 
 @functools.partial(jax.jit, static_argnames=("max_exact", "lanes", "apart"))

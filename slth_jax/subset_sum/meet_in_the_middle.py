@@ -63,16 +63,21 @@ def closest_subset(
     return jnp.stack(masks, axis=1).reshape(q.shape) & (value != 0)[None]
 
 
-def _apart(running: Array | None, function: Callable, *operands: Array):
-    """Return `function(*operands)`, compiled by itself if `running` is a true scalar."""
+def _apart(running: Bool[Array, ""] | None, function: Callable, *operands: Array):
+    """Return `function(*operands)`; XLA compiles it by itself if `running`, a true flag, is given.
+
+    Otherwise operations around it, such as slicing a tile, would be fused into its loops.
+    """
     if running is None:
         return function(*operands)
-    empty = jax.tree.map(
-        lambda x: lambda: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *operands)
-    )
-    return lax.cond(
-        running, function, lambda *_: jax.tree.map(lambda make: make(), empty), *operands
-    )
+    shapes = jax.eval_shape(function, *operands)
+    # Zeros that depend on an operand: they then vary over the same axes of a mesh as it.
+    zero = 0 * operands[-1][:1]
+
+    def nothing(*_):
+        return jax.tree.map(lambda x: jnp.broadcast_to(zero, x.shape).astype(x.dtype), shapes)
+
+    return lax.cond(running, function, nothing, *operands)
 
 
 def _with_totals(q: Array) -> tuple[Array, Array]:
