@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slth_jax import attention, checks
-from slth_jax.types import Array, ArrayLike, AttentionParams
+from slth_jax.types import Array, ArrayLike, Projections
 
 
 class Linear(NamedTuple):
@@ -23,7 +24,7 @@ class Linear(NamedTuple):
 class Block(NamedTuple):
     """One block: attention and the layers of the ReLU network F."""
 
-    attention: AttentionParams
+    attention: Projections
     layers: tuple[Linear, ...]
 
 
@@ -88,3 +89,18 @@ def apply(
             precision=precision,
         )
     return checks.array("x", x, ndim=2)
+
+
+def validate_biases(first: Linear, second: Linear, target: Linear) -> None:
+    """Refuse a pair of layers that is to replace `target` and does not have its bias.
+
+    Raises:
+      ValueError: `first` has a bias, or that of `second` is not the target's.
+    """
+    differ = (second.b is None) != (target.b is None)
+    if second.b is not None and target.b is not None:
+        second_bias, target_bias = checks.concrete(second.b), checks.concrete(target.b)
+        if second_bias is not None and target_bias is not None:
+            differ = not np.array_equal(second_bias, target_bias)
+    if differ or first.b is not None:
+        raise checks.fail("source", "a net with the target's biases on its odd layers", "others")

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # Floors of the house, lowest first: a wing or a module may import those before it, nothing after.
 FLOORS = [
     "types", "checks", "theory", "distributed", "storage", "machines", "initializers",
-    "subset_sum", "supermask", "attention", "placement", "transformer", "models", "construction",
-    "guarantee", "edge_popup", "modules", "gpt2", "factored", "sources", "ticket", "huggingface",
+    "subset_sum", "supermask", "attention", "placement", "transformer", "models", "guarantee",
+    "construction", "edge_popup", "modules", "gpt2", "factored", "sources", "ticket", "huggingface",
     "sweep", "hide", "plots", "cli", "__main__",
 ]  # fmt: skip
 

@@ -49,7 +49,7 @@ def parity(preset: Preset) -> list[dict[str, Any]]:
     """Return a row per computation: how many masks, or how far outputs, differ from the CPU's."""
     samples, value = subset_sum.draw(preset.instances, preset.samples)
     draw = initializers.theory_attention
-    shape = {"num_heads": 2, "d_in": 4, "d_out": 4}
+    shape: dict[str, Any] = {"num_heads": 2, "d_in": 4, "d_out": 4}
     target = draw(jax.random.key(0), n_k=4, n_v=4, **shape)
     wide = {"n_k": 4 * preset.samples, "n_v": 4 * preset.samples, **shape}
     source, scores, x = jax.device_get(

@@ -79,7 +79,7 @@ def one_by_one() -> dict[str, Any]:
         start = time.perf_counter()
         outputs = jax.block_until_ready([single(key) for key in keys])
         run += time.perf_counter() - start
-        found += [(masks._asdict(), width) for _, masks in outputs]
+        found += [(vars(masks), width) for _, masks in outputs]
     total = time.perf_counter() - begin
     return {"total": total, "run": run, "masks": [_checksum(*each) for each in found]}
 

@@ -10,12 +10,11 @@ import numpy as np
 
 from experiments.paper.sources import narrow, narrow_layers, random_source
 from experiments.paper.targets import random_transformer
-from slth_jax import construction, transformer
+from slth_jax import construction, guarantee, transformer
 from slth_jax import ticket as tickets
-from slth_jax.construction import guarantee, on_inputs
 from slth_jax.sweep import Results
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import Array, Hparams, Key, PaddedAttention
+from slth_jax.types import Array, AttentionParams, Hparams, Key, PaddedAttention
 
 D_K = 4
 # Powers of two, exact in float32: a ticket is drawn again, bit for bit, to be bounded.
@@ -57,6 +56,7 @@ def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
             jax.random.fold_in(for_target, b), num_blocks=1, d=shape.d, d_k=D_K, heads=shape.heads
         )
         weights = target.attention
+        assert isinstance(weights, AttentionParams)
         attention = weights._replace(
             w_q=weights.w_q * TARGET_SCALE, w_v=weights.w_v * (TARGET_SCALE / shape.heads)
         )
@@ -128,7 +128,7 @@ def bounded(
         for_all = guarantee.guarantee(
             source, masks, target, alpha, num_tokens=x.shape[1], dtype=x.dtype
         )
-        on_x = on_inputs.guarantee_on(source, masks, target, x, dtype=x.dtype)
+        on_x = guarantee.guarantee_on(source, masks, target, x, dtype=x.dtype)
         yield [
             _row(shape, row, depth, for_all.blocks, on_x, float(drawn.alpha), x.shape[1])
             for depth in depths

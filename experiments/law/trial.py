@@ -6,9 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from experiments.paper import errors
 from slth_jax import attention, construction, initializers
-from slth_jax.types import Array, AttentionParams, Hparams, Key
+from slth_jax.types import Array, AttentionParams, Hparams, Key, PaddedAttention, Projections
 
 _TARGET = 1 << 20  # folded into a trial's key: the source's units use the numbers below
 
@@ -27,7 +26,7 @@ def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
     )
 
 
-def drawn_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
+def drawn_target(key: Key, *, num_heads: int, d: int) -> Projections:
     """Draw a target from the theory's distribution; its large entries are hard to reach."""
     d_k = max(1, d // num_heads)
     return initializers.theory_attention(
@@ -90,8 +89,8 @@ def _measure(source, masks, target, x: Array) -> dict[str, Array]:
     sign, and `small` those among them whose samples sum to less than half of the median entry's.
     `kept` is the share of connections in the ticket.
     """
-    error = errors.attention_errors(source, masks, target, x)
     ticket = construction.apply_masks(source, masks)
+    error = attention.error(ticket, target, x)
     merged, expected = (attention.merge(params) for params in (ticket, target))
     off, far, low = [], [], []
     root = jnp.sqrt(jnp.asarray(source.key_width, jnp.float32))
@@ -110,8 +109,9 @@ def _measure(source, masks, target, x: Array) -> dict[str, Array]:
     worst = jax.lax.top_k(entry, math.ceil(entry.size / 100))[0]
     d = value.shape[-1]
     failed = entry[None] * d > jnp.array(LEVELS, entry.dtype)[:, None]
-    total = sum(mask.size for mask in jax.tree.leaves(masks[:4]))
-    real = jnp.mean(source.k_units) if hasattr(source, "k_units") else 1.0
+    connections = (masks.w_q, masks.w_k, masks.w_v, masks.w_o)
+    total = sum(mask.size for mask in connections)
+    real = jnp.mean(source.k_units) if isinstance(source, PaddedAttention) else 1.0
     return {
         "error": jnp.mean(error),
         "of_sequence": error,
@@ -121,7 +121,7 @@ def _measure(source, masks, target, x: Array) -> dict[str, Array]:
         "failed": jnp.sum(failed, axis=1),
         "beyond": jnp.sum(failed & beyond[None], axis=1),
         "small": jnp.sum(failed & (beyond & small)[None], axis=1),
-        "kept": sum(jnp.sum(mask) for mask in jax.tree.leaves(masks[:4])) / (total * real),
+        "kept": sum(jnp.sum(mask) for mask in connections) / (total * real),
     }
 
 

@@ -9,16 +9,16 @@ from jaxtyping import Array, Float, Key
 
 from experiments import curves, measure
 from slth_jax import initializers
-from slth_jax.types import AttentionParams
+from slth_jax.types import Projections
 
 WIDTH = 8  # d_K = d_V of a target, as of the trained target
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def draw(key: Key[Array, ""], count: int) -> AttentionParams:
+def draw(key: Key[Array, ""], count: int) -> Projections:
     """Draw `count` targets of one head, d_in = 2 and d_out = 1, stacked along the first axis."""
 
-    def target(key: Key[Array, ""]) -> AttentionParams:
+    def target(key: Key[Array, ""]) -> Projections:
         return initializers.theory_attention(
             key, num_heads=1, d_in=2, d_out=1, n_k=WIDTH, n_v=WIDTH
         )

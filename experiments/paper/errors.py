@@ -11,55 +11,15 @@ import numpy as np
 from experiments import tickets
 from experiments.folder import RunFolder
 from experiments.paper.sources import narrow
-from slth_jax import attention, construction, initializers, ticket
-from slth_jax.construction import guarantee
+from slth_jax import attention, guarantee, initializers, ticket
 from slth_jax.sweep import Results
-from slth_jax.types import Array, AttentionParams, PaddedAttention
-
-
-def attention_error(
-    source: AttentionParams,
-    masks: AttentionParams,
-    target: AttentionParams,
-    x: Array,
-    *,
-    queries: Array | None = None,
-) -> Array:
-    """Return a ticket's error, the mean of `attention_errors` over sequences."""
-    return jnp.mean(attention_errors(source, masks, target, x, queries=queries))
-
-
-def attention_errors(
-    source: AttentionParams,
-    masks: AttentionParams,
-    target: AttentionParams,
-    x: Array,
-    *,
-    queries: Array | None = None,
-) -> Array:
-    """Return a ticket's error on each sequence, `[s]`, in float64 where JAX has it switched on.
-
-    The ticket is applied through `attention.apply` on ``source * masks``. The 2-norm of the
-    difference is maximised over the tokens of a sequence of `x [s, t, m]`.
-    """
-    wide = partial(jax.tree.map, lambda w: w.astype(x.dtype))
-    ticket = wide(construction.apply_masks(source, masks))
-    of_target = wide(target)
-
-    def worst(sequence: Array) -> Array:
-        apply = partial(attention.apply, x=sequence, queries=queries)
-        difference = apply(ticket) - apply(of_target)
-        return jnp.max(jnp.linalg.norm(difference, axis=-1))
-
-    # One sequence after another: long ones would not fit beside each other.
-    one_by_one = x.shape[1] > 512
-    return jax.lax.map(worst, x) if one_by_one else jax.vmap(worst)(x)
+from slth_jax.types import Array, PaddedAttention, Projections
 
 
 def first_of_each_width(
     out: RunFolder,
     results: Results,
-    target: AttentionParams,
+    target: Projections,
     x: Array,
     *,
     sources: Sequence[str],
@@ -122,7 +82,7 @@ def first_of_each_width(
     return guarantees
 
 
-def merged_norms(params: AttentionParams) -> tuple[float, float]:
+def merged_norms(params: Projections) -> tuple[float, float]:
     """Return the largest spectral norms of the merged matrices ``w_qk`` and ``w_vo`` of a head."""
     merged = attention.merge(params)
     qk, vo = (max(float(np.linalg.norm(np.asarray(w), 2)) for w in part) for part in merged)

@@ -13,8 +13,8 @@ from experiments import claims, curves, measure, options
 from experiments.folder import RunFolder, Sweep
 from experiments.paper import data, drawn, errors, pictures
 from experiments.paper.targets import AngularTarget, Training, train_angular
-from slth_jax import construction, initializers
-from slth_jax.types import Array, AttentionParams, Hparams, Key
+from slth_jax import attention, construction, initializers
+from slth_jax.types import Array, Hparams, Key, Projections
 
 FLOAT64 = True  # errors are measured in float64; weights and subset sums stay float32
 
@@ -66,7 +66,7 @@ class Config:
 class Targets(NamedTuple):
     """g target layers, stacked; the trained one is the first."""
 
-    params: AttentionParams  # [g, ...]
+    params: Projections  # [g, ...]
     tokens: Array  # [g, 2], regression tokens
     losses: Array  # [g], mean squared test errors, 0 if a target is not trained
     kinds: tuple[tuple[str, int], ...]  # 'trained' or 'drawn' and the index within this kind
@@ -107,7 +107,7 @@ def test_sequences(count: int, length: int, seed: int) -> Array:
     return data.angular_velocity(key, count, length).x
 
 
-def draw_source(key: Key, hparams: Hparams) -> AttentionParams:
+def draw_source(key: Key, hparams: Hparams) -> Projections:
     """Draw the random source of one trial."""
     n, padded = hparams["width"], hparams["width_max"]
     initializer = initializers.ATTENTION[hparams["source"]]
@@ -123,11 +123,12 @@ def make_trial(targets: Targets, sequences: Array, rule: str):
     def trial(key: Key, hparams: Hparams):
         source = draw_source(key, hparams)
 
-        def of_target(target: AttentionParams, token: Array):
+        def of_target(target: Projections, token: Array):
             masks, report = construction.solve_attention(source, target, construction=rule)
+            ticket = construction.apply_masks(source, masks)
             x = data.with_token(token, sequences)
             metrics = {
-                "error": errors.attention_error(source, masks, target, x),
+                "error": jnp.mean(attention.error(ticket, target, x)),
                 "out_of_reach": report.qk.out_of_reach + report.vo.out_of_reach,
                 "max_entry_error": jnp.maximum(report.qk.max_error, report.vo.max_error),
             }
@@ -229,7 +230,7 @@ def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dic
     return fits
 
 
-def describe_target(target: AttentionParams, loss: float) -> dict[str, float]:
+def describe_target(target: Projections, loss: float) -> dict[str, float]:
     """Return the trained target's test error, the share of variance it explains, and its norms."""
     qk_norm, vo_norm = errors.merged_norms(target)
     return {

@@ -10,10 +10,10 @@ import numpy as np
 
 from experiments import claims, curves, measure, options
 from experiments.folder import RunFolder, Sweep
-from experiments.paper import data, drawn, errors, hidden_dim, pictures
+from experiments.paper import data, drawn, hidden_dim, pictures
 from experiments.paper.hidden_dim import TARGETS, Targets
-from slth_jax import construction
-from slth_jax.types import Array, AttentionParams, Hparams, Key
+from slth_jax import attention, construction
+from slth_jax.types import Array, Hparams, Key, Projections
 
 FLOAT64 = True
 
@@ -70,14 +70,16 @@ def make_trial(config: Config, targets: Targets, inputs: Sequence[Array]):
     def trial(key: Key, hparams: Hparams):
         source = hidden_dim.draw_source(key, {**hparams, "source": "theory"})
 
-        def of_target(target_and_token: tuple[AttentionParams, Array]) -> Array:
+        def of_target(target_and_token: tuple[Projections, Array]) -> Array:
             target, token = target_and_token
             masks = construction.prune_attention(source, target, construction=config.construction)
+            ticket = construction.apply_masks(source, masks)
             of_lengths = []
             for sequences in inputs:
                 x = data.with_token(token, sequences)
                 queries = query_rows(x.shape[1], config.query_rows)
-                of_lengths.append(errors.attention_error(source, masks, target, x, queries=queries))
+                error = attention.error(ticket, target, x, queries=queries)
+                of_lengths.append(jnp.mean(error))
             return jnp.stack(of_lengths)
 
         return {"error": jax.lax.map(of_target, (targets.params, targets.tokens))}

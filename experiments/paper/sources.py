@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from slth_jax import initializers
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import ArrayLike, AttentionParams, Key
+from slth_jax.types import ArrayLike, AttentionParams, Key, PaddedAttention, Projections
 
 
 def random_source(
@@ -55,10 +55,10 @@ def random_layers(
     return tuple(layers)
 
 
-def narrow(params: AttentionParams, width: int) -> AttentionParams:
+def narrow(params: Projections, width: int) -> AttentionParams:
     """Return the first `width` hidden units of padded projections or masks."""
-    w_q, w_k, w_v, w_o = params
-    return AttentionParams(w_q[..., :width], w_k[..., :width], w_v[..., :width], w_o[:, :width])
+    assert isinstance(params, PaddedAttention)
+    return params.narrow(width, width)
 
 
 def narrow_layers(layers: Sequence[Linear], widths: Sequence[int]) -> tuple[Linear, ...]:

@@ -11,7 +11,7 @@ import optax
 from experiments.paper import data
 from slth_jax import attention, initializers
 from slth_jax.transformer import Block, Linear
-from slth_jax.types import Array, AttentionParams, Key
+from slth_jax.types import Array, Key, Projections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Training:
 class AngularTarget(NamedTuple):
     """A trained attention layer, its regression token `[2]`, and its mean squared test error."""
 
-    params: AttentionParams  # float32
+    params: Projections  # float32
     token: Array
     test_loss: Array
 
@@ -88,7 +88,7 @@ def _train(key: Key, training: Training) -> AngularTarget:
     return AngularTarget(params, token, _loss((params, token), test))
 
 
-def _loss(net: tuple[AttentionParams, Array], sequences: data.Sequences) -> Array:
+def _loss(net: tuple[Projections, Array], sequences: data.Sequences) -> Array:
     """Mean squared error of the answer at the regression token, in float32."""
     params, token = net
     x = data.with_token(token, sequences.x.astype(jnp.float32))

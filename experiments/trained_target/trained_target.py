@@ -14,8 +14,7 @@ from experiments.paper import errors
 from experiments.paper.sources import narrow, narrow_layers, random_source
 from experiments.trained_target import modular, pretrained
 from experiments.trained_target.pretrained import Network, Task
-from slth_jax import attention, construction, ticket
-from slth_jax.construction import guarantee, on_inputs
+from slth_jax import attention, construction, guarantee, ticket
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, Hparams, Key, PaddedAttention
 
@@ -186,7 +185,7 @@ def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str
     """
     network, task, rows = target
     mask = attention.causal_mask(x.shape[1])
-    found = on_inputs.guarantee_on(source, masks, network.blocks, x, mask)
+    found = guarantee.guarantee_on(source, masks, network.blocks, x, mask)
     at = np.asarray(task.positions)
     bound = found.rows[:, at]
     return {

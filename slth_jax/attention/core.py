@@ -1,47 +1,51 @@
 """Multi-head attention as pure functions on explicit parameters.
 
-It knows nothing of masks over weights: a ticket is applied by passing `weights * mask`.
+There are no masks over weights: a ticket is applied by passing ``weights * mask``.
 
-Letters, here and in every einsum: h heads, m input width, k key width, v value width,
+Letters, in every shape and einsum: h heads, m input width, k key width, v value width,
 o output width, q query tokens, t key/value tokens.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from slth_jax import checks
-from slth_jax.types import Array, ArrayLike, AttentionParams, MergedParams
+from slth_jax.types import Array, ArrayLike, AttentionParams, MergedParams, Projections
 
 # Logits of one block of queries: 2^22 entries are 16 MiB in float32, 32 MiB in float64.
 _BLOCK_ENTRIES = 1 << 22
 
 
 def apply(
-    params: AttentionParams,
+    params: Projections,
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
     queries: ArrayLike | None = None,
     block_size: int | None = None,
     precision: str = "highest",
-) -> Array:
+) -> Float[Array, "q o"]:
     """Compute multi-head attention of one sequence (paper, section 2).
 
     ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i.
 
     Args:
-      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`; padded ones
-        (`types.PaddedAttention`) know the k of ``1 / sqrt(k)``.
+      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`. The k of ``1 / sqrt(k)`` is
+        `params.key_width`, to which padding (`types.PaddedAttention`) does not count.
       x: tokens `[t, m]`. Lift over batches with `jax.vmap`.
-      attn_mask: booleans `[t, t]`, True where row i may attend to column j; None for all.
-        A row that may attend to nothing is refused; under a JAX transformation, where values
-        are not known yet, such a row gives zeros.
+      attn_mask: booleans `[t, t]`, True if row i may attend to column j; None for all. A row that
+        may attend to nothing is refused; under a JAX transformation, when values are not known
+        yet, such a row gives zeros.
       queries: indices `[q]` of the rows to compute; None for all.
-      block_size: rows computed at once; None for as many as keep the logits of a block within
+      block_size: the number of rows computed at once. None: as many as keep the logits within
         2^22 entries, so that memory grows with t and not with t^2.
-      precision: of the matrix products, as in `jax.default_matmul_precision`. Accelerators
-        shorten float32 by default, which hides errors near 1e-6.
+      precision: the precision of matrix products, as in `jax.default_matmul_precision`.
+        Accelerators shorten float32 by default, which hides errors near 1e-6.
 
     Returns:
       `[t, o]`, or `[q, o]` with `queries`.
@@ -50,71 +54,73 @@ def apply(
       ValueError: shapes, dtypes or values that do not fit, named in one line.
 
     Examples:
-      One head that hands on the mean of the tokens, as all its logits are zero:
+      One head with logits of zero, whose output is the mean of the tokens:
 
       >>> params = AttentionParams(*jnp.zeros((2, 1, 2, 1)), jnp.eye(2)[None], jnp.eye(2)[None])
-      >>> apply(params, [[1.0, 0.0], [3.0, 4.0]]).tolist()
+      >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
+      >>> apply(params, x).tolist()
       [[2.0, 2.0], [2.0, 2.0]]
-      >>> apply(params, [[1.0, 0.0], [3.0, 4.0]], causal_mask(2)).tolist()
+      >>> apply(params, x, causal_mask(2)).tolist()
       [[1.0, 0.0], [2.0, 2.0]]
     """
-    params = _checked(params)
-    h, m, _ = params.w_q.shape
+    w_q, w_k, w_v, w_o = _validated(params)
+    h, m, _ = w_q.shape
     x = checks.array("x", x, shape=(None, m))
     root = _key_root(params)
     rows, allowed = _rows(x, attn_mask, queries)
     block = _block_size(block_size, h, x.shape[0])
 
     with jax.default_matmul_precision(precision):
-        keys = jnp.einsum("tm,hmk->htk", x, params.w_k)
-        values = jnp.einsum("tm,hmv->htv", x, params.w_v)
+        keys = jnp.einsum("tm,hmk->htk", x, w_k)
+        values = jnp.einsum("tm,hmv->htv", x, w_v)
 
-        def attend(x_rows: Array, may_attend: Array | None) -> Array:
-            q = jnp.einsum("qm,hmk->hqk", x_rows, params.w_q)
-            logits = jnp.einsum("hqk,htk->hqt", q, keys) / root
-            heads = jnp.einsum("hqt,htv->hqv", _softmax(logits, may_attend), values)
-            return jnp.einsum("hqv,hvo->qo", heads, params.w_o)
+        def attend(
+            x_rows: Float[Array, "q m"], may_attend: Bool[Array, "q t"] | None
+        ) -> Float[Array, "q o"]:
+            q = jnp.einsum("qm,hmk->hqk", x_rows, w_q)
+            heads = jnp.einsum("hqt,htv->hqv", _softmax(_logits(q, keys, root), may_attend), values)
+            return jnp.einsum("hqv,hvo->qo", heads, w_o)
 
         return _in_blocks(attend, rows, allowed, block)
 
 
 def pattern(
-    params: AttentionParams,
+    params: Projections,
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
     precision: str = "highest",
-) -> Array:
-    """Return where each head looks: ``softmax_masked(x_i w_q (x w_k)^T / sqrt(k))`` for every i.
+) -> Float[Array, "h t t"]:
+    """Return the attention weights ``softmax_masked(x_i w_q (x w_k)^T / sqrt(k))`` of each head.
 
     Args:
       params, x, attn_mask, precision: as in `apply`.
 
     Returns:
-      `[h, t, t]`; rows sum to one. For looking at, of sequences short enough to hold t^2 numbers.
+      `[h, t, t]`; rows sum to one. For pictures of sequences short enough for t^2 numbers.
 
     Raises:
       ValueError: as in `apply`.
     """
-    params = _checked(params)
-    x = checks.array("x", x, shape=(None, params.w_q.shape[1]))
+    w_q, w_k, *_ = _validated(params)
+    x = checks.array("x", x, shape=(None, w_q.shape[1]))
     rows, allowed = _rows(x, attn_mask, None)
     with jax.default_matmul_precision(precision):
-        q = jnp.einsum("qm,hmk->hqk", rows, params.w_q)
-        keys = jnp.einsum("tm,hmk->htk", x, params.w_k)
-        return _softmax(jnp.einsum("hqk,htk->hqt", q, keys) / _key_root(params), allowed)
+        q = jnp.einsum("qm,hmk->hqk", rows, w_q)
+        keys = jnp.einsum("tm,hmk->htk", x, w_k)
+        return _softmax(_logits(q, keys, _key_root(params)), allowed)
 
 
-def merge(params: AttentionParams) -> MergedParams:
+def merge(params: Projections) -> MergedParams:
     """Merge the four projections into the two matrices that attention depends on.
 
     ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, m]`, ``w_vo = w_v w_o`` `[h, m, o]` (paper, section 2).
     """
-    params = _checked(params)
+    w_q, w_k, w_v, w_o = _validated(params)
     root = _key_root(params)
     with jax.default_matmul_precision("highest"):
-        w_qk = jnp.einsum("hmk,hnk->hmn", params.w_q, params.w_k) / root
-        w_vo = jnp.einsum("hmv,hvo->hmo", params.w_v, params.w_o)
+        w_qk = jnp.einsum("hmk,hnk->hmn", w_q, w_k) / root
+        w_vo = jnp.einsum("hmv,hvo->hmo", w_v, w_o)
     return MergedParams(w_qk, w_vo)
 
 
@@ -126,8 +132,8 @@ def apply_merged(
     queries: ArrayLike | None = None,
     block_size: int | None = None,
     precision: str = "highest",
-) -> Array:
-    """Compute what `apply` computes, from the merged matrices.
+) -> Float[Array, "q o"]:
+    """Compute the same as `apply`, from the merged matrices.
 
     ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``. Arguments, shapes and errors as in `apply`.
     """
@@ -142,29 +148,87 @@ def apply_merged(
     with jax.default_matmul_precision(precision):
         values = jnp.einsum("tm,hmo->hto", x, w_vo)
 
-        def attend(x_rows: Array, may_attend: Array | None) -> Array:
+        def attend(
+            x_rows: Float[Array, "q m"], may_attend: Bool[Array, "q t"] | None
+        ) -> Float[Array, "q o"]:
             logits = jnp.einsum("qm,hmn,tn->hqt", x_rows, w_qk, x)
             return jnp.einsum("hqt,hto->qo", _softmax(logits, may_attend), values)
 
         return _in_blocks(attend, rows, allowed, block)
 
 
-def causal_mask(length: int) -> Array:
-    """Return the causal attention mask `[length, length]`: row i attends to columns j <= i."""
+def error(
+    ticket: Projections,
+    target: Projections,
+    x: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    queries: ArrayLike | None = None,
+) -> Float[Array, "*s"]:
+    """Return the error of a ticket: ``max_i ||ticket(x)_i - target(x)_i||_2`` over the rows i.
+
+    Computed in the dtype of `x` or that of the weights, whichever is wider: pass float64 inputs to
+    measure errors near float32's rounding.
+
+    Args:
+      ticket: source weights times masks (`construction.apply_masks`).
+      target: the attention layer to approximate; h, k and v may differ from the ticket's.
+      x: one sequence `[t, m]`, or sequences `[s, t, m]`, one after another if they are long.
+      attn_mask, queries: as in `apply`.
+
+    Returns:
+      A scalar for one sequence, `[s]` for several.
+
+    Raises:
+      ValueError: as in `apply`.
+    """
+    sequences = checks.array("x", x, min_ndim=2)
+    dtype = jnp.result_type(sequences, ticket.w_q, target.w_q)
+    # Weights too, not only activations: ``sqrt(k)`` has the dtype of the weights.
+    ticket, target, sequences = (_cast(part, dtype) for part in (ticket, target, sequences))
+
+    def largest(sequence: Float[Array, "t m"]) -> Float[Array, ""]:
+        run = partial(apply, x=sequence, attn_mask=attn_mask, queries=queries)
+        return jnp.max(jnp.linalg.norm(run(ticket) - run(target), axis=-1))
+
+    if sequences.ndim == 2:
+        return largest(sequences)
+    # Long sequences would not fit into memory beside each other.
+    one_by_one = sequences.shape[1] > 512
+    return jax.lax.map(largest, sequences) if one_by_one else jax.vmap(largest)(sequences)
+
+
+def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
+    """Return the causal attention mask: row i attends to columns j <= i."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
-def _softmax(logits: Array, may_attend: Array | None) -> Array:
-    """Softmax over the last axis of `[h, q, t]` within `may_attend [q, t]`; empty rows give 0."""
+def _logits(
+    q: Float[Array, "h q k"], keys: Float[Array, "h t k"], root: Float[Array, ""]
+) -> Float[Array, "h q t"]:
+    if q.dtype.itemsize < 4:  # half precision: the products alone may overflow
+        return jnp.einsum("hqk,htk->hqt", q / root, keys)
+    return jnp.einsum("hqk,htk->hqt", q, keys) / root
+
+
+def _softmax(
+    logits: Float[Array, "h q t"], may_attend: Bool[Array, "q t"] | None
+) -> Float[Array, "h q t"]:
+    """Softmax over the last axis within `may_attend`; rows that attend to nothing give zeros."""
     if may_attend is None:
         return jax.nn.softmax(logits, axis=-1)
-    # A row without anything would be 0 / 0; let it attend to all, and take nothing from it.
-    some = jnp.any(may_attend, axis=-1, keepdims=True)
-    weights = jax.nn.softmax(logits, axis=-1, where=(may_attend | ~some)[None])
-    return jnp.where(some[None], weights, 0)
+    # A row without anything would be 0 / 0: it attends to all, and its weights are then dropped.
+    attends = jnp.any(may_attend, axis=-1, keepdims=True)  # [q, 1]
+    weights = jax.nn.softmax(logits, axis=-1, where=(may_attend | ~attends)[None])
+    return jnp.where(attends[None], weights, 0)
 
 
-def _in_blocks(attend, rows: Array, allowed: Array | None, block: int) -> Array:
+def _in_blocks(
+    attend: Callable,
+    rows: Float[Array, "q m"],
+    allowed: Bool[Array, "q t"] | None,
+    block: int,
+) -> Float[Array, "q o"]:
     """Apply `attend` to `rows`, `block` of them at a time."""
     if rows.shape[0] <= block:
         return attend(rows, allowed)
@@ -176,9 +240,9 @@ def _in_blocks(attend, rows: Array, allowed: Array | None, block: int) -> Array:
 
 
 def _rows(
-    x: Array, attn_mask: ArrayLike | None, queries: ArrayLike | None
-) -> tuple[Array, Array | None]:
-    """Return the query rows `[q, m]` and what each may attend to `[q, t]`, or None for all."""
+    x: Float[Array, "t m"], attn_mask: ArrayLike | None, queries: ArrayLike | None
+) -> tuple[Float[Array, "q m"], Bool[Array, "q t"] | None]:
+    """Return the query rows, and the tokens each may attend to, or None for all."""
     t = x.shape[0]
     rows, allowed = x, None
     if queries is not None:
@@ -205,9 +269,16 @@ def _rows(
     return rows, allowed
 
 
-def _key_root(params: AttentionParams) -> Array:
+def _key_root(params: Projections) -> Float[Array, ""]:
     """Return ``sqrt(k)`` in the dtype of the parameters."""
     return jnp.sqrt(jnp.asarray(params.key_width, params.w_q.dtype))
+
+
+def _cast(tree, dtype):
+    """Return the floating-point arrays of a tree in `dtype`."""
+    return jax.tree.map(
+        lambda w: w.astype(dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w, tree
+    )
 
 
 def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
@@ -216,11 +287,13 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
     return checks.integer("block_size", block_size, low=1)
 
 
-def _checked(params: AttentionParams) -> AttentionParams:
-    """Refuse projections whose heads or widths do not fit together; return JAX arrays."""
+def _validated(params: Projections) -> AttentionParams:
+    """Refuse projections whose heads or widths do not fit together; return their JAX arrays."""
     w_q = checks.array("params.w_q", params.w_q, ndim=3)
     h, m, k = w_q.shape
+    if 0 in w_q.shape:
+        raise checks.fail("params.w_q", "an array without empty dimensions", f"shape {w_q.shape}")
     w_k = checks.array("params.w_k", params.w_k, shape=(h, m, k))
     w_v = checks.array("params.w_v", params.w_v, shape=(h, m, None))
     w_o = checks.array("params.w_o", params.w_o, shape=(h, w_v.shape[-1], None))
-    return params._replace(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    return AttentionParams(w_q, w_k, w_v, w_o)

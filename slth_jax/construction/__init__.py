@@ -3,14 +3,12 @@
 `prune` and `relu` have the public functions: they validate their arguments and turn a network into
 products of two random matrices. `engine` solves these: a rule (`rules`) assigns hidden units to
 columns, `search` makes every entry of a target a subset sum, and kept samples become masks.
-`prune_*` return masks, `solve_*` a `Pruned` record of masks and report. `guarantee` bounds the
-error of a ticket; `find_width` finds the smallest width for an error.
+`prune_*` return masks, `solve_*` a `Pruned` record of masks and report. `find_width` finds the
+smallest width for an error. Bounds on the error of a ticket are in `slth_jax.guarantee`.
 """
 
 from slth_jax.construction.encode import Encoded, encode_matrix
 from slth_jax.construction.engine import Pruned, Report
-from slth_jax.construction.guarantee import guaranteed_error, is_vacuous
-from slth_jax.construction.on_inputs import guaranteed_error_on
 from slth_jax.construction.prune import (
     AttentionReport,
     apply_masks,
@@ -29,6 +27,7 @@ from slth_jax.construction.relu import (
 )
 from slth_jax.construction.rules import RULES, Rule, Search, band, shift
 from slth_jax.construction.width import FoundWidth, find_width
+from slth_jax.guarantee import guaranteed_error, guaranteed_error_on, is_vacuous
 
 CONSTRUCTIONS = tuple(RULES)
 

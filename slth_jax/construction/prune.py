@@ -7,7 +7,7 @@ batch (`engine.solve`), and returns masks as booleans of the shapes of the sourc
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,14 @@ from slth_jax.construction import engine, relu, rules
 from slth_jax.construction.engine import Problem, Pruned, Report, Solved
 from slth_jax.construction.rules import Rule
 from slth_jax.transformer import Block
-from slth_jax.types import Array, ArrayLike, AttentionParams, PyTree
+from slth_jax.types import (
+    Array,
+    ArrayLike,
+    AttentionParams,
+    PaddedAttention,
+    Projections,
+    PyTree,
+)
 
 
 class AttentionReport(NamedTuple):
@@ -81,8 +88,8 @@ def solve_product(
 
 
 def prune_attention(
-    source: AttentionParams, target: AttentionParams, *, construction: str | Rule = "fitted"
-) -> AttentionParams:
+    source: Projections, target: Projections, *, construction: str | Rule = "fitted"
+) -> Projections:
     """Return the masks of `solve_attention`, booleans of the shapes of `source`.
 
     Examples:
@@ -100,7 +107,7 @@ def prune_attention(
 
 
 def solve_attention(
-    source: AttentionParams, target: AttentionParams, *, construction: str | Rule = "fitted"
+    source: Projections, target: Projections, *, construction: str | Rule = "fitted"
 ) -> Pruned:
     """Mask a random attention layer so that it approximates a given one (Theorems 3 and 9).
 
@@ -160,16 +167,25 @@ def solve_transformer(
 
 
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
-    """Return ``source * mask`` leaf by leaf; weights whose mask is None stay as they are."""
-    return jax.tree.map(
-        lambda mask, weight: weight if mask is None else weight * mask.astype(weight.dtype),
-        masks,
-        source,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    """Return ``source * mask`` leaf by leaf; weights whose mask is None stay as they are.
+
+    Raises:
+      ValueError: masks that are no booleans, or of other shapes than the weights.
+    """
+
+    def masked(mask: Any, weight: Any) -> Any:
+        if mask is None:
+            return weight
+        kind = str(getattr(mask, "dtype", type(mask).__name__))
+        if kind != "bool" or jnp.shape(mask) != jnp.shape(weight):
+            allowed = f"booleans of the shape {jnp.shape(weight)} of their weights"
+            raise checks.fail("masks", allowed, f"{kind} of shape {jnp.shape(mask)}")
+        return weight * mask.astype(weight.dtype)
+
+    return jax.tree.map(masked, masks, source, is_leaf=lambda leaf: leaf is None)
 
 
-def validate_attention(source: AttentionParams, target: AttentionParams, rule: Rule) -> None:
+def validate_attention(source: Projections, target: Projections, rule: Rule) -> None:
     """Refuse a source and a target that do not fit together."""
     wide = partial(checks.array, kind="wide")
     h, m, _ = wide("target.w_q", target.w_q, ndim=3).shape
@@ -231,11 +247,10 @@ def _attention_problems(source, target, rule: Rule) -> list[Problem]:
     ]
 
 
-def _attention_masks(source: AttentionParams, qk: Solved, vo: Solved) -> AttentionParams:
+def _attention_masks(source: Projections, qk: Solved, vo: Solved) -> Projections:
     """Return masks in the record of `source`, its padding included."""
-    return jax.tree.map(lambda w: w != 0, source)._replace(
-        w_q=qk.left_mask,
-        w_k=jnp.matrix_transpose(qk.right_mask),
-        w_v=jnp.matrix_transpose(vo.right_mask),
-        w_o=jnp.matrix_transpose(vo.left_mask),
-    )
+    turn = jnp.matrix_transpose
+    masks = qk.left_mask, turn(qk.right_mask), turn(vo.right_mask), turn(vo.left_mask)
+    if isinstance(source, PaddedAttention):
+        return PaddedAttention(*masks, source.k_units != 0, source.v_units != 0)
+    return AttentionParams(*masks)

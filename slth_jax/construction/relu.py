@@ -10,13 +10,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from slth_jax import checks
 from slth_jax.construction import engine, rules
 from slth_jax.construction.engine import Problem, Pruned, Solved
 from slth_jax.construction.rules import Rule
-from slth_jax.transformer import Linear
+from slth_jax.transformer import Linear, validate_biases
 from slth_jax.types import Array, ArrayLike
 
 
@@ -148,14 +147,3 @@ def validate_layers(
         name = f"the hidden width n of {name1} and {name2}"
         engine.validate_width(name, w1.shape[0], width, 2 * i)
         validate_biases(first, second, layer)
-
-
-def validate_biases(first: Linear, second: Linear, target: Linear) -> None:
-    """Refuse a pair of source layers without the biases of the target's layer."""
-    differ = (second.b is None) != (target.b is None)
-    if second.b is not None and target.b is not None:
-        source_bias, target_bias = checks.concrete(second.b), checks.concrete(target.b)
-        if source_bias is not None and target_bias is not None:
-            differ = not np.array_equal(source_bias, target_bias)
-    if differ or first.b is not None:
-        raise checks.fail("source", "a net with the target's biases on its odd layers", "others")

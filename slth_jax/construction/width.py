@@ -1,4 +1,4 @@
-"""The smallest width that is good for an error, found by trial."""
+"""The smallest width of a source for an error, by trial."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,15 +7,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from slth_jax import attention, checks, initializers
 from slth_jax.construction import prune, rules
 from slth_jax.construction.rules import Rule
-from slth_jax.types import Array, ArrayLike, AttentionParams, Key
+from slth_jax.types import Array, ArrayLike, AttentionParams, Key, Projections
 
 
 class FoundWidth(NamedTuple):
-    """The smallest width ``n_k = n_v`` found, its mean error, and all that were tried."""
+    """The smallest width ``n_k = n_v``, its mean error, and all widths that were tried."""
 
     width: int
     error: float
@@ -31,39 +32,39 @@ def find_width(
     max_norm: float = 1.0,
     seeds: int = 10,
     construction: str | Rule = "fitted",
-    source: Callable[..., AttentionParams] = initializers.theory_attention,
+    source: Callable[..., Projections] = initializers.theory_attention,
     largest: int = 1024,
 ) -> FoundWidth:
     """Return the smallest source width at which tickets of `target` have at most a mean error.
 
-    The error of a ticket is the largest 2-norm over tokens, averaged over sequences and sources.
-    Widths are doubled until it is small enough, then bisected; every doubling compiles one
-    program, for all widths up to its own. Sources of one seed are nested (the first n units of
-    the widest), so that errors fall nearly steadily with the width; where they do not, what is
-    found is one of the widths at which they pass `error`.
+    The error of a ticket is `attention.error`, averaged over sequences and sources. Widths are
+    doubled until it is small enough, then bisected; every doubling compiles one program, for all
+    widths up to its own. Sources of one seed are nested (the first n units of the widest), so
+    errors fall nearly steadily with the width. If they do not, the result is one of the widths at
+    which they pass `error`.
 
     Args:
       target: `w_q, w_k [h, m, d_k]`, `w_v [h, m, d_v]`, `w_o [h, d_v, o]`.
-      error: the mean error that is wished, above 0.
-      key: of the sources, and of the inputs where none are given.
-      inputs: sequences `[s, t, m]`; None for 16 of 8 random tokens each of norm `max_norm`.
+      error: the largest mean error allowed, above 0.
+      key: the key of the sources, and of the inputs if none are given.
+      inputs: sequences `[s, t, m]`; None for 16 sequences of 8 random tokens of norm `max_norm`.
       max_norm: see `inputs`.
-      seeds: number of random sources.
+      seeds: the number of random sources.
       construction: a name in `rules.RULES`, or a rule.
       source: a distribution of `initializers`.
-      largest: give up beyond this width.
+      largest: the largest width to try.
 
     Raises:
-      ValueError: `error` is not reached up to `largest`, or what `prune_attention` raises.
+      ValueError: `error` is not reached up to `largest`, or an error of `prune_attention`.
 
     Examples:
       >>> shape = {"num_heads": 1, "d_in": 2, "d_out": 2}
       >>> target = initializers.theory_attention(jax.random.key(0), n_k=2, n_v=2, **shape)
-      >>> found = find_width(target, 0.5, key=jax.random.key(1), seeds=4)
-      >>> found.error <= 0.5 and found.width in found.tried
+      >>> result = find_width(target, 0.5, key=jax.random.key(1), seeds=4)
+      >>> result.error <= 0.5 and result.width in result.tried
       True
     """
-    wished = checks.number("error", error, low=0, open_low=True)
+    allowed = checks.number("error", error, low=0, open_low=True)
     rule = rules.get(construction)
     h, m, _ = checks.array("target.w_q", target.w_q, ndim=3, kind="wide").shape
     checks.integer("seeds", seeds, low=1)
@@ -79,39 +80,32 @@ def find_width(
     tried: dict[int, float] = {}
 
     def small_enough(padded: int, width: int) -> bool:
-        found = _errors(keys, target, x, width, draw=draw, padded=padded, rule=rule)
-        tried[width] = float(np.mean(found))
-        return tried[width] <= wished
+        errors = _errors(keys, target, x, width, draw=draw, padded=padded, rule=rule)
+        tried[width] = float(np.mean(errors))
+        return tried[width] <= allowed
 
     below, padded = m - 1, min(2 * m, largest)  # a source needs a unit for each input coordinate
     while not small_enough(padded, padded):
         if padded == largest:
-            came = f"{tried[largest]:.3g} there"
-            raise checks.fail("error", f"reached by width largest={largest}", came)
+            reached = f"{tried[largest]:.3g} at that width"
+            raise checks.fail("error", f"reached by width largest={largest}", reached)
         below, padded = padded, min(2 * padded, largest)
-    found = padded
-    while found - below > 1:
-        middle = (below + found) // 2
-        below, found = (below, middle) if small_enough(padded, middle) else (middle, found)
-    return FoundWidth(found, tried[found], dict(sorted(tried.items())))
+    width = padded
+    while width - below > 1:
+        middle = (below + width) // 2
+        below, width = (below, middle) if small_enough(padded, middle) else (middle, width)
+    return FoundWidth(width, tried[width], dict(sorted(tried.items())))
 
 
 @partial(jax.jit, static_argnames=("draw", "padded", "rule"))
 def _errors(
     keys: Key, target: AttentionParams, x: Array, width: ArrayLike, *, draw, padded: int, rule: Rule
-) -> Array:
-    """Return the error of the ticket of each key, `[seeds]`."""
+) -> Float[Array, " seeds"]:
+    """Return the error of the ticket of each key."""
 
-    def one(key: Key) -> Array:
+    def ticket_error(key: Key) -> Float[Array, ""]:
         weights = draw(key, n_k=width, n_v=width, padded=padded)
-        ticket = prune.apply_masks(
-            weights, prune.prune_attention(weights, target, construction=rule)
-        )
+        masks = prune.prune_attention(weights, target, construction=rule)
+        return jnp.mean(attention.error(prune.apply_masks(weights, masks), target, x))
 
-        def worst(sequence: Array) -> Array:
-            difference = attention.apply(ticket, sequence) - attention.apply(target, sequence)
-            return jnp.max(jnp.linalg.norm(difference, axis=-1))
-
-        return jnp.mean(jax.vmap(worst)(x))
-
-    return jax.vmap(one)(keys)
+    return jax.vmap(ticket_error)(keys)

@@ -121,7 +121,8 @@ def entry_errors(
 
 def _merged(params: AttentionParams) -> tuple[np.ndarray, np.ndarray]:
     """Return the merged matrices in float64."""
-    w_q, w_k, w_v, w_o = (np.asarray(w, np.float64) for w in params)
+    weights = (params.w_q, params.w_k, params.w_v, params.w_o)
+    w_q, w_k, w_v, w_o = (np.asarray(w, np.float64) for w in weights)
     return (
         np.einsum("hmk,hnk->hmn", w_q, w_k) / np.sqrt(np.asarray(params.key_width, float)),
         np.einsum("hmv,hvo->hmo", w_v, w_o),

@@ -10,8 +10,8 @@ from refusals import refusals
 from test_construction import attention_pair, pruned_transformer
 from test_guarantee import ALPHA, T, inputs
 
-from slth_jax import attention, construction, transformer
-from slth_jax.construction import guarantee, on_inputs
+from slth_jax import attention, construction, guarantee, transformer
+from slth_jax.guarantee import given_inputs
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import AttentionParams
 
@@ -32,7 +32,7 @@ def test_attention_errs_less_than_the_bound_row_by_row(n, attn_mask):
     source, target = attention_pair(n, n)
     masks = construction.prune_attention(source, target, construction="proof")
     x = inputs(3)
-    bound = on_inputs.guarantee_on(source, masks, target, x, attn_mask)
+    bound = guarantee.guarantee_on(source, masks, target, x, attn_mask)
     measured = errors(attention.apply, source, masks, target, x, attn_mask)
     assert np.all(measured <= bound.rows)
     for_all = construction.guaranteed_error(source, masks, target, ALPHA, num_tokens=T)
@@ -50,7 +50,7 @@ def test_attention_errs_less_than_the_bound_row_by_row(n, attn_mask):
 def test_a_transformer_errs_less_than_the_bound_behind_every_block(n, attn_mask):
     source, target, masks, _ = pruned_transformer(n)
     x = inputs(2)
-    bound = on_inputs.guarantee_on(source, masks, target, x, attn_mask)
+    bound = guarantee.guarantee_on(source, masks, target, x, attn_mask)
     for_all = guarantee.guarantee(source, masks, target, ALPHA, num_tokens=T)
     for b in (1, 2):
         nets = source[:b], masks[:b], target[:b]
@@ -120,12 +120,12 @@ def test_a_perfect_ticket_only_rounds_and_slices_of_sequences_change_nothing(mon
         for block in target
     )
     x = inputs(2, count=5)
-    perfect = on_inputs.guarantee_on(target, kept, target, x)
+    perfect = guarantee.guarantee_on(target, kept, target, x)
     assert 0 < perfect.error.max() < 1e-3 and perfect.round_off.min() > 0
-    exact = on_inputs.guarantee_on(target, kept, target, x, dtype=jnp.float64)
+    exact = guarantee.guarantee_on(target, kept, target, x, dtype=jnp.float64)
     assert exact.error.max() < 1e-12
     whole = construction.guaranteed_error_on(source, masks, target, x)
-    monkeypatch.setattr(on_inputs, "_ENTRIES", 1)
+    monkeypatch.setattr(given_inputs, "_ENTRIES", 1)
     np.testing.assert_allclose(
         construction.guaranteed_error_on(source, masks, target, x), whole, rtol=1e-9
     )

@@ -1,0 +1,21 @@
+"""Bounds on the error of a ticket, from its actual weights and masks.
+
+The error is ``max_i ||ticket(x)_i - target(x)_i||``, the largest 2-norm over rows of the output.
+
+`guaranteed_error` holds for all inputs up to a norm, `guaranteed_error_on` for given inputs;
+`guarantee` and `guarantee_on` return the same bounds with their parts. Both compare the merged
+matrices of ticket and target (`pairs`), in NumPy float64. The proofs are in ``docs/guarantee.md``.
+"""
+
+from slth_jax.guarantee.all_inputs import Guarantee, guarantee, guaranteed_error, is_vacuous
+from slth_jax.guarantee.given_inputs import OnInputs, guarantee_on, guaranteed_error_on
+
+__all__ = [
+    "Guarantee",
+    "OnInputs",
+    "guarantee",
+    "guarantee_on",
+    "guaranteed_error",
+    "guaranteed_error_on",
+    "is_vacuous",
+]

@@ -1,0 +1,150 @@
+"""A bound on the error of a ticket for all inputs up to a norm.
+
+The printed theorems need norms at most 1 and unknown constants. This is the same argument with the
+numbers of one ticket: the largest input norm alpha, the spectral norms of the target's merged
+matrices and of their differences from the ticket's, the sharper softmax bound ``2 tanh(e / 2)``
+(`theory.sharp_softmax_error`), and a term for round-off. Symbols are listed in `pairs`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from slth_jax import checks
+from slth_jax.guarantee import pairs
+from slth_jax.guarantee.pairs import Floats, Layer, Network, Pair
+from slth_jax.transformer import Block
+from slth_jax.types import Projections
+
+
+class Guarantee(NamedTuple):
+    """A bound on ``max_i ||ticket(x)_i - target(x)_i||`` for inputs with rows of bounded norm."""
+
+    error: float  # the bound, round-off included
+    round_off: float  # the part of `error` that is due to rounding
+    size: float  # a bound on the norm of the target's rows
+    blocks: tuple[float, ...] = ()  # for a transformer: the bound behind each block
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether `error` is not below `size`: an output of zeros is guaranteed as much."""
+        return not self.error < self.size
+
+
+class Steps(NamedTuple):
+    """The bound behind each block, for sequences with rows of norms up to alpha."""
+
+    errors: Float[Floats, "b s"]
+    round_off: Float[Floats, " s"]  # the part that is due to rounding, added up over blocks
+    size: Float[Floats, " s"]  # a bound on the norm of the target's rows behind the last block
+
+
+def guaranteed_error(
+    source: Projections | Sequence[Block],
+    masks: Projections | Sequence[Block],
+    target: Projections | Sequence[Block],
+    max_norm: float,
+    *,
+    num_tokens: int = 1024,
+    dtype: Any = None,
+) -> float:
+    """Bound the error of a ticket on all inputs whose rows have 2-norm at most `max_norm`.
+
+    For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha ||V||`` with
+    ``e = alpha^2 ||D||``, ``alpha = max_norm``; heads add up. Norms and errors are carried from
+    block to block. The bound holds for every attention mask and, except for its round-off term,
+    every number of tokens.
+
+    Args:
+      source: the unmasked random weights; attention, or a sequence of transformer blocks.
+      masks: the masks that `construction` returned for them. A block whose masks have no layers
+        has the target's own ReLU network.
+      target: the network to approximate.
+      max_norm: a bound on the 2-norm of the rows of the input.
+      num_tokens: the largest number of tokens; only the round-off term depends on it.
+      dtype: the dtype in which ticket and target are computed (round-off is bounded to first
+        order, for full-precision matrix products). None: that of the weights in JAX, where NumPy's
+        float64 is float32 unless 64-bit numbers are switched on.
+
+    Returns:
+      The bound. `guarantee` returns its parts; `is_vacuous`, whether it is below the outputs' size.
+
+    Raises:
+      ValueError: shapes that do not fit, weights that are not finite, masks that are not booleans,
+        or a negative `max_norm`.
+    """
+    return guarantee(source, masks, target, max_norm, num_tokens=num_tokens, dtype=dtype).error
+
+
+def is_vacuous(source, masks, target, max_norm: float, **options) -> bool:
+    """Return whether `guaranteed_error` is not below the bound on the target's output norm."""
+    return guarantee(source, masks, target, max_norm, **options).vacuous
+
+
+def guarantee(
+    source, masks, target, max_norm: float, *, num_tokens: int = 1024, dtype: Any = None
+) -> Guarantee:
+    """Return the bound of `guaranteed_error` with its parts; the same arguments."""
+    max_norm = checks.number("max_norm", float(max_norm), low=0)
+    checks.integer("num_tokens", num_tokens, low=1)
+    network = pairs.compare(source, masks, target, dtype)
+    steps = propagate(network, np.array([max_norm]), num_tokens)
+    errors = tuple(map(float, steps.errors[:, 0]))
+    blocks = errors if network.residual else ()
+    return Guarantee(errors[-1], float(steps.round_off[0]), float(steps.size[0]), blocks)
+
+
+def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> Steps:
+    """Carry norm alpha of the target's rows, the ticket's distance and round-off through blocks."""
+    error, rounding = np.zeros_like(alpha), np.zeros_like(alpha)
+    errors, unit = [], network.unit
+    for pair in network.pairs:
+        reached = alpha + error  # the norm of the ticket's rows
+        step, round_off = _attention(pair, reached, num_tokens, unit)
+        norm_W = np.sum(pair.T.norm_W)
+        rounding = rounding + round_off
+        if not network.residual:
+            return Steps(step[None], rounding, alpha * norm_W)
+        # The target's own attention moves too, with rows that are `error` away.
+        logits = pair.T.norm_A[:, None] * error * (reached + alpha)  # [h, s]
+        moved = np.sum((_average(logits, reached) + error) * pair.T.norm_W[:, None], axis=0)
+        both = reached * (1 + np.sum(pair.S.norm_W) + norm_W)
+        hidden = error + step + moved + 2 * unit * both
+        error, alpha, in_layers = _layers(pair.layers, hidden, alpha * (1 + norm_W), unit)
+        rounding = rounding + in_layers
+        errors.append(error)
+    return Steps(np.stack(errors), rounding, alpha)
+
+
+def _attention(
+    pair: Pair, alpha: Float[Floats, " s"], num_tokens: int, unit: float
+) -> tuple[Float[Floats, " s"], Float[Floats, " s"]]:
+    """Bound the difference of ticket and target on the same rows, round-off included and alone."""
+    moved = _average(alpha**2 * pair.norm_D[:, None], alpha)  # [h, s]
+    difference = np.sum(moved * pair.T.norm_W[:, None] + alpha * pair.norm_V[:, None], axis=0)
+    round_off = pair.round_off(alpha, num_tokens, unit)
+    return difference + round_off, round_off
+
+
+def _average(e: Float[Floats, "h s"], alpha: Float[Floats, " s"]) -> Float[Floats, "h s"]:
+    """Bound the move of an average of rows of norm alpha when its logits move by e."""
+    return 2 * np.tanh(e / 2) * alpha
+
+
+def _layers(
+    layers: Sequence[Layer], error: Float[Floats, " s"], norm: Float[Floats, " s"], unit: float
+) -> tuple[Float[Floats, " s"], Float[Floats, " s"], Float[Floats, " s"]]:
+    """Return error, norm and round-off of ``F(y) + y`` for rows y of given error and norm."""
+    in_error, in_norm, rounding = error, norm, np.zeros_like(norm)
+    if not layers:
+        return error, norm, rounding
+    for layer in layers:
+        reached = norm + error
+        round_off = layer.round_off(reached, unit)
+        rounding = rounding + round_off
+        error = layer.L * reached + layer.norm * error + round_off
+        norm = layer.norm * norm + np.linalg.norm(layer.b)
+    final = 2 * unit * (norm + in_norm + error + in_error)
+    return error + in_error + final, norm + in_norm, rounding + final

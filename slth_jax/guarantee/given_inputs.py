@@ -1,0 +1,244 @@
+"""A bound on the error of a ticket on given inputs: valid for these only, and much tighter.
+
+The target is computed on the inputs, the ticket is not. The effect of the weight differences is
+computed exactly on the target's own activations y. The deviation of the ticket's activations from
+them, at most eps, is bounded by norms taken at those activations. The numbered steps and their
+proofs are in ``docs/guarantee.md``; symbols are listed in `pairs`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from slth_jax import checks
+from slth_jax.guarantee import all_inputs, pairs
+from slth_jax.guarantee.pairs import Floats, Layer, Network, Pair
+from slth_jax.transformer import Block
+from slth_jax.types import ArrayLike, Projections
+
+# Entries of the largest array of one slice of the sequences: 2^23 are 64 MiB.
+_ENTRIES = 1 << 23
+
+
+class OnInputs(NamedTuple):
+    """Bounds on ``||ticket(x)_i - target(x)_i||`` for the rows i of given sequences x."""
+
+    blocks: Float[Floats, "b s t"]  # the bound of each row behind each block, round-off included
+    norms: Float[Floats, "b s t"]  # the norm of the target's row
+    round_off: Float[Floats, " s"]  # the part that is due to rounding, added up over blocks
+
+    @property
+    def rows(self) -> Float[Floats, "s t"]:
+        """The bound of each row of the output."""
+        return self.blocks[-1]
+
+    @property
+    def error(self) -> Float[Floats, " s"]:
+        """The bound on the largest error of a row."""
+        return self.rows.max(axis=-1)
+
+    @property
+    def vacuous(self) -> Bool[np.ndarray, " s"]:
+        """Whether the bound of a row is not below the norm of the target's row."""
+        return ~np.all(self.rows < self.norms[-1], axis=-1)
+
+
+def guaranteed_error_on(
+    source: Projections | Sequence[Block],
+    masks: Projections | Sequence[Block],
+    target: Projections | Sequence[Block],
+    inputs: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    dtype: Any = None,
+) -> Any:
+    """Bound the error of a ticket on given sequences: ``max_i ||ticket(x)_i - target(x)_i||``.
+
+    `guaranteed_error` holds for every input up to a norm; this bound holds for `inputs` only and is
+    never larger, usually far smaller. Logits move by ``y_i D y_j`` on the target's own rows y,
+    attention weights by the effect of that on the target's own weights, and ReLU units count only
+    if they may be active. Errors of earlier blocks enter by norms at the target's rows.
+
+    Args:
+      source, masks, target: as in `guaranteed_error`.
+      inputs: sequences `[s, t, m]`, or one sequence `[t, m]`.
+      attn_mask: booleans `[t, t]`, True = may attend, as in `attention.apply`; None for all.
+      dtype: as in `guaranteed_error`.
+
+    Returns:
+      The bound of each sequence, `[s]` (a scalar for one sequence), NumPy float64. `guarantee_on`
+      returns the bound of each row behind each block.
+
+    Raises:
+      ValueError: shapes that do not fit, or a row of `attn_mask` that attends to nothing.
+    """
+    bounds = guarantee_on(source, masks, target, inputs, attn_mask, dtype=dtype).error
+    return bounds[0] if np.ndim(inputs) == 2 else bounds
+
+
+def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = None) -> OnInputs:
+    """Return the bound of `guaranteed_error_on` for each row and block; the same arguments."""
+    network = pairs.compare(source, masks, target, dtype)
+    x = np.asarray(np.asarray(inputs, network.dtype), np.float64)
+    x = x[None] if x.ndim == 2 else x
+    m = network.pairs[0].T.A.shape[-1]
+    if x.ndim != 3 or x.shape[-1] != m or not np.all(np.isfinite(x)):
+        raise checks.fail("inputs", f"finite, of shape (any, any, {m})", f"shape {x.shape}")
+    t = x.shape[1]
+    allowed = np.ones((t, t), bool) if attn_mask is None else np.asarray(attn_mask, bool)
+    if allowed.shape != (t, t) or not allowed.any(axis=1).all():
+        allows = f"of shape ({t}, {t}), True at least once in every row"
+        raise checks.fail("attn_mask", allows, f"shape {allowed.shape}")
+    widest = max([t * m, *(len(layer.W) for pair in network.pairs for layer in pair.layers)])
+    size = max(1, _ENTRIES // (t * widest))
+    parts = [_bounds(network, y, allowed) for y in _slices(x, size)]
+    blocks, norms, round_off = zip(*parts, strict=True)
+    return OnInputs(
+        np.concatenate(blocks, axis=1), np.concatenate(norms, axis=1), np.concatenate(round_off)
+    )
+
+
+def _bounds(network: Network, y: Float[Floats, "s t m"], allowed: Bool[np.ndarray, "t t"]):
+    """Return the arrays of `OnInputs` for some sequences y."""
+    unit = network.unit
+    for_all = all_inputs.propagate(network, np.max(_norm(y), axis=-1), y.shape[1])
+    eps, round_off = np.zeros(y.shape[:2]), np.zeros(len(y))  # [s, t], [s]
+    bounds, norms = [], []
+    for pair, limit in zip(network.pairs, for_all.errors, strict=True):
+        attended, change, step_off = _attention(pair, y, eps, allowed, unit)
+        round_off = round_off + step_off
+        if network.residual:
+            alpha = np.max(_norm(y) + eps, axis=-1)
+            adding = 2 * unit * alpha * (1 + np.sum(pair.S.norm_W + pair.T.norm_W))
+            y, eps = y + attended, eps + change + adding[:, None]
+        else:
+            y, eps = attended, change
+        if pair.layers:
+            y, eps, step_off = _layers(pair.layers, y, eps, unit)
+            round_off = round_off + step_off
+        # With large errors norms taken at single rows may add up to more than the bound for all.
+        eps = np.minimum(eps, limit[:, None])
+        bounds.append(eps)
+        norms.append(_norm(y))
+    return np.stack(bounds), np.stack(norms), round_off
+
+
+def _attention(
+    pair: Pair,
+    y: Float[Floats, "s t m"],
+    eps: Float[Floats, "s t"],
+    allowed: Bool[np.ndarray, "t t"],
+    unit: float,
+) -> tuple[Float[Floats, "s t o"], Float[Floats, "s t"], Float[Floats, " s"]]:
+    """Return the target's attention of its rows y, the ticket's distance, and round-off.
+
+    Steps 1 to 3 of the page. The ticket's rows lie within eps of the target's rows.
+    """
+    y_T = np.swapaxes(y, 1, 2)  # [s, m, t]
+    S, T = pair.S, pair.T
+    attended = np.zeros((*y.shape[:2], T.W.shape[-1]))
+    differ = np.zeros_like(attended)  # sum_h sum_j p_ij y_j V: values that differ
+    moved = np.zeros(y.shape[:2])  # weights that moved
+    q = []  # [h] of [s, t]: errors that were carried in
+    for h, norm_A_S in enumerate(S.norm_A):
+        logits = np.where(allowed, y @ T.A[h] @ y_T, -np.inf)  # [s, t, t]
+        p = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+        p /= np.sum(p, axis=-1, keepdims=True)
+        d = y @ pair.D[h] @ y_T  # [s, t, t]
+        y_A, A_y = _norm(y @ S.A[h]), _norm(y @ S.A[h].T)  # ||y_i A_S||, ||A_S y_j||
+        r = _outer(eps, A_y) + _outer(y_A, eps) + norm_A_S * _outer(eps, eps)
+        m, s = _weights_moved(logits, p, d, r, allowed)
+        v = y @ S.W[h]  # [s, t, o]
+        c = p @ v
+        apart = _norm(v[:, None] - c[:, :, None])  # ||v_j - c_i||, [s, t, t]
+        farthest = np.max(np.where(allowed, apart, 0), axis=-1)
+        moved += np.minimum(np.sum(m * apart, axis=-1), s * farthest)
+        attended = attended + p @ (y @ T.W[h])
+        differ = differ + p @ (y @ pair.V[h])
+        largest = np.max(np.where(allowed, eps[:, None], 0), axis=-1)
+        drift = np.minimum(np.sum(m * eps[:, None], axis=-1), s / 2 * largest)
+        q.append((p @ eps[..., None])[..., 0] + drift)
+    by_head = np.tensordot(S.norm_W, q, axes=1)
+    stacked = float(_norm_of_stack(S.W)) * np.sqrt(np.sum(np.square(q), axis=0))
+    alpha = np.max(_norm(y) + eps, axis=-1)
+    round_off = pair.round_off(alpha, y.shape[1], unit)
+    bound = moved + _norm(differ) + np.minimum(by_head, stacked) + round_off[:, None]
+    return attended, bound, round_off
+
+
+def _norm_of_stack(W: Float[Floats, "h m o"]) -> Float[Floats, ""]:
+    """Return the norm of the matrices of all heads, one below the other."""
+    return pairs.spectral(W.reshape(-1, W.shape[-1]))
+
+
+def _weights_moved(
+    logits: Float[Floats, "s t t"],
+    p: Float[Floats, "s t t"],
+    d: Float[Floats, "s t t"],
+    r: Float[Floats, "s t t"],
+    allowed: Bool[np.ndarray, "t t"],
+) -> tuple[Float[Floats, "s t t"], Float[Floats, "s t"]]:
+    """Bound the move of softmax weights p when their logits move by d, give or take r (step 2).
+
+    Returns:
+      m: the bound for each weight.
+      s: the bound for the sum over a row, which may be the smaller of the two:
+        ``2 tanh((max hi - min lo) / 4)``.
+    """
+    several = allowed.sum(axis=-1) > 1
+    hi = np.where(allowed, logits + d + r, -np.inf)
+    lo = np.where(allowed, logits + d - r, -np.inf)
+    top = np.max(hi, axis=-1, keepdims=True)
+    exp_hi, exp_lo = np.exp(hi - top), np.exp(lo - top)
+    # A weight is largest if its own logit is high and all other logits are low.
+    other_hi = np.maximum(np.sum(exp_hi, axis=-1, keepdims=True) - exp_hi, 0)
+    other_lo = np.maximum(np.sum(exp_lo, axis=-1, keepdims=True) - exp_lo, 0)
+    most = np.divide(exp_hi, exp_hi + other_lo, out=np.ones_like(p), where=exp_hi + other_lo > 0)
+    least = np.divide(exp_lo, exp_lo + other_hi, out=np.zeros_like(p), where=exp_lo + other_hi > 0)
+    m = np.where(several[:, None] & allowed, np.maximum(most - p, p - least), 0)
+    widest = np.max(np.where(allowed, d + r, -np.inf), axis=-1) - np.min(
+        np.where(allowed, d - r, np.inf), axis=-1
+    )
+    return np.maximum(m, 0), np.where(several, 2 * np.tanh(widest / 4), 0)
+
+
+def _layers(
+    layers: Sequence[Layer], y: Float[Floats, "s t i"], eps: Float[Floats, "s t"], unit: float
+) -> tuple[Float[Floats, "s t i"], Float[Floats, "s t"], Float[Floats, " s"]]:
+    """Return the target's ``F(y) + y``, the ticket's distance from it, and round-off (step 4)."""
+    x, in_eps, total = y, eps, np.zeros(len(y))
+    for l, layer in enumerate(layers):
+        u = np.maximum(x, 0) @ layer.D_plus.T  # the pair's error on the target's row, [s, t, o]
+        if layer.D_minus is not None:
+            u = u + np.minimum(x, 0) @ layer.D_minus.T
+        round_off = layer.round_off(np.max(_norm(x) + eps, axis=-1), unit)  # [s]
+        total = total + round_off
+        slope = layer.norm + layer.L
+        x = x @ layer.W.T + layer.b
+        if l == len(layers) - 1:
+            eps = slope * eps + _norm(u) + round_off[:, None]
+            continue
+        slopes = np.linalg.norm(layer.W, axis=1) + np.linalg.norm(layer.differences, axis=1)
+        t = eps[..., None] * slopes + np.abs(u) + round_off[:, None, None]  # [s, t, units]
+        # A unit that is off in both networks passes nothing on.
+        passed = np.where(x > 0, t, np.maximum(x + t, 0))
+        whole = slope * eps + _norm(np.where(passed > 0, u, 0)) + round_off[:, None]
+        eps = np.minimum(whole, _norm(passed))
+        x = np.maximum(x, 0)
+    largest = np.max(_norm(x) + _norm(y) + eps + in_eps, axis=-1)
+    final = 2 * unit * largest
+    return x + y, eps + in_eps + final[:, None], total + final
+
+
+def _norm(x: Float[Floats, "*s n"]) -> Float[Floats, "*s"]:
+    return np.linalg.norm(x, axis=-1)
+
+
+def _outer(a: Float[Floats, "s t"], b: Float[Floats, "s t"]) -> Float[Floats, "s t t"]:
+    return a[:, :, None] * b[:, None, :]
+
+
+def _slices(x: Float[Floats, "s t m"], size: int) -> Iterator[Float[Floats, "_ t m"]]:
+    return (x[i : i + size] for i in range(0, len(x), size))
