@@ -1,8 +1,10 @@
 """The paper's bounds (arXiv:2511.04217) as plain functions of floats.
 
-Widths are of the form ``n >= d C log(...)`` with a universal constant C that the theory leaves
-unnamed: it is the required argument `constant`, and can only be estimated by measurement
-(`MEASURED`). Each bound on a width has its inverse beside it, the error that a width is good for.
+Widths have the form ``n >= d C log(...)`` with a universal constant C whose value the theory does
+not give: it is the required argument `constant`, and can only be estimated by measurement
+(`MEASURED`). Each bound on a width is followed by its inverse, the error that a width suffices for.
+Logarithms are added, not taken of products, so that no intermediate number leaves the range of
+floats; an error beyond that range is `math.inf`.
 """
 
 import math
@@ -12,7 +14,7 @@ from slth_jax import checks
 
 
 class Widths(NamedTuple):
-    """Source widths that a theorem asks for."""
+    """Source widths of keys and values that a theorem requires."""
 
     n_k: int
     n_v: int
@@ -32,23 +34,42 @@ def product_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> 
     ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, constant=constant)
-    return _width(d_in, constant, d_in * d_out / epsilon)
+    return _width(d_in, constant, math.log(d_in) + math.log(d_out) - math.log(epsilon))
 
 
-def counting_width(epsilon: float, *, d_in: int, d_out: int, alpha: float) -> int:
+def counting_width(
+    epsilon: float,
+    *,
+    d_in: int,
+    d_out: int,
+    alpha: float,
+    num_heads: int = 1,
+    masks: str = "any",
+) -> int:
     """Width below which no construction serves every target: there are too few masks.
 
-    ``n >= d_in d_out log2(alpha / epsilon) / (d_in + d_out)``. Value and output masks of width n
-    are ``2^(n (d_in + d_out))``; on one token of norm up to alpha, a ticket is within epsilon of a
-    target only if their merged matrices are within ``epsilon / alpha`` in the spectral norm, and a
-    covering of that norm's unit ball by such balls has at least ``(alpha / epsilon)^(d_in d_out)``
-    of them (by volume). Where the grouped factor's mask does not depend on the target, as in all
-    rules here, only the ``n d_out`` bits of the other count, and the least width is
-    ``d_in log2(alpha / epsilon)``.
+    ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads whose value and output masks
+    take b different values per hidden unit, in bits. On one token of norm up to alpha only the sum
+    of the heads' merged matrices counts. A ticket is within epsilon of a target only if the two
+    sums are within ``epsilon / alpha`` in the spectral norm; the sums of targets of norm 1 fill a
+    ball of radius H, and a covering of it by balls of that size has at least
+    ``(H alpha / epsilon)^(d_in d_out)`` of them (by volume).
+
+    The bound is for the worst target and input; measured laws are averages over random ones.
+
+    Args:
+      epsilon, alpha: the error, and the norm of the token.
+      d_in, d_out, num_heads: the shape of the layer.
+      masks: 'any', all masks, ``b = d_in + d_out``; 'assigned', each unit of the grouped factor is
+        assigned to a column depending on the target, as by the rule 'fitted', ``b = d_out +
+        log2(d_in)``; 'fixed', the grouped mask does not depend on the target, as by the rules
+        'proof', 'reach' and 'shift', ``b = d_out``.
     """
-    _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha)
-    bits = d_in * d_out * max(math.log2(alpha / epsilon), 0.0)
-    return math.ceil(bits / (d_in + d_out))
+    _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha, num_heads=num_heads)
+    bits = {"any": d_in + d_out, "assigned": d_out + math.log2(d_in), "fixed": d_out}
+    bits_per_unit = bits[checks.choice("masks", masks, bits)]
+    precision = max(math.log2(num_heads) + math.log2(alpha) - math.log2(epsilon), 0.0)
+    return math.ceil(d_in * d_out * precision / (num_heads * bits_per_unit))
 
 
 def product_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
@@ -63,7 +84,7 @@ def relu_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int
     ``n >= d_in C log(2 d_in d_out / epsilon)`` (Pensia et al. 2020).
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, constant=constant)
-    return _width(d_in, constant, 2 * d_in * d_out / epsilon)
+    return _width(d_in, constant, math.log(2 * d_in) + math.log(d_out) - math.log(epsilon))
 
 
 def relu_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
@@ -72,18 +93,18 @@ def relu_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
 
 
 def softmax_error(logit_error: float, *, d_in: int, alpha: float) -> float:
-    """Bound how far attention's average of tokens moves with its logits (Lemmas 5 and 8).
+    """Bound the move of attention's average of tokens with its logits (Lemmas 5 and 8).
 
     ``||p X - p' X|| <= sqrt(d_in) alpha (exp(2 e) - 1)`` for logits that move by at most
     e = `logit_error` and tokens of norm at most `alpha`; independent of the number of tokens.
     """
     _positive(d_in=d_in, alpha=alpha)
     checks.number("logit_error", logit_error, low=0)
-    return math.sqrt(d_in) * alpha * math.expm1(min(2 * logit_error, 700.0))
+    return math.sqrt(d_in) * alpha * _expm1(2 * logit_error)
 
 
 def sharp_softmax_error(logit_error: float, *, alpha: float) -> float:
-    """Bound what `softmax_error` bounds, sharper: ``2 tanh(e / 2) alpha``.
+    """Bound the same move as `softmax_error`, more tightly: ``2 tanh(e / 2) alpha``.
 
     Two softmax rows whose logits differ by at most e differ by at most ``2 tanh(e / 2)`` in the
     1-norm. So there is no ``sqrt(d_in)``, half the slope, and never more than ``2 alpha``.
@@ -93,13 +114,13 @@ def sharp_softmax_error(logit_error: float, *, alpha: float) -> float:
 
 
 class MeasuredLaw(NamedTuple):
-    """A law of widths that was measured, and where: it is not known to hold elsewhere.
+    """A measured law of widths, and the region in which it was measured.
 
     ``n_k = n_v = d margin (intercept + slope log(1 / epsilon) + log_d log(d) + log_heads log(H) +
-    small / d^2)``: the form of Theorem 3, where C = `slope`, ``log_d = 3/2 C`` and ``log_heads =
-    C``, with the powers that were measured and the price of the few units of a small d. With the
-    margin it meets epsilon, in the mean over sources, at every measured point, and half of it at
-    none (`python -m experiments width-law`).
+    small / d^2)``: the form of Theorem 3, in which C = `slope`, ``log_d = 3/2 C`` and ``log_heads =
+    C``, with measured powers and a term for the few units of a small d. With the margin the mean
+    error over sources is at most epsilon at every measured point, and at no point at half of the
+    width (`python -m experiments width-law`).
     """
 
     intercept: float
@@ -108,10 +129,8 @@ class MeasuredLaw(NamedTuple):
     log_heads: float
     small: float
     margin: float
-    d: tuple[int, int]  # d_in = d_out
-    num_heads: tuple[int, int]
+    shapes: tuple[tuple[int, int], ...]  # d = d_in = d_out, and H
     epsilon: tuple[float, float]
-    norm: tuple[float, float]  # alpha / sqrt(d)
 
     def width(self, epsilon: float, *, d: int, num_heads: int) -> int:
         """Return the width ``n_k = n_v``."""
@@ -119,6 +138,29 @@ class MeasuredLaw(NamedTuple):
         logs += self.log_heads * math.log(num_heads)
         units = self.intercept + logs + self.small / d**2
         return max(d, math.ceil(d * self.margin * units))
+
+    def covers(self, d: int, num_heads: int) -> bool:
+        """Return whether (log d, log H) lies in the convex hull of the measured shapes.
+
+        It does if no half-plane from it is free of shapes: if no gap between the directions
+        towards them is above pi.
+        """
+        if (d, num_heads) in self.shapes:
+            return True
+        angles = sorted(
+            math.atan2(math.log(heads / num_heads), math.log(width / d))
+            for width, heads in self.shapes
+        )
+        following = [*angles[1:], angles[0] + 2 * math.pi]
+        gaps = (after - before for before, after in zip(angles, following, strict=True))
+        return max(gaps) <= math.pi + 1e-9
+
+    def nearest(self, d: int, num_heads: int) -> tuple[int, int]:
+        """Return the measured shape (d, H) that is nearest in logarithms."""
+        return min(
+            self.shapes,
+            key=lambda shape: math.hypot(math.log(shape[0] / d), math.log(shape[1] / num_heads)),
+        )
 
 
 MEASURED = {
@@ -129,13 +171,19 @@ MEASURED = {
         log_heads=1.017,
         small=12.61,
         margin=1.23,
-        d=(2, 128),
-        num_heads=(1, 16),
+        shapes=(
+            *((d, 1) for d in (2, 4, 8, 16, 32, 64, 128)),
+            *((d, 4) for d in (4, 8, 16, 32)),
+            *((8, 16), (24, 8), (48, 3)),
+        ),
         epsilon=(3e-4, 0.3),
-        norm=(1.0, 1.0),
     )
 }
-"""Laws of the rules of construction, for random targets of spectral norm 1."""
+"""Laws of the rules of construction, for random targets of spectral norm 1, d_in = d_out and
+alpha = sqrt(d)."""
+
+# How far from the measured alpha = sqrt(d) and d_in = d_out a measured law is still used.
+ALPHA_TOLERANCE, SHAPE_TOLERANCE = 1.1, 1.25
 
 
 def attention_widths(
@@ -148,34 +196,44 @@ def attention_widths(
     constant: float | str,
     construction: str = "fitted",
 ) -> Widths:
-    """Source widths at which attention is met within `epsilon` (Theorems 3 and 9).
+    """Source widths for attention within `epsilon` (Theorems 3 and 9).
 
     ``n_k >= d_in C log(8 H alpha^3 d_in^(3/2) / epsilon)`` and
     ``n_v >= d_in C log(2 H alpha d_in sqrt(d_out) / epsilon)``, with probability at least
     ``1 - epsilon``, for tokens of norm at most ``alpha >= max(sqrt(d_in), sqrt(d_out))`` and
     target projections of spectral norm at most 1.
 
-    With ``constant='measured'`` it is the law of `MEASURED` for the rule `construction`, which was
-    measured with ``n_k = n_v`` and speaks of the mean error over sources.
+    ``constant='measured'`` gives the law of `MEASURED` for the rule `construction`, which was
+    measured with ``n_k = n_v`` and is about the mean error over sources. It is used for alpha up to
+    1.1 sqrt(d), with ``epsilon / (alpha / sqrt(d))^3`` in place of epsilon (errors grow at most
+    with alpha^3), and for d_in and d_out that differ by 1 or by at most a quarter, with d the
+    larger of the two.
 
     Raises:
-      ValueError: with 'measured', a rule, shape or error outside what was measured.
+      ValueError: with 'measured', a rule, shape, norm or error outside the measured region; the
+        message names the nearest measured shape.
 
     Examples:
       >>> attention_widths(0.01, d_in=4, d_out=4, num_heads=2, alpha=2, constant=3)
       Widths(n_k=139, n_v=106)
+      >>> attention_widths(0.01, d_in=5, d_out=4, num_heads=2, alpha=2.25, constant="measured")
+      Widths(n_k=59, n_v=59)
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_heads=num_heads)
     _check_alpha(alpha, d_in, d_out)
-    qk, vo = _attention_ratios(d_in, d_out, num_heads, alpha)
     if isinstance(constant, str):
         checks.choice("constant", constant, ("measured",))
         law = MEASURED[checks.choice("construction", construction, MEASURED)]
-        _check_measured(law, epsilon, d_in, d_out, num_heads, alpha)
-        n = law.width(epsilon, d=d_in, num_heads=num_heads)
+        d, factor = max(d_in, d_out), alpha / math.sqrt(max(d_in, d_out))
+        _check_measured(law, epsilon, d_in, d_out, num_heads, factor)
+        n = law.width(epsilon / max(factor, 1.0) ** 3, d=d, num_heads=num_heads)
         return Widths(n, n)
     _positive(constant=constant)
-    return Widths(_width(d_in, constant, qk / epsilon), _width(d_in, constant, vo / epsilon))
+    qk, vo = _attention_logs(d_in, d_out, num_heads, alpha)
+    log_epsilon = math.log(epsilon)
+    return Widths(
+        _width(d_in, constant, qk - log_epsilon), _width(d_in, constant, vo - log_epsilon)
+    )
 
 
 def attention_error(
@@ -188,14 +246,11 @@ def attention_error(
     alpha: float,
     constant: float,
 ) -> float:
-    """Return the least epsilon for which `attention_widths` asks no more than `n_k` and `n_v`."""
+    """Return the least epsilon for which `attention_widths` gives at most `n_k` and `n_v`."""
     _positive(n_k=n_k, n_v=n_v, d_in=d_in, d_out=d_out, num_heads=num_heads, constant=constant)
     _check_alpha(alpha, d_in, d_out)
-    qk, vo = _attention_ratios(d_in, d_out, num_heads, alpha)
-    return max(
-        qk * math.exp(-n_k / (d_in * constant)),
-        vo * math.exp(-n_v / (d_in * constant)),
-    )
+    qk, vo = _attention_logs(d_in, d_out, num_heads, alpha)
+    return _exp(max(qk - n_k / (d_in * constant), vo - n_v / (d_in * constant)))
 
 
 def relu_network_width(
@@ -203,18 +258,19 @@ def relu_network_width(
 ) -> int:
     """Width of the source of one layer of a ReLU net of L = `num_layers` layers (Theorem 10).
 
-    ``n >= d_in C log(4 L d_in d_out / epsilon)``; the net is then met within
-    `relu_network_error`, by a source of 2 L layers.
+    ``n >= d_in C log(4 L d_in d_out / epsilon)``; a source of 2 L layers is then within
+    `relu_network_error` of the net.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_layers=num_layers, constant=constant)
-    return _width(d_in, constant, 4 * num_layers * d_in * d_out / epsilon)
+    log_ratio = math.log(4 * num_layers) + math.log(d_in) + math.log(d_out) - math.log(epsilon)
+    return _width(d_in, constant, log_ratio)
 
 
 def relu_network_error(epsilon: float, *, alpha: float) -> float:
     """Return the error that Theorem 10 gives: ``exp(alpha epsilon / 2) - 1``, ``alpha >= 1``."""
     _positive(epsilon=epsilon)
     checks.number("alpha", alpha, low=1)
-    return math.expm1(alpha * epsilon / 2)
+    return _expm1(alpha * epsilon / 2)
 
 
 def block_widths(
@@ -229,9 +285,22 @@ def block_widths(
         epsilon=epsilon, d_in=d_in, num_heads=num_heads, num_layers=num_layers, constant=constant
     )
     _check_alpha(alpha, d_in, d_in)
-    mha = 32 * alpha**3 * num_heads * d_in**1.5
-    fc = 24 * alpha * num_layers * num_heads * d_in**2.5
-    return BlockWidths(_width(d_in, constant, mha / epsilon), _width(d_in, constant, fc / epsilon))
+    return _block_widths(math.log(epsilon), d_in, num_heads, num_layers, math.log(alpha), constant)
+
+
+def _block_widths(
+    log_epsilon: float,
+    d_in: int,
+    num_heads: int,
+    num_layers: int,
+    log_alpha: float,
+    constant: float,
+) -> BlockWidths:
+    mha = math.log(32 * num_heads) + 3 * log_alpha + 1.5 * math.log(d_in)
+    fc = math.log(24 * num_layers * num_heads) + log_alpha + 2.5 * math.log(d_in)
+    return BlockWidths(
+        _width(d_in, constant, mha - log_epsilon), _width(d_in, constant, fc - log_epsilon)
+    )
 
 
 def transformer_budgets(
@@ -242,18 +311,35 @@ def transformer_budgets(
     ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The last block may err by ``epsilon / 2``, each
     earlier one by half of the next one's budget over ``16 H sqrt(d) beta^2`` of the next block;
     block 1 by twice that, as it has no predecessor.
+
+    Raises:
+      ValueError: a bound or a budget beyond the range of floats; `transformer_widths` computes with
+        their logarithms.
     """
-    _positive(epsilon=epsilon, d_in=d_in, num_heads=num_heads, num_blocks=num_blocks)
+    logs = _log_budgets(epsilon, d_in, num_heads, num_blocks, alpha)
+    budgets = [(_exp(log_beta), _exp(log_budget)) for log_beta, log_budget in logs]
+    if any(not 0 < number < math.inf for pair in budgets for number in pair):
+        allowed = "so small that bounds and budgets are within the range of floats"
+        raise checks.fail("num_blocks", allowed, num_blocks)
+    return budgets
+
+
+def _log_budgets(
+    epsilon: float, d_in: int, num_heads: int, num_blocks: int, alpha: float
+) -> list[tuple[float, float]]:
+    """Return the logarithms of `transformer_budgets`."""
+    _positive(epsilon=epsilon, d_in=d_in, num_heads=num_heads)
+    checks.integer("num_blocks", num_blocks, low=1)
     _check_alpha(alpha, d_in, d_in)
-    growth = 4 * num_heads * math.sqrt(d_in)
-    betas = [alpha * growth**b for b in range(num_blocks)]
+    growth = math.log(4 * num_heads) + math.log(d_in) / 2
+    log_betas = [math.log(alpha) + b * growth for b in range(num_blocks)]
     budgets = []
     for b in range(num_blocks):
         # B - b + 1 halvings for the paper's block b >= 2 and B - 1 for block 1.
         halvings = num_blocks - 1 if b == 0 else num_blocks - b
-        later = math.prod(4 * growth * beta**2 for beta in betas[b + 1 :])
-        budgets.append(epsilon / (2**halvings * later))
-    return list(zip(betas, budgets, strict=True))
+        later = sum(math.log(4) + growth + 2 * log_beta for log_beta in log_betas[b + 1 :])
+        budgets.append(math.log(epsilon) - halvings * math.log(2) - later)
+    return list(zip(log_betas, budgets, strict=True))
 
 
 def transformer_widths(
@@ -271,32 +357,44 @@ def transformer_widths(
     `block_widths` with the budgets of `transformer_budgets`: alpha for the first block and
     ``2 beta_b`` for the later ones. With one block this is Theorem 11.
     """
-    budgets = transformer_budgets(
-        epsilon, d_in=d_in, num_heads=num_heads, num_blocks=num_blocks, alpha=alpha
-    )
+    _positive(num_layers=num_layers, constant=constant)
+    logs = _log_budgets(epsilon, d_in, num_heads, num_blocks, alpha)
     return [
-        block_widths(
-            budget,
-            d_in=d_in,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            alpha=beta if b == 0 else 2 * beta,
-            constant=constant,
+        _block_widths(
+            log_budget,
+            d_in,
+            num_heads,
+            num_layers,
+            log_beta if b == 0 else log_beta + math.log(2),
+            constant,
         )
-        for b, (beta, budget) in enumerate(budgets)
+        for b, (log_beta, log_budget) in enumerate(logs)
     ]
 
 
-def _attention_ratios(d_in: int, d_out: int, num_heads: int, alpha: float) -> tuple[float, float]:
-    """Return what Theorem 9 divides by epsilon inside the logarithms, for keys and values."""
-    qk = 8 * num_heads * alpha**3 * d_in**1.5
-    vo = 2 * num_heads * alpha * d_in * math.sqrt(d_out)
+def _attention_logs(d_in: int, d_out: int, num_heads: int, alpha: float) -> tuple[float, float]:
+    """Return the logarithms of Theorem 9 for keys and values, with epsilon = 1."""
+    qk = math.log(8 * num_heads) + 3 * math.log(alpha) + 1.5 * math.log(d_in)
+    vo = math.log(2 * num_heads) + math.log(alpha) + math.log(d_in) + math.log(d_out) / 2
     return qk, vo
 
 
-def _width(d: int, constant: float, ratio: float) -> int:
+def _width(d: int, constant: float, log_ratio: float) -> int:
     """Return the least width ``n >= d C log(ratio)``, at least one unit per coordinate."""
-    return max(d, math.ceil(d * constant * math.log(ratio)))
+    n = d * constant * log_ratio
+    if not math.isfinite(n):
+        raise checks.fail("constant", "so small that widths are finite", constant)
+    return max(d, math.ceil(n))
+
+
+def _exp(x: float) -> float:
+    """Return e^x, or infinity beyond the range of floats."""
+    return math.exp(x) if x < 709.78 else math.inf
+
+
+def _expm1(x: float) -> float:
+    """Return e^x - 1, or infinity beyond the range of floats."""
+    return math.expm1(x) if x < 709.78 else math.inf
 
 
 def _check_alpha(alpha: float, d_in: int, d_out: int) -> None:
@@ -304,20 +402,25 @@ def _check_alpha(alpha: float, d_in: int, d_out: int) -> None:
 
 
 def _check_measured(
-    law: MeasuredLaw, epsilon: float, d_in: int, d_out: int, num_heads: int, alpha: float
+    law: MeasuredLaw, epsilon: float, d_in: int, d_out: int, num_heads: int, factor: float
 ) -> None:
-    """Refuse what lies outside of the range that a law was measured on."""
-    if d_out != d_in:
-        raise checks.fail("d_out", f"d_in = {d_in}, as measured", d_out)
-    norm = alpha / math.sqrt(d_in)
-    for name, value, (low, high) in (
-        ("d_in", d_in, law.d),
-        ("num_heads", num_heads, law.num_heads),
-        ("epsilon", epsilon, law.epsilon),
-        ("alpha / sqrt(d_in)", norm, law.norm),
-    ):
-        if not low * (1 - 1e-6) <= value <= high * (1 + 1e-6):
-            raise checks.fail(name, f"from {low:g} to {high:g}, as measured", f"{value:g}")
+    """Refuse an error, shape or norm outside the region in which a law was measured."""
+    d, small = max(d_in, d_out), min(d_in, d_out)
+    near_d, near_heads = law.nearest(d, num_heads)
+    nearest = f"(the nearest measured shape is d_in = d_out = {near_d}, num_heads = {near_heads})"
+    if d > SHAPE_TOLERANCE * small and d - small > 1:
+        allowed = f"within 1 or a factor {SHAPE_TOLERANCE:g} of d_in = {d_in} {nearest}"
+        raise checks.fail("d_out", allowed, d_out)
+    if not law.covers(d, num_heads):
+        raise checks.fail(
+            "d_in and num_heads", f"in the measured region {nearest}", f"{d} and {num_heads}"
+        )
+    if factor > ALPHA_TOLERANCE * (1 + 1e-6):
+        allowed = f"at most {ALPHA_TOLERANCE:g} sqrt(d) = {ALPHA_TOLERANCE * math.sqrt(d):.4g}"
+        raise checks.fail("alpha", f"{allowed} {nearest}", f"{factor * math.sqrt(d):g}")
+    low, high = law.epsilon
+    if not low * (1 - 1e-6) <= epsilon <= high * (1 + 1e-6):
+        raise checks.fail("epsilon", f"from {low:g} to {high:g}, as measured", f"{epsilon:g}")
 
 
 def _positive(**values: float) -> None:

@@ -1,5 +1,6 @@
 """The bounds against the formulas of the paper, typed in anew, and their inverses."""
 
+import itertools
 import math
 
 import numpy as np
@@ -114,10 +115,19 @@ def test_the_measured_law_is_what_it_says_and_refuses_what_was_not_measured():
     widths = theory.attention_widths(epsilon, constant="measured", **shape)
     assert widths == (math.ceil(d * law.margin * units),) * 2
     for change, message in (
-        ({"d_in": 256, "d_out": 256, "alpha": 16.0}, r"^d_in must be from 2 to 128, as measured"),
-        ({"num_heads": 64}, r"^num_heads must be from 1 to"),
-        ({"d_out": 7}, r"^d_out must be d_in = 8, as measured, got 7"),
-        ({"alpha": 30.0}, r"^alpha / sqrt\(d_in\) must be from 1 to 1, as measured"),
+        (
+            {"d_in": 256, "d_out": 256, "alpha": 16.0},
+            r"^d_in and num_heads must be in the measured",
+        ),
+        (
+            {"num_heads": 64},
+            r"nearest measured shape is d_in = d_out = 8, num_heads = 16\), got 8 and",
+        ),
+        (
+            {"d_out": 6},
+            r"^d_out must be within 1 or a factor 1.25 of d_in = 8 \(the nearest .*, got 6",
+        ),
+        ({"alpha": 30.0}, r"^alpha must be at most 1.1 sqrt\(d\) = 3.111 \(the nearest .* got 30"),
         ({"construction": "proof"}, r"^construction must be one of 'fitted'"),
         ({"constant": "guessed"}, r"^constant must be one of 'measured', got 'guessed'"),
     ):
@@ -127,7 +137,60 @@ def test_the_measured_law_is_what_it_says_and_refuses_what_was_not_measured():
         theory.attention_widths(1e-9, constant="measured", **shape)
 
 
+def test_the_measured_law_is_used_near_the_measured_shapes_alone():
+    law = theory.MEASURED["fitted"]
+
+    def width(epsilon=0.01, **options):
+        shape = {"d_in": 8, "d_out": 8, "num_heads": 1, **options}
+        alpha = shape.pop("alpha", math.sqrt(max(shape["d_in"], shape["d_out"])))
+        return theory.attention_widths(epsilon, alpha=alpha, constant="measured", **shape).n_k
+
+    assert all(law.covers(*shape) for shape in law.shapes)
+    assert width(alpha=1.0001 * math.sqrt(8)) == width(0.01 / 1.0001**3)
+    assert width(alpha=1.1 * math.sqrt(8)) == width(0.01 / 1.1**3) > width()
+    for d_in, d_out in ((9, 8), (12, 10), (8, 9), (3, 2)):  # biases; 1.2 times as many inputs
+        d = max(d_in, d_out)
+        assert width(d_in=d_in, d_out=d_out) == width(d_in=d, d_out=d)
+    # Inside the ranges of d and of H, but no such pair was near to a measured one.
+    for d, heads in ((128, 16), (2, 16), (64, 8)):
+        with refusals(rf"in the measured region \(the nearest .*, got {d} and {heads}"):
+            width(d_in=d, d_out=d, num_heads=heads)
+
+
 def test_counting_needs_a_bit_for_each_halving():
     at = [theory.counting_width(e, d_in=16, d_out=16, alpha=4.0) for e in (0.25, 0.125)]
     assert at == [8 * 4, 8 * 5]
     assert theory.counting_width(8.0, d_in=16, d_out=16, alpha=4.0) == 0
+
+
+def test_counting_depends_on_heads_and_on_the_masks_that_are_free():
+    def count(heads, masks):
+        shape = {"d_in": 16, "d_out": 8, "alpha": 4.0}
+        return theory.counting_width(2.0**-10, num_heads=heads, masks=masks, **shape)
+
+    bits = {"any": 16 + 8, "assigned": 8 + 4, "fixed": 8}
+    for heads, (masks, per_unit) in itertools.product((1, 4), bits.items()):
+        precision = 12 + math.log2(heads)
+        assert count(heads, masks) == math.ceil(16 * 8 * precision / heads / per_unit)
+    with refusals(r"^masks must be one of 'any', 'assigned', 'fixed', got 'all'"):
+        count(1, "all")
+
+
+def test_deep_transformers_and_extreme_numbers_stay_within_floats():
+    shape = {"d_in": 768, "num_heads": 12, "num_blocks": 12, "alpha": 28.0}
+    widths = theory.transformer_widths(0.1, num_layers=2, constant=C, **shape)
+    # The last block by hand, with budget epsilon / 2 and twice its bound on the input.
+    beta = 28.0 * (4 * 12 * math.sqrt(768)) ** 11
+    last = theory.block_widths(
+        0.05, d_in=768, num_heads=12, num_layers=2, alpha=2 * beta, constant=C
+    )
+    assert widths[-1] == last
+    assert all(a.n_mha > b.n_mha for a, b in itertools.pairwise(widths))
+    with refusals(r"^num_blocks must be so small that bounds and budgets .* got 12"):
+        theory.transformer_budgets(0.1, **shape)
+    options = {"d_in": 2, "d_out": 2, "num_heads": 1}
+    n_k, _ = theory.attention_widths(1e-300, alpha=1e300, constant=1.0, **options)
+    assert n_k == math.ceil(2 * (math.log(8) + 1200 * math.log(10) + 1.5 * math.log(2)))
+    assert theory.attention_error(1, 1, alpha=1e300, constant=1.0, **options) == math.inf
+    assert theory.relu_network_error(1e300, alpha=2.0) == math.inf
+    assert theory.softmax_error(1000.0, d_in=2, alpha=1.0) == math.inf
