@@ -17,6 +17,7 @@ import threading
 import tokenize
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def main() -> None:
 
     root = Path(slth_jax.__path__[0])
     print(f"slth_jax: {size(root)}")
-    draw, shape = initializers.theory_attention, {"num_heads": 1, "d_in": 2, "d_out": 2}
+    draw = initializers.theory_attention
+    shape: dict[str, Any] = {"num_heads": 1, "d_in": 2, "d_out": 2}
     target, source = (draw(jax.random.key(n), n_k=n, n_v=n, **shape) for n in (2, 16))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         write_model(Path(folder) / "model.bin")
