@@ -9,12 +9,15 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 
+from slth_jax import checks
 from slth_jax.storage.hashes import json_hash
 
 
@@ -78,7 +81,8 @@ def check_room(folder: Path, size: int) -> None:
     path = folder / ".space.tmp"
     with one_line("write", folder):
         try:
-            with open(path, "wb") as file:
+            path.unlink(missing_ok=True)
+            with open(path, "xb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
         finally:
             path.unlink(missing_ok=True)
@@ -106,8 +110,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with one_line("write", path):
+        aside.unlink(missing_ok=True)
         try:
-            with open(aside, "wb") as file:
+            # A new file: a link of this name would lead to another file.
+            with open(aside, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -129,28 +135,51 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes at `path`.
 
     Raises:
-      CheckpointError: the file is missing or cannot be read.
+      CheckpointError: the file is missing, cannot be read, or is no regular file: a pipe, say,
+        which might never end.
     """
     with one_line("read", Path(path)):
-        return Path(path).read_bytes()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            check_regular(fd, Path(path))
+            return file.read()
 
 
-def plain(value: Any) -> Any:
+def check_regular(fd: int, path: Path) -> None:
+    """Refuse an open file that is a device, a pipe or a folder.
+
+    Raises:
+      CheckpointError: it is no regular file.
+    """
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise CheckpointError(f"{path} is no regular file")
+
+
+def plain(value: Any, at: str = "") -> Any:
     """Return `value` in JSON's types.
 
     NumPy scalars and arrays become numbers and lists; tuples become lists. JSON lacks NaN and the
     infinities: they become 'NaN', 'Infinity' and '-Infinity', which `float` and `pandas.to_numeric`
     read back.
+
+    Raises:
+      ValueError: another type; the line names its place, 'config.rates[2]', inside of `at`.
     """
     if isinstance(value, Mapping):
-        return {str(name): plain(entry) for name, entry in value.items()}
+        return {
+            str(name): plain(entry, f"{at}.{name}" if at else str(name))
+            for name, entry in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
+        return [plain(entry, f"{at}[{index}]") for index, entry in enumerate(value)]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return plain(np.asarray(value).tolist(), at)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    allowed = "in JSON's types (numbers, texts, None, lists and mappings of these)"
+    raise checks.fail(at or "value", allowed, type(value).__name__)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = False) -> None:

@@ -6,7 +6,14 @@ import os
 import socket
 from collections.abc import Iterator
 
-from slth_jax.storage.files import CheckpointError, Locked, make_folder, one_line, reason
+from slth_jax.storage.files import (
+    CheckpointError,
+    Locked,
+    check_regular,
+    make_folder,
+    one_line,
+    reason,
+)
 
 
 @contextlib.contextmanager
@@ -26,8 +33,11 @@ def lock(
     """
     path = make_folder(folder) / name
     with one_line("lock", path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # A link of this name would lead to another file, which must not be written to.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o666)
     try:
+        check_regular(fd, path)
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
@@ -36,6 +46,8 @@ def lock(
             raise Locked(f"{folder} is in use by {holder}; wait for it or stop it") from error
         except OSError as error:
             raise CheckpointError(f"cannot lock {path}: {reason(error)}") from error
+        if os.pread(fd, 8, 0) not in (b"", b"process "):
+            raise CheckpointError(f"{path} is a file, not a lock; use another folder")
         with contextlib.suppress(OSError):  # for the message above only; a full disk may refuse it
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -26,6 +26,7 @@ from slth_jax.storage.files import (
     Damaged,
     make_folder,
     move,
+    one_line,
     plain,
     read_json,
     write_json,
@@ -77,11 +78,12 @@ class RunFolder:
           form: the way to store a piece.
           explain: ``explain(difference, stored, new)`` returns the words for a difference.
         """
-        self.path, self.config = Path(path).absolute(), plain(config)
+        self.path, self.config = Path(path).absolute(), plain(config, "config")
         self._kind, self._grows, self._ignores = kind, grows, ignores
         self._shard, self._form, self._explain = checks.shard(shard), form, explain
         self._pieces = None if pieces is None else self.path / pieces
         self._aside = f".{self._shard[0]}-of-{self._shard[1]}.tmp"
+        self._watched: dict[Path, int] = {}  # open folders, while the run is claimed
         # More seeds do not make another run.
         self._identity = json_hash(without(self.config, {*grows, *ignores}))
 
@@ -96,7 +98,24 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             on_first(lambda: stack.enter_context(lock_shard(self.path, *self._shard)))
             on_first(self._open)
+            self._watched = {}
+            for folder in {self.path, self._pieces or self.path}:
+                with one_line("open", folder):
+                    self._watched[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, self._watched[folder])
+            stack.callback(self._watched.clear)
             yield
+
+    def _check_place(self) -> None:
+        """Refuse to go on in a folder that was removed, moved or replaced since it was claimed.
+
+        Raises:
+          CheckpointError: finished pieces are gone.
+        """
+        for folder, fd in self._watched.items():
+            # While the folder is open, no other one can get its number.
+            if not folder.is_dir() or not os.path.samestat(os.fstat(fd), os.stat(folder)):
+                raise CheckpointError(f"{folder} was removed or replaced while it was in use")
 
     def _open(self) -> None:
         with self.deciding():
@@ -234,9 +253,11 @@ class RunFolder:
         place = self._place(name)
         aside = place.with_name(f"{name}{self._aside}")
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
+        on_first(self._check_place)
         finish_writing = self._form.start(aside, arrays, {**plain(notes or {}), **labels})
 
         def commit() -> None:
+            self._check_place()
             with self.deciding():
                 self.record()
                 if place.exists():  # a shard i/m with another m was first, with the same bits

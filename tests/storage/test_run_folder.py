@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,3 +124,26 @@ def test_a_piece_file_of_the_first_versions_is_read(tmp_path):
     run = run_folder(tmp_path, form=storage.Files(), pieces="parts")
     loaded, read = run.load("a")
     assert read == {"seconds": 1} and (loaded["bits"] == bits).all()
+
+
+@pytest.mark.parametrize("part", ["", "pieces"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_removed_while_in_use_is_an_error(tmp_path, part, again):
+    """Otherwise the folder would be created anew, without its finished pieces."""
+    path = tmp_path / "run"
+    run = run_folder(path)
+    with pytest.raises(CheckpointError, match="was removed or replaced"), run.claim():
+        run.save("a", {"x": np.ones(1)})()
+        shutil.rmtree(path / part)
+        if again:
+            (path / part).mkdir()
+        run.save("b", {"x": np.ones(1)})()
+    assert not run.has("b")
+
+
+def test_a_configuration_that_json_cannot_hold_is_refused_at_once(tmp_path):
+    for value in (object(), {1, 2}, b"x", 1j):
+        with pytest.raises(ValueError, match=r"config\.rate must be in JSON's types") as caught:
+            run_folder(tmp_path, {"rate": value})
+        assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())

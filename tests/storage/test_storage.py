@@ -214,3 +214,43 @@ def test_trees_through_orbax(tmp_path):
     with pytest.raises(Damaged) as caught:
         storage.load_tree(tmp_path / "nothing", like)
     assert str(tmp_path / "nothing") in _one_line(caught)
+
+
+def test_a_lock_writes_to_nothing_but_its_own_file(tmp_path):
+    """A link, a pipe and a user's file of the lock's name are refused and stay unchanged."""
+    user = tmp_path / "user.txt"
+    user.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    for create in (
+        lambda place: place.symlink_to(user),
+        lambda place: os.mkfifo(place),
+        lambda place: place.write_text("mine"),
+    ):
+        create(run / "lock")
+        with pytest.raises(CheckpointError) as caught, storage.lock(run):
+            pass
+        assert str(run / "lock") in _one_line(caught)
+        if (run / "lock").is_file():
+            assert (run / "lock").read_text() == "mine"
+        (run / "lock").unlink()
+    with storage.lock(run):
+        pass
+    with storage.lock(run):  # the file of an earlier lock
+        pass
+
+
+def test_a_link_in_place_of_the_file_aside_is_not_followed(tmp_path):
+    user = tmp_path / "user.txt"
+    user.write_text("mine")
+    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(user)
+    storage.write_bytes(tmp_path / "a", b"new")
+    assert user.read_text() == "mine" and (tmp_path / "a").read_bytes() == b"new"
+    assert not (tmp_path / "a").is_symlink()
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="is no regular file"):
+            storage.read_bytes(path)
