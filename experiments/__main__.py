@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from slth_jax.cli import outcome
+
 
 class _Help(argparse.Action):
     """After an experiment's name: that experiment's presets and options too."""
@@ -17,7 +19,7 @@ class _Help(argparse.Action):
             try:
                 print("\n".join(commands.describe(namespace.name)))
             except ValueError as error:
-                parser.exit(_refuse(str(error)))
+                parser.exit(outcome.refuse(str(error)))
         parser.exit()
 
 
@@ -26,12 +28,15 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="python -m experiments",
         description=__doc__,
-        epilog="'NAME --help' shows the presets and options of one experiment.",
+        epilog="'NAME --help' shows the presets and options of one experiment.\n\n"
+        + outcome.epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
     main.add_argument("-h", "--help", nargs=0, action=_Help, help="show this and stop")
     main.add_argument(
         "name",
+        nargs="?",
         help="an experiment; 'list' for their names, 'reproduce' for figures 4, 5 and 6 and a page "
         "of them, 'report' for the page of runs that are finished",
     )
@@ -39,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
         "names", nargs="*", help="with reproduce: these experiments only; with report: folders"
     )
     main.add_argument("--preset", default="quick", help="a named configuration (default: quick)")
+    main.add_argument(
+        "--config", metavar="FILE", help="repeat the run of a config.json; no NAME is needed"
+    )
     main.add_argument(
         "--out",
         help="folder for the results (default: results/NAME-PRESET); with report: the page's file",
@@ -56,12 +64,18 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument("--weights", help="trained-target: a published network as .npz")
     main.add_argument("--devices", type=int, help="simulate this many devices on a CPU")
-    main.add_argument("--shard", help="i/n: compute every n-th chunk from the i-th on")
+    main.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="compute every N-th chunk from the I-th on; I alone if the folder has N recorded",
+    )
     main.add_argument(
         "--distributed",
-        choices=("auto", "on", "off"),
+        metavar="HOW",
         default="off",
-        help="join the processes of a pod (jax.distributed)",
+        help="join the processes of a pod: on (as the scheduler describes them), auto (if there is "
+        "a scheduler), off (default), or HOST:PORT,I/N for process I of N, with process 0 at "
+        "HOST:PORT",
     )
     main.add_argument(
         "--resume",
@@ -72,38 +86,22 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--dry-run", action="store_true", help="estimate time and memory on this machine and stop"
     )
-    main.add_argument("--quiet", action="store_true", help="no progress bar")
+    main.add_argument("--quiet", action="store_true", help="no progress")
+    main.set_defaults(recorded=None)
     return main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; return the exit status."""
+    """Run one command line; return the exit status (see `cli.outcome.STATUSES`)."""
     options = parser().parse_args(arguments)
     if options.devices is not None:
         if options.devices < 1:
-            return _refuse(f"--devices must be an integer >= 1, got {options.devices}")
+            return outcome.refuse(f"--devices must be an integer >= 1, got {options.devices}")
         os.environ["JAX_NUM_CPU_DEVICES"] = str(options.devices)
     # JAX reads its environment when it is imported, so nothing above may import it.
     from experiments import commands
-    from experiments.folder import Incomplete
-    from slth_jax.storage import CheckpointError
 
-    try:
-        commands.command(options)
-    except (ValueError, CheckpointError, ModuleNotFoundError) as error:
-        if os.environ.get("SLTH_TRACEBACK"):
-            raise
-        return _refuse(str(error).splitlines()[0])
-    except Incomplete as part:
-        print(part)
-    except KeyboardInterrupt:
-        return _refuse("interrupted: the same command continues", 130)
-    return 0
-
-
-def _refuse(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status
+    return outcome.run(lambda: commands.command(options))
 
 
 if __name__ == "__main__":

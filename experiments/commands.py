@@ -1,9 +1,12 @@
-"""What the command line does: list, describe, estimate and run experiments."""
+"""The actions of the command line: list, describe, estimate and run experiments."""
 
 import argparse
+import datetime
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,14 +14,20 @@ import jax
 
 from experiments import folder, machine, registry
 from experiments import options as of
-from slth_jax import checks
+from slth_jax import checks, storage
+from slth_jax.cli import outcome, progress
 from slth_jax.cli.memory import peak_bytes
+from slth_jax.distributed import joined
 
 PAGE = "report.html"
 
 
 def command(options: argparse.Namespace) -> None:
-    """Do what the parsed command line says."""
+    """Carry out a parsed command line."""
+    if options.config is not None:
+        _from_file(options)
+    if options.name is None:
+        raise checks.fail("NAME", "an experiment or 'list' (or give --config FILE)", "none")
     if options.name == "list":
         for name, experiment in registry.EXPERIMENTS.items():
             print(f"{name:<16}{experiment.shows}")
@@ -31,40 +40,56 @@ def command(options: argparse.Namespace) -> None:
     changes = of.split(options.options)
     if options.weights is not None:
         changes["weights"] = options.weights
-    # Every configuration is looked at before the first run starts.
+    # Every configuration is checked before the first run starts.
     configs = [
-        of.configure(module.PRESETS, options.preset, changes, options.seeds) for module in modules
+        of.configure(module.PRESETS, options.preset, changes, options.seeds, options.recorded)
+        for module in modules
     ]
-    for name, module, config, path in zip(names, modules, configs, folders, strict=True):
-        jax.config.update("jax_enable_x64", getattr(module, "FLOAT64", False))
-        if options.dry_run:
+    if options.dry_run:
+        for name, module, config in zip(names, modules, configs, strict=True):
+            _set_precision(module)
             print(_cost(name, module, config))
-        else:
-            _join_processes(options.distributed)
-            _run(name, module, config, path, options)
-    if options.name == "reproduce" and not options.dry_run and jax.process_index() == 0:
-        _report(folders, os.path.join(os.path.dirname(folders[0]), PAGE))
+        return
+    with joined(options.distributed, outcome.report):
+        complete = True
+        for name, module, config, path in zip(names, modules, configs, folders, strict=True):
+            _set_precision(module)
+            complete &= _run(name, module, config, path, options)
+        if options.name == "reproduce" and complete and jax.process_index() == 0:
+            _report(folders, os.path.join(os.path.dirname(folders[0]), PAGE))
+
+
+def _from_file(options: argparse.Namespace) -> None:
+    """Take the experiment and its options from a run's config.json."""
+    recorded = storage.read_json(options.config, checksum=None)
+    if not (isinstance(recorded, dict) and {"experiment", "options"} <= recorded.keys()):
+        raise checks.fail("--config", "the config.json of an experiment's run", options.config)
+    if options.name not in (None, recorded["experiment"]):
+        raise checks.fail("NAME", f"that of --config, {recorded['experiment']!r}", options.name)
+    options.name, options.recorded = recorded["experiment"], recorded["options"]
+
+
+def _set_precision(module: ModuleType) -> None:
+    jax.config.update("jax_enable_x64", getattr(module, "FLOAT64", False))
 
 
 def _report(folders: Sequence[str], page: str | None) -> None:
-    """Write the page of finished runs and print its path."""
+    """Write the page of finished runs and print its place."""
     if not folders:
         raise checks.fail("report", "followed by folders of finished runs", "none")
     registry.require("report", ("jinja2",))
     from experiments import report
 
-    print(report.write(folders, page or PAGE))
+    print(report.write(folders, page or os.path.join(folders[0], PAGE)))
 
 
 def describe(name: str) -> Iterator[str]:
-    """Yield lines on an experiment: what it shows, its presets, and its options."""
+    """Yield lines on an experiment: its subject, its presets, and its options."""
     names = {"reproduce": registry.REPRODUCE, "list": (), "report": ()}.get(name, (name,))
     for experiment in names:
         presets = registry.load(experiment).PRESETS
         yield f"\n{experiment}: {registry.EXPERIMENTS[experiment].shows}"
-        yield "presets (--preset NAME; times on two CPU cores):"
-        notes = registry.EXPERIMENTS[experiment].presets
-        yield from (f"  {preset:<8}{notes[preset]}" for preset in presets)
+        yield f"presets: {', '.join(presets)}"
         yield "options, with the values of the preset quick (--set OPTION=VALUE):"
         yield from of.describe(presets["quick"])
 
@@ -80,7 +105,7 @@ def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _cost(name: str, module: ModuleType, config: Any) -> str:
-    """Return what a run costs, without starting it."""
+    """Return the estimated cost of a run, without starting it."""
     if hasattr(module, "dry_run"):
         return module.dry_run(config)
     return f"{name}, {config.seeds} seeds a setting\n" + machine.cost(
@@ -88,20 +113,10 @@ def _cost(name: str, module: ModuleType, config: Any) -> str:
     )
 
 
-def _join_processes(distributed: str) -> None:
-    """Call `jax.distributed.initialize` as asked; 'auto' goes on alone where nothing is found."""
-    if distributed == "off" or jax.distributed.is_initialized():
-        return
-    try:
-        jax.distributed.initialize()
-    except ValueError:  # no cluster was detected
-        if distributed == "on":
-            raise
-
-
 def _run(
     name: str, module: ModuleType, config: Any, path: str, options: argparse.Namespace
-) -> None:
+) -> bool:
+    """Run one experiment; return whether it is complete, with the parts of all shards."""
     registry.require(name)
     from experiments import tables
 
@@ -116,19 +131,38 @@ def _run(
         writes=first,
     ) as out:
         finished = out.finished
+        if not out.quiet:
+            _log_start(name, out)
         if finished:
             summary = out.read_summary()
         else:
             started = time.perf_counter()
+            try:
+                results = module.run(config, out)
+            except folder.Incomplete as part:
+                print(part)
+                return False
             summary = {
                 "experiment": name,
                 "preset": options.preset,
-                **module.run(config, out),
+                **results,
                 "figures": out.captions,
                 "seconds": round(time.perf_counter() - started, 3),
                 "peak_memory_gib": round(peak_bytes() / 2**30, 3),
-                **machine.report(),
+                "date": datetime.date.today().isoformat(),
+                "versions": machine.versions(),
+                "device": machine.device(),
             }
             out.write_summary(summary)
         if first:
             tables.show(name, summary, out.path, finished=finished)
+    return True
+
+
+def _log_start(name: str, out: folder.RunFolder) -> None:
+    """Write the first line of a log: versions, devices, processes, host, folder and its state."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
+    chunks = sum(1 for _ in Path(out.checkpoints).glob("**/SHA256SUMS"))
+    state = "finished" if out.finished else f"{chunks} saved pieces" if chunks else "new"
+    processes = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+    progress.log(f"{name}: {versions}; {machine.device()}; {processes}; {out.path} ({state})")

@@ -1,25 +1,30 @@
-"""The folder that a run leaves behind: configuration, rows, summary, figures, tickets."""
+"""The folder of an experiment's run: configuration, rows, summary, figures, tickets."""
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from slth_jax import checks, storage, sweep
 from slth_jax.cli import progress
+from slth_jax.distributed import on_first
 from slth_jax.storage import CheckpointError
 
-CONFIG, ROWS, SUMMARY = storage.CONFIG, "rows.jsonl", "summary.json"
-# What may lie in a folder, beside locks, before its configuration is recorded.
-BEFORE = ("checkpoints", "logs")
+CONFIG, ROWS, SUMMARY, SHARDS = storage.CONFIG, "rows.jsonl", "summary.json", "shards.json"
+# Entries that may be in a folder, beside locks, before its configuration is recorded.
+BEFORE = ("checkpoints", "logs", SHARDS)
+
+
+_log = logging.getLogger("experiments")
 
 
 class Sweep(NamedTuple):
-    """A trial and the grid that it is run over; see `sweep.run` for `padded`, `batch`, `chunk`.
+    """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk`.
 
     Programs are compiled at the largest padded size: narrower sources cost little in it. A run
-    of several sweeps names each one's `part`.
+    of several sweeps gives each a `part`, the name of its folder.
     """
 
     what: str  # for the progress bar
@@ -37,13 +42,13 @@ class Sweep(NamedTuple):
 
 
 class Incomplete(Exception):
-    """A part of a sweep has ended well, but other parts are missing for a summary."""
+    """A shard of a sweep is complete, but other shards are missing for a summary."""
 
 
 class RunFolder:
     """One run's folder, held by a lock while the run lasts.
 
-    Of several processes that run one sweep together only the first writes storage.
+    Of the processes of one run only the first writes files.
     """
 
     def __init__(self, folder: storage.RunFolder, *, shard: str | None, quiet: bool, writes: bool):
@@ -52,11 +57,22 @@ class RunFolder:
         self.shard = shard
         self.quiet = quiet
         self.writes = writes
-        self.captions: dict[str, str] = {}  # what each figure shows, in words
+        self.captions: dict[str, str] = {}  # of the figures, by name
         self._folder = folder
         self._recorded = False
         # A folder of fewer seeds is not finished: the run goes on.
-        self.finished = folder.recorded() == self.config and (self.path / SUMMARY).exists()
+        self.finished = on_first(self._is_finished)
+
+    def _is_finished(self) -> bool:
+        """Return whether the folder has all results of this configuration, as they were written."""
+        if self._folder.recorded() != self.config or not (self.path / SUMMARY).exists():
+            return False
+        try:
+            check(self.path)
+        except storage.Damaged as error:
+            _log.warning("%s; results are written again from the checkpoints", error)
+            return False
+        return True
 
     def record(self) -> None:
         """Write the configuration, once there is a result to keep with it.
@@ -72,15 +88,15 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where sweeps and trainings keep what they have computed."""
+        """The folder in which sweeps and trainings keep their results."""
         return self.path / "checkpoints"
 
     @property
     def tickets(self) -> Path:
-        """Where found tickets go, as ``NAME.ticket.safetensors``."""
+        """The folder of tickets, ``NAME.ticket.safetensors``."""
         return storage.make_folder(self.path / "tickets")
 
-    def sweep(self, what: Sweep) -> sweep.Results:
+    def sweep(self, planned: Sweep) -> sweep.Results:
         """Run a sweep in this folder, with a progress bar, and return all its results.
 
         Raises:
@@ -88,16 +104,16 @@ class RunFolder:
         """
         options = dict(self.config["options"])
         seeds = options.pop("seeds")  # more of them change no other trial
-        where = self.checkpoints / what.part
-        with self.progress(what.what) as update:
+        where = self.checkpoints / planned.part
+        with self.progress(planned.what) as update:
             results = sweep.run(
-                what.trial,
+                planned.trial,
                 seeds=seeds,
                 out=where,
                 shard=self.shard,
                 progress=update,
                 config=options,
-                **what.options(),
+                **planned.options(),
             )
         self.record()
         if results.missing:
@@ -108,23 +124,24 @@ class RunFolder:
         return results
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write one measurement a line to ``rows.jsonl``."""
+        """Write one measurement per line to ``rows.jsonl``."""
         if self.writes:
             self.record()
             storage.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, last of all: its presence says that the run is complete."""
+        """Write ``summary.json``, the last file of a complete run, and seal the results."""
         if self.writes:
             self.record()
             storage.write_json(self.path / SUMMARY, summary)
+            storage.seal(self.path, _results(self.path))
 
     def read_summary(self) -> dict[str, Any]:
-        """Return what `write_summary` wrote."""
+        """Return the summary that `write_summary` wrote."""
         return storage.read_json(self.path / SUMMARY)
 
     def figure(self, figure: Any, name: str) -> None:
-        """Write a matplotlib figure as ``name.png`` and ``name.svg``, and note its words."""
+        """Write a matplotlib figure as ``name.png`` and ``name.svg``, and keep its caption."""
         from experiments import plots
 
         self.captions[name] = plots.caption(figure)
@@ -132,12 +149,12 @@ class RunFolder:
             plots.save(figure, self.path / f"{name}.{kind}")
 
     @contextlib.contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar with the time left; yield ``update(done, total)``.
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Show progress with the time left; yield ``update(done, total)``.
 
-        The first thing done records the configuration.
+        The first result records the configuration.
         """
-        with progress.bar(what, self.quiet) as show:
+        with progress.bar(title, self.quiet) as show:
 
             def update(done: int, total: int) -> None:
                 if done:
@@ -145,6 +162,23 @@ class RunFolder:
                 show(done, total)
 
             yield update
+
+
+def check(path: Path) -> None:
+    """Compare the results of a finished run with their checksums.
+
+    Raises:
+      Damaged: a file is missing, superfluous or changed.
+    """
+    if (path / storage.SUMS).exists():  # runs of the first versions have none
+        storage.check(path, _results(path))
+
+
+def _results(path: Path) -> list[str]:
+    """Return the names of the files that are sealed with the summary."""
+    patterns = (ROWS, SUMMARY, "*.png", "*.svg", "tickets/*")
+    files = [file for pattern in patterns for file in path.glob(pattern)]
+    return sorted(file.relative_to(path).as_posix() for file in files)
 
 
 @contextlib.contextmanager
@@ -158,16 +192,17 @@ def open(  # the word for it, always written folder.open
     quiet: bool = False,
     writes: bool = True,
 ) -> Iterator[RunFolder]:
-    """Make or continue the folder of a run and hold it.
+    """Create or continue the folder of a run and hold it.
 
     Args:
-      path: where.
-      experiment: its name.
+      path: the folder.
+      experiment: the name of the experiment.
       config: the experiment's `Config`.
-      resume: continue what a run of the same configuration has left; else refuse it.
-      shard: 'i/n' for a part of the sweep; several parts may hold the folder at once.
+      resume: continue a run of the same configuration; otherwise refuse its folder.
+      shard: 'i/n' for a part of the sweep, or 'i' if an earlier part recorded n; several parts may
+        hold the folder at once.
       quiet: show no progress.
-      writes: whether this process is the one that writes; the others hold no lock.
+      writes: whether this is the process that writes.
 
     Raises:
       CheckpointError: the folder is in use, cannot be written to, or holds other results.
@@ -176,12 +211,24 @@ def open(  # the word for it, always written folder.open
     if where.exists() and not where.is_dir():
         raise checks.fail("--out", "a folder", f"a file, {where}")
     options = {"experiment": experiment, "options": dataclasses.asdict(config)}
-    kept = storage.RunFolder(where, options, grows=("options.seeds",), shard=shard, pieces=None)
     _refuse_foreign(where)
+    shard = on_first(lambda: _complete(shard, where))
+    kept = storage.RunFolder(where, options, grows=("options.seeds",), shard=shard, pieces=None)
     with kept.claim():
+        if shard is not None and writes:
+            storage.write_json(where / SHARDS, {"count": checks.shard(shard)[1]})
         if not resume and kept.recorded() is not None:
             raise CheckpointError(f"{where} holds results already; use another folder, or --resume")
         yield RunFolder(kept, shard=shard, quiet=quiet, writes=writes)
+
+
+def _complete(shard: str | None, where: Path) -> str | None:
+    """Return 'i/n' for 'i', with the number of shards that an earlier shard recorded."""
+    if shard is None or not shard.isdigit():
+        return shard
+    if not (where / SHARDS).exists():
+        raise checks.fail("shard", f"'i/n', since no shard has recorded n in {where}", repr(shard))
+    return f"{shard}/{storage.read_json(where / SHARDS)['count']}"
 
 
 def _refuse_foreign(where: Path) -> None:

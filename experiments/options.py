@@ -1,7 +1,7 @@
-"""Options of an experiment: read from text, checked, and told to the user.
+"""Options of an experiment: read from text, checked, and described for the user.
 
 A `Config` is a flat frozen dataclass. Its docstring has a section ``Attributes:`` with a line
-``name: meaning.`` for each option, which is also what ``NAME --help`` prints.
+``name: meaning.`` for each option; ``NAME --help`` prints it.
 """
 
 import dataclasses
@@ -26,15 +26,20 @@ def split(texts: Sequence[str]) -> dict[str, str]:
 
 
 def configure(
-    presets: Mapping[str, Any], preset: str, options: Mapping[str, str], seeds: int | None
+    presets: Mapping[str, Any],
+    preset: str,
+    options: Mapping[str, str],
+    seeds: int | None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return an experiment's `Config`: a preset with some options replaced.
 
     Args:
       presets: configurations by name.
-      preset: one of the names.
+      preset: a name in `presets`.
       options: values by field name, as typed by the user; tuples are separated by commas.
       seeds: replaces the field `seeds`.
+      recorded: the options in a run's config.json; they replace the preset's.
 
     Raises:
       ValueError: an unknown preset or option, or a value that is not allowed.
@@ -43,6 +48,9 @@ def configure(
     config = presets[preset]
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
+    for name, value in (recorded or {}).items():
+        checks.choice("option", name, hints)
+        changes[name] = tuple(value) if isinstance(value, list) else value
     for name, text in options.items():
         checks.choice("option", name, hints)
         changes[name] = _parse(name, text, hints[name])
@@ -75,26 +83,26 @@ def _entries(name: str, value: Any) -> tuple:
 
 def describe(config: Any) -> Iterator[str]:
     """Yield a line per option of a `Config`: its name, type, value and meaning."""
-    told = meanings(type(config))
+    words = meanings(type(config))
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         yield f"  {field.name}={text}  ({type_name(hints[field.name])})"
-        yield f"      {told.get(field.name, '')}"
+        yield f"      {words.get(field.name, '')}"
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """Return what the docstrings of a dataclass and its bases say of each attribute."""
-    told: dict[str, str] = {}
+    """Return the meaning of each attribute in the docstrings of a dataclass and its bases."""
+    words: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
-        # A line that is indented deeper goes on with the one before.
+        # A line with a deeper indent continues the previous line.
         for line in re.sub(r"\n {4,}", " ", section).splitlines():
             names, colon, meaning = line.strip().partition(": ")
             if colon:
-                told |= dict.fromkeys(names.split(", "), meaning)
-    return told
+                words |= dict.fromkeys(names.split(", "), meaning)
+    return words
 
 
 def type_name(hint: Any) -> str:

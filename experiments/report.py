@@ -88,6 +88,7 @@ def gather(path: Path) -> Run:
     Raises:
       CheckpointError: a file is missing or damaged; one line.
     """
+    folder.check(path)
     summary = storage.read_json(path / folder.SUMMARY)
     needed = ("experiment", "rows", "seconds")
     if not isinstance(summary, dict) or any(name not in summary for name in needed):

@@ -1,30 +1,65 @@
-"""A progress bar with the time left."""
+"""Progress: a bar with the time left on a terminal, else a line with the time of day."""
 
 import contextlib
+import datetime
+import sys
+import time
 from collections.abc import Callable, Iterator
+
+_PAUSE = 30.0  # seconds between two lines
 
 
 @contextlib.contextmanager
-def bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error; yield `update(done, total)`."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def bar(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show progress on standard error; yield `update(done, total)`."""
+    if quiet or sys.stderr is None:
+        yield lambda done, total: None
+    elif not sys.stderr.isatty():
+        yield _lines(title)
+    else:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as shown:
-        task = shown.add_task(what, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as shown:
+            task = shown.add_task(title, total=None)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+def log(message: str) -> None:
+    """Write a line with the time of day to standard error."""
+    if sys.stderr is not None:
+        print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {message}", file=sys.stderr, flush=True)
+
+
+def _lines(title: str) -> Callable[[int, int], None]:
+    """Return `update(done, total)`, which writes a line at the start, the end and every 30 s."""
+    start, written, first = time.monotonic(), -float("inf"), 0
+
+    def update(done: int, total: int) -> None:
+        nonlocal written, first
+        now = time.monotonic()
+        if written < 0:
+            first = done  # done before this call
+        elif now - written < _PAUSE and done < total:
+            return
+        written = now
+        rate = (done - first) / max(now - start, 1e-9)
+        left = f", {datetime.timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        log(f"{title}: {done:,} of {total:,}{left if done < total else ''}")
+
+    return update

@@ -1,7 +1,9 @@
 """The command line as a user meets it: lists, extras that are missing, and one line a mistake."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +149,109 @@ def test_paired_differences_are_those_of_the_t_test():
     assert found["difference"] == pytest.approx(difference.mean())
     assert found["low"] == pytest.approx(difference.mean() - half, rel=1e-5)
     assert found["high"] == pytest.approx(difference.mean() + half, rel=1e-5)
+
+
+def run_command(*arguments, stdout=subprocess.PIPE, **environment):
+    """Run a command line in a process of its own; return it finished."""
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_standard_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = run_command("list", stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write the standard output: No space left on device\n"
+    closed = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m experiments list >&-"],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert closed.returncode == 0 and not closed.stderr
+
+
+def test_help_names_statuses_and_variables_on_any_terminal():
+    done = run_command("--help", PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 0 and not done.stderr
+    for words in ("143", "preempted", "75", "SLTH_TRACEBACK", "JAX_NUM_CPU_DEVICES", "--config"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("pod", "distributed must be 'on', 'off', 'auto' or 'HOST:PORT,I/N' with 0 <= I < N"),
+        ("host:80,2/2", "got 'host:80,2/2'"),
+        ("host,0/2", "got 'host,0/2'"),
+    ],
+)
+def test_processes_that_cannot_be_joined_are_one_line(how, words, tmp_path, capsys):
+    line = ["hidden-dim", "--out", str(tmp_path / "out"), *SMALL, "--distributed", how]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Return the folder of a finished run."""
+    out = tmp_path_factory.mktemp("small") / "run"
+    assert main(["hidden-dim", "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def test_a_run_is_repeated_from_its_configuration(small_run, tmp_path, capsys):
+    again, config = tmp_path / "again", str(small_run / "config.json")
+    assert main(["--config", config, "--out", str(again), "--quiet"]) == 0
+    assert (again / "rows.jsonl").read_bytes() == (small_run / "rows.jsonl").read_bytes()
+    capsys.readouterr()
+    for line, words in (
+        (["blocks", "--config", config], "NAME must be that of --config, 'hidden-dim'"),
+        (["--config", str(small_run / "summary.json"), "--set", "x=1"], "option must be one of"),
+        (["--config", str(small_run / "rows.jsonl")], "is damaged: not JSON"),
+        (["--config", str(tmp_path / "none")], "cannot read"),
+        ([], "NAME must be an experiment"),
+    ):
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        if "x=1" not in line:
+            assert words in said
+
+
+def test_changed_results_of_a_finished_run_are_noticed(small_run, tmp_path, capsys, caplog):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    rows = run / "rows.jsonl"
+    good = rows.read_bytes()
+    rows.write_bytes(good.replace(b"0", b"1", 1))
+    assert main(["report", str(run)]) == 2
+    assert "rows.jsonl is damaged: its checksum does not match" in capsys.readouterr().err
+    assert main(["hidden-dim", "--out", str(run), *SMALL]) == 0  # from the checkpoints
+    assert rows.read_bytes() == good and "written again from the checkpoints" in caplog.text
+    assert main(["report", str(run)]) == 0
+
+
+def test_without_a_terminal_progress_is_lines_with_the_time(tmp_path):
+    done = run_command("hidden-dim", "--out", str(tmp_path / "run"), *SMALL[:-1])
+    assert done.returncode == 0, done.stderr
+    first, *more = done.stderr.splitlines()
+    stamp = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+    assert re.match(stamp + r"hidden-dim: slth_jax .*process 0 of 1 on .*\(new\)$", first)
+    assert all(re.match(stamp, line) for line in more) and "of 4" in more[-1]
+
+
+def test_the_number_of_shards_is_said_once(tmp_path, capsys):
+    line = ["hidden-dim", "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*line, "--shard", "1"]) == 2
+    assert "no shard has recorded n" in capsys.readouterr().err
+    assert main([*line, "--shard", "1/2"]) == 0
+    assert "shard 1/2 is done" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert main([*line, "--shard", "0"]) == 0
+    assert (tmp_path / "run" / "summary.json").exists()

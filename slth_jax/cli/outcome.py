@@ -1,0 +1,84 @@
+"""From errors to one line and an exit status, the same for every command line."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+STATUSES = {
+    0: "done",
+    1: "an error of the program, with its traceback",
+    2: "an error of the input or of a file, in one line",
+    75: "another process of the run is lost; the same command continues",
+    130: "interrupted by Ctrl-C; the same command continues",
+    143: "ended by SIGTERM (preempted); the same command continues",
+}
+VARIABLES = {
+    "SLTH_TRACEBACK": "1 for tracebacks in place of the one line",
+    "SLTH_DATA": "a folder with published networks and texts, for tests",
+    "JAX_PLATFORMS": "cpu, cuda or tpu, if not the best that JAX finds",
+    "JAX_NUM_CPU_DEVICES": "the number of devices that a CPU is split into",
+}
+
+
+def epilog() -> str:
+    """Return the end of a help text: exit statuses and environment variables."""
+    lines = ["exit statuses:", *(f"  {status:<4} {words}" for status, words in STATUSES.items())]
+    lines += ["environment:", *(f"  {name:<20} {words}" for name, words in VARIABLES.items())]
+    return "\n".join(lines)
+
+
+def run(command: Callable[[], object]) -> int:
+    """Call `command`; return the exit status, after a line on standard error if it failed."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that a terminal lacks becomes '?'
+            stream.reconfigure(errors="replace")
+    try:
+        command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        _discard_output()
+    except OSError as error:
+        if not _of_standard_output(error):
+            return report(error)
+        _discard_output()
+        return refuse(f"cannot write the standard output: {error.strerror}")
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+    return 0
+
+
+def report(error: BaseException) -> int:
+    """Print an error, expected ones in one line; return the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return refuse("interrupted: the same command continues", 130)
+    if os.environ.get("SLTH_TRACEBACK") or not _is_expected(error):
+        raise error
+    return refuse((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def refuse(message: str, status: int = 2) -> int:
+    """Print ``error: message`` on standard error, control characters escaped; return `status`."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    if sys.stderr is not None:
+        print(f"error: {shown}", file=sys.stderr)
+    return status
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Return whether an error is one of bad input rather than of the program."""
+    from slth_jax.storage import CheckpointError
+
+    return isinstance(error, (ValueError, CheckpointError, ModuleNotFoundError))
+
+
+def _of_standard_output(error: OSError) -> bool:
+    """Return whether an error is the standard output's: errors of files name the file."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+    return error.filename is None and error.errno in full and sys.stdout is not None
+
+
+def _discard_output() -> None:
+    """Let Python close the standard output at its end without another error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
