@@ -62,7 +62,7 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None) -> int:
 
 def choice(name: str, value: Any, allowed: Collection[str]) -> str:
     """Return `value`, which must be one of the words in `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise fail(name, "one of " + ", ".join(map(repr, allowed)), repr(value))
     return value
 

@@ -41,7 +41,7 @@ def from_state_dict(state: Mapping[str, Any], config: Config) -> Params:
     arrays = {
         name.removeprefix(theirs.PREFIX): np.asarray(value)
         for name, value in state.items()
-        if not name.endswith(theirs.IGNORED)
+        if not theirs.IGNORED.match(name.removeprefix(theirs.PREFIX)) and name != "lm_head.weight"
     }
     wanted = _LAYOUT.their_shapes(config.settings)
     shapes = {name: value.shape for name, value in arrays.items()}

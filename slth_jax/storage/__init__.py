@@ -28,6 +28,7 @@ from slth_jax.storage.files import (
 from slth_jax.storage.hashes import array_hash, json_hash
 from slth_jax.storage.locks import lock, lock_shard
 from slth_jax.storage.names import named_leaves, nested
+from slth_jax.storage.numpy_files import read_numpy
 from slth_jax.storage.pieces import Files, Folders
 from slth_jax.storage.run_folder import CONFIG, RunFolder
 from slth_jax.storage.sums import SUMS, check, seal
@@ -58,6 +59,7 @@ __all__ = [
     "plain",
     "read_bytes",
     "read_json",
+    "read_numpy",
     "reason",
     "save_tree",
     "seal",

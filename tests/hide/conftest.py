@@ -1,5 +1,7 @@
 """Small models of the architectures that can be hidden, as Hugging Face and others store them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,12 @@ def classifier(path):
     }  # fmt: skip
     shapes |= {f"blocks.0.{name}": shape for name, shape in block.items()}
     np.savez(path, **{n: rng.normal(0, 0.5, s).astype(np.float32) for n, s in shapes.items()})
+    config = {
+        "n_layers": 1, "d_model": d, "n_ctx": LENGTH, "d_head": k, "n_heads": h, "d_mlp": f,
+        "act_fn": "relu", "d_vocab": 5, "d_vocab_out": 2, "attention_dir": "bidirectional",
+        "pad_token": 1,
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session")

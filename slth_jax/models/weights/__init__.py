@@ -1,43 +1,84 @@
-"""Weights from files: `open` finds out what a path is and returns a `Reader`, `save` writes.
+"""Weights from files: `open` recognises the kind of a path and returns a `Reader`; `save` writes.
 
 A `Reader` (`reader`) gives settings at once and arrays block by block, under the names of
 `models.settings`. `folder` reads and writes Hugging Face folders, whose architectures are tables of
-names (`gpt2`, `llama`, by way of `layout`); `llama2c` reads a ``.bin``, `lens` a
-TransformerLens-style ``.npz``.
+names and keys (`gpt2`, `llama`, with `layout`, `keys` and `rope`); `llama2c` reads a ``.bin``,
+`gguf` a ``.gguf``, `lens` a TransformerLens ``.npz``. A model is read as its maker reads it: every
+key of a configuration and every array is used, known to be without effect, or refused by name.
 """
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from slth_jax import checks, storage
+from slth_jax import checks
 from slth_jax.models.weights.folder import open_folder, save
+from slth_jax.models.weights.gguf import open_gguf
 from slth_jax.models.weights.lens import open_npz
 from slth_jax.models.weights.llama2c import open_bin
 from slth_jax.models.weights.reader import Reader
+from slth_jax.models.weights.tensors import check_file
+from slth_jax.storage import CheckpointError, reason
 
-__all__ = ["Reader", "open", "save"]
+__all__ = ["Reader", "local_path", "open", "save"]
+
+KINDS = "a Hugging Face folder, a llama2.c .bin, a .gguf or a TransformerLens .npz"
 
 
-def open(path: str | os.PathLike[str]) -> Reader:  # the word for it, always written weights.open
+def open(  # always called as weights.open
+    path: str | os.PathLike[str], *, config: Mapping[str, Any] | None = None
+) -> Reader:
     """Return a reader of the model at `path`.
 
     Args:
-      path: a Hugging Face folder (GPT-2, Llama, Mistral or Qwen2 with ``config.json`` and
-        safetensors), a llama2.c ``.bin``, or a TransformerLens-style ``.npz``.
+      path: a Hugging Face folder (GPT-2, Llama, Mistral or Qwen2 with ``config.json`` and weights),
+        its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a ``.gguf`` of
+        the Llama type, or a TransformerLens ``.npz``.
+      config: the configuration of an ``.npz``, if no JSON file of that name is beside it.
 
     Raises:
-      ValueError: none of these, or an architecture that is not supported; the line names both.
+      ValueError: another kind of file, or a key, value or array that is not supported.
       CheckpointError: a file is missing or damaged.
     """
-    path = Path(path)
+    path = local_path(path)
+    if config is not None and path.suffix != ".npz":
+        raise checks.fail("config", f"None unless the model is an .npz: {path} has its own", "one")
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not (path / "config.json").is_symlink() and not (path / "config.json").exists():
             raise checks.fail("model", "a folder with config.json", str(path))
         return open_folder(path)
-    if not path.exists():
-        raise storage.CheckpointError(f"cannot read {path}: No such file or directory")
-    kinds = {".bin": open_bin, ".npz": open_npz}
+    check_file(path)
+    if path.suffix == ".npz":
+        return open_npz(path, config=config)
+    kinds = {".bin": open_bin, ".gguf": open_gguf}
     if path.suffix not in kinds:
-        allowed = "a Hugging Face folder, a llama2.c .bin or a TransformerLens-style .npz"
-        raise checks.fail("model", allowed, str(path))
+        raise checks.fail("model", KINDS, str(path))
     return kinds[path.suffix](path)
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a model on this machine; a name of the Hub is downloaded first.
+
+    A name of the Hub is OWNER/NAME that is no path here. Without the library `huggingface_hub`, or
+    if there is no network and no copy, the line says so.
+
+    Raises:
+      CheckpointError: there is no such model here or on the Hub.
+    """
+    local = Path(path)
+    name = os.fspath(path)
+    if local.exists() or local.is_symlink() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return local
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        line = f'cannot read {name}: No such folder; names of the Hub need "slth-jax[models]"'
+        raise CheckpointError(line) from error
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # of the network, the Hub, or the cache on disk
+        line = f"cannot read {name}: no such folder here, and not on the Hub ({reason(error)})"
+        raise CheckpointError(line) from error

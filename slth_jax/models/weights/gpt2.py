@@ -1,19 +1,42 @@
-"""GPT-2 as Hugging Face has it: `GPT2LMHeadModel`, matrices applied as ``x @ w``."""
+"""GPT-2 as Hugging Face stores it, `GPT2LMHeadModel`: matrices are applied as ``x @ w``."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from slth_jax import checks
 from slth_jax.models.settings import Settings, make_settings
+from slth_jax.models.weights import keys
+from slth_jax.models.weights.keys import Keys
 from slth_jax.models.weights.layout import Layout, Row
 
 PREFIX = "transformer."
-IGNORED = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # causal masks; tied to wte
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
+IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # buffers: causal masks
+ACTIVATIONS = {
+    "relu": "relu", "gelu": "gelu_exact", "gelu_python": "gelu_exact", "gelu_new": "gelu",
+    "gelu_fast": "gelu", "gelu_accurate": "gelu", "gelu_pytorch_tanh": "gelu",
+    "gelu_python_tanh": "gelu", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+"""Our activations by the names of `transformers`."""
+
+KEYS = Keys(
+    used={
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+        "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True,
+    },
+    only=keys.HUGGING_FACE_ONLY | {"is_causal": (True, None)},
+    ignored=keys.HUGGING_FACE_IGNORED,
+    aliases={
+        "hidden_size": "n_embd", "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
+    },
+)  # fmt: skip
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names; all GPT-2 have all of them."""
+    """Return the table of names."""
     rows = []
     for ours, theirs in {
         "ln_1": "ln_1",
@@ -25,45 +48,60 @@ def layout(fields: Mapping[str, Any]) -> Layout:
         first = f"{ours}.gain" if ours.startswith("ln") else ours
         rows.append(Row(first, f"h.{{b}}.{theirs}.weight"))
         rows.append(Row(f"{ours}.bias", f"h.{{b}}.{theirs}.bias"))
+    inverse = bool(fields.get("scale_attn_by_inverse_layer_idx"))
     for third, name in enumerate("qkv"):
-        rows.append(Row(f"attn.{name}", "h.{b}.attn.c_attn.weight", third=third))
-        rows.append(Row(f"attn.{name}.bias", "h.{b}.attn.c_attn.bias", third=third))
-    ends = (
+        divided = inverse and name == "q"  # the scale of a block's logits folds into its queries
+        for ours, theirs in ((f"attn.{name}", "weight"), (f"attn.{name}.bias", "bias")):
+            rows.append(Row(ours, f"h.{{b}}.attn.c_attn.{theirs}", third=third, divided=divided))
+    ends = [
         Row("wte", "wte.weight"),
         Row("wpe", "wpe.weight"),
         Row("ln_f.gain", "ln_f.weight"),
         Row("ln_f.bias", "ln_f.bias"),
-    )
-    return Layout(ends, tuple(rows))
+    ]
+    if not fields.get("tie_word_embeddings", True):
+        ends.append(Row("unembed", "lm_head.weight", transposed=True))
+    return Layout(tuple(ends), tuple(rows))
+
+
+def sizes(fields: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
+    """Return the sizes to compare with the arrays (see `layout.check_sizes`)."""
+    values = keys.read(fields, KEYS, kind="gpt2")
+    width = keys.size(values, "n_embd")
+    return {
+        "vocab_size": ("wte", 0, keys.size(values, "vocab_size")),
+        "n_embd": ("wte", 1, width),
+        "n_positions": ("wpe", 0, keys.size(values, "n_positions")),
+        "n_inner": ("mlp.in", 1, keys.size(values, "n_inner", 4 * width)),
+        "the width of the queries": ("attn.q", 1, width),
+    }
+
+
+def num_blocks(fields: Mapping[str, Any]) -> int:
+    """Return the number of blocks."""
+    return keys.size(keys.read(fields, KEYS, kind="gpt2"), "n_layer")
 
 
 def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a Hugging Face ``GPT2Config``.
 
     Raises:
-      ValueError: a setting that this family does not have.
+      ValueError: a key or a value that this family does not have.
     """
-    activation = fields.get("activation_function", "gelu_new")
-    ours = {theirs: name for name, theirs in ACTIVATIONS.items()}
-    ours["gelu_pytorch_tanh"] = "gelu"
-    checks.choice("activation_function", activation, ours)
-    for name, value in {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    }.items():
-        if fields.get(name, value) != value:
-            raise checks.fail(name, repr(value), repr(fields[name]))
+    values = keys.read(fields, KEYS, kind="gpt2")
+    activation = checks.choice("activation_function", values["activation_function"], ACTIVATIONS)
+    keys.flag(values, "scale_attn_by_inverse_layer_idx")
     return make_settings(
-        vocab_size=fields["vocab_size"],
-        width=fields["n_embd"],
-        num_blocks=fields["n_layer"],
-        num_heads=fields["n_head"],
-        hidden_width=fields.get("n_inner"),
-        max_length=fields.get("n_positions", 1024),
-        norm_eps=fields.get("layer_norm_epsilon", 1e-5),
-        activation=ours[activation],
+        vocab_size=keys.size(values, "vocab_size"),
+        width=keys.size(values, "n_embd"),
+        num_blocks=keys.size(values, "n_layer"),
+        num_heads=keys.size(values, "n_head"),
+        hidden_width=values["n_inner"],
+        max_length=keys.size(values, "n_positions"),
+        norm_eps=checks.number("layer_norm_epsilon", values["layer_norm_epsilon"], low=0),
+        activation=ACTIVATIONS[activation],
+        logit_scale=None if keys.flag(values, "scale_attn_weights") else 1.0,
+        tied=keys.flag(values, "tie_word_embeddings"),
     )
 
 
@@ -83,10 +121,13 @@ def fields(settings: Settings) -> dict[str, Any]:
         max_length=s.max_length,
         norm_eps=s.norm_eps,
         activation=s.activation,
+        tied=s.tied,
+        logit_scale=1.0 if s.logit_scale == 1.0 else None,
     )
     for name, value in vars(plain).items():
         if getattr(s, name) != value and name != "factor":
             raise checks.fail(name, f"{value!r} in a GPT-2", repr(getattr(s, name)))
+    activations = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -96,9 +137,10 @@ def fields(settings: Settings) -> dict[str, Any]:
         "n_layer": s.num_blocks,
         "n_head": s.num_heads,
         "n_inner": None if s.hidden_width == 4 * s.width else s.hidden_width,
-        "activation_function": ACTIVATIONS[s.activation],
+        "activation_function": activations[s.activation],
         "layer_norm_epsilon": s.norm_eps,
-        "tie_word_embeddings": True,
+        "scale_attn_weights": s.logit_scale != 1.0,
+        "tie_word_embeddings": s.tied,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,

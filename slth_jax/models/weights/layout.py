@@ -1,4 +1,4 @@
-"""Tables between our names and those of a state dict, read in both directions."""
+"""Tables between our names of arrays and the names of a state dict, read in both directions."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,16 +13,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Row(NamedTuple):
-    """One of our arrays and where it stands."""
+    """One of our arrays and its name in the state dict."""
 
     ours: str
     theirs: str
     transposed: bool = False
-    third: int | None = None  # theirs holds query, key and value side by side
+    third: int | None = None  # the array of the state dict is query, key and value side by side
+    divided: bool = False  # ours is theirs divided by the block's number, from 1
 
 
 class Layout(NamedTuple):
-    """The rows outside the blocks, and of a block with ``{b}`` in their names."""
+    """The rows outside the blocks, and the rows of a block, with ``{b}`` in their names."""
 
     ends: tuple[Row, ...]
     block: tuple[Row, ...]
@@ -33,10 +34,28 @@ class Layout(NamedTuple):
 
     def stacked(self, num_blocks: int) -> list[tuple[str, int | None, Row]]:
         """Return (our stacked name, block or None, row) of every array."""
-        ends: list[tuple[str, int | None, Row]] = [(row.ours, None, row) for row in self.ends]
+        rows: list[tuple[str, int | None, Row]] = [(row.ours, None, row) for row in self.ends]
         for index in range(num_blocks):
-            ends += [(f"h.{row.ours}", index, row) for row in self.rows_of(index)]
-        return ends
+            rows += [(f"h.{row.ours}", index, row) for row in self.rows_of(index)]
+        return rows
+
+    def count_blocks(self, names: Iterable[str]) -> int:
+        """Return the number of blocks of which the first array is among `names`."""
+        names, first, count = set(names), self.block[0].theirs, 0
+        while first.format(b=count) in names:
+            count += 1
+        return count
+
+    def without_absent(self, names: Iterable[str], num_blocks: int) -> "Layout":
+        """Return the layout without the biases that no block has among `names`: they are zero."""
+        names = set(names)
+
+        def kept(row: Row, count: int) -> bool:
+            theirs = (row.theirs.format(b=index) for index in range(count))
+            return not row.ours.endswith(".bias") or any(name in names for name in theirs)
+
+        ends = tuple(row for row in self.ends if kept(row, 1))
+        return Layout(ends, tuple(row for row in self.block if kept(row, num_blocks)))
 
     def their_shapes(self, settings: Settings) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a whole state dict under their names."""
@@ -53,8 +72,8 @@ class Layout(NamedTuple):
         return result
 
 
-def read(rows: Iterable[Row], source: Read) -> dict[str, np.ndarray]:
-    """Return our arrays, from `source(their name)`; a joined one is read once."""
+def read(rows: Iterable[Row], source: Read, *, block: int = 0) -> dict[str, np.ndarray]:
+    """Return our arrays from `source(their name)`; an array of three parts is read once."""
     result, joined = {}, {}
     for row in rows:
         if row.third is None:
@@ -63,7 +82,8 @@ def read(rows: Iterable[Row], source: Read) -> dict[str, np.ndarray]:
             if row.theirs not in joined:
                 joined[row.theirs] = np.split(source(row.theirs), 3, axis=-1)
             value = joined[row.theirs][row.third]
-        result[row.ours] = value.T if row.transposed else value
+        value = value.T if row.transposed else value
+        result[row.ours] = value / np.float32(block + 1) if row.divided else value
     return result
 
 
@@ -79,15 +99,45 @@ def write(layout: Layout, params: Mapping[str, Any], num_blocks: int) -> dict[st
     }
 
 
-def check(name: str, have: Shapes, wanted: Shapes, *, what: str) -> None:
-    """Refuse a state dict with other names or shapes than `wanted`; one line.
+def check_sizes(shapes: Shapes, layout: Layout, sizes: Mapping[str, tuple[str, int, int]]) -> None:
+    """Compare sizes of a configuration with the arrays, before anything of that size is built.
+
+    Args:
+      shapes: shapes of the arrays by their names.
+      layout: the table of names.
+      sizes: {size as it is said: (our name of an array, its axis as we store it, the size)}.
 
     Raises:
-      ValueError: the first name that is missing or too much, or the first other shape.
+      ValueError: a size that the arrays do not have.
     """
-    for theirs in sorted(wanted.keys() ^ have.keys()):
-        problem = "lacks" if theirs in wanted else "also has"
+    rows = {row.ours: row for row in (*layout.ends, *layout.rows_of(0))}
+    for name, (ours, axis, size) in sizes.items():
+        row = rows[ours]
+        shape = shapes.get(row.theirs)
+        if shape is None:
+            raise checks.fail("weights", "complete", f"weights without {row.theirs!r}")
+        if len(shape) != 2:
+            raise checks.fail(f"weights[{row.theirs!r}]", "a matrix", f"shape {shape}")
+        length = shape[::-1][axis] if row.transposed else shape[axis]
+        if row.third is not None:
+            length //= 3
+        if length != size:
+            raise checks.fail(name, f"{length}, as in the weights", size)
+
+
+def check(name: str, have: Shapes, expected: Shapes, *, what: str) -> None:
+    """Refuse a state dict with other names or shapes than `expected`; one line.
+
+    Biases may be absent: they are zero.
+
+    Raises:
+      ValueError: the first name that is missing or unknown, or the first other shape.
+    """
+    for theirs in sorted(expected.keys() ^ have.keys()):
+        if theirs not in have and theirs.endswith(".bias"):
+            continue
+        problem = "lacks" if theirs in expected else "also has"
         raise checks.fail(name, what, f"one that {problem} {theirs!r}")
-    for theirs, shape in wanted.items():
-        if tuple(have[theirs]) != shape:
-            raise checks.fail(f"{name}[{theirs!r}]", f"of shape {shape}", f"shape {have[theirs]}")
+    for theirs, shape in have.items():
+        if tuple(shape) != expected[theirs]:
+            raise checks.fail(f"{name}[{theirs!r}]", f"of shape {expected[theirs]}", f"{shape}")

@@ -1,40 +1,72 @@
-"""llama2.c's legacy ``.bin`` files (Karpathy): a header of seven numbers, then float32 arrays."""
+"""llama2.c's ``.bin`` files (Karpathy): a header, then arrays; versions 0, 1 and 2.
+
+Version 0 has seven numbers and float32 arrays, version 1 a header of 256 bytes, version 2 also
+8-bit integers with a scale per group (Q8_0).
+"""
 
 import math
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
 
-from slth_jax.models.settings import make_settings
+from slth_jax.models.settings import Settings, make_settings
 from slth_jax.models.weights.reader import Arrays, Reader
+from slth_jax.models.weights.tensors import check_file
 from slth_jax.storage import CheckpointError, Damaged, reason
 
-_HEADER = 28
+_MAGIC = 0x616B3432  # "ak42"
+_HEADER = 256
+_MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.out", "mlp.in")
+_ENDS = ("wte", "ln_f.gain", "tables", "unembed")  # one array each, not one per block
+Shapes = dict[str, tuple[int, ...]]
 
 
 def open_bin(path: str | os.PathLike[str]) -> Reader:
-    """Return a reader of a llama2.c model of the first format (no magic number).
+    """Return a reader of a llama2.c model of version 0 (no magic number), 1 or 2.
 
-    Matrices stand as ``[out, in]``; query and key heads hold neighbouring pairs (even, odd), which
-    are brought to halves. A negative vocabulary says that the output layer is not tied.
+    Matrices are stored as ``[out, in]``. Query and key heads are neighbouring pairs (even, odd),
+    which are brought to halves.
 
     Raises:
-      CheckpointError: the file is missing, of another format, or not as long as its header says.
+      CheckpointError: the file is missing, of another format, or not as long as its header states.
     """
     path = Path(path)
+    check_file(path)
     try:
         size = path.stat().st_size
-        header = np.fromfile(path, "<i4", 7)
+        with open(path, "rb") as file:
+            header = file.read(_HEADER)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {reason(error)}") from error
-    if header.size < 7 or min(*header[:5], header[6]) < 1 or header[5] == 0:
-        raise Damaged(f"{path} is no llama2.c model of the first format (seven positive numbers)")
-    d, f, b, h, g, v, length = (int(each) for each in header)
-    if d % h or h % g or (d // h) % 2 or max(d, f, abs(v), length) > 1 << 28:
+    if len(header) < 28:
+        raise Damaged(f"{path} is no llama2.c model: {size} bytes are too short for a header")
+    if struct.unpack("<I", header[:4])[0] != _MAGIC:
+        numbers = list(struct.unpack("<7i", header[:28]))
+        # A negative vocabulary states that the output layer is not tied.
+        settings = _settings(path, numbers[:5], abs(numbers[5]), numbers[6], numbers[5] > 0, size)
+        return _reader(path, settings, _first_format(settings), 28, size)
+    if len(header) < _HEADER:
+        raise Damaged(f"{path} is no llama2.c model: {size} bytes are too short for a header")
+    version, *numbers = struct.unpack("<i7i", header[4:36])
+    if version not in (1, 2) or header[36] > 1:
+        raise Damaged(f"{path} is no llama2.c model of version 0, 1 or 2: version {version}")
+    settings = _settings(path, numbers[:5], numbers[5], numbers[6], bool(header[36]), size)
+    group = struct.unpack("<i", header[37:41])[0] if version == 2 else 0
+    return _reader(path, settings, _later_format(settings), _HEADER, size, group)
+
+
+def _settings(path, sizes, vocab_size: int, length: int, tied: bool, size: int) -> Settings:
+    d, f, b, h, g = sizes
+    if min(d, f, b, h, g, vocab_size, length) < 1:
+        raise Damaged(f"{path} is no llama2.c model: its header has numbers that are not positive")
+    if d % h or h % g or (d // h) % 2:
         raise Damaged(f"{path} is no llama2.c model: no such heads, {h} on {g} of width {d}")
-    settings = make_settings(
-        vocab_size=abs(v),
+    if max(b * d * f, d * vocab_size) > size:  # every entry takes at least one byte
+        raise Damaged(f"{path} is damaged: {size} bytes are too few for the sizes in its header")
+    return make_settings(
+        vocab_size=vocab_size,
         width=d,
         num_blocks=b,
         num_heads=h,
@@ -45,48 +77,84 @@ def open_bin(path: str | os.PathLike[str]) -> Reader:
         positions="rotary",
         activation="silu",
         gated=True,
-        tied=v > 0,
+        tied=tied,
     )
-    k = settings.head_width
-    shapes = {
-        "wte": (abs(v), d),
-        "ln_1.gain": (b, d),
-        "attn.q": (b, h * k, d),
-        "attn.k": (b, g * k, d),
-        "attn.v": (b, g * k, d),
-        "attn.o": (b, d, h * k),
-        "ln_2.gain": (b, d),
-        "mlp.gate": (b, f, d),
-        "mlp.out": (b, d, f),
-        "mlp.in": (b, f, d),
-        "ln_f.gain": (d,),
-        "tables": (2, length, k // 2),
-        **({} if v > 0 else {"unembed": (abs(v), d)}),
-    }
-    wanted = _HEADER + 4 * sum(math.prod(shape) for shape in shapes.values())
-    if size != wanted:
-        raise Damaged(f"{path} is damaged: {size} bytes, its header asks for {wanted}")
-    arrays, offset = {}, _HEADER
+
+
+def _blocks(s: Settings) -> Shapes:
+    """Return the shapes of the blocks' arrays as they are stored."""
+    b, d, f = s.num_blocks, s.width, s.hidden_width
+    heads, kv_heads = s.num_heads * s.head_width, s.num_kv_heads * s.head_width
+    return {
+        "ln_1.gain": (b, d), "ln_2.gain": (b, d), "attn.q": (b, heads, d),
+        "attn.k": (b, kv_heads, d), "attn.v": (b, kv_heads, d), "attn.o": (b, d, heads),
+        "mlp.gate": (b, f, d), "mlp.out": (b, d, f), "mlp.in": (b, f, d),
+    }  # fmt: skip
+
+
+def _first_format(s: Settings) -> Shapes:
+    """Return the shapes of version 0 in the order of the file."""
+    blocks = _blocks(s)
+    order = ("ln_1.gain", *_MATRICES[:4], "ln_2.gain", *_MATRICES[4:])
+    shapes = {"wte": (s.vocab_size, s.width)} | {name: blocks[name] for name in order}
+    shapes |= {"ln_f.gain": (s.width,), "tables": (2, s.max_length, s.head_width // 2)}
+    return shapes if s.tied else shapes | {"unembed": (s.vocab_size, s.width)}
+
+
+def _later_format(s: Settings) -> Shapes:
+    """Return the shapes of versions 1 and 2 in the order of the file."""
+    blocks = _blocks(s)
+    shapes: Shapes = {name: blocks[name] for name in ("ln_1.gain", "ln_2.gain")}
+    shapes |= {"ln_f.gain": (s.width,), "wte": (s.vocab_size, s.width)}
+    shapes |= {name: blocks[name] for name in _MATRICES}
+    return shapes if s.tied else shapes | {"unembed": (s.vocab_size, s.width)}
+
+
+def _reader(
+    path: Path, settings: Settings, shapes: Shapes, offset: int, size: int, group: int = 0
+) -> Reader:
+    """Return the reader of arrays that follow each other from `offset` on.
+
+    With a `group`, matrices are 8-bit integers followed by a float32 scale per `group` entries,
+    block after block.
+    """
+    places: dict[str, list[int]] = {}  # the offset of each block's array
+    start = offset
     for name, shape in shapes.items():
-        arrays[name] = np.memmap(path, "<f4", "r", offset, shape)
-        offset += 4 * math.prod(shape)
-    tables = arrays.pop("tables")
+        entries = math.prod(shape if name in _ENDS else shape[1:])
+        quantised = group != 0 and not name.endswith("gain")
+        if quantised and (group < 1 or entries % group):
+            raise Damaged(f"{path} is damaged: groups of {group} in {name} of {entries} entries")
+        length = entries + 4 * (entries // group) if quantised else 4 * entries
+        places[name] = [start + i * length for i in range(1 if name in _ENDS else shape[0])]
+        start += length * len(places[name])
+    if size != start:
+        raise Damaged(f"{path} is damaged: {size} bytes, its header states {start}")
+
+    def read(name: str, index: int = 0) -> np.ndarray:
+        shape = shapes[name] if name in _ENDS else shapes[name][1:]
+        entries, at = math.prod(shape), places[name][index]
+        if group == 0 or name.endswith("gain"):
+            return np.array(np.memmap(path, "<f4", "r", at, shape))
+        integers = np.array(np.memmap(path, "i1", "r", at, (entries,)), np.float32)
+        scales = np.memmap(path, "<f4", "r", at + entries, (entries // group,))
+        return (integers.reshape(-1, group) * scales[:, None]).reshape(shape)
 
     def ends() -> Arrays:
-        whole = {name: np.array(arrays[name]) for name in ("wte", "ln_f.gain")}
-        return whole if v > 0 else {**whole, "unembed": np.array(arrays["unembed"]).T}
+        arrays = {"wte": read("wte"), "ln_f.gain": read("ln_f.gain")}
+        return arrays if settings.tied else arrays | {"unembed": read("unembed").T}
 
     def block(index: int) -> Arrays:
-        inside = (name for name in arrays if name not in ("wte", "ln_f.gain", "unembed"))
-        one = {name: np.array(arrays[name][index]) for name in inside}
+        arrays = {name: read(name, index) for name in shapes if name not in _ENDS}
         for name in ("attn.q", "attn.k"):
-            one[name] = _halves(one[name], k)
-        return {name: value.T for name, value in one.items()}
+            arrays[name] = halves(arrays[name], settings.head_width)
+        return {name: value.T for name, value in arrays.items()}
 
-    return Reader(str(path), settings, wanted - _HEADER - tables.nbytes, ends, block)
+    entries = sum(math.prod(shape) for name, shape in shapes.items() if name != "tables")
+    return Reader(str(path), settings, 4 * entries, ends, block)
 
 
-def _halves(w: np.ndarray, head_width: int) -> np.ndarray:
+def halves(w: np.ndarray, head_width: int) -> np.ndarray:
     """Return rows `[heads k, d]` of neighbouring pairs with each head's even rows first."""
     pairs = w.reshape(-1, head_width // 2, 2, w.shape[1])
     return pairs.transpose(0, 2, 1, 3).reshape(w.shape)

@@ -1,4 +1,4 @@
-"""Weights read a block at a time: memory does not grow with the number of layers."""
+"""Weights read block by block: memory does not grow with the number of blocks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Reader:
-    """A weight file that is open: its settings, and its arrays on demand.
+    """An open weight file: its settings, and its arrays on demand.
 
     Attributes:
-      path: what was opened, for messages.
+      path: the path that was opened, for messages.
       settings: the network.
-      num_bytes: of its weights in float32, each counted once.
+      num_bytes: size of its weights in float32, each counted once.
       read_ends: returns the arrays outside the blocks.
-      read_block: returns those of one block, by its number.
+      read_block: returns the arrays of one block, by its number.
     """
 
     path: str
@@ -40,26 +40,39 @@ class Reader:
 
     def ends(self) -> Arrays:
         """Return the arrays outside the blocks, 'wte', 'ln_f.gain', ..., float32."""
-        return self._checked(self.read_ends(), "", 0)
+        return self._checked(self.read_ends(), None)
 
     def block(self, index: int) -> Arrays:
         """Return the arrays of one block, 'attn.q' `[d, h k]`, ..., float32."""
-        return self._checked(self.read_block(index), "h.", 1)
+        return self._checked(self.read_block(index), index)
+
+    def check_entries(self) -> None:
+        """Read every array once, so that a damaged last block is noticed before the work begins.
+
+        Raises:
+          CheckpointError: an array with NaN or infinite entries, or that cannot be read; the line
+            names array and block.
+        """
+        self.ends()
+        for index in range(self.settings.num_blocks):
+            self.block(index)
 
     def load(self) -> dict[str, Array]:
-        """Return all parameters, the blocks stacked: what `decoder.apply` takes."""
+        """Return all parameters, the blocks stacked, as `decoder.apply` takes them."""
         blocks = [self.block(index) for index in range(self.settings.num_blocks)]
-        stacked = {f"h.{name}": np.stack([each[name] for each in blocks]) for name in blocks[0]}
+        stacked = {f"h.{name}": np.stack([b[name] for b in blocks]) for name in blocks[0]}
         return {name: jnp.asarray(value) for name, value in {**self.ends(), **stacked}.items()}
 
-    def _checked(self, arrays: Mapping[str, np.ndarray], prefix: str, stack: int) -> Arrays:
+    def _checked(self, arrays: Mapping[str, np.ndarray], block: int | None) -> Arrays:
         shapes = {**matrix_shapes(self.settings), **vector_shapes(self.settings)}
         result = {}
         for name, value in arrays.items():
-            wanted = shapes[prefix + name][stack:]
-            if value.shape != wanted:
-                raise Damaged(f"{self.path}: {name} has shape {value.shape}, not {wanted}")
-            result[name] = np.ascontiguousarray(value, np.float32)
+            shape = shapes[name] if block is None else shapes[f"h.{name}"][1:]
+            where = name if block is None else f"{name} of block {block}"
+            if value.shape != shape:
+                raise Damaged(f"{self.path}: {where} has shape {value.shape}, not {shape}")
+            with np.errstate(over="ignore"):
+                result[name] = np.ascontiguousarray(value, np.float32)
             if not np.isfinite(result[name]).all():
-                raise Damaged(f"{self.path} is damaged: {name} has NaN or infinite entries")
+                raise Damaged(f"{self.path} is damaged: {where} has NaN or infinite entries")
         return result

@@ -1,0 +1,56 @@
+"""Arrays in NumPy's files, `.npy` and `.npz`, read without pickles and without surprises."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slth_jax.storage.files import Damaged, reason, telling
+
+_ERRORS = (ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError, SyntaxError)
+
+
+def read_numpy(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarray]:
+    """Return the array of a `.npy` file, or the arrays of a `.npz` by name.
+
+    A member of an archive that states more entries than it has bytes is refused before memory is
+    taken for it.
+
+    Raises:
+      Damaged: it is no such file.
+      CheckpointError: it is missing or cannot be read.
+    """
+    path = Path(path)
+    with telling("read", path):
+        try:
+            with open(path, "rb") as file:
+                if zipfile.is_zipfile(file):
+                    return dict(_members(file))
+                file.seek(0)
+                return _array(file, os.fstat(file.fileno()).st_size)
+        except (*_ERRORS, zipfile.BadZipFile, NotImplementedError) as error:
+            raise Damaged(f"{path} is damaged or no NumPy file: {reason(error)}") from error
+
+
+def _members(file: Any) -> Iterator[tuple[str, np.ndarray]]:
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as opened:
+                yield member.filename.removesuffix(".npy"), _array(opened, member.file_size)
+
+
+def _array(file: Any, size: int) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, _, dtype = read[version](file)
+    needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if dtype.hasobject or needed > size:
+        raise ValueError(f"{needed} bytes of {dtype} stated in {size} bytes")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
