@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slth_jax.storage.files import Damaged, reason, telling
+from slth_jax.storage.files import Damaged, one_line, reason
 
 _ERRORS = (ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError, SyntaxError)
 
@@ -24,7 +24,7 @@ def read_numpy(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarra
       CheckpointError: it is missing or cannot be read.
     """
     path = Path(path)
-    with telling("read", path):
+    with one_line("read", path):
         try:
             with open(path, "rb") as file:
                 if zipfile.is_zipfile(file):
