@@ -41,6 +41,6 @@ def run(options: argparse.Namespace) -> None:
         options.length,
         temperature=options.temperature,
         key=jax.random.key(options.seed, impl="threefry2x32"),
-        stop=(tokenizer.start,),
+        stop=tokenizer.stop,
     )
     print(tokenizer.decode(tokens))

@@ -154,7 +154,7 @@ def _generate(target, ticket, prompt, options, tokenizer) -> dict[str, Any]:
             options.length,
             temperature=options.temperature,
             key=key,
-            stop=(tokenizer.start,),
+            stop=tokenizer.stop,
         )
         texts[name] = tokens
         texts[f"{name}_text"] = tokenizer.decode(tokens)

@@ -1,0 +1,91 @@
+"""Text to tokens and back, with the tokenizer files that models come with.
+
+`open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`),
+or a folder with GPT-2's first two files (`gpt2`). Each tokenizer has `encode`, `decode` and `stop`,
+the tokens that end a text; `numbers` stands in if there is none.
+"""
+
+import os
+from pathlib import Path
+
+from slth_jax import checks, storage
+from slth_jax.models.tokens.folder import FILES, FolderTokenizer
+from slth_jax.models.tokens.gpt2 import BytePairs
+from slth_jax.models.tokens.llama2c import Tokenizer, load
+from slth_jax.models.tokens.numbers import Numbers
+
+__all__ = [
+    "AnyTokenizer",
+    "BytePairs",
+    "FolderTokenizer",
+    "Numbers",
+    "Tokenizer",
+    "copy",
+    "find",
+    "load",
+    "open_tokenizer",
+]
+
+_FOLDERS: dict[tuple[str, ...], type[FolderTokenizer] | type[BytePairs]] = {
+    ("tokenizer.json",): FolderTokenizer,
+    ("vocab.json", "merges.txt"): FolderTokenizer,
+    ("vocab.bpe", "encoder.json"): BytePairs,
+}
+
+
+AnyTokenizer = Tokenizer | FolderTokenizer | BytePairs | Numbers
+
+
+def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
+    """Return the tokenizer at `path`: a llama2.c file, or a folder; without a path, `Numbers`.
+
+    Raises:
+      ValueError: a folder without tokenizer files.
+      CheckpointError: a file is missing or damaged.
+    """
+    if path is None:
+        return Numbers()
+    path = Path(path)
+    if not path.is_dir():
+        return load(path)
+    for names, kind in _FOLDERS.items():
+        if all((path / name).exists() for name in names):
+            return kind(path)
+    allowed = " or ".join(" and ".join(names) for names in _FOLDERS)
+    raise checks.fail("tokenizer", f"a folder with {allowed}", str(path))
+
+
+def find(
+    given: str | os.PathLike[str] | None, beside: str | os.PathLike[str], vocab_size: int
+) -> Path | None:
+    """Return the path of the tokenizer of a model or a ticket: as given, beside it, or None."""
+    if given is not None:
+        return Path(given)
+    place = Path(beside)
+    folder = place if place.is_dir() else place.parent
+    for name in ("tokenizer.bin", f"tok{vocab_size}.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    has = any(all((folder / name).exists() for name in names) for names in _FOLDERS)
+    return folder if has else None
+
+
+def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Copy the files of a tokenizer into `folder`, where `find` looks for them.
+
+    The tokens of ``config.json`` that end a text become ``generation_config.json``.
+
+    Raises:
+      CheckpointError: a file cannot be read or written.
+    """
+    source, folder = Path(path), Path(folder)
+    if source.is_file():
+        storage.write_bytes(folder / "tokenizer.bin", storage.read_bytes(source))
+        return
+    for name in (*FILES, "vocab.bpe", "encoder.json"):
+        if (source / name).exists():
+            storage.write_bytes(folder / name, storage.read_bytes(source / name))
+    tokenizer = open_tokenizer(source)
+    if isinstance(tokenizer, FolderTokenizer):
+        ends = {"eos_token_id": sorted(tokenizer.stop)}
+        storage.write_json(folder / "generation_config.json", ends)

@@ -1,0 +1,153 @@
+"""Tokenizers of Hugging Face folders, through the library `tokenizers`, with chat templates."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from slth_jax import checks, storage
+from slth_jax.storage import Damaged, reason
+
+# The files that determine a tokenizer, its chat template and the tokens that end a text.
+FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja",
+    "special_tokens_map.json", "generation_config.json",
+)  # fmt: skip
+
+
+class FolderTokenizer:
+    """The tokenizer of a folder: ``tokenizer.json``, or GPT-2's ``vocab.json`` and ``merges.txt``.
+
+    Attributes:
+      stop: the tokens that end a text or a turn, by the folder's configurations.
+      start: the token that stands for an empty text, or None.
+    """
+
+    def __init__(self, folder: Path):
+        """Read the files.
+
+        Raises:
+          CheckpointError: a file is missing or damaged.
+          ModuleNotFoundError: the library `tokenizers` is not installed.
+        """
+        try:
+            import tokenizers
+        except ModuleNotFoundError as error:
+            message = f'{folder} needs the library tokenizers: pip install "slth-jax[models]"'
+            raise ModuleNotFoundError(message) from error
+        self._folder = folder
+        self._config = _object(folder / "tokenizer_config.json")
+        try:
+            if (folder / "tokenizer.json").exists():
+                text = storage.read_bytes(folder / "tokenizer.json").decode()
+                self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            else:
+                paths = (str(folder / name) for name in ("vocab.json", "merges.txt"))
+                model = tokenizers.models.BPE.from_file(*paths)
+                self._tokenizer = tokenizers.Tokenizer(model)
+                self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+                    add_prefix_space=False
+                )
+                self._tokenizer.decoder = tokenizers.decoders.ByteLevel()
+                end = "<|endoftext|>"
+                if self._tokenizer.token_to_id(end) is not None:
+                    self._tokenizer.add_special_tokens([end])
+                    self._config.setdefault("eos_token", end)
+        except storage.CheckpointError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise Damaged(f"{folder} has no readable tokenizer: {reason(error)}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.stop = self._stop_tokens()
+        self.start = self._id("bos_token")
+        if self.start is None:
+            self.start = min(self.stop, default=None)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of `text` with the special tokens that the tokenizer adds."""
+        tokens = self._tokenizer.encode(text).ids
+        return tokens or ([] if self.start is None else [self.start])
+
+    def chat(self, text: str) -> list[int]:
+        """Return the tokens of a chat in which a user says `text`, up to the assistant's turn.
+
+        Raises:
+          ValueError: the folder has no chat template, or it refuses the text.
+        """
+        rendered = _render(self._template(), text, self._config)
+        return self._tokenizer.encode(rendered, add_special_tokens=False).ids
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of `tokens` without special tokens."""
+        return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
+
+    def __repr__(self) -> str:
+        """Return the folder and the number of tokens."""
+        return f"FolderTokenizer({str(self._folder)!r}: {self._tokenizer.get_vocab_size()} tokens)"
+
+    def _id(self, name: str) -> int | None:
+        """Return the number of a special token of the configuration."""
+        token = self._config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+
+    def _stop_tokens(self) -> frozenset[int]:
+        stop = {self._id("eos_token")}
+        for name in ("generation_config.json", "config.json"):
+            ends = _object(self._folder / name).get("eos_token_id")
+            stop |= set(ends if isinstance(ends, list) else [ends])
+        return frozenset(token for token in stop if isinstance(token, int))
+
+    def _template(self) -> str:
+        path = self._folder / "chat_template.jinja"
+        template = self._config.get("chat_template")
+        if path.exists():
+            return storage.read_bytes(path).decode(errors="replace")
+        if isinstance(template, list):  # several, by name
+            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named.get("default")
+        if not isinstance(template, str):
+            allowed = "given only if the tokenizer's folder has a chat template"
+            raise checks.fail("--chat", allowed, f"none in {self._folder}")
+        return template
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an absent file is empty."""
+    value = storage.read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} is damaged: no JSON object")
+    return value
+
+
+def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
+    """Return a chat of one message as the template writes it, in a sandbox as transformers has."""
+    try:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ModuleNotFoundError as error:
+        message = 'chat templates need the library jinja2: pip install "slth-jax[models]"'
+        raise ModuleNotFoundError(message) from error
+
+    def refuse(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, ensure_ascii=False, **options
+    )
+    environment.globals["raise_exception"] = refuse
+    tokens = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in config.items()
+        if name.endswith("_token")
+    }
+    messages = [{"role": "user", "content": text}]
+    try:
+        compiled = environment.from_string(template)
+        return compiled.render(messages=messages, add_generation_prompt=True, tools=None, **tokens)
+    except Exception as error:  # whatever the template's code raises
+        raise checks.fail("the chat template", "one that renders", reason(error)) from error

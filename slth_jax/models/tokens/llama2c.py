@@ -1,0 +1,88 @@
+"""The tokenizer of llama2.c (Karpathy)."""
+
+import itertools
+import os
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from slth_jax import storage
+
+
+class Tokenizer(NamedTuple):
+    """Pieces of bytes with scores, merged by score.
+
+    Token 1 begins a text, and also ends it; tokens 3 to 258 are single bytes.
+    """
+
+    pieces: tuple[bytes, ...]
+    scores: tuple[float, ...]
+    start: int = 1
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of `text`, the start token first; the best-scored pair merges first."""
+        lookup = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
+        tokens = [self.start]
+        for letter in f" {text}" if text else "":
+            raw = letter.encode()
+            tokens += [lookup[raw]] if raw in lookup else [byte + 3 for byte in raw]
+        while True:
+            merges = [
+                (self.scores[merged], -i, merged)
+                for i, (a, b) in enumerate(itertools.pairwise(tokens))
+                if (merged := lookup.get(self.pieces[a] + self.pieces[b])) is not None
+            ]
+            if not merges:
+                return tokens
+            _, place, merged = max(merges)
+            tokens[-place : -place + 2] = [merged]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of `tokens` without start tokens and without the first space.
+
+        A token beyond the pieces becomes U+FFFD.
+        """
+        raw = b""
+        for token in tokens:
+            if token == self.start:
+                continue
+            piece = self.pieces[token] if token < len(self.pieces) else "\ufffd".encode()
+            if len(piece) == 6 and piece.startswith(b"<0x"):
+                piece = bytes([int(piece[3:5], 16)])
+            raw += piece
+        return raw.decode("utf-8", "replace").removeprefix(" ")
+
+    @property
+    def stop(self) -> frozenset[int]:
+        """Return the tokens that end a text."""
+        return frozenset({self.start})
+
+    def __repr__(self) -> str:
+        """Return the number of pieces."""
+        return f"Tokenizer({len(self.pieces)} pieces)"
+
+
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+    """Return the tokenizer in a llama2.c tokenizer file (``tok512.bin``).
+
+    Raises:
+      CheckpointError: the file is missing, or no such tokenizer.
+    """
+    data = storage.read_bytes(path)
+    pieces: list[bytes] = []
+    scores: list[float] = []
+    try:
+        at = 4
+        while at < len(data):
+            score, length = struct.unpack_from("fi", data, at)
+            piece = data[at + 8 : at + 8 + length]
+            if length < 0 or len(piece) != length:
+                raise struct.error
+            pieces.append(piece)
+            scores.append(score)
+            at += 8 + length
+    except struct.error as error:
+        raise storage.Damaged(f"{path} is no llama2.c tokenizer, or cut short") from error
+    if len(pieces) < 3:
+        raise storage.Damaged(f"{path} is no llama2.c tokenizer, or cut short")
+    return Tokenizer(tuple(pieces), tuple(scores))
