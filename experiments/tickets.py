@@ -21,5 +21,5 @@ def save(
 ) -> None:
     """Write ``tickets/NAME.ticket.safetensors``; see `ticket.create` for the arguments."""
     if out.writes:
-        made = ticket.create(source, options, seed, masks, weights=weights, metadata=metadata)
-        ticket.save(out.tickets / f"{name}{ticket.SUFFIX}", made, overwrite=True)
+        record = ticket.create(source, options, seed, masks, weights=weights, metadata=metadata)
+        ticket.save(out.tickets / f"{name}{ticket.SUFFIX}", record, overwrite=True)

@@ -28,7 +28,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # The modules in this folder: a new one needs no line here.
-__all__ = sorted(found.name for found in pkgutil.iter_modules(__path__) if found.name != "__main__")
+__all__ = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "__main__")
 
 
 def __getattr__(name: str) -> Any:
@@ -39,5 +39,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return every name, those of modules that are not imported yet among them."""
+    """Return every name; names of modules that are not imported yet are among them."""
     return sorted({*globals(), *__all__})

@@ -40,10 +40,10 @@ def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = Fal
 
 def _spec(shape: tuple[int, ...], mesh: Mesh, runs: bool) -> jax.P:
     axes: list[str | None] = [None] * len(shape)
-    own = len(shape) - int(runs)
+    ndim = len(shape) - int(runs)
     if runs and shape:
         axes[0] = _axis(mesh, "run", shape[0])
-    if own >= 2:
+    if ndim >= 2:
         axes[-1] = _axis(mesh, "model", shape[-1])
     return jax.P(*axes)
 

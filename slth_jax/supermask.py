@@ -201,7 +201,7 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
 
     # Too many reach it only if several equal it: bisect on the position that parts those.
     positions = _positions(leaves)
-    wanted = count - total([key > threshold for key in keys])
+    num_tied = count - total([key > threshold for key in keys])
 
     def narrow(state):
         bit, bound = state
@@ -212,7 +212,7 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
                 for key, position in zip(keys, positions, strict=True)
             ]
         )
-        return bit - 1, jnp.where(tied <= wanted, candidate, bound)
+        return bit - 1, jnp.where(tied <= num_tied, candidate, bound)
 
     settled = reached == count
     first = (

@@ -42,16 +42,17 @@ PER = (
 )
 # Patterns that are searched in prose, code between backticks cut out, and the advice to print.
 HABITS = {
-    r"\b(wings?|trapdoors?|arrows?|rooms?|circles?|floors?|houses?)\b": "a house word: "
+    r"\b(wings?|trapdoors?|arrows?|rooms?|circles?|floors?|houses?)\b(?!\()": "a house word: "
     "subpackage, public API, layer, module, pitfall, import, cycle",
     r"(?<!hugging\s)\bfaces?\b": "a house word: public API, interface",
     r"\bwhat\b(?![^.;]*\?)": "'what': name the thing",
-    r"\bthose of\b|\bof before\b|\bthe others\b|(^|[.;:] )one of\b": "a pronoun: name the thing",
-    r"\b(knows?|tells?|told|listens?|hears?)\b": "code is not a person: store, contain, depend on",
+    r"\bof before\b|(^|[.;:,(] ?)(those|one) of\b": "a pronoun: name the thing",
+    r"\b(knows?|tells?|told|listens?|hears?)\b(?! apart)": "code is not a person: store, contain, "
+    "depend on",
     rf"\b({AMOUNTS}) an? ({PER})\b": "a rate: 'per', not 'a'",
     r"\b(behaviors?|neighbors?|favor\w*|center(s|ed)?|gray|analyz\w+|labeled)\b": "British",
 }
-OF = re.compile(r"^\s*\*{0,2}\w[\w, *`]*: (of|how|what|as the caller|that which)\b")
+OF = re.compile(r"^\s*\*{0,2}\w+(, \*{0,2}\w+)*: (of|how|what|as the caller|that which)\b")
 
 
 def complaints(path: Path) -> list[str]:

@@ -74,7 +74,7 @@ def _digest(out: Path) -> str:
 
 
 def run(folder: Path, *, kills: int, points: int, seeds: int, seed: int = 0) -> dict:
-    """Return what happened: kills, how many of them in a save, trials, and whether all is equal.
+    """Return the counts of kills, of kills during a save and of trials, and whether all is equal.
 
     Raises:
       AssertionError: a result differs, or a trial outside the chunk in flight was computed twice.
@@ -91,7 +91,7 @@ def run(folder: Path, *, kills: int, points: int, seeds: int, seed: int = 0) -> 
     while done < kills:
         log = folder / f"{done}.log"
         worker = _worker(out, log, points, seeds)
-        # Each life computes about its share of what is left, so that every kill finds work.
+        # Each process computes about its share of the rest, so that work is left at every kill.
         share = (total - len(finished)) / (kills - done + 1)
         goal, for_save = rng.uniform(0, 2 * share), rng.random() < 0.5
         if rng.random() < 0.15:  # before any trial is begun
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--points", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--save", action="store_true", help="keep the line in results/kill.json")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -46,9 +46,9 @@ def check(d: int, heads: int, epsilon: float, *, seeds: int, first: int) -> dict
     out: dict[str, float] = {"d": d, "heads": heads, "epsilon": epsilon, "width": width}
     for name, n in (("error", width), ("error_at_half", max(d, width // 2))):
         run = jax.jit(lambda key, n=n: trial(key, {"width": n, "width_max": n})["error"])
-        found = np.array([float(run(key)) for key in keys])
-        out[name] = float(found.mean())
-        out[f"{name}_se"] = float(found.std(ddof=1) / math.sqrt(seeds))
+        errors = np.array([float(run(key)) for key in keys])
+        out[name] = float(errors.mean())
+        out[f"{name}_se"] = float(errors.std(ddof=1) / math.sqrt(seeds))
     return out | {"met": out["error"] <= epsilon, "half_met": out["error_at_half"] <= epsilon}
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     for point in POINTS:
         rows.append(check(*point, seeds=options.seeds, first=options.first))
         print(rows[-1], flush=True)
-    told = {
+    report = {
         "met": sum(row["met"] for row in rows),
         "half_met": sum(row["half_met"] for row in rows),
         "points": rows,
@@ -74,7 +74,7 @@ def main() -> None:
         "first": options.first,
         "device": machine.device(),
     }
-    storage.write_json(Path(options.out), told)
+    storage.write_json(Path(options.out), report)
 
 
 if __name__ == "__main__":

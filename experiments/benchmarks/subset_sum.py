@@ -92,7 +92,7 @@ def ours(
 
 
 def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return one row a solver and n, and the solvers that are missing with the reason."""
+    """Return a row per solver and n, and the solvers that are missing with the reason."""
     missing, others = {}, {}
     for name, make in solvers.ALL.items():
         try:
@@ -108,14 +108,14 @@ def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
         calls: dict[str, Callable[[], Any]] = {OURS: ours(samples, value)}
         if jax.device_count() > 1:
             calls[SHARDED] = ours(samples, value, devices=jax.device_count())
-        found = solvers.error_of(samples, value, np.asarray(calls[OURS]().mask))
-        errors = dict.fromkeys(calls, found)
+        our_error = solvers.error_of(samples, value, np.asarray(calls[OURS]().mask))
+        errors = dict.fromkeys(calls, our_error)
         if loop is not None:
             calls[LOOP] = functools.partial(loop, samples, value)
             errors[LOOP] = loop(samples, value)
         rounds = [{name: timed(call) for name, call in calls.items()} for _ in range(preset.rounds)]
         for name in calls:
-            row = _row(name, n, [times[name] / batch for times in rounds], errors[name], found)
+            row = _row(name, n, [times[name] / batch for times in rounds], errors[name], our_error)
             if loop is not None:
                 ratios = [times[name] / times[LOOP] for times in rounds]
                 row["of_loop"] = statistics.median(ratios)
@@ -124,11 +124,11 @@ def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
             seconds: list[float] = []
             least: list[float] = []
             while len(seconds) < preset.instances and sum(seconds) < preset.seconds:
-                one = slice(len(seconds), len(seconds) + 1)
+                instance = slice(len(seconds), len(seconds) + 1)
                 start = time.perf_counter()
-                least.append(float(others[name](samples[one], value[one])[0]))
+                least.append(float(others[name](samples[instance], value[instance])[0]))
                 seconds.append(time.perf_counter() - start)
-            rows.append(_row(name, n, seconds, np.array(least), found))
+            rows.append(_row(name, n, seconds, np.array(least), our_error))
             if max(seconds) > preset.seconds:
                 del others[name]
         print(_line(rows, n), flush=True)
@@ -136,7 +136,7 @@ def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _row(
-    name: str, n: int, seconds: list[float], error: np.ndarray, found: np.ndarray
+    name: str, n: int, seconds: list[float], error: np.ndarray, our_error: np.ndarray
 ) -> dict[str, Any]:
     return {
         "solver": name,
@@ -146,7 +146,7 @@ def _row(
         "mean_error": float(np.mean(error)),
         "max_error": float(np.max(error)),
         # How much further from the value ours is than this solver, at worst, on the same instances.
-        "ours_worse_by": float(np.max(found[: error.size] - error)),
+        "ours_worse_by": float(np.max(our_error[: error.size] - error)),
         "of_loop": "",
     }
 
@@ -207,11 +207,11 @@ def print_million() -> None:
 
 
 def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[str, Any]:
-    """Return instances a second against what the device's memory bandwidth would allow.
+    """Return instances per second beside the limit by the device's memory bandwidth.
 
     The bandwidth is measured with a copy of `copied` words. The limit counts one reading and one
     writing of the merged list of 2^(n/2 + 1) numbers of 4 bytes for each of its n/2 + 1 merge
-    stages: what a program that joins no stages and keeps nothing in a cache would need.
+    stages, the traffic of a program that joins no stages and keeps nothing in a cache.
     """
     words = jnp.zeros(copied, jnp.int32)
     copy = jax.jit(lambda x: x + 1)
@@ -235,7 +235,7 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
     """Draw time against n, with the law 2^(n/2) n, and time against the batch, with a line."""
     from experiments import plots
 
-    made, (left, right) = plots.two(9.6, 4.2)
+    drawing, (left, right) = plots.two(9.6, 4.2)
     names = list(dict.fromkeys(row["solver"] for row in rows))
     colors = dict(zip([name for name in names if name != SHARDED], plots.COLORS, strict=False))
     for name in names:
@@ -245,9 +245,9 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
         color = colors.get(name, colors[OURS])
         left.plot(*zip(*points, strict=True), look, ms=4, mfc=fill, color=color, label=name)
     left.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    own = [(row["n"], row["seconds"]) for row in rows if row["solver"] == OURS]
-    law = np.exp(np.mean([np.log(t / (2 ** (n / 2) * n)) for n, t in own if n >= 12]))
-    n_axis = np.linspace(own[0][0], own[-1][0], 50)
+    ours_by_n = [(row["n"], row["seconds"]) for row in rows if row["solver"] == OURS]
+    law = np.exp(np.mean([np.log(t / (2 ** (n / 2) * n)) for n, t in ours_by_n if n >= 12]))
+    n_axis = np.linspace(ours_by_n[0][0], ours_by_n[-1][0], 50)
     left.plot(n_axis, law * 2 ** (n_axis / 2) * n_axis, "--", color="#777777", lw=1, zorder=1)
     left.annotate(
         "$2^{n/2}\\,n$",
@@ -256,8 +256,8 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
         textcoords="offset points",
         color="#777777",
     )
-    left.set(yscale="log", xlabel="samples n", ylabel="seconds an instance")
-    left.set_xticks([n for n, _ in own if n % 4 == 0])
+    left.set(yscale="log", xlabel="samples n", ylabel="seconds per instance")
+    left.set_xticks([n for n, _ in ours_by_n if n % 4 == 0])
     x = np.array([row["batch"] for row in growth], float)
     y = np.array([row["seconds"] for row in growth])
     right.plot(x, y, "o-", ms=4, lw=1.4, color=plots.COLORS[0])
@@ -272,11 +272,11 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
     right.set(xscale="log", yscale="log", xlabel=f"instances of n = {growth[0]['n']} samples")
     right.set_ylabel("seconds")
     for ending in (".png", ".svg"):
-        plots.save(made, path.with_suffix(ending))
+        plots.save(drawing, path.with_suffix(ending))
 
 
 def machine() -> dict[str, Any]:
-    """Return what was measured on: processor, cores, device, versions, date."""
+    """Return processor, cores, device, versions and date of the measurement."""
     names = ("jax", "jaxlib", "numpy", "scipy", "gurobipy", "ortools")
     versions = {}
     for name in names:

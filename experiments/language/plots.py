@@ -17,12 +17,12 @@ METHODS = {"dense": "trained", "ticket": "ticket", "scaled": "ticket, scaled que
 
 def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
     """Draw figure 8: mean and standard deviation of the best validation loss against the scale."""
-    made, axes = figure()
+    drawing, axes = figure()
     for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        here = [row for row in rows if row["model"] == model]
-        count = here[0]["count"]
+        points = [row for row in rows if row["model"] == model]
+        count = points[0]["count"]
         label = f"GPT-2 {model}, mean of {count} seeds"
-        error_bars(axes, [row["scale"] for row in here], here, label, index)
+        error_bars(axes, [row["scale"] for row in points], points, label, index)
     axes.axvline(64**0.25, color=PAPER, linestyle="--", linewidth=1.2)
     axes.annotate(
         "paper: n_K^(1/4) = 2.83",
@@ -37,18 +37,18 @@ def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
     axes.set_ylabel("validation loss (nats a token)")
     axes.set_title(f"Ticket loss against weight scale; unigram entropy {entropy:.2f}", fontsize=10)
     axes.legend(frameon=False)
-    return made
+    return drawing
 
 
 def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw figure 7: best validation loss against the number of non-zero parameters."""
-    made, axes = figure()
+    drawing, axes = figure()
     for index, (method, label) in enumerate(METHODS.items()):
-        here = [row for row in rows if row["method"] == method]
-        if not here:
+        points = [row for row in rows if row["method"] == method]
+        if not points:
             continue
-        here.sort(key=lambda row: row["nonzero"])
-        error_bars(axes, [row["nonzero"] for row in here], here, label, index)
+        points.sort(key=lambda row: row["nonzero"])
+        error_bars(axes, [row["nonzero"] for row in points], points, label, index)
     for row in rows:
         if row["method"] == "dense":
             axes.annotate(
@@ -64,20 +64,22 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xlabel("non-zero parameters")
     axes.set_ylabel("validation loss (nats a token)")
     axes.legend(frameon=False)
-    return made
+    return drawing
 
 
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
     """Draw the validation loss over steps, the mean over seeds, one line per value of `by`."""
-    made, axes = figure()
+    drawing, axes = figure()
     models = list(dict.fromkeys(row["model"] for row in log))
-    found = list(dict.fromkeys(row[by] for row in log))
-    values = [*(name for name in METHODS if name in found), *(v for v in found if v not in METHODS)]
+    names = list(dict.fromkeys(row[by] for row in log))
+    values = [*(name for name in METHODS if name in names), *(v for v in names if v not in METHODS)]
     for model, style in zip(models, ["-", "--", ":", "-."] * len(models), strict=False):
         for index, value in enumerate(values):
-            here = [r for r in log if r["model"] == model and r[by] == value and r["step"] > 0]
-            steps = sorted({row["step"] for row in here})
-            means = [np.mean([r["val_loss"] for r in here if r["step"] == step]) for step in steps]
+            points = [r for r in log if r["model"] == model and r[by] == value and r["step"] > 0]
+            steps = sorted({row["step"] for row in points})
+            means = [
+                np.mean([r["val_loss"] for r in points if r["step"] == step]) for step in steps
+            ]
             label = METHODS.get(value, f"scale {value:g}" if isinstance(value, float) else value)
             axes.plot(
                 steps,
@@ -90,4 +92,4 @@ def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss (nats a token)")
     axes.legend(frameon=False, fontsize=8)
-    return made
+    return drawing

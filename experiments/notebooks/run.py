@@ -21,7 +21,7 @@ def execute(notebook: Any, folder: Path, *, quick: bool = False, timeout: float 
 
     Args:
       notebook: as `read` returns it; it is changed.
-      folder: where the kernel works and what the notebook writes goes.
+      folder: the kernel's working folder, into which the notebook writes.
       quick: whether to set the notebook's `QUICK` to True.
       timeout: seconds a cell may take.
 
@@ -43,7 +43,7 @@ def execute(notebook: Any, folder: Path, *, quick: bool = False, timeout: float 
 
 
 def write(name: str, notebook: Any) -> None:
-    """Write a notebook with what repeats: no versions of this machine, no times."""
+    """Write a notebook without entries that change: versions of this machine, times."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": kernel, "language_info": {"name": "python"}}

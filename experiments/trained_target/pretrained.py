@@ -97,7 +97,7 @@ def _last(w: np.ndarray, m: int) -> np.ndarray:
 
 
 def task_of(network: Network, *, seed: int = 0, sequences: int = 64) -> Task:
-    """Return what a network was trained for: addition modulo p, or to continue a repetition.
+    """Return the task of a network: addition modulo p, or the continuation of a repetition.
 
     Three positions mean ``a, b, =`` with the answer at the third; else the task is to predict the
     second copy of a random sequence that is repeated once.

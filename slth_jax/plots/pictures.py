@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEPT, _PRUNED = style.COLORS[0], "#dddddd"
-# The projections of attention: their names, and what stands on the short side of each.
+# The projections of attention by name.
 _NAMES = {"w_q": "query", "w_k": "key", "w_v": "value", "w_o": "output"}
 _SIDES = {"w_q": "input", "w_k": "input", "w_v": "input", "w_o": "output"}
 _CELLS = 1024  # no screen shows more in a row
@@ -45,17 +45,17 @@ def masks(
     numbers = {} if weights is None else storage.named_leaves(weights)
     checks.integer("limit", limit, low=1)
     names = list(shown)[:limit]
-    drawn = [_one(shown[name], head, name) for name in names]
+    drawn = [_matrix(shown[name], head, name) for name in names]
     heights = [0.55 + min(max(0.08 * part.shape[0], 0.5), 1.5) for part in drawn]
-    made = style.blank(8.0, sum(heights) + 0.5)
-    panels = made.subplots(len(names), 1, squeeze=False, height_ratios=heights)[:, 0]
+    drawing = style.blank(8.0, sum(heights) + 0.5)
+    panels = drawing.subplots(len(names), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, name, mask in zip(panels, names, drawn, strict=True):
         weight = None
         if weights is not None:
             if name not in numbers or np.shape(numbers[name]) != shown[name].shape:
-                came = np.shape(numbers[name]) if name in numbers else "none"
-                raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", came)
-            weight = _one(np.asarray(numbers[name], np.float32), head, name)
+                shape = np.shape(numbers[name]) if name in numbers else "none"
+                raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", shape)
+            weight = _matrix(np.asarray(numbers[name], np.float32), head, name)
         # Cells that are wider than a pixel have sharp edges; narrower ones are averaged.
         sharp = "nearest" if mask.shape[1] <= 512 else None
         axes.imshow(_cells(mask, weight), aspect="auto", interpolation=sharp)
@@ -75,10 +75,10 @@ def masks(
             axes.set_yticks([0])
     if all(name.rpartition(".")[2] in _NAMES for name in names):
         panels[-1].set_xlabel("hidden unit", fontsize=8)
-    _legend(made, weights is not None)
+    _legend(drawing, weights is not None)
     if len(shown) > limit:
-        made.suptitle(f"{limit} of {len(shown)} masks", fontsize=10)
-    return made
+        drawing.suptitle(f"{limit} of {len(shown)} masks", fontsize=10)
+    return drawing
 
 
 def attention_maps(
@@ -95,31 +95,33 @@ def attention_maps(
     Args:
       target, ticket: attention of the same heads and inputs; a ticket is source times masks.
       x: tokens `[t, m]`.
-      head: which head.
+      head: the number of the head.
       attn_mask: booleans `[t, t]`, True = may attend.
       tokens: t words to stand at the axes.
 
     Raises:
-      ValueError: what `attention.pattern` refuses, no such head, another number of words.
+      ValueError: bad arguments of `attention.pattern`, no such head, another number of words.
     """
-    looks = [np.asarray(attention.pattern(one, x, attn_mask)) for one in (target, ticket)]
+    looks = [np.asarray(attention.pattern(p, x, attn_mask)) for p in (target, ticket)]
     if looks[0].shape != looks[1].shape:
         raise checks.fail("ticket", f"{len(looks[0])} heads, as target", len(looks[1]))
     checks.integer("head", head, low=0, high=len(looks[0]) - 1)
-    here, there = (look[head] for look in looks)
-    if tokens is not None and len(tokens) != len(here):
-        raise checks.fail("tokens", f"{len(here)} words, one a row of x", len(tokens))
-    difference = np.abs(there - here)
-    top = max(float(here.max()), float(there.max()))
-    made = style.blank(9.6, 3.4)
-    panels = made.subplots(1, 3, sharey=True)
-    for axes, look, title in zip(panels, (here, there), ("target", "ticket"), strict=False):
+    of_target, of_ticket = (look[head] for look in looks)
+    if tokens is not None and len(tokens) != len(of_target):
+        raise checks.fail("tokens", f"{len(of_target)} words, one per row of x", len(tokens))
+    difference = np.abs(of_ticket - of_target)
+    top = max(float(of_target.max()), float(of_ticket.max()))
+    drawing = style.blank(9.6, 3.4)
+    panels = drawing.subplots(1, 3, sharey=True)
+    for axes, look, title in zip(
+        panels, (of_target, of_ticket), ("target", "ticket"), strict=False
+    ):
         image = axes.imshow(look, cmap="cividis", vmin=0, vmax=top)
         axes.set_title(title, fontsize=10)
-    made.colorbar(image, ax=panels[:2], label="attention", shrink=0.8)
+    drawing.colorbar(image, ax=panels[:2], label="attention", shrink=0.8)
     image = panels[2].imshow(difference, cmap="cividis", vmin=0)
     panels[2].set_title(f"difference, {difference.max():.2g} at most", fontsize=10)
-    made.colorbar(image, ax=panels[2], label="absolute difference", shrink=0.8)
+    drawing.colorbar(image, ax=panels[2], label="absolute difference", shrink=0.8)
     for axes in panels:
         axes.set_xlabel("looks at token")
         if tokens is None:
@@ -129,10 +131,10 @@ def attention_maps(
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
     panels[0].set_ylabel(f"token (head {head})")
-    return made
+    return drawing
 
 
-def _one(stack: np.ndarray, head: int, name: str) -> np.ndarray:
+def _matrix(stack: np.ndarray, head: int, name: str) -> np.ndarray:
     """Return the matrix to draw, lying on its long side."""
     matrices = stack.reshape(-1, *stack.shape[-2:])
     checks.integer(f"head of {name}", head if stack.ndim > 2 else 0, low=0, high=len(matrices) - 1)
@@ -141,7 +143,7 @@ def _one(stack: np.ndarray, head: int, name: str) -> np.ndarray:
 
 
 def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """Return colours `[rows, columns, 3]` of a mask, of at most `_CELLS` a side."""
+    """Return colours `[rows, columns, 3]` of a mask, at most `_CELLS` on each side."""
     from matplotlib.colors import to_rgb
 
     mask = mask[:_CELLS, :_CELLS].astype(bool)
@@ -160,7 +162,7 @@ def _signed() -> Any:
     return LinearSegmentedColormap.from_list("signed", [style.COLORS[1], "white", style.COLORS[0]])
 
 
-def _legend(made: Figure, signed: bool) -> None:
+def _legend(drawing: Figure, signed: bool) -> None:
     from matplotlib.patches import Patch
 
     kept = {"kept": _KEPT} if not signed else {
@@ -169,6 +171,6 @@ def _legend(made: Figure, signed: bool) -> None:
     patches = [
         Patch(color=color, label=name) for name, color in {**kept, "pruned": _PRUNED}.items()
     ]
-    made.legend(
+    drawing.legend(
         handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=8
     )

@@ -19,7 +19,7 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return a figure without axes; it belongs to its caller, pyplot knows nothing of it.
+    """Return a figure without axes; pyplot holds no reference to it.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.
@@ -33,11 +33,11 @@ def blank(width: float, height: float) -> Figure:
 
 
 def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes in the house style; sizes in inches."""
-    made = blank(width, height)
-    axes = made.subplots()
+    """Return a figure with one pair of axes in the style of all figures; sizes in inches."""
+    drawing = blank(width, height)
+    axes = drawing.subplots()
     _style(axes)
-    return made, axes
+    return drawing, axes
 
 
 def two(width: float, height: float, *, shared: bool = False) -> tuple[Figure, tuple[Axes, Axes]]:
