@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 LENGTH, VOCABULARY = 16, 23
 
 
 def scattered(model, seed=0):
     """Make every parameter matter: gains, shifts and biases too."""
+    import torch  # takes seconds, and most workers need neither it nor transformers
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -21,6 +21,8 @@ def scattered(model, seed=0):
 
 def llama():
     """Grouped queries, heads of another width than d / h, biases, an output layer of its own."""
+    import transformers
+
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=8, intermediate_size=10, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=4, attention_bias=True,
@@ -32,6 +34,8 @@ def llama():
 
 def gpt2():
     """LayerNorm, learned positions, biases everywhere, tied embedding."""
+    import transformers
+
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=8, n_layer=2, n_head=2, n_positions=LENGTH,
         bos_token_id=0, eos_token_id=0,
@@ -41,6 +45,8 @@ def gpt2():
 
 def plain_llama():
     """No biases, so no constant coordinate; tied."""
+    import transformers
+
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=8, intermediate_size=6, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=LENGTH,
@@ -76,6 +82,8 @@ def classifier(path):
 @pytest.fixture(scope="session")
 def models_on_disk(tmp_path_factory):
     """Return {name: (path, logits of the reference for `tokens`, or None)}."""
+    import torch
+
     root = tmp_path_factory.mktemp("models")
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (3, LENGTH))
     found = {}

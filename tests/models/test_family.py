@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 from refusals import refusals
 
 from slth_jax import models, storage
@@ -20,20 +18,20 @@ STORIES = DATA / "pretrained" / "stories260K.bin"
 KEY = jax.random.key(5, impl="threefry2x32")
 
 CONFIGS = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {
         "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "attention_bias": True,
         "max_position_embeddings": 32, "tie_word_embeddings": False, "rope_theta": 500.0,
     }),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {
         "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 32,
         "tie_word_embeddings": True,
     }),
-    "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {
         "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, "n_inner": 20,
     }),
-    "gpt2-relu": (transformers.GPT2Config, transformers.GPT2LMHeadModel, {
+    "gpt2-relu": ("GPT2Config", "GPT2LMHeadModel", {
         "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, "activation_function": "relu",
     }),
 }  # fmt: skip
@@ -42,7 +40,11 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
     """Return a folder that transformers wrote, tokens, and its logits of them."""
-    config, model, fields = CONFIGS[request.param]
+    import torch  # takes seconds, and most workers need neither
+    import transformers
+
+    *names, fields = CONFIGS[request.param]
+    config, model = (getattr(transformers, name) for name in names)
     net = model(config(vocab_size=37, bos_token_id=0, eos_token_id=0, **fields)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
