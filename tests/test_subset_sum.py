@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,8 +92,7 @@ def tolerance(samples, unit=4e-7):
     return unit * (1 + np.sum(np.abs(samples.astype(np.float64)), axis=1))
 
 
-def assert_same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+assert_same = chex.assert_trees_all_equal
 
 
 @pytest.mark.parametrize(

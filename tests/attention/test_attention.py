@@ -1,5 +1,6 @@
 """Attention against PyTorch, against its merged form, and over all kinds of attention masks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,17 +100,11 @@ def test_matches_pytorch_multihead_attention():
 def test_contract_jit_vmap_and_one_compilation():
     params, x = make(4)
     mask = jnp.asarray(masks()["arbitrary"])
-    traces = []
-
-    @jax.jit
-    def jitted(params, x, mask):
-        traces.append(1)
-        return attention.apply(params, x, mask)
-
+    chex.clear_trace_counter()
+    jitted = jax.jit(chex.assert_max_traces(lambda p, x, m: attention.apply(p, x, m), n=1))
     eager = attention.apply(params, x, mask)
     np.testing.assert_allclose(jitted(params, x, mask), eager, atol=1e-5)
     jitted(params, x + 1, mask)
-    assert len(traces) == 1
     batch = jnp.stack([x, 2 * x])
     lifted = jax.vmap(attention.apply, (None, 0, None))(params, batch, mask)
     loop = jnp.stack([attention.apply(params, row, mask) for row in batch])

@@ -1,8 +1,8 @@
 """The trials that the tests of sweeps run; not a test itself."""
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType
 
 
@@ -52,4 +52,4 @@ def mesh_of(count):
 def same(left, right):
     assert left.rows == right.rows
     for index in range(len(left)):
-        jax.tree.map(np.testing.assert_array_equal, left.arrays(index), right.arrays(index))
+        chex.assert_trees_all_equal(left.arrays(index), right.arrays(index))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def test_materialize_is_source_times_masks(path):
     expected = jax.tree.map(lambda w, m: np.asarray(w) * np.asarray(m), _source(), _masks())
     got = ticket.materialize(ticket.load(path))
     assert type(got) is type(_source())
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chex.assert_trees_all_equal(got, expected)
     loaded = ticket.load(path)
     for name, mask in ticket.masks(loaded).items():
         np.testing.assert_array_equal(mask, getattr(_masks(), name))
