@@ -5,9 +5,9 @@
     python -m experiments.benchmarks.sweep picture
 
 The trials are those of `experiments.paper.hidden_dim`. A pair is 100 seeds at 12 widths, through
-`sweep.run` and through a loop of single jitted trials that compiles once a width, at its true
-width, and waits for nothing but the end. The sweep has two simulated devices, one a core; the loop
-has one device, whose work XLA may share out over both cores. Measurements collect in
+`sweep.run` and through a loop of single jitted trials that compiles once per width, at its true
+width, and waits for nothing but the end. The sweep has two simulated devices, one per core; the
+loop has one device, whose work XLA may share out over both cores. Measurements collect in
 results/sweep.json, medians with them. `pair` wants the machine for itself, for a minute or two on
 two cores.
 """
@@ -61,7 +61,7 @@ def batched() -> dict[str, Any]:
         _checksum(results.arrays(index), results.row(index)["width"])
         for index in range(len(results))
     ]
-    # What is not running is tracing and compiling, here and below.
+    # The rest of the time is tracing and compiling, in `loop` too.
     return {"total": total, "run": results.run_seconds, "masks": masks}
 
 
@@ -69,7 +69,7 @@ def one_by_one() -> dict[str, Any]:
     """Return the times of the loop, and a checksum of every trial's masks."""
     import jax
 
-    trial, run, found = make_trial(), 0.0, []
+    trial, run, tickets = make_trial(), 0.0, []
     begin = time.perf_counter()
     for width in WIDTHS:
         hparams = {"source": "theory", "width": width, "width_max": width}
@@ -79,9 +79,9 @@ def one_by_one() -> dict[str, Any]:
         start = time.perf_counter()
         outputs = jax.block_until_ready([single(key) for key in keys])
         run += time.perf_counter() - start
-        found += [(vars(masks), width) for _, masks in outputs]
+        tickets += [(vars(masks), width) for _, masks in outputs]
     total = time.perf_counter() - begin
-    return {"total": total, "run": run, "masks": [_checksum(*each) for each in found]}
+    return {"total": total, "run": run, "masks": [_checksum(*pair) for pair in tickets]}
 
 
 def _checksum(masks: dict[str, Any], width: int) -> str:
@@ -140,7 +140,7 @@ def _peak_mib() -> float:
 
 
 def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
-    """Return what this command prints as JSON in a process of its own."""
+    """Run this command in a process of its own and return the JSON that it prints."""
     command = [sys.executable, "-m", "experiments.benchmarks.sweep", "one", what]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)

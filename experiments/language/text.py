@@ -40,7 +40,7 @@ def find(data: str = "") -> Path:
     """Return the folder of the texts: `data`, else $SLTH_DATA, ./data, or ../shared/data.
 
     Raises:
-      ValueError: it is not there; the line says what is expected.
+      ValueError: it is not there; the line names the expected file.
     """
     given = data or os.environ.get("SLTH_DATA", "")
     beside = Path(__file__).parents[3] / "shared" / "data"
@@ -122,7 +122,7 @@ def batch(tokens: np.ndarray, *, seed: int, step: int, rows: int, length: int) -
 
     It is a pure function of (seed, step), so a resumed run sees the same data. The text is cut into
     windows of `length` inputs; an epoch goes through all of them in a random order of its own, from
-    an offset of its own, and drops what fills no batch.
+    an offset of its own, and drops an incomplete last batch.
 
     Raises:
       ValueError: the text is shorter than one batch.
@@ -160,7 +160,7 @@ def windows(tokens: np.ndarray, *, rows: int, length: int) -> np.ndarray:
 
 
 def unigram_entropy(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
-    """Return the loss of a model that knows only how frequent each token is, in nats a token.
+    """Return the loss of a model of the tokens' frequencies alone, in nats per token.
 
     ``-mean log p`` over `valid`, with p the frequencies in `train` with one added to each count.
     """
@@ -228,7 +228,7 @@ def _note(note: Path) -> dict | None:
 
 
 def _whole(file: Path, known: dict) -> bool:
-    """Return whether the cache holds what was written: size first, then the checksum."""
+    """Return whether the cache is intact: size first, then the checksum."""
     if not file.is_file() or file.stat().st_size != 2 * known["tokens"]:
         return False
     with open(file, "rb") as opened:

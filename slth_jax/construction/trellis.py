@@ -134,7 +134,9 @@ def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array,
     r, m, window, p = terms.shape
 
     def step(cost, j):
-        left_over = goal[j][None]  # what entry j lacks, by the digits of columns j-L+1 .. j-1
+        left_over = goal[j][
+            None
+        ]  # target of entry j minus chosen terms, by the digits of columns j-L+1 .. j-1
         for t in range(window - 1, 0, -1):
             term = terms[(j - t) % r, :, t]
             left_over = (left_over[:, None] - term[None]).reshape(-1, p)

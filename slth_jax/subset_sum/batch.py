@@ -45,7 +45,7 @@ def solve_batch(
 
 @_solve_batch.def_abstract_eval
 def _shapes(samples, value, *, max_exact, devices):
-    # `update` keeps what else JAX knows of an array: sharding, axes along which it varies.
+    # `update` keeps the array's other attributes: sharding, axes along which it varies.
     mask = samples.update(dtype=jnp.dtype(bool), weak_type=False)
     number = value.update(weak_type=False)
     return [mask, number, number, number.update(dtype=jnp.dtype(bool))]
@@ -147,7 +147,7 @@ def in_tiles(
     def one_tile(tile: tuple[Array, Array, Array]) -> TileSolution:
         samples, value, number = tile
         samples, value = samples.reshape(rows * width, n), value.reshape(rows * width)
-        # Always true, which the compiler cannot know.
+        # Always true, but the compiler cannot derive that.
         running = number < count if apart else None
         return solve_tile(samples, value, max_exact, running)
 

@@ -14,11 +14,11 @@ axis is the batch:
 - The numbers are integers, hence every sum is exact in whatever order it is made, and the subset
   behind a sum is found afterwards by looking for it among the sums of sums.
 
-What made it fast on a CPU, where each pass becomes one loop nest that XLA hands to LLVM:
-two merge stages a pass (half the memory traffic; three a pass gained nothing); every pass ends in
-a concatenation, which XLA does not recompute inside its consumers, as it does a bare minimum;
+Measures that made it fast on a CPU, where XLA compiles each pass to one loop nest: two merge stages
+per pass (half the memory traffic; three per pass gained nothing); every pass ends in a
+concatenation, which XLA does not recompute inside its consumers, as it does a bare minimum;
 reductions as passes over eight slices, since a reduction with a computed operand is not vectorised;
-at least 64 instances a tile, since shorter inner loops are unrolled before they are vectorised;
+at least 64 instances per tile, since shorter inner loops are unrolled before they are vectorised;
 and a `cond` around the passes, since a tile sliced out inside them keeps them from vectorising.
 """
 
@@ -100,15 +100,15 @@ def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: 
 
     def gap(start: int, rows: int) -> Array:
         # Neighbours from different lists differ by an odd number; make that their distance.
-        here, there = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
-        difference = there - here
-        return jnp.where(difference & 1 == 1, difference - 1 + 2 * (here & 1), largest)
+        lower, upper = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
+        difference = upper - lower
+        return jnp.where(difference & 1 == 1, difference - 1 + 2 * (lower & 1), largest)
 
     best = _least(gap, merged.shape[0] - 1)
 
     def sum_at_best(start: int, rows: int) -> Array:
-        here, there = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
-        tagged = jnp.where(here & 1 == 0, here, there + 1)
+        lower, upper = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
+        tagged = jnp.where(lower & 1 == 0, lower, upper + 1)
         return jnp.where(gap(start, rows) == best, tagged, largest)
 
     return best, _least(sum_at_best, merged.shape[0] - 1)

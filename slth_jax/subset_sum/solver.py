@@ -38,7 +38,7 @@ def solve(
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
     (Horowitz and Sahni 1974) in time O(2^(n/2) n). Beyond 30 samples (`max_exact`) all but 24,
     spread over the smaller three quarters, are settled from the largest down, each kept or not so
-    that the value stays nearest to the middle of what the others can still reach; those set aside
+    that the value stays nearest to the middle of the sums still within reach; those set aside
     are then solved exactly. The result is never worse than keeping, from the largest down, each
     sample that brings the sum closer.
 
@@ -70,10 +70,10 @@ def solve(
         (where they are known: not under a transformation), dtypes other than the two.
 
     Examples:
-      >>> found = solve([[0.5, -0.2, 0.125, 0.75]], [0.6])
-      >>> found.mask.tolist()
+      >>> solution = solve([[0.5, -0.2, 0.125, 0.75]], [0.6])
+      >>> solution.mask.tolist()
       [[True, False, True, False]]
-      >>> print(f"{found.total[0]:.3f}, {found.error[0]:.3f} away")
+      >>> print(f"{solution.total[0]:.3f}, {solution.error[0]:.3f} away")
       0.625, 0.025 away
     """
     if max_exact is not None:

@@ -60,7 +60,7 @@ def solve_tile(
 def _two_sum(
     a: Float[Array, "..."], b: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return `a + b` rounded and what the rounding lost (Knuth)."""
+    """Return `a + b` rounded and its rounding error (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)

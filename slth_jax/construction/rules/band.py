@@ -1,6 +1,6 @@
 """A rule that spends b mask bits on a weight: each row keeps one of 2^b units per column.
 
-See `construction.trellis` for the masks and docs/bits.md for what they reach.
+See `construction.trellis` for the masks and docs/bits.md for their errors.
 """
 
 from slth_jax import checks

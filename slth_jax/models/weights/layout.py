@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Row(NamedTuple):
-    """One of our arrays and its name in the state dict."""
+    """An array of our tree and its name in the state dict."""
 
     ours: str
     theirs: str
