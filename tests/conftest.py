@@ -1,4 +1,4 @@
-"""Strict settings for every test, set before JAX is imported; what compiling costs, kept low."""
+"""Strict settings for every test, set before JAX is imported; compiled programs are shared."""
 
 import os
 import tempfile

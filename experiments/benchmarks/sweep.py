@@ -61,7 +61,7 @@ def batched() -> dict[str, Any]:
         _checksum(results.arrays(index), results.row(index)["width"])
         for index in range(len(results))
     ]
-    # The rest of the time is tracing and compiling, in `loop` too.
+    # The rest of the time is tracing and compiling, in `one_by_one` too.
     return {"total": total, "run": results.run_seconds, "masks": masks}
 
 
