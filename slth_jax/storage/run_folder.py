@@ -58,6 +58,7 @@ class RunFolder:
         kind: str = "run",
         grows: Collection[str] = (),
         ignores: Collection[str] = (),
+        optional: Collection[str] = (),
         shard: str | None = None,
         pieces: str | None = "pieces",
         form: Folders | Files = Folders(),  # noqa: B008
@@ -72,20 +73,25 @@ class RunFolder:
           grows: places in `config`, such as 'plan.seeds', whose list may be continued: the folder
             of a run with fewer of them is accepted.
           ignores: places in `config` that are recorded but not compared.
+          optional: names in `config` that runs of earlier versions have not recorded; compared only
+            if they are recorded.
           shard: 'i/n' if this process does the i-th of n parts; the parts share the folder.
           pieces: the folder inside `path` that holds the pieces; '' for `path` itself; None for a
             run without pieces.
           form: the way to store a piece.
           explain: ``explain(difference, stored, new)`` returns the words for a difference.
         """
+        if any(mark in str(path) for mark in ("[", "]", "://")):
+            # Orbax reads brackets as a pattern, and Python reads gs:// as a folder "gs:".
+            raise checks.fail("path", "a folder of this machine, without [ and ]", repr(str(path)))
         self.path, self.config = Path(path).absolute(), plain(config, "config")
-        self._kind, self._grows, self._ignores = kind, grows, ignores
+        self._kind, self._grows, self._ignores, self._optional = kind, grows, ignores, optional
         self._shard, self._form, self._explain = checks.shard(shard), form, explain
         self._pieces = None if pieces is None else self.path / pieces
         self._aside = f".{self._shard[0]}-of-{self._shard[1]}.tmp"
         self._watched: dict[Path, int] = {}  # open folders, while the run is claimed
         # More seeds do not make another run.
-        self._identity = json_hash(without(self.config, {*grows, *ignores}))
+        self._identity = json_hash(without(self.config, {*grows, *ignores, *optional}))
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -160,8 +166,10 @@ class RunFolder:
 
     def _compare(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         # Places that may grow come last: another difference explains more.
-        fixed = difference(stored, new, ignores={*self._grows, *self._ignores})
-        parts = fixed or difference(stored, new, grows=self._grows, ignores=self._ignores)
+        absent = [name for name in self._optional if name not in stored or name not in new]
+        ignores = {*self._ignores, *absent}
+        fixed = difference(stored, new, ignores={*self._grows, *ignores})
+        parts = fixed or difference(stored, new, grows=self._grows, ignores=ignores)
         if parts is not None:
             words = self._explain(parts, stored, new)
             if parts[0] in self._grows:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from slth_jax import checks
+from slth_jax.sweep.draws import draws
 from slth_jax.sweep.plan import Plan
 from slth_jax.sweep.program import Program, Record, collect, join
 from slth_jax.sweep.results import Results
@@ -96,6 +97,7 @@ def compute(
         metrics,
         read,
         specs,
+        drawn=draws(),
         computed=count(missing),
         compile_seconds=compile_seconds,
         run_seconds=time.perf_counter() - begin - compile_seconds,

@@ -7,6 +7,7 @@ import jax
 import jaxlib
 
 from slth_jax import __version__, storage
+from slth_jax.sweep.draws import draws
 from slth_jax.sweep.plan import Plan
 from slth_jax.sweep.program import Program, Trial
 
@@ -28,6 +29,7 @@ def describe(
             "platform": device.platform,
             "device": device.device_kind,
         },
+        "draws": draws(),
         "programs": [
             {"of": group.words, **program.spec()}
             for group, program in zip(plan.groups, programs, strict=True)

@@ -1,6 +1,7 @@
 """Read the arguments of a sweep: seeds, the points of the grid, and padded sizes."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,9 @@ def scalar(name: str, value: Any) -> Any:
         value = np.asarray(value).item()
     if isinstance(value, (list, tuple)):
         return tuple(scalar(name, entry) for entry in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no such numbers: a loaded sweep would have other values than the trials got.
+        raise checks.fail(f"grid[{name!r}]", "made of finite numbers", value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     allowed = "made of numbers, booleans, strings, None or tuples of them"
@@ -65,8 +69,10 @@ def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
         return np.array(column)
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in column)
     dtype = jax.dtypes.canonicalize_dtype(np.int64 if whole else np.float64)
-    if whole and max(map(abs, column)) > np.iinfo(dtype).max:
-        raise checks.fail(f"grid[{name!r}]", f"within {dtype}", max(column, key=abs))
+    largest = int(np.iinfo(dtype).max) if whole else float(np.finfo(dtype).max)
+    for value in column:
+        if abs(value) > largest or (value != 0 and dtype.type(value) == 0):
+            raise checks.fail(f"grid[{name!r}]", f"within {dtype}", value)
     return np.array(column, dtype)
 
 

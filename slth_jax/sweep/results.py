@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import checks, storage
+from slth_jax.sweep.draws import draws
 from slth_jax.sweep.plan import Plan
 from slth_jax.sweep.program import Record, unpack
 
@@ -27,6 +29,8 @@ class Results:
       metrics: arrays `[row, ...]` by the name of the metric.
       missing: the number of trials that are not in the table: another shard's, or not computed.
       computed: the number of trials that this call computed; the remaining rows were read.
+      draws: the checksum of the random numbers that the trials drew (`draws.draws`); None if the
+        sweep is older.
       compile_seconds, run_seconds: seconds that this call spent on compiling, and on computing and
         saving.
     """
@@ -38,6 +42,7 @@ class Results:
         read: Callable[[int], Record],
         specs: Sequence[Mapping[str, Any]],
         *,
+        drawn: str | None = None,
         computed: int = 0,
         compile_seconds: float = 0.0,
         run_seconds: float = 0.0,
@@ -60,6 +65,7 @@ class Results:
         self.missing = plan.size - len(flat)
         self.computed = computed
         self.compile_seconds, self.run_seconds = compile_seconds, run_seconds
+        self.draws = drawn
         self._last: tuple[int, Record] | None = None
 
     def __len__(self) -> int:
@@ -76,6 +82,18 @@ class Results:
     def finished(self) -> bool:
         """Whether the table has every trial of the sweep."""
         return self.missing == 0
+
+    def check_draws(self) -> None:
+        """Refuse to draw a trial's network again where random numbers differ.
+
+        Raises:
+          CheckpointError: the release or settings of JAX draw other numbers than in the sweep.
+        """
+        if self.draws is not None and self.draws != draws():
+            raise storage.CheckpointError(
+                "this process draws other random numbers than the sweep did: another release of "
+                "JAX, or other settings such as jax_threefry_partitionable"
+            )
 
     def row(self, index: int) -> dict[str, Any]:
         """Return one row: the grid's values, the seed and the metrics, as plain Python."""
@@ -110,8 +128,9 @@ class Results:
         """The indices of the rows in which a metric is NaN or infinite."""
         bad = np.zeros(len(self), bool)
         for metric in self.metrics.values():
-            if np.issubdtype(metric.dtype, np.inexact):
-                bad |= ~np.isfinite(metric.reshape(len(self), -1)).all(axis=1)
+            if jnp.issubdtype(metric.dtype, jnp.inexact):  # bfloat16 and float8 too
+                wide = metric if metric.dtype.kind in "fc" else metric.astype(np.float32)
+                bad |= ~np.isfinite(wide.reshape(len(self), -1)).all(axis=1)
         return np.flatnonzero(bad).tolist()
 
     def arrays(self, index: int) -> Any:

@@ -1,10 +1,12 @@
 """`run` a trial at every point of a grid with every seed; `load` the results of a folder."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -125,25 +127,36 @@ def run(
             "than %d trials would share the work",
             *(count, len(plan.chunks), len(plan.chunks), plan.recipe["chunk"]),
         )
-    mesh = default_mesh() if mesh is None else mesh
-    programs = [Program(trial, plan, group, mesh) for group in range(len(plan.groups))]
-    check_metrics(programs, plan)
-    if out is None:
-        return compute(plan, programs, mine, progress=progress, on_start=on_start)
-    kept = Store(out, plan, describe(trial, plan, programs, config), shard)
-    with kept.claim(), until_sigterm() as check_stop:
-        results = compute(
-            plan,
-            programs,
-            mine,
-            store=kept,
-            finished=on_first(lambda: kept.finished(mine)),
-            progress=progress,
-            on_start=on_start,
-            check_stop=check_stop,
-        )
-        on_first(lambda: _write_table(kept, results))
-    return results
+    with _no_context_mesh():
+        mesh = default_mesh() if mesh is None else mesh
+        programs = [Program(trial, plan, group, mesh) for group in range(len(plan.groups))]
+        check_metrics(programs, plan)
+        if out is None:
+            return compute(plan, programs, mine, progress=progress, on_start=on_start)
+        kept = Store(out, plan, describe(trial, plan, programs, config), shard)
+        with kept.claim(), until_sigterm() as check_stop:
+            results = compute(
+                plan,
+                programs,
+                mine,
+                store=kept,
+                finished=on_first(lambda: kept.finished(mine)),
+                progress=progress,
+                on_start=on_start,
+                check_stop=check_stop,
+            )
+            on_first(lambda: _write_table(kept, results))
+        return results
+
+
+@contextlib.contextmanager
+def _no_context_mesh() -> Iterator[None]:
+    """Leave the mesh of `jax.set_mesh`: a sweep has its own, and its trials have none."""
+    if jax.sharding.get_abstract_mesh().empty:
+        yield
+    else:
+        with jax.set_mesh(Mesh(np.empty((), object), ())):
+            yield
 
 
 def load(
@@ -181,7 +194,7 @@ def load(
         return holder[number].read(number)
 
     metrics = {number: read(number)["metrics"] for number in holder}
-    results = Results(plan, metrics, read, config["programs"])
+    results = Results(plan, metrics, read, config["programs"], drawn=config.get("draws"))
     if results.missing and not partial:
         todo = f"{results.missing} of {plan.size} trials"
         raise CheckpointError(f"{out} lacks {todo}: run the sweep again, or load with partial=True")

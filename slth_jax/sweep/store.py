@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from slth_jax import storage
-from slth_jax.storage import Damaged, RunFolder
+from slth_jax.storage import CheckpointError, Damaged, RunFolder
 from slth_jax.sweep.plan import Chunk, Plan
 from slth_jax.sweep.program import Record, empty_record
 
@@ -104,7 +104,10 @@ def recorded(out: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def read_config(out: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the configuration of the sweep in a folder, with or without chunks."""
-    return storage.read_json(Path(out).absolute() / storage.CONFIG, checksum=None)
+    path = Path(out).absolute() / storage.CONFIG
+    if not path.exists():
+        raise CheckpointError(f"{out} has no results of a sweep yet")
+    return storage.read_json(path, checksum=None)
 
 
 def _folder(
@@ -116,6 +119,7 @@ def _folder(
         kind="sweep",
         grows=_SEEDS,
         ignores=("trial",),
+        optional=("draws",),
         shard=shard,
         pieces="chunks",
         explain=_explain,
@@ -125,6 +129,9 @@ def _folder(
 def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return the words for a difference of two sweeps; a program is called by its trial."""
     place, before, now = parts
+    if place == "draws":
+        release = "another release of JAX, or other settings such as jax_threefry_partitionable"
+        return f"random numbers differ from those of its trials ({release})"
     if place == "plan.portions":  # the division of the seeds: seeds were not added at the end
         place, before, now = "seeds", stored["plan"]["seeds"], new["plan"]["seeds"]
     if not place.startswith("programs["):

@@ -145,7 +145,12 @@ def from_row(
 
     Raises:
       ValueError: as `create`; or a connection is kept outside the source's weights.
+      CheckpointError: this process draws other random numbers than the sweep did, so that the
+        recorded error would be another network's.
     """
+    check_draws = getattr(results, "check_draws", None)
+    if check_draws is not None:
+        check_draws()
     row = results.row(index)
     seed = row.pop("seed")
     found = named_leaves(masks(results.arrays(index)))

@@ -1,5 +1,7 @@
 """What a sweep refuses, in one line."""
 
+import math
+
 import jax.numpy as jnp
 import pytest
 from refusals import refusals
@@ -25,6 +27,15 @@ from slth_jax.sweep import plan as sweep_plan
         ({"grid": {"scale": [1], "seed": [1]}}, "grid must be named by strings other than 'seed'"),
         ({"grid": [{"scale": 1}, {"size": 1}]}, r"grid must be points of the names \['scale'\]"),
         ({"grid": {"scale": [2**40]}}, "must be within int32, got 1099511627776"),
+        ({"grid": {"scale": [1.0, math.inf]}}, r"grid\['scale'\] must be made of finite numbers"),
+        ({"grid": {"scale": [(1.0, math.nan)]}}, r"made of finite numbers, got nan"),
+        ({"grid": {"scale": [1.0, 1e39]}}, r"grid\['scale'\] must be within float32, got 1e\+39"),
+        ({"grid": {"scale": [1.0, 1e-60]}}, r"must be within float32, got 1e-60"),
+        ({"grid": {"scale": [1.5, 10**400]}}, r"must be within float32, got 1000"),
+        ({"config": {"rate": object()}}, r"config\.rate must be in JSON's types"),
+        ({"config": {"rate": {1, 2}}}, r"config\.rate must be in JSON's types"),
+        ({"out": "results/widths=[8,16]"}, r"path must be a folder .*, without \[ and \]"),
+        ({"out": "gs://bucket/run"}, "path must be a folder of this machine"),
         ({"static": ["size"]}, "static must be one of 'scale', got 'size'"),
         ({"padded": ["size"]}, "padded must be one of 'scale', got 'size'"),
         ({"padded": ["scale"]}, r"grid\['scale'\] must be an integer >= 1, got 0.5"),
@@ -34,10 +45,12 @@ from slth_jax.sweep import plan as sweep_plan
         ({"shard": "1"}, "shard must be 'i/n'"),
     ],
 )
-def test_bad_arguments_are_one_line(changes, words):
+def test_bad_arguments_are_one_line(changes, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with refusals(words) as caught:
-        sweep.run(cheap, **{**CHEAP, **changes})
+        sweep.run(cheap, **{**CHEAP, "out": "run", **changes})
     assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,12 @@ def test_tickets_do_not_depend_on_the_number_of_devices():
 def test_a_mesh_with_other_axes(reference):
     mesh = jax.make_mesh((4, 2), ("trial", "model"), axis_types=(AxisType.Auto,) * 2)
     same(sweep.run(trial, mesh=mesh, **KW), reference)
+
+
+def test_a_mesh_with_explicit_axes_and_one_of_the_context(reference):
+    mesh = jax.make_mesh((8,), ("data",))  # JAX's default axes
+    assert mesh.axis_types == (AxisType.Explicit,)
+    same(sweep.run(trial, mesh=mesh, **KW), reference)
+    with jax.set_mesh(mesh):
+        same(sweep.run(trial, **KW), reference)
+        assert jax.sharding.get_abstract_mesh().axis_names == ("data",)

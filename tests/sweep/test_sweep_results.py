@@ -167,3 +167,13 @@ def test_trials_that_are_not_finite_are_recorded(tmp_path):
         assert all(math.isnan(row["error"]) for row in bad[2:])
         assert got.row(7)["error"] == pytest.approx(math.log(2))
     assert "0.0,8,-inf,3\n" in (tmp_path / "table.csv").read_text()
+
+
+def test_narrow_numbers_that_are_not_finite_are_counted():
+    def trial(key, hparams):
+        value = 1 / hparams["x"]
+        return {"half": value.astype(jnp.bfloat16), "eight": value.astype(jnp.float8_e5m2)}
+
+    results = sweep.run(trial, grid={"x": [1.0, 0.0, 2.0]}, seeds=1)
+    assert results.nonfinite == [1]
+    assert results.row(2)["half"] == 0.5 and isinstance(results.row(2)["eight"], float)

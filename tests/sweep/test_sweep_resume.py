@@ -1,7 +1,11 @@
 """Sweeps stopped, resumed, extended, and told from one another."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 from sweep_trials import CHEAP, cheap, mesh_of, same
 
-from slth_jax import sweep
+from slth_jax import storage, sweep
 from slth_jax.storage import CheckpointError
 from slth_jax.sweep import plan as sweep_plan
 from slth_jax.sweep import program as sweep_program
@@ -171,3 +175,44 @@ def test_of_two_sweeps_begun_in_one_empty_folder_the_first_result_decides(finish
 def test_more_shards_than_chunks_are_told(tmp_path, caplog):
     sweep.run(cheap, out=tmp_path, shard="7/9", **CHEAP)
     assert "9 shards, but only 4 chunks" in caplog.text
+
+
+OTHER_DRAWS = """
+import sys
+sys.path[:0] = [sys.argv[2]]
+import jax
+from slth_jax import sweep, ticket
+from slth_jax.storage import CheckpointError
+from sweep_trials import CHEAP, cheap
+results = sweep.load(sys.argv[1])
+for call in (
+    lambda: sweep.run(cheap, out=sys.argv[1], **CHEAP),
+    lambda: ticket.from_row(results, 0, "theory", {}),
+):
+    try:
+        call()
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def test_other_random_numbers_are_noticed(folder):
+    """Shards must not join, and tickets must not be drawn, where a setting changes the draws."""
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_DRAWS, str(folder), str(Path(__file__).parent)],
+        env={**os.environ, "JAX_THREEFRY_PARTITIONABLE": "0"},
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    refused, ticket = done.stdout.splitlines()
+    assert "holds another sweep: random numbers differ" in refused
+    assert "draws other random numbers than the sweep did" in ticket
+
+
+def test_a_sweep_of_a_version_without_the_draws_goes_on(finished, folder, computed):
+    config = storage.read_json(folder / "config.json", checksum=True)
+    del config["draws"]
+    storage.write_json(folder / "config.json", config, checksum=True)
+    shutil.rmtree(folder / "chunks" / "000001")
+    same(sweep.run(cheap, out=folder, **CHEAP), finished[1])
+    same(sweep.load(folder), finished[1])
+    assert len(computed) == 4
