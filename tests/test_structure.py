@@ -1,4 +1,4 @@
-"""The order of the rooms: who may import whom, and what importing the library pulls in."""
+"""The order of the modules, import cycles, and the libraries that importing ours brings in."""
 
 import ast
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Floors of the house, lowest first: a wing or a module may import those before it, nothing after.
-FLOORS = [
+# Subpackages and modules in order: each may import earlier ones, none a later one.
+ORDER = [
     "types", "checks", "theory", "distributed", "storage", "machines", "initializers",
     "subset_sum", "supermask", "attention", "placement", "transformer", "models", "guarantee",
     "construction", "edge_popup", "modules", "gpt2", "factored", "sources", "ticket", "huggingface",
@@ -28,7 +28,7 @@ def imported(path):
 
 
 def files_of(package):
-    """Return {'a.b': path} of the files of a package, in folders too; a face is its wing."""
+    """Return {'a.b': path} of a package's files, in folders too; an `__init__` is its folder."""
     root = ROOT / package
     named = {}
     for path in root.rglob("*.py"):
@@ -37,10 +37,10 @@ def files_of(package):
     return named
 
 
-def arrows_of(package):
+def imports_of(package):
     """Return {module: modules of the same package that it imports}."""
     named = files_of(package)
-    arrows = {}
+    imports = {}
     for name, path in named.items():
         targets = set()
         for target in imported(path):
@@ -49,38 +49,38 @@ def arrows_of(package):
                 inner = inner.rpartition(".")[0]
             if target.startswith(f"{package}.") and inner in named:
                 targets.add(inner)
-        arrows[name] = targets - {name}
-    return arrows
+        imports[name] = targets - {name}
+    return imports
 
 
-def test_every_wing_has_its_floor_and_arrows_point_one_way():
-    arrows = arrows_of("slth_jax")
-    arrows.pop("")  # the package itself imports nothing, and everybody may read its version
-    assert {name.split(".")[0] for name in arrows} <= set(FLOORS)
-    for name, targets in arrows.items():
-        wing = name.split(".")[0]
+def test_every_module_has_its_place_and_imports_earlier_ones_only():
+    imports = imports_of("slth_jax")
+    imports.pop("")  # the package itself imports nothing, and every module may read its version
+    assert {name.split(".")[0] for name in imports} <= set(ORDER)
+    for name, targets in imports.items():
+        package = name.split(".")[0]
         for target in targets - {""}:
             other = target.split(".")[0]
-            if other != wing:
-                assert FLOORS.index(other) < FLOORS.index(wing), f"{name} imports {target}"
+            if other != package:
+                assert ORDER.index(other) < ORDER.index(package), f"{name} imports {target}"
             else:
-                assert target != wing, f"{name} imports the face of its own wing"
+                assert target != package, f"{name} imports the public API of its subpackage"
 
 
-def test_the_library_does_not_know_the_experiments():
+def test_the_library_does_not_import_the_experiments():
     for name, path in files_of("slth_jax").items():
         for target in imported(path):
             assert target.split(".")[0] not in ("experiments", "tests"), f"{name} imports {target}"
 
 
 @pytest.mark.parametrize("package", ["slth_jax", "experiments"])
-def test_no_file_imports_another_in_a_circle(package):
-    arrows = arrows_of(package)
-    arrows.pop("")
-    while arrows:
-        free = {name for name, targets in arrows.items() if not targets & arrows.keys()}
-        assert free, f"a circle among {sorted(arrows)}"
-        arrows = {name: targets for name, targets in arrows.items() if name not in free}
+def test_no_import_cycle(package):
+    imports = imports_of(package)
+    imports.pop("")
+    while imports:
+        free = {name for name, targets in imports.items() if not targets & imports.keys()}
+        assert free, f"an import cycle among {sorted(imports)}"
+        imports = {name: targets for name, targets in imports.items() if name not in free}
 
 
 def test_importing_the_library_is_light():
