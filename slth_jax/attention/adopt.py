@@ -1,9 +1,12 @@
-"""Attention layers of other frameworks, and biases as weights of a constant input.
+"""Attention layers of PyTorch and Flax, and biases as weights of a constant input.
 
 With inputs ``(x, 1)`` a bias is one more row of a projection. The query bias and the value bias
-are such rows; the key bias adds ``q_i . b_k`` to every logit of row i, which the softmax cancels,
-so it is left out; the output bias is the output of one more value unit that reads the constant
+are such rows. The key bias adds ``q_i . b_k`` to every logit of row i, which the softmax cancels,
+so it is left out. The output bias is the output of one more value unit, connected to the constant
 alone, since the weights of a row of the softmax sum to one.
+
+Every array and option of a layer is used, has no effect on its output (dropout, which is off after
+training, and the dtype and precision of the computation), or is refused by name.
 """
 
 from collections.abc import Mapping
@@ -29,16 +32,16 @@ def with_biases(
     value: ArrayLike | None = None,
     output: ArrayLike | None = None,
 ) -> AttentionParams:
-    """Return attention without biases that computes attention with them on ``append_one(x)``.
+    """Return projections without biases that give the same output on ``append_one(x)``.
 
-    A bias of the keys changes nothing (the softmax cancels it), so there is no argument for it.
+    The softmax cancels a bias of the keys, so there is no argument for it.
 
     Args:
       params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`.
-      query: `[h, k]`. value: `[h, v]`. output: `[o]`, added once, not in each head.
+      query: `[h, k]`. value: `[h, v]`. output: `[o]`, added once, not in every head.
 
     Returns:
-      Projections of inputs of width m + 1; with `output` each head has one value unit more.
+      Projections of inputs of width m + 1; with `output` every head has one more value unit.
 
     Raises:
       ValueError: biases of other shapes.
@@ -68,41 +71,51 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
     """Return the projections of a `torch.nn.MultiheadAttention`.
 
     Args:
-      source: the module, or its state dict, of tensors or arrays.
-      num_heads: of a state dict, which does not say it; of a module it is known.
+      source: the module, or its state dict with tensors or arrays of any floating-point dtype.
+      num_heads: required for a state dict, which does not contain it.
 
     Returns:
-      `AttentionParams` in float32. Of a layer with biases, as PyTorch makes it by default, they
-      are those of `with_biases`: apply them to ``append_one(x)``.
+      `AttentionParams` in float32. If the layer has biases, as by default, they are included as in
+      `with_biases`: apply the result to ``append_one(x)``.
 
     Raises:
       ValueError: keys or values of another width than queries, extra tokens (`add_bias_kv`,
-        `add_zero_attn`), names or shapes that are not those of such a layer.
+        `add_zero_attn`), or names or shapes that such a layer does not have.
     """
     if not isinstance(source, Mapping):
+        if not hasattr(source, "state_dict"):
+            raise checks.fail("source", "a torch.nn.MultiheadAttention", type(source).__name__)
         if getattr(source, "add_zero_attn", False):
-            raise checks.fail("source", "attention without add_zero_attn", "one with it")
-        num_heads = source.num_heads if num_heads is None else num_heads
-        source = source.state_dict()
+            raise checks.fail("source", "attention without add_zero_attn", "a layer with it")
+        if num_heads not in (None, source.num_heads):
+            raise checks.fail("num_heads", f"the module's, {source.num_heads}", num_heads)
+        num_heads, source = source.num_heads, source.state_dict()
     if num_heads is None:
         raise checks.fail("num_heads", "given for a state dict", None)
-    found = {name: _numpy(value) for name, value in source.items()}
-    if "bias_k" in found:
-        raise checks.fail("source", "attention without add_bias_kv", "one with it")
-    if "in_proj_weight" not in found or "out_proj.weight" not in found:
+    weights = {name: _numpy(value) for name, value in source.items() if value is not None}
+    if "bias_k" in weights:
+        raise checks.fail("source", "attention without add_bias_kv", "a layer with it")
+    required = {"in_proj_weight", "out_proj.weight"}
+    if not required <= weights.keys() <= required | {"in_proj_bias", "out_proj.bias"}:
         allowed = "torch.nn.MultiheadAttention with keys and values of the width of queries"
-        raise checks.fail("source", allowed, f"weights named {sorted(found)}")
-    stacked, w_out = found["in_proj_weight"], found["out_proj.weight"]
+        raise checks.fail("source", allowed, f"weights named {sorted(weights)}")
+    stacked = checks.array("in_proj_weight", weights["in_proj_weight"], ndim=2)
     m = stacked.shape[1]
     h = checks.integer("num_heads", num_heads, low=1)
     if stacked.shape[0] != 3 * m or m % h:
         raise checks.fail("num_heads", f"a divisor of the width {m}", h)
-    w_q, w_k, w_v = (w.reshape(h, m // h, m).transpose(0, 2, 1) for w in np.split(stacked, 3))
-    params = AttentionParams(*map(jnp.asarray, (w_q, w_k, w_v, w_out.T.reshape(h, m // h, -1))))
-    if "in_proj_bias" not in found:
+    # PyTorch's rows are outputs: [3 m, m] to three of [h, m, k].
+    w_q, w_k, w_v = (w.reshape(h, m // h, m).transpose(0, 2, 1) for w in jnp.split(stacked, 3))
+    w_out = checks.array("out_proj.weight", weights["out_proj.weight"], shape=(None, m))
+    params = AttentionParams(w_q, w_k, w_v, w_out.T.reshape(h, m // h, -1))
+    query = value = None
+    if "in_proj_bias" in weights:
+        bias = checks.array("in_proj_bias", weights["in_proj_bias"], shape=(3 * m,))
+        query, _, value = bias.reshape(3, h, m // h)
+    output = weights.get("out_proj.bias")
+    if query is None and output is None:
         return params
-    query, _, value = found["in_proj_bias"].reshape(3, h, m // h)
-    return with_biases(params, query=query, value=value, output=found["out_proj.bias"])
+    return with_biases(params, query=query, value=value, output=output)
 
 
 def from_flax(source: Any) -> AttentionParams:
@@ -111,42 +124,76 @@ def from_flax(source: Any) -> AttentionParams:
     Args:
       source: an `nnx.MultiHeadAttention`, or the parameters of a linen
         `MultiHeadDotProductAttention`: ``{"query": {"kernel": [m, h, k], ...}, "key": ...,
-        "value": ..., "out": {"kernel": [h, v, o], ...}}``, bare or under "params".
+        "value": ..., "out": {"kernel": [h, v, o], ...}}``, or the same under "params".
 
     Returns:
-      `AttentionParams` in float32; of a layer with biases those of `with_biases`.
+      `AttentionParams` in float32, with biases included as in `with_biases`. Query heads that
+      share a key-value head (`num_kv_heads`) each have a copy of it.
 
     Raises:
-      ValueError: parts that are missing, or shapes that do not fit together.
+      ValueError: arrays that are missing or unknown (such as the scales of `normalize_qk`), shapes
+        that do not fit together, keys of another width than queries (`in_kv_features`), or
+        another `attention_fn`, `decode` or dot product than the default.
     """
-    if isinstance(source, Mapping) and "params" in source:
-        source = source["params"]
+    tree = source.get("params", source) if isinstance(source, Mapping) else _nnx_parameters(source)
+    for name, layer in tree.items():
+        names = [name] if name not in _LAYERS else [f"{name}.{part}" for part in layer]
+        for unknown in names:
+            if unknown.partition(".")[2] not in _ARRAYS:
+                allowed = "attention of kernels and biases of query, key, value and out"
+                raise checks.fail("source", allowed, f"an array {unknown!r}")
     kernels, biases = {}, {}
-    for name in ("query", "key", "value", "out"):
-        layer = _part(source, name)
-        kernel, biases[name] = _part(layer, "kernel"), _part(layer, "bias")
-        if kernel is None:
+    for name in _LAYERS:
+        arrays = {part: _numpy(value) for part, value in tree.get(name, {}).items()}
+        if "kernel" not in arrays:
             raise checks.fail("source", "an attention layer of Flax", f"no kernel of {name!r}")
-        kernels[name] = checks.array(f"{name}.kernel", _numpy(kernel), ndim=3)
-    w_q, w_k, w_v = (kernels[name].transpose(1, 0, 2) for name in ("query", "key", "value"))
-    params = AttentionParams(w_q, w_k, w_v, kernels["out"])
-    given = {
-        name: None if biases[of] is None else _numpy(biases[of])
-        for name, of in (("query", "query"), ("value", "value"), ("output", "out"))
-    }
+        kernels[name] = checks.array(f"{name}.kernel", arrays["kernel"], ndim=3)
+        biases[name] = arrays.get("bias")
+    m, h, k = kernels["query"].shape
+    groups = kernels["key"].shape[1]
+    if groups == 0 or h % groups:
+        raise checks.fail("key.kernel", f"of a number of heads that divides {h}", groups)
+    checks.array("key.kernel", kernels["key"], shape=(m, groups, k))
+    checks.array("value.kernel", kernels["value"], shape=(m, groups, None))
+    shared = {name: jnp.repeat(kernels[name], h // groups, axis=1) for name in ("key", "value")}
+    w_q, w_k, w_v = (w.transpose(1, 0, 2) for w in (kernels["query"], *shared.values()))
+    w_o = checks.array("out.kernel", kernels["out"], shape=(h, w_v.shape[-1], None))
+    params = AttentionParams(w_q, w_k, w_v, w_o)
     if all(bias is None for bias in biases.values()):
         return params
-    return with_biases(params, **given)
+    value = biases["value"]
+    if value is not None:
+        value = np.repeat(value, h // groups, axis=0)
+    return with_biases(params, query=biases["query"], value=value, output=biases["out"])
 
 
-def _part(tree: Any, name: str) -> Any:
-    """Return an entry of a mapping or an attribute of a module; None where there is nothing."""
-    found: Any = tree.get(name) if isinstance(tree, Mapping) else getattr(tree, name, None)
-    return found.get_value() if hasattr(found, "get_value") else found
+_LAYERS = ("query", "key", "value", "out")
+_ARRAYS = ("kernel", "bias")
+
+
+def _nnx_parameters(module: Any) -> dict[str, Any]:
+    """Return the parameters of an `nnx.MultiHeadAttention` as a tree, after its options."""
+    from flax import nnx  # takes a second, which other users of attention need not wait for
+
+    if not isinstance(module, nnx.MultiHeadAttention):
+        raise checks.fail("source", "nnx.MultiHeadAttention or parameters", type(module).__name__)
+    default = {
+        "attention_fn": nnx.dot_product_attention,
+        "decode": False,
+        "qkv_dot_general": None,
+        "out_dot_general": None,
+        "qkv_dot_general_cls": None,
+        "out_dot_general_cls": None,
+    }
+    for name, value in default.items():
+        given = getattr(module, name, value)
+        if given is not None and given is not value:
+            raise checks.fail("source", f"attention with the default {name}", repr(given))
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 def _numpy(value: Any) -> np.ndarray:
-    """Return a tensor of PyTorch, a variable of Flax or an array in NumPy float32."""
+    """Return a tensor of PyTorch or an array in NumPy float32."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu().float().numpy()
     return np.asarray(value, np.float32)

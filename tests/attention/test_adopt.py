@@ -90,10 +90,128 @@ def test_other_pytorch_layers_are_refused(make, message):
 
 
 def test_other_bad_input_is_named():
-    with refusals(r"^num_heads must be a divisor of the width 12, got 5"):
+    with refusals(r"^num_heads must be the module's, 3, got 5"):
         attention.from_torch(torch_layer()[0], 5)
+    with refusals(r"^num_heads must be a divisor of the width 12, got 5"):
+        attention.from_torch(torch_layer()[0].state_dict(), 5)
     with refusals(r"^source must be an attention layer of Flax, got no ker"):
         attention.from_flax({"query": {"kernel": jnp.ones((3, 1, 2))}})
     params = initializers.theory_attention(KEY, num_heads=2, d_in=3, d_out=4, n_k=5, n_v=6)
     with refusals(r"^value must be of shape \(2, 6\), got shape \(2, 5\)"):
         attention.with_biases(params, value=jnp.ones((2, 5)))
+
+
+def drawn_options(seed, table):
+    """Draw a value of every option of a layer."""
+    rng = np.random.default_rng(seed)
+    return {name: values[rng.integers(len(values))] for name, values in table.items()}
+
+
+TORCH = {
+    "dropout": (0.0, 0.3),
+    "bias": (True, False),
+    "add_bias_kv": (False, False, False, True),
+    "add_zero_attn": (False, False, False, True),
+    "kdim": (None, M, 7),
+    "vdim": (None, M, M, 5),
+    "batch_first": (True, False),
+    "dtype": ("float32", "float64", "bfloat16", "float16"),
+    "dropped": (None, None, "in_proj_bias", "out_proj.bias"),
+}
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_pytorch_layer_of_any_options_is_read_whole_or_refused(seed):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    options = drawn_options(seed, TORCH)
+    dropped, dtype = options.pop("dropped"), getattr(torch, options.pop("dtype"))
+    torch.manual_seed(seed)
+    layer = torch.nn.MultiheadAttention(M, H, **options).eval()
+    with torch.no_grad():
+        for weight in layer.parameters():  # its own biases start at zero
+            weight.uniform_(-0.5, 0.5)
+    layer = layer.to(dtype)
+    state = {name: value for name, value in layer.state_dict().items() if name != dropped}
+    sources = [(state, H)] if dropped and options["bias"] else [(layer, None), (state, H)]
+    if options["add_zero_attn"]:
+        sources = sources[:1] if sources[0][0] is layer else []  # a state dict does not contain it
+    widths = {options["kdim"] or M, options["vdim"] or M}
+    for source, heads in sources:
+        if options["add_bias_kv"] or options["add_zero_attn"] or widths != {M}:
+            with refusals(r"^source must be (attention without|torch.nn.Multihead)"):
+                attention.from_torch(source, heads)
+            continue
+        params = attention.from_torch(source, heads)
+        x = torch.from_numpy(X)
+        with torch.no_grad():
+            reference = layer.float()
+            if dropped and options["bias"]:
+                attribute = reference.out_proj if dropped == "out_proj.bias" else reference
+                getattr(attribute, dropped.rpartition(".")[2] or dropped).zero_()
+            y = x[None] if options["batch_first"] else x[:, None]
+            output = reference(y, y, y, need_weights=False)[0].reshape(T, M).numpy()
+        inputs = attention.append_one(X) if params.w_q.shape[1] == M + 1 else X
+        np.testing.assert_allclose(attention.apply(params, inputs), output, atol=2e-5)
+
+
+FLAX = {
+    "qkv_features": (None, 6, 24),
+    "out_features": (None, 4),
+    "use_bias": (True, False),
+    "normalize_qk": (False, False, False, True),
+    "dropout_rate": (0.0, 0.2),
+    "param_dtype": (jnp.float32, jnp.bfloat16),
+    "attention_fn": (None, None, None, lambda *args, **kwargs: args[2]),
+}
+NNX = {**FLAX, "num_kv_heads": (None, 6, 2, 1), "in_kv_features": (None, M, 5)}
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_flax_layer_of_any_options_is_read_whole_or_refused(seed):
+    """nnx modules, and parameters of linen, in which an attention_fn leaves no trace."""
+    options = drawn_options(seed, NNX)
+    function = options.pop("attention_fn")
+    named = {} if function is None else {"attention_fn": function}
+    heads = 6
+    module = nnx.MultiHeadAttention(
+        heads, M, **options, **named, decode=False, deterministic=True, rngs=nnx.Rngs(seed)
+    )
+    grown = jax.tree.map(lambda w: w + 0.25, nnx.state(module, nnx.Param))  # biases start at zero
+    nnx.update(module, grown)
+    refused = options["normalize_qk"] or function or options["in_kv_features"] == 5
+    if refused:
+        with refusals(r"^(source must be attention|key.kernel must be of shape)"):
+            attention.from_flax(module)
+    else:
+        check_flax(module, module(X[None])[0], options["use_bias"], options["param_dtype"])
+    for name in ("num_kv_heads", "in_kv_features"):
+        del options[name]
+    layer = flax.linen.MultiHeadDotProductAttention(heads, **options, deterministic=True)
+    variables = jax.tree.map(lambda w: w + 0.25, layer.init(KEY, X[None]))
+    if options["normalize_qk"]:
+        with refusals(r"^source must be attention of kernels .* got an array 'key_ln'"):
+            attention.from_flax(variables)
+    else:
+        output = layer.apply(variables, X[None])[0]
+        check_flax(variables, output, options["use_bias"], options["param_dtype"])
+
+
+def check_flax(source, output, bias, dtype):
+    params = attention.from_flax(source)
+    x = attention.append_one(X) if bias else X
+    np.testing.assert_allclose(attention.apply(params, x), output, atol=1e-4, rtol=1e-4)
+
+
+def test_float16_logits_stay_finite_where_pytorchs_do():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    layer = torch.nn.MultiheadAttention(64, 1, bias=False, batch_first=True)
+    with torch.no_grad():
+        layer.in_proj_weight.fill_(0.5)
+    x = np.full((3, 64), 1.2, np.float16)
+    params = jax.tree.map(lambda w: w.astype(jnp.float16), attention.from_torch(layer))
+    # Queries and keys are 38.4: their product over 64 units is 94,000, beyond float16.
+    output = np.asarray(attention.apply(params, jnp.asarray(x)), np.float32)
+    wide = torch.from_numpy(x.astype(np.float32))[None]
+    with torch.no_grad():
+        expected = layer(wide, wide, wide, need_weights=False)[0][0].numpy()
+    np.testing.assert_allclose(output, expected, rtol=5e-3, atol=5e-3)
