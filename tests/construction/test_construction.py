@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from functools import partial
 
 import chex
@@ -213,9 +214,8 @@ def test_bad_attention_gives_one_line(change, message):
 
 def test_other_bad_input_is_named():
     source, target = attention_pair()
-    with pytest.raises(
-        ValueError, match=r"^construction must be one of 'proof', 'reach', 'shift', 'fitted', got"
-    ):
+    allowed = ", ".join(map(repr, construction.RULES))
+    with refusals(rf"^construction must be one of {allowed}, got 'best'"):
         construction.prune_attention(source, target, construction="best")
     with refusals(r"^right must be of shape \(14, any\)"):
         construction.prune_product(uniform(0, 2, 14), uniform(1, 13, 3), uniform(2, 2, 3))
@@ -228,3 +228,30 @@ def test_other_bad_input_is_named():
     other = (blocks[0]._replace(layers=blocks[0].layers[:1] + wrong + blocks[0].layers[2:]),)
     with refusals(r"^source must be a net with the target's biases"):
         construction.prune_transformer(other, of_target)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m.astype(jnp.float32), "float32 of shape (2, 3, 12)"),
+        (lambda m: m.astype(jnp.int32), "int32 of shape (2, 3, 12)"),
+        (lambda m: m[:1], "bool of shape (1, 3, 12)"),
+        (lambda m: True, "bool of shape ()"),
+    ],
+)
+def test_masks_that_are_no_booleans_of_the_weights_are_refused(change, message):
+    source, _ = attention_pair()
+    masks = jax.tree.map(lambda w: w > 0, source)
+    changed = masks._replace(w_k=change(masks.w_k))
+    expected = f"masks must be booleans of the shape (2, 3, 12) of their weights, got {message}"
+    with refusals(f"^{re.escape(expected)}$"):
+        construction.apply_masks(source, changed)
+
+
+def test_no_heads_and_no_widths_are_refused():
+    source, target = attention_pair()
+    empty = jax.tree.map(lambda w: w[:0], target)
+    with refusals(r"^params.w_q must be an array without empty dimensions, got shape \(0, 3, 4\)"):
+        attention.apply(empty, jnp.ones((2, 3)))
+    with refusals(r"^target.w_q must be an array without empty dimensions"):
+        construction.prune_attention(source, empty)
