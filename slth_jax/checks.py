@@ -1,6 +1,6 @@
 """Validation of arguments, before any tracing.
 
-Every refusal is one line of one form: which argument, what is allowed, what came::
+Every refusal is one line of one form: the argument, the allowed values, the value received::
 
     keep must be a number in (0, 1], got 1.5
 """
@@ -23,9 +23,9 @@ _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def fail(name: str, allowed: str, came: Any) -> ValueError:
-    """Return the `ValueError` that says that argument `name` must be `allowed`."""
-    return ValueError(f"{name} must be {allowed}, got {came}")
+def fail(name: str, allowed: str, received: Any) -> ValueError:
+    """Return a `ValueError`: argument `name` must be `allowed`, and `received` is not."""
+    return ValueError(f"{name} must be {allowed}, got {received}")
 
 
 def number(
@@ -68,7 +68,7 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
 
 
 def shard(value: str | None) -> tuple[int, int]:
-    """Return (i, n) of 'i/n', which part of how many; None is all, (0, 1)."""
+    """Return (i, n) for 'i/n', part i of n parts; (0, 1), everything, for None."""
     if value is None:
         return 0, 1
     index, slash, count = str(value).partition("/")
@@ -78,9 +78,9 @@ def shard(value: str | None) -> tuple[int, int]:
 
 
 def concrete(value: ArrayLike) -> np.ndarray | None:
-    """Return `value` in NumPy, or None where this process cannot look at its entries.
+    """Return `value` in NumPy, or None if this process has no access to its entries.
 
-    That is under a JAX transformation, and for arrays that are spread over several processes.
+    This is the case under a JAX transformation, and for arrays spread over several processes.
     """
     if isinstance(value, jax.core.Tracer):
         return None
@@ -99,40 +99,40 @@ def array(
     kind: str = "float",
     finite: bool = True,
 ) -> Array:
-    """Return `value` as a JAX array after looking at its rank, shape, dtype and entries.
+    """Return `value` as a JAX array after a check of its rank, shape, dtype and entries.
 
-    float64 that comes while JAX has 64-bit numbers switched off (NumPy arrays, lists) is rounded
-    to float32 without a warning: this is the library's one rule for it.
+    The library's only rule for float64 (NumPy arrays, lists) while JAX has 64-bit numbers switched
+    off: it is rounded to float32 without a warning.
 
     Args:
-      name: how the caller calls the argument.
-      value: anything `jnp.asarray` takes.
+      name: the argument's name, for the message.
+      value: any argument of `jnp.asarray`.
       ndim: the exact rank, if it matters.
       min_ndim: the least rank.
       shape: the exact shape; `None` entries are free.
-      kind: 'float', 'wide' (float32 or float64: what subset sums need), 'bool' or 'int': the
-        kind of dtype that is allowed.
-      finite: refuse NaN and infinities. Values under a JAX transformation are not looked at,
-        since they are not known yet.
+      kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'bool'
+        or 'int'.
+      finite: refuse NaN and infinities. Under a JAX transformation values are not known yet and
+        not checked.
 
     Raises:
-      ValueError: one line that names the argument, what is allowed and what came.
+      ValueError: one line with the argument, the allowed values and the value received.
     """
     given: Any = value if hasattr(value, "dtype") else np.asarray(value)
     if given.dtype == np.float64 and not isinstance(given, jax.Array):
-        with np.errstate(over="ignore"):  # what overflows is refused below
+        with np.errstate(over="ignore"):  # infinities are refused below
             given = np.asarray(given).astype(jax.dtypes.canonicalize_dtype(given.dtype))
     dtype = given.dtype
     allowed, words = _KINDS[kind]
-    if not any(jnp.issubdtype(dtype, one) for one in allowed):
+    if not any(jnp.issubdtype(dtype, parent) for parent in allowed):
         raise fail(name, words, f"dtype {dtype}")
     dims = tuple(jnp.shape(given))
     if shape is not None:
         if len(dims) != len(shape) or any(
-            want is not None and want != have for want, have in zip(shape, dims, strict=True)
+            size is not None and size != dim for size, dim in zip(shape, dims, strict=True)
         ):
-            wanted = ", ".join("any" if want is None else str(want) for want in shape)
-            raise fail(name, f"of shape ({wanted})", f"shape {dims}")
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise fail(name, f"of shape ({expected})", f"shape {dims}")
     elif ndim is not None and len(dims) != ndim:
         raise fail(name, f"an array of {ndim} dimensions", f"shape {dims}")
     elif len(dims) < min_ndim:

@@ -60,8 +60,8 @@ class AttentionParams(NamedTuple):
 class PaddedAttention:
     """Projections of a static width whose last hidden units are zeros; also their masks.
 
-    A record of its own: it cannot be unpacked or taken for `AttentionParams`, whose widths are
-    those of its arrays. To JAX it is six arrays: `vmap`, stacking, changes of dtype and products
+    A record of its own: it cannot be unpacked or taken for `AttentionParams`, which has the widths
+    of its arrays. To JAX it is six arrays: `vmap`, stacking, changes of dtype and products
     with masks keep the number of real units, the count of nonzero entries of `k_units`, `v_units`.
     """
 

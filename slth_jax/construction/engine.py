@@ -84,7 +84,7 @@ def product(
       right: the grouped factor; a rule may exchange the two.
       target: the matrix to approximate.
       rule: see `rules.RULES`.
-      width: the number of hidden units if the caller knows it, the same for the whole batch.
+      width: the number of hidden units, the same for the whole batch.
         None: up to the last unit that is not all zeros. Zeros behind it are padding, inside `jit`
         and `vmap` too, and change no mask.
     """

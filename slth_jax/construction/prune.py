@@ -57,8 +57,8 @@ def solve_product(
     - 'shift': as 'reach', but a few units are connected to blocks of up to eight columns. Each
       row keeps or drops each of them, and so tries its targets at several distances from the
       middle of their subset sums.
-    - 'fitted', the default: also with such units; the others are assigned so that half the sum of
-      an entry's samples, where subset sums are densest, is close to its target.
+    - 'fitted', the default: also with such units; the remaining units are assigned so that half the
+      sum of an entry's samples, where subset sums are densest, is close to its target.
     - 'band': b mask bits per entry instead of a subset sum: 2^b units start at each column, each
       row keeps one of them per column, chosen by a shortest path (`construction.band`).
 
@@ -189,6 +189,9 @@ def validate_attention(source: Projections, target: Projections, rule: Rule) -> 
     """Refuse a source and a target that do not fit together."""
     wide = partial(checks.array, kind="wide")
     h, m, _ = wide("target.w_q", target.w_q, ndim=3).shape
+    if 0 in target.w_q.shape:
+        empty = f"shape {target.w_q.shape}"
+        raise checks.fail("target.w_q", "an array without empty dimensions", empty)
     wide("target.w_k", target.w_k, shape=target.w_q.shape)
     d_v = wide("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
     o = wide("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]

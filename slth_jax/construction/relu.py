@@ -1,8 +1,8 @@
 """Masks of random ReLU networks: two random layers for each layer of the target (Lemma 2).
 
 A unit of the first layer is connected to one input j. Units with ``w1_kj > 0`` pass the positive
-part of x_j and the others its negative part, so every entry of the target is two subset sums over
-``w2_ik w1_kj``, one over the units of either sign (Pensia et al. 2020).
+part of x_j, the remaining units its negative part, so every entry of the target is two subset sums
+over ``w2_ik w1_kj``, one over the units of either sign (Pensia et al. 2020).
 """
 
 from collections.abc import Sequence

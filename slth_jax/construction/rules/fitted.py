@@ -37,8 +37,8 @@ def to_the_middle(factors: Factors, span: Span) -> Slots:
 def to_both_middles(factors: Factors, span: Span) -> Slots:
     """Assign units for a map across a ReLU: units of either sign in turn, each to centre targets.
 
-    Units of positive weight approximate a target for positive inputs, the others for negative
-    inputs (Lemma 2).
+    Units of positive weight approximate a target for positive inputs, units of negative weight
+    for negative inputs (Lemma 2).
     """
     return _centre(factors, span, signs=True)
 

@@ -101,7 +101,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A construction: how units are assigned, and how hard rows search.
+    """A construction: an assignment of units, and a search for the masks of rows.
 
     Attributes:
       name: the name that callers write.
