@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "types", "checks", "theory", "distributed", "storage", "machines", "initializers",
     "subset_sum", "supermask", "attention", "placement", "transformer", "models", "guarantee",
-    "construction", "edge_popup", "modules", "gpt2", "factored", "sources", "ticket", "huggingface",
+    "construction", "edge_popup", "modules", "gpt2", "factored", "ticket", "huggingface",
     "sweep", "hide", "plots", "cli", "__main__",
 ]  # fmt: skip
 

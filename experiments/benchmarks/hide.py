@@ -1,4 +1,4 @@
-"""What a hidden language model costs and how well it agrees: samples, rules and forms.
+"""Cost and agreement of a hidden language model, by samples, rules and forms.
 
     python -m experiments.benchmarks.hide MODEL --tokenizer PATH --out DIR [--samples 8,12,16,20]
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     split_cpu(None)
-    from experiments.machine import report as machine_now
+    from experiments.machine import report
     from slth_jax import hide, models, storage
 
     out = storage.make_folder(options.out)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             rows.append(_measure(reader, target, texts, samples, rule, form, options.seed, out))
             print({name: rows[-1][name] for name in _TOLD}, flush=True)
-            storage.write_json(path, {**machine_now(), "prompts": PROMPTS, "rows": rows})
+            storage.write_json(path, {**report(), "prompts": PROMPTS, "rows": rows})
     with open(out / "hide.csv", "w", newline="") as opened:
         writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -72,16 +72,16 @@ _TOLD = ("samples", "rule", "form", "seconds", "equal_texts", "top1_agreement",
 
 
 def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int]]]:
-    """Return what the model writes: (tokens of the prompt, tokens in all)."""
+    """Return the model's texts: (number of prompt tokens, all tokens)."""
     from slth_jax import models
 
-    params, found = target.load(), []
+    params, texts = target.load(), []
     for prompt in PROMPTS:
         tokens = tokenizer.encode(prompt)
         stop = (tokenizer.start,)
         whole = models.generate(params, target.settings, tokens, length, stop=stop)
-        found.append((len(tokens), whole))
-    return found
+        texts.append((len(tokens), whole))
+    return texts
 
 
 def _measure(
@@ -93,25 +93,25 @@ def _measure(
 
     start = time.perf_counter()
     construction = None if rule == "shift" else rule
-    recipe = hide.make_recipe(reader, samples=samples, construction=construction, form=form)
+    spec = hide.make_spec(reader, samples=samples, construction=construction, form=form)
     folder = out / "tickets" / f"{rule}-{form}-{samples}-seed{seed}"
-    path = hide.solve(reader, recipe, folder, seed=seed)
+    path = hide.solve(reader, spec, folder, seed=seed)
     seconds = time.perf_counter() - start
     hide.clean(folder)
     ticket = hide.of_ticket(path)
-    held = ticket.load()
+    params = ticket.load()
     ticket = ticket._replace(
-        ends=lambda: {n: np.asarray(v) for n, v in held.items() if not n.startswith("h.")},
-        block=lambda b: {n[2:]: np.asarray(v[b]) for n, v in held.items() if n.startswith("h.")},
+        ends=lambda: {n: np.asarray(v) for n, v in params.items() if not n.startswith("h.")},
+        block=lambda b: {n[2:]: np.asarray(v[b]) for n, v in params.items() if n.startswith("h.")},
     )
     equal, parts = 0, []
     for prompt, tokens in texts:
         row = np.asarray([tokens], np.int32)
-        wanted, got = hide.logits(target, row), hide.logits(ticket, row)
+        theirs, ours = hide.logits(target, row), hide.logits(ticket, row)
         # Equal first choices along the target's text: the same greedy continuation.
-        same = wanted.argmax(-1)[0] == got.argmax(-1)[0]
+        same = theirs.argmax(-1)[0] == ours.argmax(-1)[0]
         equal += bool(same[prompt - 1 :].all())
-        parts.append((len(tokens), hide.measures(wanted, got, row)))
+        parts.append((len(tokens), hide.measures(theirs, ours, row)))
     weights = np.array([count for count, _ in parts], float)
 
     def mean(name: str) -> float:
@@ -152,17 +152,17 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, (left, right) = plots.two(9.0, 3.6)
     colors = dict(zip(("reach", "shift", "proof"), plots.COLORS, strict=False))
     for rule, form in SETTINGS:
-        here = sorted(
+        points = sorted(
             (r for r in rows if (r["rule"], r["form"]) == (rule, form)), key=lambda r: r["samples"]
         )
-        if not here:
+        if not points:
             continue
         style = "o-" if form == "linear" else "s--"
         label = f"{rule}, {form} form"
-        samples = [row["samples"] for row in here]
-        error = [row["rms_logit_difference"] / row["logit_sd"] for row in here]
+        samples = [row["samples"] for row in points]
+        error = [row["rms_logit_difference"] / row["logit_sd"] for row in points]
         left.plot(samples, error, style, color=colors[rule], label=label)
-        agreement = [100 * row["top1_agreement"] for row in here]
+        agreement = [100 * row["top1_agreement"] for row in points]
         right.plot(samples, agreement, style, color=colors[rule], label=label)
     left.set_yscale("log")
     left.set_ylabel("logit error / sd of the logits")

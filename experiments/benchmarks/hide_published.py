@@ -82,17 +82,18 @@ def _measure(
 
     start = time.perf_counter()
     reader = models.weights.open(path)
-    recipe = hide.make_recipe(reader, samples=samples)
-    found = hide.solve(reader, recipe, out / path.stem, identity=hide.identity_of(path))
+    spec = hide.make_spec(reader, samples=samples)
+    path_out = hide.solve(reader, spec, out / path.stem, identity=hide.identity_of(path))
     seconds = time.perf_counter() - start
     both = [
-        (model.load(), model.settings) for model in (hide.of_target(reader), hide.of_ticket(found))
+        (model.load(), model.settings)
+        for model in (hide.of_target(reader), hide.of_ticket(path_out))
     ]
     agree, answers = 0, 0
     for first in range(0, len(tokens), 2000):
-        some = tokens[first : first + 2000]
+        batch = tokens[first : first + 2000]
         target, ticket = (
-            np.asarray(models.apply(params, some, shape))[:, places, :choices].argmax(-1)
+            np.asarray(models.apply(params, batch, shape))[:, places, :choices].argmax(-1)
             for params, shape in both
         )
         agree += int((target == ticket).sum())
@@ -103,7 +104,7 @@ def _measure(
         "inputs": len(tokens),
         "answers": answers,
         "agreement": agree / answers,
-        "num_sums": sum(part.num_sums for part in recipe.parts),
+        "num_sums": sum(part.num_sums for part in spec.parts),
         "seconds": round(seconds, 1),
     }
 

@@ -1,7 +1,7 @@
 """The command `slth-jax`, also `python -m slth_jax`.
 
-`command` holds the table of verbs and turns errors into one line; a verb is a file with `HELP`,
-`add(parser)` and `run(options)`. Nothing here imports JAX before the arguments are parsed.
+`command` has the table of verbs; a verb is a file with `HELP`, `add(parser)` and `run(options)`.
+`outcome` turns errors into one line. JAX is imported after the arguments were parsed.
 """
 
 from slth_jax.cli.command import main

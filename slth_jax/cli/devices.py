@@ -1,10 +1,10 @@
-"""How many devices a CPU is split into, said before JAX is imported."""
+"""The number of devices into which a CPU is split, set before JAX is imported."""
 
 import os
 
 
 def split_cpu(devices: int | None) -> None:
-    """Split the CPU into so many devices; None for one a core, unless the environment says.
+    """Split the CPU into so many devices; None for one per core, or the environment's number.
 
     One CPU device keeps little more than one core busy.
     """

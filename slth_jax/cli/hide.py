@@ -1,7 +1,7 @@
 """Hide a trained language model in random numbers.
 
-Finds masks over a random network, drawn from a seed and never trained, so that it computes what the
-model computes. Goes on where it was stopped; the ticket is DIR/ticket.safetensors.
+Finds masks under which a random network, drawn from a seed and never trained, computes the same
+function as the model. A stopped run is resumed; the ticket is DIR/ticket.safetensors.
 """
 
 import argparse
@@ -22,19 +22,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--samples", type=int, default=20, help="random samples of each subset sum (default: 20)"
+        "--samples", type=int, default=20, help="random samples per subset sum (default: 20)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random network (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random network (default: 0)"
+    )
     parser.add_argument(
         "--construction",
         metavar="RULE",
-        help="proof, reach, shift, or shift:R,C (default: the best at so many samples)",
+        help="proof, reach, shift, or shift:R,C (default: the best setting of shift measured)",
     )
     parser.add_argument(
         "--form",
         choices=("linear", "relu"),
         default="linear",
-        help="what stands between the two random factors of a linear map (default: linear)",
+        help="the function between the two random factors of a linear map (default: linear)",
     )
     parser.add_argument(
         "--keep",
@@ -56,33 +58,33 @@ def run(options: argparse.Namespace) -> None:
     from slth_jax.cli.devices import split_cpu
 
     split_cpu(options.devices)
+    import numpy as np
+
     from slth_jax import hide, models, storage
     from slth_jax.construction import rules
     from slth_jax.hide import compare
 
     started = time.perf_counter()
     reader = models.weights.open(options.model)
-    recipe = hide.make_recipe(
+    spec = hide.make_spec(
         reader,
         samples=options.samples,
         construction=None if options.construction is None else rules.parse(options.construction),
         form=options.form,
         keep=tuple(name for name in options.keep.split(",") if name),
     )
-    # Everything is looked at before the work begins.
+    # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
-    tokenizer, file = None, None
+    writer = None
     if options.prompt is not None:
-        file = models.tokens.find(options.tokenizer, options.model, reader.settings.vocab_size)
-        tokenizer = models.tokens.open_tokenizer(file)
-        prompt = tokenizer.encode(options.prompt)
-        models.decoder.check_tokens(_row(prompt), reader.settings)
+        writer = text.Writer(options, options.model, reader.settings)
+        models.decoder.check_tokens(np.asarray([writer.prompt]), reader.settings)
     identity = hide.identity_of(options.model)
     with progress.bar("subset sums", options.quiet) as update:
         try:
             path = hide.solve(
                 reader,
-                recipe,
+                spec,
                 options.out,
                 seed=options.seed,
                 identity=identity,
@@ -93,44 +95,45 @@ def run(options: argparse.Namespace) -> None:
             print(part)
             return
     out = Path(options.out)
-    target, ticket = hide.of_target(reader), hide.of_ticket(path)
-    summary = _summary(path, hide.opened(path), options)
+    opened = hide.opened(path)
+    target, ticket = hide.of_target(reader), hide.of_ticket(opened)
+    summary = _summary(path, opened, options)
     if tokens is not None:
         ours, theirs = hide.logits(target, tokens), hide.logits(ticket, tokens)
         summary |= hide.measures(ours, theirs, tokens if reader.settings.causal else None)
-        _write_logits(out / "logits.npz", ours, theirs)
-    if tokenizer is not None:
-        texts = _generate(target, ticket, prompt, options, tokenizer)
+        with storage.writing(out / "logits.npz") as file:
+            np.savez(file, target=ours, ticket=theirs)
+    if writer is not None:
+        texts: dict[str, Any] = {"prompt": options.prompt, "length": options.length}
+        for name, model in (("target", target), ("ticket", ticket)):
+            texts[name], texts[f"{name}_text"] = writer.write(model)
         storage.write_json(out / "generated.json", texts)
         summary["equal_tokens"] = hide.equal_tokens(texts["target"], texts["ticket"])
         summary["generated_tokens"] = len(texts["target"])
-        if file is not None and Path(file).is_file():
-            shutil.copyfile(file, out / "tokenizer.bin")
+        if writer.file is not None and Path(writer.file).is_file():
+            shutil.copyfile(writer.file, out / "tokenizer.bin")
         _side_by_side(texts["target_text"], texts["ticket_text"])
     summary["seconds"] = round(time.perf_counter() - started, 2)
     summary["peak_bytes"] = memory.peak_bytes()
     storage.write_json(out / "summary.json", summary)
     hide.clean(out)
-    _tell(summary, out)
+    _report(summary, out)
 
 
 def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, Any]:
-    metadata, parts = opened.ticket.metadata, opened.ticket.metadata["parts"]
-    rule = opened.recipe.construction
+    metadata, spec = opened.ticket.metadata, opened.spec
+    rule, parts = spec.construction, metadata["parts"]
     return {
         "model": Path(options.model).name,
-        "samples": opened.recipe.samples,
+        "samples": spec.samples,
         "seed": opened.ticket.seed,
-        "form": opened.recipe.form,
+        "form": spec.form,
         "construction": rule.name,
         "shift_units": rule.search.shift_units,
         "columns": rule.search.columns,
-        "keep": list(opened.recipe.keep),
-        "num_sums": metadata["num_sums"],
+        "keep": list(spec.keep),
+        **{name: metadata[name] for name in ("num_sums", "random_weights", "mask_bits", "numbers")},
         "out_of_reach": sum(part["out_of_reach"] for part in parts.values()),
-        "random_weights": metadata["random_weights"],
-        "mask_bits": metadata["mask_bits"],
-        "numbers": metadata["numbers"],
         "solve_seconds": round(sum(part["seconds"] for part in parts.values()), 2),
         "ticket_bytes": path.stat().st_size,
         "target_bytes": metadata["target_bytes"],
@@ -139,50 +142,13 @@ def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, 
     }
 
 
-def _generate(target, ticket, prompt, options, tokenizer) -> dict[str, Any]:
-    import jax
-
-    from slth_jax import models
-
-    texts: dict[str, Any] = {"prompt": options.prompt, "length": options.length}
-    key = jax.random.key(options.seed, impl="threefry2x32")
-    for name, model in (("target", target), ("ticket", ticket)):
-        tokens = models.generate(
-            model.load(),
-            model.settings,
-            prompt,
-            options.length,
-            temperature=options.temperature,
-            key=key,
-            stop=tokenizer.stop,
-        )
-        texts[name] = tokens
-        texts[f"{name}_text"] = tokenizer.decode(tokens)
-    return texts
-
-
-def _write_logits(path: Path, target, ticket) -> None:
-    import numpy as np
-
-    from slth_jax import storage
-
-    with storage.writing(path) as file:
-        np.savez(file, target=target, ticket=ticket)
-
-
-def _row(tokens):
-    import numpy as np
-
-    return np.asarray([tokens])
-
-
 def _side_by_side(left: str, right: str) -> None:
     import textwrap
 
     width = max(20, min(60, (shutil.get_terminal_size((100, 24)).columns - 3) // 2))
     columns = []
-    for title, told in (("target", left), ("ticket: random numbers and masks", right)):
-        lines = [line for part in told.split("\n") for line in textwrap.wrap(part, width) or [""]]
+    for title, words in (("target", left), ("ticket: random numbers and masks", right)):
+        lines = [line for part in words.split("\n") for line in textwrap.wrap(part, width) or [""]]
         columns.append([title, "-" * width, *lines])
     rows = max(map(len, columns))
     for i in range(rows):
@@ -191,7 +157,7 @@ def _side_by_side(left: str, right: str) -> None:
     print()
 
 
-def _tell(summary: dict[str, Any], out: Path) -> None:
+def _report(summary: dict[str, Any], out: Path) -> None:
     numbers = summary["numbers"]
     print(
         f"{summary['num_sums']:,} subset sums of {summary['samples']} samples "

@@ -60,10 +60,18 @@ def report(error: BaseException) -> int:
 
 def refuse(message: str, status: int = 2) -> int:
     """Print ``error: message`` on standard error, control characters escaped; return `status`."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
     if sys.stderr is not None:
-        print(f"error: {shown}", file=sys.stderr)
+        print(f"error: {_escaped(message)}", file=sys.stderr)
     return status
+
+
+def show(text: str) -> None:
+    """Print text that may come from somebody else's file: control characters are escaped."""
+    print("\n".join(map(_escaped, text.split("\n"))))
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _is_expected(error: BaseException) -> bool:

@@ -1,7 +1,9 @@
-"""Look at a ticket's file, check it, or write its weights as NumPy arrays."""
+"""Show a ticket's file, check it, or write its weights as NumPy arrays."""
 
 import argparse
 from typing import Any
+
+from slth_jax.cli import outcome
 
 _DRAWN = 12  # masks in a picture: whole models have hundreds, read one at a time
 HELP = "show, verify or export a ticket's file"
@@ -10,7 +12,7 @@ HELP = "show, verify or export a ticket's file"
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="print what is inside")
+    show = actions.add_parser("show", help="print the content")
     show.add_argument("--plot", metavar="OUT.png", help="also draw the masks (PNG, SVG or PDF)")
     verify = actions.add_parser(
         "verify",
@@ -22,31 +24,40 @@ def add(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--target", metavar="X.npz", help="recompute the error against this attention (w_q ... w_o)"
     )
-    verify.add_argument("--inputs", metavar="X.npy", help="the sequences [s, t, m] it is of")
+    verify.add_argument(
+        "--inputs", metavar="X.npy", help="the sequences [s, t, m] of the recorded error"
+    )
     export.add_argument("--out", required=True, metavar="X.npz", help="the file to write")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the action."""
     # JAX is imported here: see `command`.
-    from slth_jax import ticket
+    import jax.numpy as jnp
+
+    from slth_jax import checks, storage, ticket
     from slth_jax.types import AttentionParams
 
     if options.action == "show":
         opened = ticket.open(options.file)
-        print(ticket.describe(opened))
+        outcome.show(ticket.describe(opened))
         if options.plot is not None:
             print(_plot(opened, options.plot))
     elif options.action == "verify":
         target = None
         if options.target is not None:
-            arrays = _read(options.target)
-            target = AttentionParams(*(arrays[name] for name in AttentionParams._fields))
-        inputs = None if options.inputs is None else _read(options.inputs)
+            arrays = storage.read_numpy(options.target)
+            names = AttentionParams._fields
+            if not isinstance(arrays, dict) or not set(names) <= arrays.keys():
+                raise checks.fail("--target", f"an archive of {', '.join(names)}", options.target)
+            target = AttentionParams(*(jnp.asarray(arrays[name]) for name in names))
+        inputs = None if options.inputs is None else storage.read_numpy(options.inputs)
+        if isinstance(inputs, dict):
+            raise checks.fail("--inputs", "one array, NAME.npy", options.inputs)
         report = ticket.verify(options.file, target=target, inputs=inputs)
-        print(f"{options.file}: whole, and its source is generated as recorded")
+        outcome.show(f"{options.file}: intact, and its source is generated as recorded")
         if report.error is not None:
-            print(f"error {report.error:.6g} against the target, as recorded")
+            print(f"error {report.error:.6g} against the target, {report.recorded:.6g} recorded")
         print(
             f"{report.num_kept:,} of {report.size:,} connections kept "
             f"({100 * report.num_kept / max(report.size, 1):.1f} %)"
@@ -59,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _plot(opened: Any, out: str) -> str:
-    """Draw the first masks of a ticket; return what is to be said of the picture."""
+    """Draw the first masks of a ticket; return a line about the picture."""
     from slth_jax import plots, ticket
 
     names = [name for name, shape in opened.shapes.items() if len(shape) > 1][:_DRAWN]
@@ -69,7 +80,7 @@ def _plot(opened: Any, out: str) -> str:
 
 
 def _export_model(file: str, out: str) -> str:
-    """Write the merged network of a whole model's ticket; return what is to be said of it."""
+    """Write the merged network of a whole model's ticket; return a line about it."""
     import dataclasses
     import json
 
@@ -90,17 +101,3 @@ def _export_model(file: str, out: str) -> str:
         "slth_jax.models, its settings as JSON in 'settings'. Its attention heads are as wide as "
         "the model, which no Hugging Face layout holds."
     )
-
-
-def _read(path: str) -> Any:
-    """Return the arrays of a NumPy file.
-
-    Raises:
-      ValueError: it is missing, or not such a file.
-    """
-    import numpy as np
-
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error

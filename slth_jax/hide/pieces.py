@@ -1,26 +1,18 @@
-"""The unit of work of a run: some rows of one part, solved, and written before the next begins."""
+"""The unit of work of a run: rows of one part, solved, and saved before the next piece begins."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
-from slth_jax import storage
 from slth_jax.construction.rules import Rule
-from slth_jax.hide import solver
+from slth_jax.factored import Part, Spec, products, solve
 from slth_jax.hide.targets import Targets
-from slth_jax.sources import products
-from slth_jax.sources.recipe import Part, Recipe
 
-# Some seconds of work: what is computed again at most after a kill.
+# Some seconds of work, the most that is computed again after a kill.
 _SUMS = 1 << 22
-_STEP = 512  # rows of a product that is cut are cut at multiples of this
+_STEP = 512  # a product that is cut is cut at multiples of this number of rows
 
 
 class Piece(NamedTuple):
@@ -32,26 +24,27 @@ class Piece(NamedTuple):
 
     @property
     def num_sums(self) -> int:
-        """The number of entries that these rows have to meet."""
+        """The number of entries of these rows."""
         return (self.stop - self.start) * self.part.columns
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The name in the folder of the run."""
         return f"{self.part.name}-{self.start:09d}"
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """Return (product, first row, last row + 1) of each product that is touched."""
-        rows, found = self.part.rows, []
-        for g in range(self.start // rows, (self.stop - 1) // rows + 1):
-            found.append((g, max(self.start - g * rows, 0), min(self.stop - g * rows, rows)))
-        return found
+        """Return (product, first row, last row + 1) for each product with rows in the piece."""
+        rows = self.part.rows
+        return [
+            (g, max(self.start - g * rows, 0), min(self.stop - g * rows, rows))
+            for g in range(self.start // rows, (self.stop - 1) // rows + 1)
+        ]
 
 
-def cut(recipe: Recipe) -> list[Piece]:
-    """Return all pieces, in the order of the parts; the same for every machine."""
+def cut(spec: Spec) -> list[Piece]:
+    """Return all pieces, in the order of the parts; the same on every machine."""
     pieces = []
-    for part in recipe.parts:
+    for part in spec.parts:
         whole = part.rows * part.columns
         if whole <= _SUMS:
             step = max(1, _SUMS // whole) * part.rows
@@ -69,20 +62,19 @@ def cut(recipe: Recipe) -> list[Piece]:
 def scale_factor(rule: Rule) -> float:
     """Return the largest product of two weights, in units of the largest entry of the target.
 
-    Measured at 8 to 20 samples: shift units bring the few largest entries within reach, so
-    smaller and finer samples serve best (below 0.8 single entries are lost); without them reach
-    is what is short.
+    Measured at 8 to 20 samples. Shift units bring the few largest entries within reach, so smaller
+    and finer samples serve best (below 0.8 single entries are lost). Without shift units the range
+    of reachable sums is the limit.
     """
     return 0.9 if rule.search.shift_units else 1.25
 
 
 def compute(
-    piece: Piece, recipe: Recipe, seed: int, targets: Targets, mesh: Mesh
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the packed masks `[rows, units / 8]` of a piece, and what is to be told of it."""
-    part, rule = piece.part, recipe.construction
-    part_rule = rule.for_relu() if part.relu else rule
-    key = products.part_key(seed, part, recipe)
+    piece: Piece, spec: Spec, seed: int, targets: Targets, mesh: Mesh
+) -> tuple[UInt8[np.ndarray, "rows bytes"], dict[str, Any]]:
+    """Return the packed masks of a piece and its report."""
+    part, rule = piece.part, spec.construction
+    factor = scale_factor(rule.for_relu() if part.relu else rule)
     bits: list[np.ndarray] = []
     scales: dict[str, float] = {}
     prints: dict[str, str] = {}
@@ -90,17 +82,17 @@ def compute(
     for g, first, last in piece.spans():
         matrix = targets.product(part, g)
         most = float(np.max(np.abs(matrix)))
-        scale = float(np.float32(scale_factor(part_rule) * most)) if most > 0 else 1.0
-        product = products.product(key, part, g, rule)
-        wanted = matrix[first:last]
-        found = solver.rows(product, part, rule, wanted, first, scale, recipe.samples, mesh)
-        bits.append(found.bits)
+        scale = float(np.float32(factor * most)) if most > 0 else 1.0
+        product = products.draw(seed, part, g, rule)
+        problem = solve.Problem(product, part, rule, scale, spec.samples)
+        masks = solve.rows(problem, matrix[first:last], first, mesh)
+        bits.append(masks.bits)
         scales[str(g)], prints[str(g)] = scale, products.fingerprint(product, scale, part)
-        squared_error += float(found.squared_error.sum(dtype=np.float64))
-        squared_target += float(np.square(wanted, dtype=np.float64).sum())
-        largest = max(largest, float(found.largest_error.max()))
-        beyond += int(found.out_of_reach.sum())
-    told = {
+        squared_error += float(masks.squared_error.sum(dtype=np.float64))
+        squared_target += float(np.square(matrix[first:last], dtype=np.float64).sum())
+        largest = max(largest, float(masks.largest_error.max()))
+        beyond += int(masks.out_of_reach.sum())
+    report = {
         "scales": scales,
         "fingerprints": prints,
         "squared_error": squared_error,
@@ -108,35 +100,4 @@ def compute(
         "largest_error": largest,
         "out_of_reach": beyond,
     }
-    return np.concatenate(bits), told
-
-
-def write(folder: Path, piece: Piece, bits: np.ndarray, told: Mapping[str, Any]) -> None:
-    """Write a piece, atomically; its checksum goes with it."""
-    entry = {"piece": json.dumps({**told, "sha256": hashlib.sha256(bits.tobytes()).hexdigest()})}
-    data = safetensors.numpy.save({"bits": bits}, metadata=entry)
-    storage.write_bytes(folder / f"{piece.name}.safetensors", data)
-
-
-def read(folder: Path, piece: Piece) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return what `write` wrote.
-
-    Raises:
-      Damaged: the file is not what was written.
-    """
-    path = folder / f"{piece.name}.safetensors"
-    try:
-        with safetensors.safe_open(path, "numpy") as opened:
-            told = json.loads(opened.metadata()["piece"])
-            bits = opened.get_tensor("bits")
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise storage.Damaged(f"{path} is damaged: {storage.reason(error)}") from error
-    shape = (piece.stop - piece.start, piece.part.units // 8)
-    if bits.shape != shape or hashlib.sha256(bits.tobytes()).hexdigest() != told["sha256"]:
-        raise storage.Damaged(f"{path} is damaged: its checksum does not match")
-    return bits, told
-
-
-def exists(folder: Path, piece: Piece) -> bool:
-    """Return whether the piece was written."""
-    return (folder / f"{piece.name}.safetensors").exists()
+    return np.concatenate(bits), report

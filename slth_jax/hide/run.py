@@ -1,60 +1,100 @@
 """Hide a model: the resumable run from its weights to the file of a ticket."""
 
+import dataclasses
 import hashlib
-import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from slth_jax import checks, storage
+from slth_jax import checks, storage, ticket
 from slth_jax.construction import rules
 from slth_jax.construction.rules import Rule
-from slth_jax.hide import file, pieces, targets
+from slth_jax.factored import Part, Spec, from_json, num_bits, products, source
+from slth_jax.hide import pieces, targets
+from slth_jax.hide.model import NAME, SOURCE
 from slth_jax.hide.pieces import Piece
 from slth_jax.hide.targets import Targets
 from slth_jax.models.weights import Reader
-from slth_jax.sources import products
-from slth_jax.sources.recipe import Part, Recipe, num_bits
+from slth_jax.storage import RunFolder
+from slth_jax.ticket import Tensor, Ticket
 
-_log = logging.getLogger("slth_jax.hide")
 # Called with (subset sums done, subset sums in all).
 Progress = Callable[[int, int], None]
 
 
 class Unfinished(Exception):
-    """This shard has done its part; pieces of other shards are missing."""
+    """This shard is complete; pieces of other shards are missing."""
 
 
-def make_recipe(
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A model, the random network to hide it in, and the folder of the results."""
+
+    reader: Reader
+    spec: Spec
+    seed: int
+    identity: str
+    folder: RunFolder
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path / NAME
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.reader, self.spec)
+
+    def masks(self, piece: Piece) -> np.ndarray:
+        arrays, _ = self.folder.load(piece.name, contents=piece[1:])
+        return arrays["bits"]
+
+    def report(self, piece: Piece) -> dict[str, Any]:
+        _, notes = self.folder.load(piece.name, contents=piece[1:])
+        return notes
+
+
+class _Folder(RunFolder):
+    """The folder of a run; in folders of the first version a spec is a 'recipe'."""
+
+    def recorded(self) -> dict[str, Any] | None:
+        config = super().recorded()
+        if config is not None and "recipe" in config:
+            config["spec"] = storage.plain(from_json(config.pop("recipe")).to_json())
+        return config
+
+
+def make_spec(
     reader: Reader,
     *,
     samples: int = 20,
     construction: str | Rule | None = None,
     form: str = "linear",
     keep: Sequence[str] = (),
-) -> Recipe:
-    """Return the recipe of a source for the model of `reader` (see `sources.recipe.Recipe`).
+) -> Spec:
+    """Return the spec of a random network for the model of `reader` (see `factored.Spec`).
 
-    `construction` None takes the rule that was measured to serve best at so many samples.
+    With `construction` None it takes the rule that served best at so many samples.
     """
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
     rule = rules.for_samples(samples) if construction is None else rules.get(construction)
-    if rule.needs_target:  # a hidden model's file holds one of the two masks
-        raise checks.fail("construction", "a rule that deals units without the target", rule.name)
+    if rule.needs_target or rule.band is not None:
+        # The ticket of a whole model contains the masks of free factors alone, of subset sums.
+        raise checks.fail("construction", "a rule that assigns without the target", rule.name)
     traits = targets.traits(reader)
-    return Recipe(reader.settings, samples, rule, form, keep=tuple(sorted(set(keep))), **traits)
+    return Spec(reader.settings, samples, rule, form, keep=tuple(sorted(set(keep))), **traits)
 
 
 def solve(
     reader: Reader,
-    recipe: Recipe,
+    spec: Spec,
     out: str | os.PathLike[str],
     *,
     seed: int = 0,
@@ -62,20 +102,20 @@ def solve(
     shard: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Find the masks of all parts and write ``out/ticket.safetensors``; go on where it was stopped.
+    """Find the masks of all parts and write ``out/ticket.safetensors``; resume a stopped run.
 
-    Parts are drawn, solved and written in pieces of some seconds; a piece is durable before the
-    next one begins, and depends on nothing but the model, the recipe and the seed, so neither a
+    Parts are drawn, solved and written in pieces of some seconds. A piece is durable before the
+    next one begins, and depends on nothing but the model, the spec and the seed, so neither a
     kill nor the number of devices or machines changes a bit.
 
     Args:
       reader: the model to hide.
-      recipe: see `make_recipe`.
+      spec: see `make_spec`.
       out: a folder, new or of the same run.
-      seed: of the source, in [0, 2^32).
-      identity: tells the model from others; compared when resuming.
-      shard: 'i/n' computes every n-th piece from the i-th on; shards share `out`, and the one that
-        finds all pieces there joins them.
+      seed: the seed of the source, in [0, 2^32).
+      identity: distinguishes the model from others; compared when resuming.
+      shard: 'i/n' computes every n-th piece from the i-th on; shards share `out`, and the shard
+        that finds all pieces complete joins them.
       progress: called after each piece.
 
     Returns:
@@ -83,170 +123,148 @@ def solve(
 
     Raises:
       ValueError: arguments that cannot be used.
-      CheckpointError: `out` holds another run, is in use, or has too little room.
+      CheckpointError: `out` belongs to another run, is in use, or its disk is too full.
       Unfinished: pieces of other shards are missing.
     """
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
     index, count = checks.shard(shard)
-    todo = pieces.cut(recipe)
-    folder = storage.make_folder(out)
-    config = storage.plain({"model": identity, "seed": seed, "recipe": recipe.to_json()})
-    path = folder / file.NAME
-    with storage.lock_shard(folder, index, count):
-        _compare(folder, config)
-        if path.exists():
-            return path
-        store = storage.make_folder(folder / "parts")
-        mine = [piece for i, piece in enumerate(todo) if i % count == index]
-        _check_room(folder, recipe, [piece for piece in todo if not pieces.exists(store, piece)])
-        _compute(reader, recipe, seed, store, config, mine, todo, progress)
-        missing = [piece for piece in todo if not pieces.exists(store, piece)]
+    config = {"model": identity, "seed": seed, "spec": spec.to_json()}
+    folder = _Folder(out, config, shard=shard, pieces="parts", form=storage.Files())
+    run = _Run(reader, spec, seed, identity, folder)
+    todo = pieces.cut(spec)
+    with folder.claim():
+        if run.path.exists():
+            _Folder(out, config, pieces=None).compare()  # the pieces may be gone
+            ticket.open(run.path, check=True)
+            return run.path
+        _check_space(run, [piece for piece in todo if not folder.has(piece.name)])
+        _compute(run, [piece for i, piece in enumerate(todo) if i % count == index], progress)
+        missing = [piece for piece in todo if not folder.has(piece.name)]
         if missing:
             raise Unfinished(
-                f"shard {shard} is done; {len(missing)} of {len(todo)} pieces of others are missing"
+                f"shard {shard} is done; {len(missing)} of {len(todo)} pieces are missing"
             )
-        with storage.lock(folder, name="lock-join", wait=True):
-            if not path.exists():
-                _join(reader, recipe, seed, store, path, todo, identity)
-    return path
+        with storage.lock(folder.path, name="lock-join", wait=True):
+            if not run.path.exists():
+                _join(run, todo)
+    return run.path
 
 
 def clean(out: str | os.PathLike[str]) -> None:
-    """Remove the pieces of a run whose ticket is there."""
+    """Remove the pieces of a run whose ticket is complete.
+
+    Raises:
+      Damaged: the ticket is damaged; the pieces stay.
+    """
     folder = Path(out)
-    if (folder / file.NAME).exists():
+    if (folder / NAME).exists() and (folder / "parts").exists():
+        ticket.open(folder / NAME, check=True)
         shutil.rmtree(folder / "parts", ignore_errors=True)
 
 
 def identity_of(model: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a model's files."""
     path = Path(model)
-    wanted = (".json", ".safetensors")
-    files = sorted(f for f in path.iterdir() if f.suffix in wanted) if path.is_dir() else [path]
+    suffixes = (".json", ".safetensors")
+    files = sorted(f for f in path.iterdir() if f.suffix in suffixes) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    for one in files:
-        with open(one, "rb") as opened:
+    for file in files:
+        with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
 
 
-def _compute(
-    reader: Reader,
-    recipe: Recipe,
-    seed: int,
-    store: Path,
-    config: dict[str, Any],
-    mine: list[Piece],
-    todo: list[Piece],
-    progress: Progress | None,
-) -> None:
-    held, mesh = Targets(reader, recipe), products.mesh()
+def _compute(run: _Run, mine: list[Piece], progress: Progress | None) -> None:
+    matrices, mesh = run.targets, products.mesh()
     total = sum(piece.num_sums for piece in mine)
     done = 0
     for piece in mine:
-        if not _whole(store, piece):
+        if not run.folder.whole(piece.name, piece[1:]):
             start = time.perf_counter()
-            bits, told = pieces.compute(piece, recipe, seed, held, mesh)
-            told["seconds"] = round(time.perf_counter() - start, 3)
-            _record(store.parent, config)
-            pieces.write(store, piece, bits, told)
+            bits, report = pieces.compute(piece, run.spec, run.seed, matrices, mesh)
+            report["seconds"] = round(time.perf_counter() - start, 3)
+            run.folder.save(piece.name, {"bits": bits}, report, contents=piece[1:])()
         done += piece.num_sums
         if progress is not None:
             progress(done, total)
 
 
-def _whole(store: Path, piece: Piece) -> bool:
-    if not pieces.exists(store, piece):
-        return False
-    try:
-        pieces.read(store, piece)
-    except storage.Damaged as error:
-        _log.warning("%s; it is computed again", error)
-        return False
-    return True
-
-
-def _join(
-    reader: Reader,
-    recipe: Recipe,
-    seed: int,
-    store: Path,
-    path: Path,
-    todo: list[Piece],
-    identity: str,
-) -> None:
-    told = {piece.name: pieces.read(store, piece)[1] for piece in todo}
-    by_part: dict[str, list[Piece]] = {}
+def _join(run: _Run, todo: list[Piece]) -> None:
+    """Write the ticket of all pieces."""
+    by_part: dict[str, list[Piece]] = {part.name: [] for part in run.spec.parts}
     for piece in todo:
-        by_part.setdefault(piece.part.name, []).append(piece)
+        by_part[piece.part.name].append(piece)
     scales: dict[str, list[float]] = {}
     errors: dict[str, dict[str, Any]] = {}
     prints = hashlib.sha256()
-    for name, some in by_part.items():
-        parts = [told[piece.name] for piece in some]
-        of_product = {int(g): s for part in parts for g, s in part["scales"].items()}
-        scales[name] = [of_product[g] for g in sorted(of_product)]
-        for part in parts:
-            for g in part["fingerprints"]:
-                prints.update(f"{name} {g} {part['fingerprints'][g]}\n".encode())
-        squares = sum(part["squared_target"] for part in parts)
-        errors[name] = {
-            "relative_error": (sum(p["squared_error"] for p in parts) / squares) ** 0.5
-            if squares
-            else 0.0,
-            "largest_error": max(part["largest_error"] for part in parts),
-            "out_of_reach": sum(part["out_of_reach"] for part in parts),
-            "num_sums": some[0].part.num_sums,
-            "seconds": round(sum(part["seconds"] for part in parts), 3),
-        }
-    kept_numbers = sum(part.num_sums for part in recipe.kept_parts)
-    held = Targets(reader, recipe)
-    metadata = {
-        "model": identity,
+    for name, parts in by_part.items():
+        reports = [run.report(piece) for piece in parts]
+        by_product = {int(g): s for report in reports for g, s in report["scales"].items()}
+        scales[name] = [by_product[g] for g in sorted(by_product)]
+        by_product = {int(g): s for report in reports for g, s in report["fingerprints"].items()}
+        for g in sorted(by_product):
+            prints.update(f"{name} {g} {by_product[g]}\n".encode())
+        errors[name] = _errors(reports) | {"num_sums": parts[0].part.num_sums}
+    matrices = run.targets
+
+    def blocks(name: str) -> Iterable[np.ndarray]:
+        return (run.masks(piece) for piece in by_part[name])
+
+    def kept(part: Part) -> Iterable[np.ndarray]:
+        return (matrices.product(part, g) for g in range(part.count))
+
+    tensors = {
+        part.name: Tensor(num_bits([part]) // 8, partial(blocks, part.name))
+        for part in run.spec.parts
+    } | {
+        source.KEPT + part.name: Tensor(4 * part.num_sums, partial(kept, part))
+        for part in run.spec.kept_parts
+    }
+    whole = Ticket(
+        source=SOURCE,
+        options={**run.spec.to_json(), "scales": scales},
+        seed=run.seed,
+        bits={},
+        shapes={part.name: part.shape for part in run.spec.parts},
+        fingerprint=prints.hexdigest(),
+        metadata=_metadata(run, errors),
+    )
+    ticket.write(run.path, whole, tensors)
+
+
+def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the errors of a part from the reports of its pieces."""
+    target = sum(report["squared_target"] for report in reports)
+    error = sum(report["squared_error"] for report in reports)
+    return {
+        "relative_error": (error / target) ** 0.5 if target else 0.0,
+        "largest_error": max(report["largest_error"] for report in reports),
+        "out_of_reach": sum(report["out_of_reach"] for report in reports),
+        "seconds": round(sum(report["seconds"] for report in reports), 3),
+    }
+
+
+def _metadata(run: _Run, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    spec = run.spec
+    return {
+        "model": run.identity,
         "parts": errors,
-        "num_sums": sum(part.num_sums for part in recipe.parts),
-        "random_weights": sum(part.num_weights for part in recipe.parts),
-        "mask_bits": num_bits(recipe.parts),
+        "num_sums": sum(part.num_sums for part in spec.parts),
+        "random_weights": sum(part.num_weights for part in spec.parts),
+        "mask_bits": num_bits(spec.parts),
         # Beyond the seed, the settings and the masks.
-        "numbers": {"scales": sum(len(s) for s in scales.values()), "kept": kept_numbers},
-        "target_bytes": reader.num_bytes,
+        "numbers": {
+            "scales": sum(part.count for part in spec.parts),
+            "kept": sum(part.num_sums for part in spec.kept_parts),
+        },
+        "target_bytes": run.reader.num_bytes,
         "versions": {"jax": jax.__version__},
     }
 
-    def read(part: Part) -> Iterable[np.ndarray]:
-        return (pieces.read(store, piece)[0] for piece in by_part[part.name])
 
-    def kept(part: Part) -> np.ndarray:
-        return np.stack([held.product(part, g) for g in range(part.count)])
-
-    file.write(path, recipe, seed, scales, prints.hexdigest(), metadata, read, kept)
-
-
-def _compare(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a folder of another run, naming the first difference."""
-    path = folder / "config.json"
-    if not path.exists():
-        if (folder / file.NAME).exists():
-            raise storage.CheckpointError(f"{folder} has a ticket but {path} is missing")
-        return
-    there = storage.read_json(path)
-    found = storage.difference(there, config)
-    if found is not None:
-        name, old, new = found
-        raise storage.CheckpointError(
-            f"{folder} holds another run: {name} is {old!r} there and {new!r} here; "
-            "use a new folder"
-        )
-
-
-def _record(folder: Path, config: dict[str, Any]) -> None:
-    """Write what the run is, with its first result: one that fails before binds nobody."""
-    if not (folder / "config.json").exists():
-        storage.write_json(folder / "config.json", config)
-
-
-def _check_room(folder: Path, recipe: Recipe, missing: list[Piece]) -> None:
-    """Refuse a disk that cannot hold the pieces to come and the ticket."""
+def _check_space(run: _Run, missing: list[Piece]) -> None:
+    """Refuse a disk that cannot store the missing pieces and the ticket."""
     bits = sum((piece.stop - piece.start) * piece.part.units for piece in missing)
-    kept = 4 * sum(part.num_sums for part in recipe.kept_parts)
-    storage.check_room(folder, bits // 8 + num_bits(recipe.parts) // 8 + kept + (1 << 20))
+    kept = 4 * sum(part.num_sums for part in run.spec.kept_parts)
+    size = bits // 8 + num_bits(run.spec.parts) // 8 + kept + (1 << 20)
+    storage.check_room(run.folder.path, size)

@@ -1,22 +1,30 @@
-"""The parts of a trained model as matrices: what a random source has to meet.
+"""The parts of a trained model as matrices: the targets of a random network's products.
 
-Gains and shifts of the normalisation fold into the maps behind them, biases stand in the row of the
-constant coordinate, in NumPy float64. See `sources.recipe` for the parts.
+Gains and shifts of the normalisation fold into the maps behind them, and biases are the row of the
+constant coordinate, in NumPy float64. See `factored.spec` for the parts.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from slth_jax import checks
+from slth_jax.factored import Part, Spec
 from slth_jax.models.weights import Reader
-from slth_jax.sources.recipe import Part, Recipe
 
 Arrays = Mapping[str, np.ndarray]
+# By kind of part: the name of the matrix, and the norm in front of it.
+_MAPS = {
+    "in": ("mlp.in", "ln_2"),
+    "gate": ("mlp.gate", "ln_2"),
+    "out": ("mlp.out", ""),
+    "unembed": ("unembed", "ln_f"),
+}
 
 
 def traits(reader: Reader) -> dict[str, bool]:
-    """Return what `Recipe` has to know of a model: 'constant' and 'layers'."""
+    """Return the fields of `Spec` that depend on a model's arrays: 'constant' and 'layers'."""
     names = {*reader.ends(), *reader.block(0)}
     constant = any(name.endswith(".bias") for name in names)
     return {"constant": constant, "layers": "mlp.in" in names}
@@ -30,98 +38,89 @@ def check(reader: Reader) -> None:
 
 
 class Targets:
-    """The matrices of the parts of one model, computed when asked for; one block is kept."""
+    """The matrices of the parts of one model, computed when asked for; one block is cached."""
 
-    def __init__(self, reader: Reader, recipe: Recipe):
+    def __init__(self, reader: Reader, spec: Spec):
         """Read nothing yet."""
-        self._reader, self._recipe = reader, recipe
-        self._held: tuple[int | None, Arrays] | None = None
+        self._reader, self._spec = reader, spec
+        self._cached: tuple[int | None, Arrays] | None = None
 
-    def product(self, part: Part, g: int) -> np.ndarray:
-        """Return the matrix `[rows, columns]` of product `g` of a part, float32.
+    def product(self, part: Part, g: int) -> Float[np.ndarray, "rows columns"]:
+        """Return the matrix of product `g` of a part, float32.
 
         Raises:
           ValueError: it overflows float32.
         """
-        number, _, kind = part.name.rpartition(".")
-        arrays = self._arrays(int(number) if number else None)
+        arrays = self._arrays(part.block)
+        if part.kind in ("wte", "wpe"):
+            matrix = arrays[part.kind]
+        elif part.kind == "qk":
+            matrix = self._query_key(arrays, g)
+        elif part.kind == "vo":
+            matrix = self._value_output(arrays, g)
+        else:
+            matrix = self._folded(arrays, *_MAPS[part.kind])
+            matrix = matrix if part.rows_are_inputs else matrix.T
         with np.errstate(over="ignore"):
-            found = getattr(self, f"_{kind}")(arrays, part, g).astype(np.float32)
-        if not np.isfinite(found).all():
+            matrix = matrix.astype(np.float32)
+        if not np.isfinite(matrix).all():
             raise checks.fail(f"the matrix {part.name}", "within float32", "infinite entries")
-        return found
+        return matrix
 
     def _arrays(self, block: int | None) -> Arrays:
-        if self._held is None or self._held[0] != block:
+        if self._cached is None or self._cached[0] != block:
             arrays = self._reader.ends() if block is None else self._reader.block(block)
-            self._held = block, arrays
-        return self._held[1]
+            if block is None and "unembed" not in arrays:  # tied
+                arrays["unembed"] = arrays["wte"].T
+            self._cached = block, arrays
+        return self._cached[1]
 
-    def _wte(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        return arrays["wte"]
-
-    def _wpe(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        return arrays["wpe"]
-
-    def _qk(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        s = self._recipe.settings
+    def _query_key(self, arrays: Arrays, g: int) -> np.ndarray:
+        """Return the logits' matrices of the query heads of one key/value head (and frequency)."""
+        s = self._spec.settings
         rotary = s.positions == "rotary"
-        head, f = divmod(g, len(s.rotary)) if rotary else (g, 0)
-        queries = self._folded(arrays, "attn.q", "ln_1")
-        keys = self._folded(arrays, "attn.k", "ln_1")
-        k = keys[:, head * s.head_width : (head + 1) * s.head_width]
-        scale = s.head_width**-0.5 if s.logit_scale is None else s.logit_scale
-        found = []
-        for h in self._heads_of(head):
-            q = scale * queries[:, h * s.head_width : (h + 1) * s.head_width]
+        kv_head, f = divmod(g, len(s.rotary)) if rotary else (g, 0)
+        queries = self._folded(arrays, "attn.q", "ln_1")  # [o, h k]
+        keys = self._folded(arrays, "attn.k", "ln_1")  # [o, g k]
+        k = keys[:, kv_head * s.head_width : (kv_head + 1) * s.head_width]
+        matrices = []
+        for head in self._heads_of(kv_head):
+            q = s.logit_scale * queries[:, head * s.head_width : (head + 1) * s.head_width]
             if not rotary:
-                found.append(q @ k[: s.width].T)
+                matrices.append(q @ k[: s.width].T)
                 continue
             half = s.head_width // 2
             even_q, odd_q, even_k, odd_k = (
                 w[:, [i]] for w, i in ((q, f), (q, f + half), (k, f), (k, f + half))
             )
             # x_i A x_j cos((i-j) t) - x_i S x_j sin((i-j) t)
-            found.append(even_q @ even_k.T + odd_q @ odd_k.T)
-            found.append(odd_q @ even_k.T - even_q @ odd_k.T)
-        return np.concatenate(found)
+            matrices.append(even_q @ even_k.T + odd_q @ odd_k.T)
+            matrices.append(odd_q @ even_k.T - even_q @ odd_k.T)
+        return np.concatenate(matrices)
 
-    def _vo(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        s = self._recipe.settings
+    def _value_output(self, arrays: Arrays, kv_head: int) -> np.ndarray:
+        """Return the value-output matrices of the query heads of one key/value head."""
+        s = self._spec.settings
         values = self._folded(arrays, "attn.v", "ln_1")
-        v = values[:, g * s.value_width : (g + 1) * s.value_width]
-        found = []
-        for h in self._heads_of(g):
-            o = np.asarray(arrays["attn.o"], np.float64)
-            merged = v @ o[h * s.value_width : (h + 1) * s.value_width]
+        v = values[:, kv_head * s.value_width : (kv_head + 1) * s.value_width]  # [o, v]
+        matrices = []
+        for head in self._heads_of(kv_head):
+            w_o = np.asarray(arrays["attn.o"], np.float64)
+            merged = v @ w_o[head * s.value_width : (head + 1) * s.value_width]
             if "attn.o.bias" in arrays:  # attention weights sum to one; each head takes its share
                 merged[-1] += arrays["attn.o.bias"] / s.num_heads
-            found.append(merged.T)
-        return np.concatenate(found)
-
-    def _in(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        return self._sided(self._folded(arrays, "mlp.in", "ln_2"), part)
-
-    def _gate(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        return self._sided(self._folded(arrays, "mlp.gate", "ln_2"), part)
-
-    def _out(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        return self._sided(self._folded(arrays, "mlp.out", ""), part)
-
-    def _unembed(self, arrays: Arrays, part: Part, g: int) -> np.ndarray:
-        if "unembed" not in arrays:
-            arrays = {**arrays, "unembed": arrays["wte"].T}
-        return self._sided(self._folded(arrays, "unembed", "ln_f"), part)
+            matrices.append(merged.T)
+        return np.concatenate(matrices)
 
     def _heads_of(self, kv_head: int) -> range:
-        group = self._recipe.settings.num_heads // self._recipe.settings.num_kv_heads
+        group = self._spec.settings.num_heads // self._spec.settings.num_kv_heads
         return range(kv_head * group, (kv_head + 1) * group)
 
-    def _folded(self, arrays: Arrays, name: str, norm: str) -> np.ndarray:
-        """Return ``[gain W; shift W + b]`` `[inputs (+ 1), outputs]` in float64."""
+    def _folded(self, arrays: Arrays, name: str, norm: str) -> Float[np.ndarray, "inputs outputs"]:
+        """Return ``[gain W; shift W + b]``, the last row only with the constant, in float64."""
         w = np.asarray(arrays[name], np.float64)
         rows = w * arrays[f"{norm}.gain"][:, None] if f"{norm}.gain" in arrays else w
-        if not self._recipe.constant:
+        if not self._spec.constant:
             return rows
         constant = np.zeros(w.shape[1])
         if f"{norm}.bias" in arrays:
@@ -129,7 +128,3 @@ class Targets:
         if f"{name}.bias" in arrays:
             constant = constant + arrays[f"{name}.bias"]
         return np.concatenate([rows, constant[None]])
-
-    @staticmethod
-    def _sided(w: np.ndarray, part: Part) -> np.ndarray:
-        return w if part.rows_are_inputs else w.T

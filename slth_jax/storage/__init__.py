@@ -25,7 +25,7 @@ from slth_jax.storage.files import (
     write_rows,
     writing,
 )
-from slth_jax.storage.hashes import array_hash, json_hash
+from slth_jax.storage.hashes import array_hash, json_hash, stream_hash
 from slth_jax.storage.locks import lock, lock_shard
 from slth_jax.storage.names import named_leaves, nested
 from slth_jax.storage.numpy_files import read_numpy
@@ -63,6 +63,7 @@ __all__ = [
     "reason",
     "save_tree",
     "seal",
+    "stream_hash",
     "write_bytes",
     "write_json",
     "write_rows",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,19 @@ from slth_jax.types import ArrayLike
 
 def array_hash(named: Mapping[str, ArrayLike]) -> str:
     """Return the SHA-256 of the names, dtypes, shapes and bytes of arrays, sorted by name."""
+    arrays = ((name, np.asarray(array)) for name, array in sorted(named.items()))
+    return stream_hash((name, x.dtype, x.shape, (x,)) for name, x in arrays)
+
+
+def stream_hash(
+    arrays: Iterable[tuple[str, np.dtype | str, tuple[int, ...], Iterable[np.ndarray]]],
+) -> str:
+    """Return the same for arrays that are read in blocks: (name, dtype, shape, blocks)."""
     digest = hashlib.sha256()
-    for name, array in sorted(named.items()):
-        value = np.asarray(array)
-        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
+    for name, dtype, shape, blocks in arrays:
+        digest.update(f"{name} {dtype} {shape}\n".encode())
+        for block in blocks:
+            digest.update(np.ascontiguousarray(block).tobytes())
     return digest.hexdigest()
 
 

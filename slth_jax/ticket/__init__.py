@@ -1,20 +1,22 @@
-"""A ticket as a thing: the recipe of its source, one bit a connection, and checksums.
+"""Tickets: the name of a random source, one bit per connection, and checksums.
 
-A ticket is source weights times masks. The source is never trained, so a ticket's file holds no
-weight: it holds the source's name and numbers, the seed, and the packed masks.
+A ticket is source weights times masks. The source is never trained, so a ticket's file contains no
+weight: it contains the source's name and options, the seed, and the packed masks.
 
-`create` (or `from_row`, of a sweep's row) makes a `Ticket` (`record`); `save` writes one, `load`
-reads it whole, `open` leaves its masks in the file until they are asked for (`file`). `materialize`
-generates the weights anew, compares them with the fingerprint of those that the masks were found
-for, and returns them masked; `weights` yields them one at a time and `export` writes them as NumPy
-arrays. `verify` checks a file, and against a target its recorded error too; `describe` draws it.
+`create` (or `from_row`, from a row of a sweep's results) returns a `Ticket` (`record`); `save`
+writes it, `load` reads it whole, `open` leaves its masks in the file until each is asked for
+(`file`). `materialize` generates the weights again, compares them with the fingerprint of the
+weights for which the masks were found, and returns them masked; `weights` yields them one at a
+time, and `export` writes them as NumPy arrays. `verify` checks a file, and with a target its
+recorded error too; `describe` draws it. `sources` is the table of names that tickets may use.
 """
 
 from slth_jax.ticket.claims import Report, verify
-from slth_jax.ticket.file import SUFFIX, header, load, masks_sum, open, read_header, save
+from slth_jax.ticket.file import SUFFIX, Tensor, load, open, read_header, save, write
 from slth_jax.ticket.record import (
     IMPL,
     Ticket,
+    check_source,
     create,
     from_row,
     mask,
@@ -23,25 +25,31 @@ from slth_jax.ticket.record import (
     weights,
 )
 from slth_jax.ticket.show import describe, export
+from slth_jax.ticket.sources import SOURCES, Source, Sources, check_decoder
 
 __all__ = [
     "IMPL",
+    "SOURCES",
     "SUFFIX",
     "Report",
+    "Source",
+    "Sources",
+    "Tensor",
     "Ticket",
+    "check_decoder",
+    "check_source",
     "create",
     "describe",
     "export",
     "from_row",
-    "header",
     "load",
     "mask",
     "masks",
-    "masks_sum",
     "materialize",
     "open",
     "read_header",
     "save",
     "verify",
     "weights",
+    "write",
 ]

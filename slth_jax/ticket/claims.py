@@ -1,4 +1,4 @@
-"""Whether a ticket's file is what it says: its bytes, its source, and its error."""
+"""Check a ticket's file: its bytes, its source, and its error."""
 
 import dataclasses
 import os
@@ -10,38 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import attention, checks, transformer
-from slth_jax.sources import Sources
 from slth_jax.storage import CheckpointError
 from slth_jax.ticket.file import open
-from slth_jax.ticket.record import Ticket, materialize, weights
+from slth_jax.ticket.record import Ticket, check_source, materialize
+from slth_jax.ticket.sources import Sources
 from slth_jax.transformer import Block
 from slth_jax.types import ArrayLike, AttentionParams, PyTree
 
 Target = AttentionParams | Sequence[Block] | Callable[[PyTree], ArrayLike]
 
-# An error is a difference of outputs, each a sum of some thousand products through a softmax: what
-# rounding may do to it, in units of round-off times the size of the outputs.
+# An error is a difference of outputs, each a sum of about a thousand products through a softmax.
+# The possible effect of rounding, in units of round-off times the size of the outputs:
 _ROUNDINGS = 1000
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What `verify` found in a file that is whole.
+    """The result of `verify` for an intact file.
 
     Attributes:
       ticket: the ticket; its masks are still in the file.
-      size, num_kept: connections that are masked, and how many of them are kept.
-      error: computed anew; None where no target was given.
+      size, num_kept: the number of masked connections, and how many of them are kept.
+      error: computed anew; None without a target.
+      recorded: the error that the file records; None without a target.
     """
 
     ticket: Ticket
     size: int
     num_kept: int
     error: float | None = None
+    recorded: float | None = None
 
     def __repr__(self) -> str:
         share = 100 * self.num_kept / max(self.size, 1)
-        error = "" if self.error is None else f", error {self.error:.3g} as recorded"
+        error = (
+            "" if self.error is None else f", error {self.error:.3g}, {self.recorded:.3g} recorded"
+        )
         return f"Report({self.num_kept:,} of {self.size:,} connections kept ({share:.1f} %){error})"
 
 
@@ -55,81 +59,84 @@ def verify(
 ) -> Report:
     """Check a ticket's file, and with a target the error that it claims.
 
-    Always: the checksums of header and masks, and that the source, generated again, has the
-    fingerprint of the weights that the masks were found for. With `target`, the error is computed
-    anew and compared with ``metadata['error']``.
+    Always compared: the checksums of header and masks, the sizes of the masks, and the fingerprint
+    of the source, generated again. With `target`, the error is computed anew and compared with
+    ``metadata['error']``.
 
     Args:
-      path: of the file; its masks are read one at a time.
-      target: the network that the ticket stands for, `AttentionParams` or transformer blocks; or
+      path: the file; its masks are read one at a time.
+      target: the network that the ticket approximates, `AttentionParams` or transformer blocks; or
         a function of the ticket's masked weights (as `materialize` returns them) to its error.
-      inputs: with a network, the sequences `[s, t, m]` that the error was measured on. The error
+      inputs: with a network, the sequences `[s, t, m]` on which the error was measured. The error
         is the 2-norm of the difference of the outputs, its largest over tokens, averaged over
         sequences; it is computed in float64.
-      tolerance: largest difference from the recorded error; None for what rounding explains where
-        it was measured in ``metadata['dtype']`` (float32 where that is not recorded): 1000 units
-        of round-off times the mean norm of the target's outputs, or, for a function, a
-        thousandth of the error.
+      tolerance: largest difference from the recorded error. None for the possible effect of
+        rounding in float32, or in float64 if ``metadata['dtype']`` says so: 1000 units of
+        round-off times the mean norm of the target's outputs; for a function a thousandth of the
+        error. A file can narrow the tolerance, never widen it.
       sources: as in `create`.
 
     Raises:
       ValueError: a target that cannot be used, or a network without `inputs`.
-      CheckpointError: one line on the first thing that is wrong, a wrong error among them.
+      CheckpointError: one line on the first fault, such as a wrong error.
     """
     if tolerance is not None:
         tolerance = checks.number("tolerance", tolerance, low=0)
     ticket = open(path, check=True)
-    error = None
+    error = recorded = None
     try:
         if target is None:
-            next(weights(ticket, sources=sources), None)  # compares them before the first
+            check_source(ticket, sources=sources)
         else:
             masked = materialize(ticket, sources=sources)
             error, rounding = _error(masked, target, inputs, ticket)
-            _compare(ticket, error, rounding if tolerance is None else tolerance)
+            recorded = _compare(ticket, error, rounding if tolerance is None else tolerance)
     except CheckpointError as problem:
         raise CheckpointError(f"{path}: {problem}") from problem
     kept = sum(int(np.bitwise_count(ticket.bits[name]).sum()) for name in ticket.shapes)
-    return Report(ticket, ticket.size, kept, error)
+    return Report(ticket, ticket.size, kept, error, recorded)
 
 
-def _compare(ticket: Ticket, error: float, tolerance: float) -> None:
-    recorded = ticket.metadata.get("error")
-    if recorded is None:
-        raise CheckpointError("records no error in its metadata, so there is none to verify")
-    if not abs(float(recorded) - error) <= tolerance:
+def _compare(ticket: Ticket, error: float, tolerance: float) -> float:
+    """Return the recorded error, which must be `error`."""
+    try:
+        recorded = float(ticket.metadata["error"])
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
+        raise CheckpointError("records no error in its metadata to be verified") from problem
+    if not abs(recorded - error) <= tolerance:
         raise CheckpointError(
-            f"the ticket's error is {error:.6g}, not {float(recorded):.6g} as recorded "
+            f"the ticket's error is {error:.6g}, not {recorded:.6g} as recorded "
             f"(they may differ by {tolerance:.2g})"
         )
+    return recorded
 
 
 def _error(
     masked: PyTree, target: Target, inputs: ArrayLike | None, ticket: Ticket
 ) -> tuple[float, float]:
-    """Return the ticket's error, and by how much rounding may have changed the recorded one."""
+    """Return the ticket's error, and the possible effect of rounding on the recorded error."""
     if callable(target):
         error = float(np.asarray(target(masked)))
         return error, 1e-3 * abs(error)
     if inputs is None:
-        raise checks.fail("inputs", "the sequences [s, t, m] that the error was measured on", None)
+        raise checks.fail("inputs", "the sequences [s, t, m] of the recorded error", None)
     run: Any = attention.apply if isinstance(target, AttentionParams) else transformer.apply
     if not isinstance(target, AttentionParams):
         masked = _like(masked, target)
     with jax.enable_x64(True):
         x = checks.array("inputs", np.asarray(inputs, np.float64), ndim=3)
         ours, theirs = (
-            np.asarray(jax.lax.map(lambda one, net=net: run(net, one), x))
+            np.asarray(jax.lax.map(lambda sequence, net=net: run(net, sequence), x))
             for net in (_float64(masked), _float64(target))
         )
     error = np.linalg.norm(ours - theirs, axis=-1).max(axis=-1).mean()
     size = np.linalg.norm(theirs, axis=-1).max(axis=-1).mean()
-    dtype = jnp.dtype(ticket.metadata.get("dtype", "float32"))
+    dtype = jnp.float64 if ticket.metadata.get("dtype") == "float64" else jnp.float32
     return float(error), float(_ROUNDINGS * jnp.finfo(dtype).eps * size)
 
 
 def _like(masked: Sequence[Any], target: Sequence[Block]) -> tuple[Block, ...]:
-    """Return the ticket of transformer blocks; where it is attention alone, with their layers."""
+    """Return the ticket as transformer blocks, with the target's layers if it has none."""
     if len(masked) != len(target):
         raise checks.fail("target", f"{len(masked)} blocks", len(target))
     return tuple(

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -19,38 +22,54 @@ from slth_jax.ticket.record import IMPL, Ticket
 
 SUFFIX = ".ticket.safetensors"
 _FORMAT = 1
+_NAME = re.compile(r"[\w.\- ]{0,200}")  # names of sources, options, masks
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Tensor(NamedTuple):
+    """A tensor of bytes that is written block by block: its size, and a function to read it."""
+
+    size: int
+    blocks: Callable[[], Iterable[np.ndarray]]
 
 
 class Stored(Mapping[str, np.ndarray]):
     """The tensors of a safetensors file by name, each read when it is asked for."""
 
     def __init__(self, path: Path):
-        """Read the names of the tensors."""
+        """Read names, dtypes and sizes of the tensors: `sizes` has the bytes of each by name."""
         self.path = path
-        with _telling(path), safetensors.safe_open(path, "numpy") as opened:
-            self._names = sorted(opened.keys())
+        self.sizes: dict[str, int] = {}
+        with _reading(path), safetensors.safe_open(path, "numpy") as opened:
+            for name in sorted(opened.keys()):
+                part = opened.get_slice(name)
+                if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
+                    raise Damaged(f"{path} is no whole ticket: {name!r} is no row of bytes")
+                self.sizes[name] = part.get_shape()[0]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
+        if name not in self.sizes:
             raise KeyError(name)
-        with _telling(self.path), safetensors.safe_open(self.path, "numpy") as opened:
+        with _reading(self.path), safetensors.safe_open(self.path, "numpy") as opened:
             return opened.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.sizes)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.sizes)
 
 
 @contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Turn what safetensors raises into one line about `path`."""
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of safetensors and JSON into one line about `path`."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {storage.reason(error)}") from error
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (
+        safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         raise Damaged(f"{path} is no whole ticket: {storage.reason(error)}") from error
 
 
@@ -59,7 +78,8 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
 
     Raises:
       ValueError: `path` does not end in '.ticket.safetensors'.
-      CheckpointError: it cannot be written, or another file is there and `overwrite` is not set.
+      CheckpointError: it cannot be written, or another file has this name and `overwrite` is not
+        set.
 
     Examples:
       >>> import tempfile
@@ -68,11 +88,11 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
       >>> options = {"num_heads": 1, "d_in": 2, "d_out": 2, "n_k": 64, "n_v": 64}
       >>> source = initializers.theory_attention(jax.random.key(3, impl=ticket.IMPL), **options)
       >>> masks = jax.tree.map(lambda w: w > 0, source)
-      >>> found = ticket.create("theory", options, 3, masks)
+      >>> mine = ticket.create("theory", options, 3, masks)
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save(f"{folder}/mine.ticket.safetensors", found)
+      ...     save(f"{folder}/mine.ticket.safetensors", mine)
       ...     again = load(f"{folder}/mine.ticket.safetensors")
-      >>> again.recipe
+      >>> again.origin
       "source 'theory' with seed 3 and d_in=2, d_out=2, n_k=64, n_v=64, num_heads=1"
       >>> weights = ticket.materialize(again)  # drawn anew from the seed, and masked
       >>> bool((weights.w_q == source.w_q * masks.w_q).all())
@@ -81,34 +101,42 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
     path = Path(path)
     if not path.name.endswith(SUFFIX):
         raise checks.fail("path", f"NAME{SUFFIX}", repr(str(path)))
-    entry = header(
-        source=ticket.source,
-        options=ticket.options,
-        seed=ticket.seed,
-        shapes=ticket.shapes,
-        masks_sha256=_masks_sum(ticket.bits),
-        fingerprint=ticket.fingerprint,
-        metadata=ticket.metadata,
-    )
+    entry = _header(ticket, _masks_sum(ticket.bits))
     data = safetensors.numpy.save(dict(sorted(ticket.bits.items())), metadata=entry)
     if path.exists():
         if storage.read_bytes(path) == data:
             return
         if not overwrite:
-            raise CheckpointError(f"{path} is there and differs; pass overwrite=True to replace it")
+            raise CheckpointError(f"{path} exists and differs; pass overwrite=True to replace it")
     storage.write_bytes(path, data)
 
 
-def header(
-    *,
-    source: str,
-    options: Mapping[str, Any],
-    seed: int,
-    shapes: Mapping[str, Sequence[int]],
-    masks_sha256: str,
-    fingerprint: str,
-    metadata: Mapping[str, Any],
-) -> dict[str, str]:
+def write(path: Path, ticket: Ticket, tensors: Mapping[str, Tensor]) -> None:
+    """Write a ticket atomically, without holding its tensors: each is read twice, in blocks.
+
+    Args:
+      path: the file.
+      ticket: the ticket; its `bits` are not read.
+      tensors: the packed masks by name, and further bytes.
+    """
+    names = sorted(tensors)
+    blocks = ((n, "uint8", (tensors[n].size,), tensors[n].blocks()) for n in names)
+    table: dict[str, Any] = {"__metadata__": _header(ticket, storage.stream_hash(blocks))}
+    start = 0
+    for name in names:
+        end = start + tensors[name].size
+        table[name] = {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(table).encode()  # in this order, so that bytes repeat
+    text += b" " * (-len(text) % 8)
+    with storage.writing(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            for block in tensors[name].blocks():
+                file.write(np.ascontiguousarray(block).data)
+
+
+def _header(ticket: Ticket, masks_sha256: str) -> dict[str, str]:
     """Return the metadata of a ticket's file, with its own checksum.
 
     One entry: safetensors writes several in no fixed order, and the bytes must repeat.
@@ -116,51 +144,87 @@ def header(
     fields = {
         "format": _FORMAT,
         "impl": IMPL,
-        "source": source,
-        "options": options,
-        "seed": seed,
-        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "source": ticket.source,
+        "options": ticket.options,
+        "seed": ticket.seed,
+        "shapes": {name: list(shape) for name, shape in ticket.shapes.items()},
         "masks_sha256": masks_sha256,
-        "fingerprint": fingerprint,
-        "metadata": metadata,
+        "fingerprint": ticket.fingerprint,
+        "metadata": ticket.metadata,
     }
     text = json.dumps(storage.plain(fields), sort_keys=True)
     return {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the fields that `header` made a file's metadata of, without reading its masks.
+    """Return the fields of a ticket's header without reading its masks.
 
     Raises:
-      Damaged: it is no ticket, or its header or its length is not what was written.
+      Damaged: it is no ticket, or its header or its length has changed.
       CheckpointError: it is missing or of a later format.
     """
     path = Path(path)
-    with _telling(path):
+    with _reading(path):
         with safetensors.safe_open(path, "numpy") as opened:
             entry = (opened.metadata() or {})["ticket"]
         recorded, _, text = entry.partition(" ")
         fields = json.loads(text)
-    if hashlib.sha256(text.encode()).hexdigest() != recorded:
-        raise Damaged(f"{path} is damaged: the checksum of its header does not match")
-    if fields["format"] != _FORMAT or fields["impl"] != IMPL:
-        raise CheckpointError(
-            f"{path} has format {fields['format']} with {fields['impl']} keys; "
-            f"this version reads format {_FORMAT} with {IMPL}"
-        )
+        if hashlib.sha256(text.encode()).hexdigest() != recorded:
+            raise Damaged(f"{path} is damaged: the checksum of its header does not match")
+        if (fields["format"], fields["impl"]) != (_FORMAT, IMPL):
+            raise CheckpointError(
+                f"{path} has format {fields['format']!r} with {fields['impl']!r} keys; "
+                f"this version reads format {_FORMAT} with {IMPL}"
+            )
+        _check_header(fields)
     return fields
 
 
-def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
-    """Return the ticket in a file, its masks left there until each is asked for.
+def _check_header(fields: Any) -> None:
+    """Refuse a header that is not of the schema; the sizes of masks are compared in `open`."""
+    for name, kind in (
+        ("source", str), ("options", dict), ("shapes", dict), ("masks_sha256", str),
+        ("fingerprint", str), ("metadata", dict),
+    ):  # fmt: skip
+        if not isinstance(fields[name], kind):
+            raise checks.fail(name, f"of type {kind.__name__}", type(fields[name]).__name__)
+    for name in (fields["source"], *fields["options"], *fields["shapes"], *fields["metadata"]):
+        if not _NAME.fullmatch(name):
+            raise checks.fail("names", "up to 200 letters, digits, '_', '.', '-'", repr(name[:60]))
+    checks.integer("seed", fields["seed"], low=0, high=2**32 - 1)
+    for name, shape in fields["shapes"].items():
+        if not isinstance(shape, list) or len(shape) > 16:
+            raise checks.fail(f"shapes.{name}", "a list of at most 16 integers", type(shape))
+        for size in shape:
+            checks.integer(f"shapes.{name}", size, low=0)
+    if not _SHA256.fullmatch(fields["masks_sha256"]):
+        raise checks.fail(
+            "masks_sha256", "64 hexadecimal digits", repr(fields["masks_sha256"][:80])
+        )
+    if len(fields["fingerprint"]) > 200 or not fields["fingerprint"].isprintable():
+        raise checks.fail("fingerprint", "a checksum", f"{len(fields['fingerprint'])} characters")
 
-    The header's checksum is verified, and with `check` that of the masks too, one at a time.
+
+def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
+    """Return the ticket in a file; its masks stay in the file until each is asked for.
+
+    The header's checksum and the size of each mask are verified, and with `check` the checksum of
+    the masks, one at a time.
 
     Raises:
       Damaged, CheckpointError: as `load`.
     """
+    path = Path(path)
     fields = read_header(path)
-    bits = Stored(Path(path))
+    bits = Stored(path)
+    shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
+    for name in sorted(shapes.keys() | bits.sizes.keys()):
+        if name in shapes:
+            size, has = -(-math.prod(shapes[name]) // 8), bits.sizes.get(name, "no")
+            if has != size:
+                raise Damaged(f"{path} is no whole ticket: mask {name} has {has} bytes, not {size}")
+        elif not name.startswith("kept."):  # matrices of the target, see `hide`
+            raise Damaged(f"{path} is no whole ticket: {name!r} belongs to no mask")
     if check and _masks_sum(bits) != fields["masks_sha256"]:
         raise Damaged(f"{path} is damaged: the checksum of its masks does not match")
     return Ticket(
@@ -168,7 +232,7 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
         options=fields["options"],
         seed=fields["seed"],
         bits=bits,
-        shapes={name: tuple(shape) for name, shape in fields["shapes"].items()},
+        shapes=shapes,
         fingerprint=fields["fingerprint"],
         metadata=fields["metadata"],
     )
@@ -178,23 +242,14 @@ def load(path: str | os.PathLike[str]) -> Ticket:
     """Return the ticket in a file; its checksums are verified, its weights not generated.
 
     Raises:
-      Damaged: the file is not, byte for byte in what it says, one that `save` wrote.
+      Damaged: the content of the file differs from the content that was saved.
       CheckpointError: it is missing or of a later format.
     """
-    found = open(path, check=True)
-    return dataclasses.replace(found, bits=dict(found.bits))
-
-
-def masks_sum(masks: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]) -> str:
-    """Return the SHA-256 of packed masks: (name, shape, bytes block by block), sorted by name."""
-    digest = hashlib.sha256()
-    for name, shape, blocks in masks:
-        digest.update(f"{name} uint8 {shape}\n".encode())
-        for block in blocks:
-            digest.update(np.ascontiguousarray(block).data)
-    return digest.hexdigest()
+    ticket = open(path, check=True)
+    return dataclasses.replace(ticket, bits=dict(ticket.bits))
 
 
 def _masks_sum(bits: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of packed masks, sorted by name."""
     read = ((name, bits[name]) for name in sorted(bits))
-    return masks_sum((name, packed.shape, (packed,)) for name, packed in read)
+    return storage.stream_hash((name, "uint8", packed.shape, (packed,)) for name, packed in read)

@@ -1,9 +1,9 @@
-"""The record of a ticket, and the weights that it stands for."""
+"""The record of a ticket, and its weights: source times masks."""
 
 import dataclasses
 import functools
-import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slth_jax import checks, sources, storage, supermask
-from slth_jax.sources import Sources
+from slth_jax import checks, storage, supermask
 from slth_jax.storage import CheckpointError, named_leaves
+from slth_jax.ticket.sources import Source, Sources, get, other_weights
 from slth_jax.types import PyTree
 
 IMPL = "threefry2x32"
+_MAX_UNMASKED = 1 << 28  # 1 GiB in float32
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -24,20 +25,20 @@ class Ticket:
     """A subnetwork of a random network.
 
     Attributes:
-      source: the source's name (`sources.SOURCES`).
+      source: the source's name (`ticket.SOURCES`).
       options: its keyword arguments, in JSON's types.
-      seed: of `jax.random.key(seed, impl='threefry2x32')`.
+      seed: the argument of `jax.random.key(seed, impl='threefry2x32')`.
       bits: the masks by name, packed as `supermask.pack` does it, uint8; in memory, or read from
         the ticket's file one at a time.
       shapes: the shapes of the masks by name.
       fingerprint: SHA-256 of the source's weights.
-      metadata: anything else worth keeping, in JSON's types: error, target, versions.
+      metadata: further information in JSON's types: error, target, versions.
     """
 
     source: str
     options: dict[str, Any]
     seed: int
-    bits: Mapping[str, np.ndarray]
+    bits: Mapping[str, Any]
     shapes: dict[str, tuple[int, ...]]
     fingerprint: str
     metadata: dict[str, Any]
@@ -48,20 +49,21 @@ class Ticket:
         return sum(map(math.prod, self.shapes.values()))
 
     def __repr__(self) -> str:
-        told = f"{self.recipe}: {len(self.shapes)} masks of {self.size:,} connections"
         error = self.metadata.get("error")
-        return f"Ticket({told}{'' if error is None else f', error {error:.3g}'})"
+        ending = f", error {error:.3g}" if isinstance(error, float) else ""
+        masks = f"{len(self.shapes)} masks of {self.size:,} connections"
+        return f"Ticket({self.origin}: {masks}{ending})"
 
     @property
-    def recipe(self) -> str:
-        """What the weights are generated from, in words."""
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+    def origin(self) -> str:
+        """The source, the seed and the options of the weights, in words."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"source {self.source!r} with seed {self.seed} and {options[:300]}"
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """What `from_row` needs of a sweep's results."""
+    """The part of a sweep's results that `from_row` reads."""
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a row's values, its seed and its metrics."""
@@ -80,7 +82,7 @@ def create(
     metadata: Mapping[str, Any] | None = None,
     sources: Sources | None = None,
 ) -> Ticket:
-    """Return the ticket of some masks.
+    """Return the ticket of masks.
 
     Args:
       source: the name of a source in `sources`.
@@ -88,14 +90,14 @@ def create(
       seed: in [0, 2^32).
       masks: booleans in the tree of the source's weights; a leaf that is None or left out of a
         dict is not masked.
-      weights: those that the masks were found for, compared with the recipe's bit for bit.
+      weights: the weights that the masks were found for, compared bit for bit with the source's.
       metadata: see `Ticket`.
       sources: sources by name, records or functions `draw(key, **options)`; None for
-        `sources.SOURCES`.
+        `ticket.SOURCES`.
 
     Raises:
       ValueError: an unknown source, options that it refuses, masks of other names or shapes, or
-        weights that the recipe does not generate.
+        weights that the source does not generate.
     """
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
     named = {n: checks.array(f"masks.{n}", m, kind="bool") for n, m in named_leaves(masks).items()}
@@ -103,8 +105,8 @@ def create(
         source=source,
         options=dict(options),
         seed=seed,
-        bits={name: np.asarray(supermask.pack(mask)) for name, mask in named.items()},
-        shapes={name: tuple(mask.shape) for name, mask in named.items()},
+        bits={name: np.asarray(supermask.pack(leaf)) for name, leaf in named.items()},
+        shapes={name: tuple(leaf.shape) for name, leaf in named.items()},
         fingerprint="",
         metadata=storage.plain(metadata or {}),
     )
@@ -114,7 +116,7 @@ def create(
         raise ValueError(str(error)) from error
     ticket = dataclasses.replace(ticket, fingerprint=_fingerprint(generated))
     if weights is not None and _fingerprint(weights) != ticket.fingerprint:
-        raise checks.fail("weights", f"what {ticket.recipe} generates", "other numbers")
+        raise checks.fail("weights", f"the weights of {ticket.origin}", "other numbers")
     return ticket
 
 
@@ -132,14 +134,14 @@ def from_row(
 
     The seed is the row's; the row's values and metrics become the metadata, with the dtype that
     `error` was measured in. Masks that the trial padded are cut to the shapes of the source's
-    weights, and arrays that the source has no weights for are left out.
+    weights, and arrays for which the source has no weights are left out.
 
     Args:
-      results: of `sweep.run` or `sweep.load`.
+      results: the results of `sweep.run` or `sweep.load`.
       index: the row.
-      source, options: as in `create`; an option that the row has a value for is written out, as in
+      source, options: as in `create`; an option that depends on the row is written out, as in
         ``{"n_k": results.row(index)["width"]}``.
-      masks: picks the masks from what the trial returned beside its metrics.
+      masks: picks the masks from the arrays that the trial returned beside its metrics.
       metadata: kept beside the row's values.
       sources: as in `create`.
 
@@ -153,25 +155,25 @@ def from_row(
         check_draws()
     row = results.row(index)
     seed = row.pop("seed")
-    found = named_leaves(masks(results.arrays(index)))
-    recipe = Ticket(source, dict(options), seed, {}, {}, "", {})
+    padded = named_leaves(masks(results.arrays(index)))
+    empty = Ticket(source, dict(options), seed, {}, {}, "", {})
     try:
-        shapes = _shapes(_draw(recipe, sources), recipe)
+        shapes = _shapes(_draw(empty, sources), empty)
     except CheckpointError as error:
         raise ValueError(str(error)) from error
     cut = {}
-    for name in found.keys() & shapes.keys():
-        mask = np.asarray(found[name])
-        cut[name] = mask[tuple(map(slice, shapes[name]))] if mask.ndim else mask
-        if np.sum(cut[name]) != np.sum(mask):
-            came = f"connections beyond {shapes[name]}, in {mask.shape}"
-            raise checks.fail(f"masks.{name}", f"within the weights of {recipe.recipe}", came)
+    for name in padded.keys() & shapes.keys():
+        leaf = np.asarray(padded[name])
+        cut[name] = leaf[tuple(map(slice, shapes[name]))] if leaf.ndim else leaf
+        if np.sum(cut[name]) != np.sum(leaf):
+            outside = f"connections beyond {shapes[name]}, in {leaf.shape}"
+            raise checks.fail(f"masks.{name}", f"within the weights of {empty.origin}", outside)
     if not cut:
-        raise checks.fail("masks", f"named as the weights {sorted(shapes)}", sorted(found))
-    measured = getattr(results, "metrics", {}).get("error")
-    dtype = {} if measured is None else {"dtype": str(measured.dtype)}
-    told = {**row, **dtype, **(metadata or {})}
-    return create(source, options, seed, storage.nested(cut), metadata=told, sources=sources)
+        raise checks.fail("masks", f"named as the weights {sorted(shapes)}", sorted(padded))
+    errors = getattr(results, "metrics", {}).get("error")
+    dtype = {} if errors is None else {"dtype": str(errors.dtype)}
+    values = {**row, **dtype, **(metadata or {})}
+    return create(source, options, seed, storage.nested(cut), metadata=values, sources=sources)
 
 
 def mask(ticket: Ticket, name: str) -> np.ndarray:
@@ -187,12 +189,12 @@ def masks(ticket: Ticket) -> dict[str, np.ndarray]:
 def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
-    They are generated on the CPU where there is one beside other devices: bits on others may
+    They are generated on the CPU if there is one beside other devices: bits on others may
     differ. A source without a tree gives a dict of NumPy arrays.
 
     Raises:
       CheckpointError: the source is unknown, refuses its options, has no weights of the masks'
-        names and shapes, or generates other weights than those that the masks were found for.
+        names and shapes, or generates weights for which the masks were not found.
     """
     source = _source(ticket, sources)
     if source.masked is not None:
@@ -212,6 +214,15 @@ def weights(ticket: Ticket, *, sources: Sources | None = None) -> Iterator[tuple
         yield name, np.asarray(_masked(leaf, name, ticket))
 
 
+def check_source(ticket: Ticket, *, sources: Sources | None = None) -> None:
+    """Compare the ticket's source with its masks and fingerprint; errors as in `materialize`."""
+    source = _source(ticket, sources)
+    if source.check is not None:
+        source.check(ticket)
+    else:
+        next(weights(ticket, sources=sources), None)  # compares them before the first
+
+
 def _masked(leaf: jax.Array, name: str, ticket: Ticket) -> jax.Array:
     if name not in ticket.shapes:
         return leaf
@@ -219,25 +230,31 @@ def _masked(leaf: jax.Array, name: str, ticket: Ticket) -> jax.Array:
 
 
 def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
-    """Return the source's weights, which must be those of the ticket."""
+    """Return the source's weights, which must have the ticket's fingerprint."""
     drawn = _generate(ticket, sources)
     if _fingerprint(drawn) != ticket.fingerprint:
-        made = ticket.metadata.get("versions", "an unrecorded version")
-        raise CheckpointError(
-            f"{ticket.recipe} generates other weights here (jax {jax.__version__}) than those "
-            f"of the ticket (made with {made})"
-        )
+        raise other_weights(ticket)
     return drawn
 
 
 def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
-    """Return the source's weights, after comparing their names and shapes with the masks'."""
+    """Return the source's weights, after comparing their names and shapes with the masks'.
+
+    Weights without a mask are bounded, since no bytes of a file stand for them.
+    """
     draw = _draw(ticket, sources)
     shapes = _shapes(draw, ticket)
     for name, shape in ticket.shapes.items():
         if shapes.get(name) != shape:
             has = shapes.get(name, f"no such weight, but {sorted(shapes)}")
-            raise CheckpointError(f"mask {name} has shape {shape}; {ticket.recipe} has {has}")
+            raise CheckpointError(f"mask {name} has shape {shape}; {ticket.origin} has {has}")
+    unmasked = sum(math.prod(shapes[name]) for name in shapes.keys() - ticket.shapes.keys())
+    most = int(os.environ.get("SLTH_MAX_WEIGHTS", _MAX_UNMASKED))
+    if unmasked > most:
+        raise CheckpointError(
+            f"{ticket.origin} has {unmasked} weights without a mask, more than {most} "
+            "(SLTH_MAX_WEIGHTS sets this number)"
+        )
     with jax.default_device(_cpu()):
         return draw(jax.random.key(ticket.seed, impl=IMPL))
 
@@ -246,14 +263,14 @@ def _shapes(draw: Callable[..., PyTree], ticket: Ticket) -> dict[str, tuple[int,
     try:
         with jax.default_device(_cpu()):
             drawn = jax.eval_shape(draw, jax.random.key(ticket.seed, impl=IMPL))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{ticket.recipe} is refused: {storage.reason(error)}") from error
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{ticket.origin} is refused: {storage.reason(error)}") from error
     return {name: tuple(leaf.shape) for name, leaf in named_leaves(drawn).items()}
 
 
-def _source(ticket: Ticket, known: Sources | None) -> sources.Source:
+def _source(ticket: Ticket, known: Sources | None) -> Source:
     try:
-        return sources.get(ticket.source, known)
+        return get(ticket.source, known)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
 
@@ -261,12 +278,12 @@ def _source(ticket: Ticket, known: Sources | None) -> sources.Source:
 def _draw(ticket: Ticket, known: Sources | None) -> Callable[..., PyTree]:
     draw = _source(ticket, known).draw
     if draw is None:
-        raise CheckpointError(f"{ticket.recipe} is not drawn as one tree of weights")
+        raise CheckpointError(f"{ticket.origin} is not drawn as one tree of weights")
     return functools.partial(draw, **ticket.options)
 
 
 def _cpu() -> jax.Device | None:
-    """Return the CPU as a JAX device, or None where JAX was told to do without."""
+    """Return the CPU as a JAX device, or None if JAX was started without it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -275,9 +292,4 @@ def _cpu() -> jax.Device | None:
 
 def _fingerprint(weights: PyTree) -> str:
     """Return the SHA-256 of a tree's names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(named_leaves(weights).items()):
-        value = np.asarray(leaf)
-        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
+    return storage.array_hash(named_leaves(weights))

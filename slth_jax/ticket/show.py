@@ -1,25 +1,27 @@
-"""A ticket for people, and for NumPy."""
+"""Describe a ticket as text; export its weights."""
 
 import json
 import math
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slth_jax import checks, storage
-from slth_jax.sources import Sources
 from slth_jax.ticket.record import Ticket, weights
+from slth_jax.ticket.sources import Sources
 
 _BAR = 24
 
 
 def describe(ticket: Ticket) -> str:
-    """Return what is inside a ticket as some lines of text; the masks are read one at a time."""
+    """Return the content of a ticket as lines of text; the masks are read one at a time."""
     lines = [f"source       {ticket.source}, seed {ticket.seed}"]
-    lines += [f"  {name:<11}{_short(value)}" for name, value in ticket.options.items()]
-    lines += [f"fingerprint  {ticket.fingerprint}", "masks, and the share of 1s in each"]
+    lines += _named(ticket.options)
+    lines += [f"fingerprint  {ticket.fingerprint}", "masks, and the share of ones in each"]
     width = max((len(name) for name in ticket.shapes), default=0)
     for name, shape in ticket.shapes.items():
         kept = int(np.bitwise_count(ticket.bits[name]).sum())
@@ -29,17 +31,34 @@ def describe(ticket: Ticket) -> str:
             f"  {name:<{width}}  {bar} {100 * share:5.1f} %  {' x '.join(map(str, shape))}"
         )
     lines.append(f"connections  {ticket.size:,}, one bit each")
-    others = [name for name in ticket.bits if name not in ticket.shapes]
-    if others:
-        lines.append(f"kept arrays  {', '.join(others)}")
+    lines.append(f"size         {_size(ticket)}")
+    unmasked = [name for name in ticket.bits if name not in ticket.shapes]
+    if unmasked:
+        lines.append(f"kept arrays  {', '.join(unmasked)}")
     if ticket.metadata:
         lines.append("metadata")
-        lines += [f"  {name:<11}{_short(value)}" for name, value in ticket.metadata.items()]
+        lines += _named(ticket.metadata)
     return "\n".join(lines)
 
 
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def _size(ticket: Ticket) -> str:
+    """Return the bytes of masks and target, and the bits per trained weight if they are known."""
+    size = sum(bits.size for bits in ticket.bits.values())
+    text, target = f"{size:,} bytes", ticket.metadata.get("target_bytes")
+    if not isinstance(target, int) or target <= 0:
+        return text
+    rate = 8 * size / (target / 4)
+    return f"{text}; target {target:,} bytes in float32, {rate:.2f} bits per trained weight"
+
+
+def _named(fields: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, fields), default=0)
+    return [f"  {name:<{width}}  {_short(value)}" for name, value in fields.items()]
+
+
+def _short(value: Any) -> str:
+    # JSON escapes the control characters of a file, which must not reach a terminal.
+    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 

@@ -86,14 +86,14 @@ def models_on_disk(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("models")
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (3, LENGTH))
-    found = {}
+    models = {}
     for make in (llama, gpt2, plain_llama):
         model = make()
         model.save_pretrained(root / make.__name__)
         with torch.no_grad():
             logits = model(torch.tensor(tokens)).logits.numpy()
-        found[make.__name__] = (root / make.__name__, tokens, logits)
+        models[make.__name__] = (root / make.__name__, tokens, logits)
     classifier(root / "classifier.npz")
     brackets = np.random.default_rng(1).integers(0, 5, (3, LENGTH))
-    found["classifier"] = (root / "classifier.npz", brackets, None)
-    return found
+    models["classifier"] = (root / "classifier.npz", brackets, None)
+    return models

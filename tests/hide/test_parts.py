@@ -6,60 +6,59 @@ import numpy as np
 import pytest
 
 from slth_jax import hide, models
-from slth_jax.hide.compare import Model
+from slth_jax.factored import assemble, from_json
+from slth_jax.hide import Model
 from slth_jax.hide.targets import Targets
-from slth_jax.sources import assemble, recipe
 
 NAMES = ("llama", "gpt2", "plain_llama", "classifier")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_merged_matrices_compute_what_the_reference_computes(name, models_on_disk):
-    path, tokens, wanted = models_on_disk[name]
+    path, tokens, expected = models_on_disk[name]
     reader = models.weights.open(path)
-    made = hide.make_recipe(reader, samples=4)
-    targets = Targets(reader, made)
-    by_name = {part.name: part for part in made.parts}
+    spec = hide.make_spec(reader, samples=4)
+    targets = Targets(reader, spec)
 
     def entries(part):
-        return np.stack([targets.product(by_name[part], g) for g in range(by_name[part].count)])
+        return np.stack([targets.product(part, g) for g in range(part.count)])
 
     merged = Model(
-        assemble.merged_settings(made),
-        lambda: assemble.merged_ends(made, entries),
-        lambda b: assemble.merged_block(made, b, entries),
+        assemble.merged_settings(spec),
+        lambda: assemble.merged_ends(spec, entries),
+        lambda b: assemble.merged_block(spec, b, entries),
     )
     ours = hide.logits(hide.of_target(reader), tokens)
-    if wanted is not None:
-        np.testing.assert_allclose(ours, wanted, atol=1e-4)
+    if expected is not None:
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
     np.testing.assert_allclose(hide.logits(merged, tokens), ours, atol=2e-4)
     assert not any("gain" in name for name in merged.ends()), "normalisation is parameter-free"
 
 
 def test_no_part_is_forgotten_and_all_is_counted(models_on_disk):
     reader = models.weights.open(models_on_disk["llama"][0])
-    made = hide.make_recipe(reader, samples=6)
-    kinds = [part.name for part in made.parts]
+    spec = hide.make_spec(reader, samples=6)
+    kinds = [part.name for part in spec.parts]
     assert kinds == [
         "wte", "0.qk", "0.vo", "0.in", "0.gate", "0.out", "1.qk", "1.vo", "1.in", "1.gate",
         "1.out", "unembed",
     ]  # fmt: skip
-    qk = made.parts[1]
+    qk = spec.parts[1]
     # 2 key/value heads times 2 frequencies; 2 query heads, cosine and sine, 8 inputs and the 1.
     assert (qk.count, qk.rows, qk.columns) == (4, 2 * 2 * 9, 9)
     assert qk.units == 6 * 9 // 8 * 8
     assert qk.num_weights == 4 * 48 * (36 + 9) and qk.num_sums == 4 * 36 * 9
-    kept = dataclasses.replace(made, keep=("embedding", "unembedding"))
+    kept = dataclasses.replace(spec, keep=("embedding", "unembedding"))
     assert [part.name for part in kept.kept_parts] == ["wte", "unembed"]
-    assert recipe.from_json(made.to_json()) == made
+    assert from_json(spec.to_json()) == spec
 
 
-def test_recipes_of_older_files_are_read(models_on_disk):
+def test_specs_of_older_files_are_read(models_on_disk):
     reader = models.weights.open(models_on_disk["llama"][0])
-    written = hide.make_recipe(reader, samples=6).to_json()
+    written = hide.make_spec(reader, samples=6).to_json()
     search = written["construction"]["search"]
     flat = {**written, "construction": {"name": "shift", **search}}
     oldest = {name: value for name, value in search.items() if name != "centred"}
     for fields in (written, flat, {**written, "construction": {"name": "shift", **oldest}}):
-        rule = recipe.from_json(fields).construction
+        rule = from_json(fields).construction
         assert (rule.name, rule.search.rerolls, rule.search.centred) == ("shift", 160, False)

@@ -1,9 +1,11 @@
-"""From a model to its ticket and back: exactness, resuming, shards, devices, what is refused."""
+"""From a model to its ticket and back: exactness, resuming, shards, devices, refusals."""
 
 import json
 import math
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,18 +14,18 @@ from refusals import refusals
 
 from slth_jax import hide, models, storage, ticket
 from slth_jax.construction import rules
-from slth_jax.hide import pieces, run, solver
+from slth_jax.factored import products, solve, source
+from slth_jax.hide import pieces, run
 from slth_jax.hide.targets import Targets
-from slth_jax.sources import products
 
 
 def solved(models_on_disk, tmp_path_factory, name, **options):
     path, tokens, _ = models_on_disk[name]
     reader = models.weights.open(path)
     seed = options.pop("seed", 0)
-    made = hide.make_recipe(reader, **options)
+    spec = hide.make_spec(reader, **options)
     out = tmp_path_factory.mktemp(name)
-    return reader, made, tokens, hide.solve(reader, made, out, seed=seed), out
+    return reader, spec, tokens, hide.solve(reader, spec, out, seed=seed), out
 
 
 @pytest.fixture(scope="module")
@@ -36,37 +38,37 @@ def test_a_ticket_computes_its_target(name, models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
     options = {"samples": 14, "construction": shift}
     reader, _, tokens, path, _ = solved(models_on_disk, tmp_path_factory, name, **options)
-    target, found = hide.of_target(reader), hide.of_ticket(path)
-    wanted, got = hide.logits(target, tokens), hide.logits(found, tokens)
-    measured = hide.measures(wanted, got, None)
+    target, model = hide.of_target(reader), hide.of_ticket(path)
+    expected, logits = hide.logits(target, tokens), hide.logits(model, tokens)
+    measured = hide.measures(expected, logits, None)
     assert 0 < measured["mean_logit_difference"] < 0.05 * measured["logit_sd"]
     # The masked source as it is: weights times masks, nothing merged.
-    opened = hide.opened(path).ticket
-    params = ticket.materialize(opened)
-    from slth_jax.sources import decoder
-
-    _, settings = decoder.materialize(opened.options, opened.seed, opened.bits)
-    as_it_is = np.asarray(models.apply(params, tokens, settings))
-    np.testing.assert_allclose(as_it_is, got, atol=2e-4 * measured["logit_sd"] + 2e-4)
+    opened = hide.opened(path)
+    params, settings = source.materialize(opened.network, opened.ticket.bits)
+    chex.assert_trees_all_equal(params, ticket.materialize(opened.ticket))
+    as_it_is = np.asarray(models.apply(jax.tree.map(jnp.asarray, params), tokens, settings))
+    np.testing.assert_allclose(as_it_is, logits, atol=2e-4 * measured["logit_sd"] + 2e-4)
 
 
 def test_every_mask_is_the_best_of_its_samples(llama):
     """Recomputed in float64 from the factors, entry by entry, for one small product."""
-    reader, made, _, path, _ = llama
-    part = next(part for part in made.parts if part.name == "0.out")
+    reader, spec, _, path, _ = llama
+    part = next(part for part in spec.parts if part.name == "0.out")
     opened = hide.opened(path)
-    scale = opened.scales[part.name][0]
-    one = products.product(products.part_key(0, part, made), part, 0, made.construction)
-    left = products.masked_left(one, part, scale, opened.ticket.bits[part.name]).astype(np.float64)
-    product = left @ products.masked_right(one, part).astype(np.float64)
-    target = Targets(reader, made).product(part, 0)
-    told = opened.ticket.metadata["parts"][part.name]
-    assert abs(product - target).max() == pytest.approx(told["largest_error"], rel=1e-3, abs=1e-6)
-    np.testing.assert_allclose(opened.entries(part.name)[0], product, atol=1e-6)
+    scale = opened.network.scales[part.name][0]
+    drawn = products.draw(0, part, 0, spec.construction)
+    left = products.masked_left(drawn, part, scale, opened.ticket.bits[part.name]).astype(
+        np.float64
+    )
+    product = left @ products.masked_right(drawn, part).astype(np.float64)
+    target = Targets(reader, spec).product(part, 0)
+    report = opened.ticket.metadata["parts"][part.name]
+    assert abs(product - target).max() == pytest.approx(report["largest_error"], rel=1e-3, abs=1e-6)
+    np.testing.assert_allclose(opened.entries(part)[0], product, atol=1e-6)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(llama, tmp_path, monkeypatch):
-    reader, made, _, path, _ = llama
+    reader, spec, _, path, _ = llama
     monkeypatch.setattr(pieces, "_SUMS", 1 << 9)  # many pieces; the ticket is the same
     monkeypatch.setattr(pieces, "_STEP", 16)
     count = 0
@@ -78,7 +80,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(llama, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hide.solve(reader, made, tmp_path, progress=stop)
+        hide.solve(reader, spec, tmp_path, progress=stop)
     store = tmp_path / "parts"
     assert len(list(store.iterdir())) == 5 and not (tmp_path / "ticket.safetensors").exists()
     damaged = sorted(store.iterdir())[0]
@@ -88,49 +90,51 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(
         pieces, "compute", lambda piece, *a: computed.append(piece) or compute(piece, *a)
     )
-    again = hide.solve(reader, made, tmp_path)
-    assert len(computed) == len(pieces.cut(made)) - 4
-    one, other = (safetensors.numpy.load_file(p) for p in (path, again))
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
+    again = hide.solve(reader, spec, tmp_path)
+    assert len(computed) == len(pieces.cut(spec)) - 4
+    first, second = (safetensors.numpy.load_file(p) for p in (path, again))
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
     hide.clean(tmp_path)
-    assert not store.exists() and hide.solve(reader, made, tmp_path) == again
+    assert not store.exists() and hide.solve(reader, spec, tmp_path) == again
 
 
 def test_shards_join_to_the_same_ticket(llama, tmp_path):
-    reader, made, _, path, _ = llama
+    reader, spec, _, path, _ = llama
     with pytest.raises(hide.Unfinished, match=r"shard 0/2 is done; \d+ of \d+ pieces"):
-        hide.solve(reader, made, tmp_path, shard="0/2")
-    joined = hide.solve(reader, made, tmp_path, shard="1/2")
-    one, other = (hide.opened(p).ticket for p in (path, joined))
-    assert one.fingerprint == other.fingerprint
-    for name in one.shapes:
-        np.testing.assert_array_equal(one.bits[name], other.bits[name])
+        hide.solve(reader, spec, tmp_path, shard="0/2")
+    joined = hide.solve(reader, spec, tmp_path, shard="1/2")
+    first, second = (hide.opened(p).ticket for p in (path, joined))
+    assert first.fingerprint == second.fingerprint
+    for name in first.shapes:
+        np.testing.assert_array_equal(first.bits[name], second.bits[name])
 
 
 def test_masks_do_not_depend_on_the_number_of_devices(llama):
-    reader, made, _, _, _ = llama
-    part = next(part for part in made.parts if part.name == "0.qk")
-    matrix = Targets(reader, made).product(part, 0)
-    one = products.product(products.part_key(0, part, made), part, 0, made.construction)
-    found = []
+    reader, spec, _, _, _ = llama
+    part = next(part for part in spec.parts if part.name == "0.qk")
+    matrix = Targets(reader, spec).product(part, 0)
+    problem = solve.Problem(
+        products.draw(0, part, 0, spec.construction), part, spec.construction, 1.0, 12
+    )
+    bits = []
     for count in (1, 4):
         mesh = jax.make_mesh(
             (count,), ("rows",), (AxisType.Auto,), devices=jax.local_devices()[:count]
         )
-        found.append(solver.rows(one, part, made.construction, matrix, 0, 1.0, 12, mesh).bits)
-    np.testing.assert_array_equal(*found)
+        bits.append(solve.rows(problem, matrix, 0, mesh).bits)
+    np.testing.assert_array_equal(*bits)
 
 
 def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
     options = {"samples": 8, "construction": "reach", "keep": ("embedding", "layers")}
-    reader, made, _, path, _ = solved(models_on_disk, tmp_path_factory, "plain_llama", **options)
+    reader, spec, _, path, _ = solved(models_on_disk, tmp_path_factory, "plain_llama", **options)
     opened = hide.opened(path)
-    np.testing.assert_array_equal(opened.entries("wte")[0], reader.ends()["wte"])
+    np.testing.assert_array_equal(opened.entries(spec.every_part[0])[0], reader.ends()["wte"])
     numbers = opened.ticket.metadata["numbers"]
     assert numbers["kept"] == 23 * 8 + 3 * 8 * 6
-    assert numbers["scales"] == sum(part.count for part in made.parts)
+    assert numbers["scales"] == sum(part.count for part in spec.parts)
     with pytest.raises(storage.CheckpointError, match="random in all parts"):
         ticket.materialize(opened.ticket)
 
@@ -138,31 +142,29 @@ def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
 def test_relu_form_meets_both_signs(models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
     options = {"samples": 14, "form": "relu", "seed": 3, "construction": shift}
-    reader, made, tokens, path, _ = solved(
+    reader, spec, tokens, path, _ = solved(
         models_on_disk, tmp_path_factory, "plain_llama", **options
     )
-    assert [part.relu for part in made.parts] == [True, False, False, True, True, True, True]
-    opened = hide.opened(path).ticket
-    from slth_jax.sources import decoder
-
-    params, settings = decoder.materialize(opened.options, opened.seed, opened.bits)
-    wanted = hide.logits(hide.of_target(reader), tokens)
-    got = np.asarray(models.apply(params, tokens, settings))
-    assert np.abs(got - wanted).mean() < 0.05 * wanted.std()
+    assert [part.relu for part in spec.parts] == [True, False, False, True, True, True, True]
+    opened = hide.opened(path)
+    params, settings = source.materialize(opened.network, opened.ticket.bits)
+    expected = hide.logits(hide.of_target(reader), tokens)
+    logits = np.asarray(models.apply(jax.tree.map(jnp.asarray, params), tokens, settings))
+    assert np.abs(logits - expected).mean() < 0.05 * expected.std()
 
 
 def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
-    reader, made, _, _, out = llama
-    with pytest.raises(storage.CheckpointError, match=r"another run: seed is 0 there and 1 here"):
-        hide.solve(reader, made, out, seed=1)
-    # What fails before its first result binds nobody.
+    reader, spec, _, _, out = llama
+    with pytest.raises(storage.CheckpointError, match=r"another run: seed is 0 in it and 1 now"):
+        hide.solve(reader, spec, out, seed=1)
+    # A run that fails before its first result leaves the folder free.
     monkeypatch.setattr(pieces, "compute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        hide.solve(reader, made, tmp_path)
+        hide.solve(reader, spec, tmp_path)
     assert not (tmp_path / "config.json").exists()
     monkeypatch.setattr(run.storage, "check_room", lambda *_: run.storage.check(tmp_path / "none"))
     with pytest.raises(storage.CheckpointError):
-        hide.solve(reader, made, tmp_path)
+        hide.solve(reader, spec, tmp_path)
     for options, words in (
         ({"samples": 1}, r"samples must be an integer in \[2, 64\], got 1"),
         ({"keep": ("head",)}, "keep must be one of 'embedding', "),
@@ -173,11 +175,11 @@ def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
         ),
         (
             {"construction": "fitted"},
-            "construction must be a rule that deals units without the target, got fitted",
+            "construction must be a rule that assigns without the target, got fitted",
         ),
     ):
         with refusals(words):
-            hide.make_recipe(reader, **options)
+            hide.make_spec(reader, **options)
     with pytest.raises(
         ValueError, match="construction must be one of proof, reach, shift, fitted or"
     ):

@@ -40,18 +40,16 @@ def honest(tmp_path_factory):
     source = initializers.theory_attention(jax.random.key(5, impl=ticket.IMPL), **OPTIONS)
     masks = construction.prune_attention(source, target())
     masked = jax.tree.map(lambda w, m: w * m, source, masks)
-    made = ticket.create(
-        "theory", OPTIONS, 5, masks, metadata={"error": error_of(masked, target())}
-    )
+    new = ticket.create("theory", OPTIONS, 5, masks, metadata={"error": error_of(masked, target())})
     path = tmp_path_factory.mktemp("claims") / "honest.ticket.safetensors"
-    ticket.save(path, made)
+    ticket.save(path, new)
     return path
 
 
 def test_an_honest_ticket_is_accepted(honest):
     report = ticket.verify(honest, target=target(), inputs=X)
     assert report.error == pytest.approx(report.ticket.metadata["error"], rel=1e-9)
-    assert report.error > 0.01 and "as recorded" in repr(report)
+    assert report.error > 0.01 and "recorded" in repr(report)
     by_function = ticket.verify(honest, target=lambda weights: error_of(weights, target()))
     assert by_function.error == pytest.approx(report.error, rel=1e-9)
     assert ticket.verify(honest).error is None
@@ -78,13 +76,27 @@ def test_the_dtype_of_the_measurement_sets_the_tolerance(honest, tmp_path):
     off = good.metadata["error"] * (1 + 1e-6)
     path = tmp_path / "off.ticket.safetensors"
     ticket.save(path, dataclasses.replace(good, metadata={"error": off}))
-    ticket.verify(path, target=target(), inputs=X)  # what float32 explains
+    ticket.verify(path, target=target(), inputs=X)  # within float32's rounding
     with pytest.raises(CheckpointError, match="as recorded"):
         ticket.verify(path, target=target(), inputs=X, tolerance=1e-9)
     metadata = {"error": off, "dtype": "float64"}
     ticket.save(path, dataclasses.replace(good, metadata=metadata), overwrite=True)
     with pytest.raises(CheckpointError, match="as recorded"):
         ticket.verify(path, target=target(), inputs=X)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int8", 3, None])
+def test_a_file_cannot_widen_its_own_tolerance(honest, tmp_path, dtype):
+    good = ticket.load(honest)
+    path = tmp_path / "wide.ticket.safetensors"
+    metadata = {"error": 1.01 * good.metadata["error"], "dtype": dtype}
+    ticket.save(path, dataclasses.replace(good, metadata=metadata))
+    with pytest.raises(CheckpointError, match="as recorded"):
+        ticket.verify(path, target=target(), inputs=X)
+    for error in ({"a": 1}, "much", None):
+        ticket.save(path, dataclasses.replace(good, metadata={"error": error}), overwrite=True)
+        with pytest.raises(CheckpointError, match="records no error"):
+            ticket.verify(path, target=target(), inputs=X)
 
 
 def test_claims_of_transformer_blocks(tmp_path):
@@ -94,7 +106,7 @@ def test_claims_of_transformer_blocks(tmp_path):
     full = jax.tree.map(lambda w: jnp.ones(w.shape, bool), blocks)
     path = tmp_path / "blocks.ticket.safetensors"
     ticket.save(path, ticket.create("theory_blocks", options, 2, full, metadata={"error": 0.0}))
-    network = tuple(Block(one, layers) for one in blocks)
+    network = tuple(Block(block, layers) for block in blocks)
     assert ticket.verify(path, target=network, inputs=0.1 * X).error == 0
     moved = (*network[:1], Block(blocks[1]._replace(w_o=-blocks[1].w_o), layers))
     with pytest.raises(CheckpointError, match="as recorded"):
@@ -122,14 +134,14 @@ def test_a_row_of_a_sweep_becomes_a_ticket(tmp_path):
     results = sweep.run(trial, seeds=[4, 8], grid={"width": [3, 5]}, padded=["width"])
     for index, row in enumerate(results.rows):
         options = {**SHAPE, "n_k": row["width"], "n_v": row["width"]}
-        made = ticket.from_row(results, index, "theory", options, metadata={"note": "x"})
-        assert made.seed == row["seed"] and made.shapes["w_o"] == (2, row["width"], 2)
-        assert made.metadata == {
+        new = ticket.from_row(results, index, "theory", options, metadata={"note": "x"})
+        assert new.seed == row["seed"] and new.shapes["w_o"] == (2, row["width"], 2)
+        assert new.metadata == {
             "width": row["width"], "error": row["error"], "dtype": "float32", "note": "x",
         }  # fmt: skip
-        for name, weights in ticket.materialize(made)._asdict().items():
+        for name, weights in ticket.materialize(new)._asdict().items():
             kept = np.asarray(weights) > 0
-            np.testing.assert_array_equal(ticket.masks(made)[name], kept)
+            np.testing.assert_array_equal(ticket.masks(new)[name], kept)
     with refusals("within the weights of source 'theory'"):
         ticket.from_row(results, 2, "theory", {**SHAPE, "n_k": 2, "n_v": 2})
     with refusals("masks must be named as the weights"):

@@ -14,10 +14,10 @@ import pytest
 import safetensors.numpy
 from refusals import refusals
 
-from slth_jax import initializers, ticket
-from slth_jax.sources import Source
+from slth_jax import cli, initializers, storage, ticket
+from slth_jax.cli import command_line
 from slth_jax.storage import CheckpointError, Damaged
-from slth_jax.ticket import Ticket
+from slth_jax.ticket import Source, Ticket
 
 OPTIONS = {"num_heads": 2, "d_in": 2, "d_out": 1, "n_k": 5, "n_v": 3}
 SEED = 7
@@ -33,8 +33,8 @@ def _masks(keep=0.3):
 
 
 def _ticket(**changes):
-    made = ticket.create("theory", OPTIONS, SEED, _masks(), metadata={"error": np.float32(0.125)})
-    return dataclasses.replace(made, **changes)
+    new = ticket.create("theory", OPTIONS, SEED, _masks(), metadata={"error": np.float32(0.125)})
+    return dataclasses.replace(new, **changes)
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def path(tmp_path):
 
 def test_materialize_is_source_times_masks(path):
     expected = jax.tree.map(lambda w, m: np.asarray(w) * np.asarray(m), _source(), _masks())
-    got = ticket.materialize(ticket.load(path))
-    assert type(got) is type(_source())
-    chex.assert_trees_all_equal(got, expected)
+    weights = ticket.materialize(ticket.load(path))
+    assert type(weights) is type(_source())
+    chex.assert_trees_all_equal(weights, expected)
     loaded = ticket.load(path)
     for name, mask in ticket.masks(loaded).items():
         np.testing.assert_array_equal(mask, getattr(_masks(), name))
@@ -77,13 +77,13 @@ def test_a_tree_of_dicts_with_unmasked_leaves(tmp_path):
     sources = {"tiny": tiny}
     mask = jnp.arange(12).reshape(4, 3) % 5 == 0
     masks = {"layer": {"w": mask, "gain": None}}
-    made = ticket.create("tiny", {"width": 4}, 3, masks, sources=sources)
+    new = ticket.create("tiny", {"width": 4}, 3, masks, sources=sources)
     path = tmp_path / "tiny.ticket.safetensors"
-    ticket.save(path, made)
-    got = ticket.materialize(ticket.load(path), sources=sources)
+    ticket.save(path, new)
+    weights = ticket.materialize(ticket.load(path), sources=sources)
     weights = tiny(jax.random.key(3, impl="threefry2x32"), 4)["layer"]
-    np.testing.assert_array_equal(got["layer"]["gain"], weights["gain"])
-    np.testing.assert_array_equal(got["layer"]["w"], np.where(mask, weights["w"], 0))
+    np.testing.assert_array_equal(weights["layer"]["gain"], weights["gain"])
+    np.testing.assert_array_equal(weights["layer"]["w"], np.where(mask, weights["w"], 0))
     with pytest.raises(CheckpointError, match="source must be one of"):
         ticket.verify(path)
 
@@ -95,12 +95,12 @@ def test_every_flipped_byte_is_noticed_or_harmless(path):
         for flip in (0x01, 0x80):
             path.write_bytes(good[:place] + bytes([good[place] ^ flip]) + good[place + 1 :])
             try:
-                got = ticket.load(path)
+                weights = ticket.load(path)
             except CheckpointError as error:
                 assert "\n" not in str(error) and str(path) in str(error)
                 continue
             harmless += 1
-            jax.tree.map(np.testing.assert_array_equal, vars(got), vars(expected))
+            jax.tree.map(np.testing.assert_array_equal, vars(weights), vars(expected))
     assert harmless < 0.02 * 2 * len(good)  # padding of the header
 
 
@@ -125,7 +125,10 @@ def test_every_truncation_is_noticed(path):
             {"options": {**OPTIONS, "n_k": 6}},
             r"mask w_[qk] has shape \(2, 2, 5\); .* has \(2, 2, 6\)",
         ),
-        ({"options": {**OPTIONS, "n_k": 0}}, "is refused: n_k must be an integer >= 1, got 0"),
+        (
+            {"options": {**OPTIONS, "n_k": 0}},
+            "is refused: n_k must be an integer >= 1, got 0",
+        ),
         ({"options": {**OPTIONS, "width": 3}}, "is refused: .*unexpected keyword"),
         ({"fingerprint": "0" * 64}, "generates other weights here"),
     ],
@@ -174,7 +177,7 @@ def test_bad_arguments(tmp_path):
     with refusals("boolean"):
         ticket.create("theory", OPTIONS, SEED, _source())
     other = jax.tree.map(lambda w: w + 1, _source())
-    with refusals("weights must be what source 'theory'"):
+    with refusals("weights must be the weights of source 'theory'"):
         ticket.create("theory", OPTIONS, SEED, _masks(), weights=other)
     ticket.create("theory", OPTIONS, SEED, _masks(), weights=_source())
     with pytest.raises(CheckpointError, match="cannot read"):
@@ -213,24 +216,24 @@ def test_reprs_are_short(path):
 def test_a_source_that_makes_its_own_masked_weights(tmp_path):
     """Its masks are no masks of one tree of weights, and are read and written one by one."""
 
-    def masked(found):
-        if found.fingerprint != "one":
+    def masked(stored):
+        if stored.fingerprint != "one":
             raise CheckpointError("generates other weights here")
-        for name in found.shapes:
-            yield name, ticket.mask(found, name) * np.float32(found.options["scale"])
+        for name in stored.shapes:
+            yield name, ticket.mask(stored, name) * np.float32(stored.options["scale"])
 
     sources = {"parts": Source("parts", masked=masked)}
     bits = np.packbits(np.arange(16) % 3 == 0)
-    made = Ticket("parts", {"scale": 2.0}, 0, {"a": bits}, {"a": (4, 4)}, "one", {})
+    new = Ticket("parts", {"scale": 2.0}, 0, {"a": bits}, {"a": (4, 4)}, "one", {})
     path = tmp_path / "parts.ticket.safetensors"
-    ticket.save(path, made)
+    ticket.save(path, new)
     report = ticket.verify(path, sources=sources)
     assert (report.size, report.num_kept) == (16, 6)
     expected = (np.arange(16) % 3 == 0).reshape(4, 4) * np.float32(2)
-    np.testing.assert_array_equal(ticket.materialize(made, sources=sources)["a"], expected)
+    np.testing.assert_array_equal(ticket.materialize(new, sources=sources)["a"], expected)
     assert ticket.export(ticket.open(path), tmp_path / "a.npz", sources=sources) == 1
     np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["a"], expected)
-    ticket.save(path, dataclasses.replace(made, fingerprint="two"), overwrite=True)
+    ticket.save(path, dataclasses.replace(new, fingerprint="two"), overwrite=True)
     with pytest.raises(CheckpointError, match="other weights"):
         ticket.verify(path, sources=sources)
 
@@ -246,3 +249,80 @@ def test_exports_repeat_and_leave_nothing_half(path, tmp_path):
     with refusals(re.escape("out must be NAME.npz")):
         ticket.export(wrong, tmp_path / "c.txt")
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "one.ticket.safetensors"]
+
+
+def _written(path, tensors, changes):
+    """Write a ticket's file of any tensors whose header has other fields; checksums are right."""
+    header = json.loads(ticket.file._header(_ticket(), "")["ticket"].partition(" ")[2])
+    packed = {name: np.asarray(bits) for name, bits in tensors.items()}
+    header |= {"masks_sha256": storage.array_hash(packed), **changes}
+    text = json.dumps(header)
+    entry = {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
+    path.write_bytes(safetensors.numpy.save(packed, metadata=entry))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "words"),
+    [
+        ({"w_q": np.zeros(99, np.uint8)}, {}, "mask w_q has 99 bytes, not 3"),
+        ({"w_q": np.zeros(1, np.uint8)}, {}, "mask w_q has 1 bytes, not 3"),
+        ({"extra": np.zeros(3, np.uint8)}, {}, "'extra' belongs to no mask"),
+        ({"w_q": np.zeros(3, np.int8)}, {}, "'w_q' is no row of bytes"),
+        ({"w_q": np.zeros((3, 1), np.uint8)}, {}, "'w_q' is no row of bytes"),
+        ({}, {"seed": 2**40}, "seed must be an integer in"),
+        ({}, {"seed": "7"}, "seed must be an integer in"),
+        ({}, {"metadata": [1]}, "metadata must be of type dict, got list"),
+        ({}, {"shapes": {"w_k": [10**30]}}, "mask w_k has 3 bytes, not 1250"),
+        ({}, {"shapes": {"w_q": 3}}, "shapes.w_q must be a list"),
+        ({}, {"shapes": {"w_q": [-1]}}, "shapes.w_q must be an integer >= 0"),
+        ({}, {"source": "theory\nFILE: intact"}, "names must be up to 200 letters"),
+        ({}, {"options": {"a\x1b[2J": 1}}, "names must be up to 200 letters"),
+        ({}, {"masks_sha256": "x"}, "masks_sha256 must be 64 hexadecimal digits"),
+        ({}, {"format": "\x1b"}, r"has format '\\x1b'"),
+    ],
+)
+def test_headers_and_tensors_outside_the_schema_are_one_line(tmp_path, tensors, changes, words):
+    path = tmp_path / "crafted.ticket.safetensors"
+    _written(path, {**_ticket().bits, **tensors}, changes)
+    for use in (ticket.verify, ticket.open):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            use(path)
+        assert str(caught.value).isprintable()
+
+
+def test_a_source_larger_than_its_masks_is_not_drawn(tmp_path, monkeypatch):
+    def wide(key, width):
+        return {"w": jnp.ones(8), "table": jnp.ones((width, width))}
+
+    new = Ticket("wide", {"width": 10**6}, 0, {"w": np.zeros(1, np.uint8)}, {"w": (8,)}, "", {})
+    path = tmp_path / "wide.ticket.safetensors"
+    ticket.save(path, new)
+    with pytest.raises(CheckpointError, match="has 1000000000000 weights without a mask"):
+        ticket.verify(path, sources={"wide": wide})
+    monkeypatch.setenv("SLTH_MAX_WEIGHTS", "100")
+    ticket.save(path, dataclasses.replace(new, options={"width": 10}), overwrite=True)
+    with pytest.raises(CheckpointError, match="generates other weights"):  # it was drawn
+        ticket.verify(path, sources={"wide": wide})
+
+
+def test_text_of_a_file_reaches_no_terminal_unescaped(path, capsys):
+    new = _ticket(metadata={"note": "\x1b[2Jgone\nFILE: intact", "error": "\x07"})
+    text = ticket.describe(new)
+    assert "\x1b" not in text and "\nFILE" not in text and "u001b" in text
+    command_line.show("\x1b[31m red")
+    assert capsys.readouterr().out == "\\x1b[31m red\n"
+    assert command_line.refuse("a\x1bb") == 2 and "\x1b" not in capsys.readouterr().err
+
+
+def test_a_damaged_ticket_is_not_exported(path, tmp_path, capsys):
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 0x80]))
+    out = tmp_path / "weights.npz"
+    assert cli.main(["ticket", "export", str(path), "--out", str(out)]) == 2
+    assert "checksum of its masks" in capsys.readouterr().err and not out.exists()
+
+
+def test_the_bits_per_trained_weight_are_shown():
+    assert "size         9 bytes" in ticket.describe(_ticket())
+    shown = ticket.describe(_ticket(metadata={"target_bytes": 144}))
+    assert "9 bytes; target 144 bytes in float32, 2.00 bits per trained weight" in shown

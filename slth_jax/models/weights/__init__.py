@@ -18,11 +18,11 @@ from slth_jax.models.weights.folder import open_folder, save
 from slth_jax.models.weights.gguf import open_gguf
 from slth_jax.models.weights.lens import open_npz
 from slth_jax.models.weights.llama2c import open_bin
-from slth_jax.models.weights.reader import Reader
+from slth_jax.models.weights.reader import Reader, stacked
 from slth_jax.models.weights.tensors import check_file
 from slth_jax.storage import CheckpointError, reason
 
-__all__ = ["Reader", "local_path", "open", "save"]
+__all__ = ["Reader", "local_path", "open", "save", "stacked"]
 
 KINDS = "a Hugging Face folder, a llama2.c .bin, a .gguf or a TransformerLens .npz"
 

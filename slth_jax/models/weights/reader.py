@@ -1,7 +1,7 @@
 """Weights read block by block: memory does not grow with the number of blocks."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +59,8 @@ class Reader:
 
     def load(self) -> dict[str, Array]:
         """Return all parameters, the blocks stacked, as `decoder.apply` takes them."""
-        blocks = [self.block(index) for index in range(self.settings.num_blocks)]
-        stacked = {f"h.{name}": np.stack([b[name] for b in blocks]) for name in blocks[0]}
-        return {name: jnp.asarray(value) for name, value in {**self.ends(), **stacked}.items()}
+        blocks = map(self.block, range(self.settings.num_blocks))
+        return {name: jnp.asarray(value) for name, value in stacked(self.ends(), blocks).items()}
 
     def _checked(self, arrays: Mapping[str, np.ndarray], block: int | None) -> Arrays:
         shapes = {**matrix_shapes(self.settings), **vector_shapes(self.settings)}
@@ -76,3 +75,12 @@ class Reader:
             if not np.isfinite(result[name]).all():
                 raise Damaged(f"{self.path} is damaged: {where} has NaN or infinite entries")
         return result
+
+
+def stacked(ends: Mapping[str, np.ndarray], blocks: Iterable[Mapping[str, np.ndarray]]) -> Arrays:
+    """Return all parameters: arrays of the blocks are stacked on a first axis, under 'h.NAME'."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for block in blocks:
+        for name, value in block.items():
+            parts.setdefault(f"h.{name}", []).append(value)
+    return {**ends, **{name: np.stack(values) for name, values in parts.items()}}

@@ -1,0 +1,10 @@
+"""A transformer as products of random matrices: the source 'decoder' of tickets.
+
+`spec` lists the parts of the network, `products` draws their random factors row by row, `solve`
+finds the masks of rows, `assemble` turns masked parts into the parameters of `models.decoder`, and
+`source` makes the weights of a ticket from its header and masks.
+"""
+
+from slth_jax.factored.spec import Network, Part, Spec, from_json, num_bits
+
+__all__ = ["Network", "Part", "Spec", "from_json", "num_bits"]

@@ -1,0 +1,179 @@
+"""Parts put together to a model, as parameters of `models.decoder`.
+
+Either *merged*, every product multiplied out: attention is then multi-query attention whose keys
+and values are the normalised rows themselves (identity projections). Or *as it is*, the masked
+factors side by side: wide heads, products of two matrices for the other maps.
+
+Letters in shapes: d the width, o = d (+ 1 with the constant coordinate) the inputs of a map, h
+query heads, g key/value heads, f rotary frequencies, n hidden units.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from slth_jax.factored.spec import Part, Spec
+from slth_jax.models import Settings
+from slth_jax.models.weights import stacked
+
+Arrays = dict[str, np.ndarray]
+# The matrices `[count, rows, columns]` of a part.
+Entries = Callable[[Part], np.ndarray]
+# The masked factors of a part, ``left [count, rows, n], right [count, n, columns]``.
+Factors = Callable[[Part], tuple[np.ndarray, np.ndarray]]
+_NAMES = {"in": "mlp.in", "gate": "mlp.gate", "out": "mlp.out"}
+
+
+def merged_settings(spec: Spec) -> Settings:
+    """Return the settings of the merged model."""
+    s = spec.settings
+    rotary = s.positions == "rotary"
+    return dataclasses.replace(
+        s,
+        num_kv_heads=1,
+        head_width=2 * spec.inputs * len(s.rotary) if rotary else s.width,
+        value_width=s.width,
+        rotary_repeat=spec.inputs if rotary else 1,
+        logit_scale=1.0,
+        factor="linear",
+        tied=False,
+    )
+
+
+def merged_block(spec: Spec, block: int, entries: Entries) -> Arrays:
+    """Return the parameters of a block with every product multiplied out."""
+    params: Arrays = {}
+    for part in (part for part in spec.every_part if part.block == block):
+        w = entries(part)
+        if part.kind == "qk":
+            queries, keys = _merged_qk(spec, w)
+            params |= _split("attn.q", queries, spec) | _split("attn.k", keys, spec)
+        elif part.kind == "vo":
+            params |= _merged_vo(spec, w)
+        else:
+            params |= _split(_NAMES[part.kind], _inputs_first(part, w), spec)
+    return _float32(params)
+
+
+def merged_ends(spec: Spec, entries: Entries) -> Arrays:
+    """Return the parameters outside the blocks with every product multiplied out."""
+    params: Arrays = {}
+    for part in (part for part in spec.every_part if part.block is None):
+        w = _inputs_first(part, entries(part))
+        params |= _split(part.kind, w, spec) if part.kind == "unembed" else {part.kind: w}
+    return _float32(params)
+
+
+def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
+    """Return queries `[o, h width]` and keys `[o, width]`, which are z itself."""
+    s, o = spec.settings, spec.inputs
+    if s.positions != "rotary":
+        # [h, o, d] to [o, (h, d)]
+        queries = w.reshape(s.num_heads, o, s.width).transpose(1, 0, 2).reshape(o, -1)
+        return queries, np.eye(o, s.width)
+    f = len(s.rotary)
+    # [g, f, head, even or odd, o, key unit] to [o, (head, even or odd, f, key unit)]
+    queries = w.reshape(s.num_kv_heads, f, -1, 2, o, o).transpose(4, 0, 2, 3, 1, 5).reshape(o, -1)
+    keys = np.concatenate([np.tile(np.eye(o), (1, f))] * 2, axis=1)
+    keys[:, keys.shape[1] // 2 :] = 0  # odd components are masked
+    return queries, keys
+
+
+def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays:
+    """Return values, which are z itself, and outputs `[h d, d]`."""
+    d = spec.settings.width
+    w = w.reshape(spec.settings.num_heads, d, spec.inputs)  # [head, output, input]
+    params = {"attn.v": np.eye(d), "attn.o": w[:, :, :d].transpose(0, 2, 1).reshape(-1, d)}
+    if spec.constant:
+        params["attn.o.bias"] = w[:, :, d].sum(axis=0)
+    return params
+
+
+def masked_settings(spec: Spec) -> Settings:
+    """Return the settings of the masked source as it is."""
+    s = spec.settings
+    rotary = s.positions == "rotary"
+    units = {part.kind: part.units for part in spec.every_part}
+    return dataclasses.replace(
+        s,
+        head_width=2 * units["qk"] * len(s.rotary) if rotary else units["qk"],
+        value_width=units["vo"],
+        rotary_repeat=units["qk"] if rotary else 1,
+        logit_scale=1.0,
+        factor=spec.form,
+        tied=False,
+    )
+
+
+def masked(spec: Spec, factors: Factors) -> Arrays:
+    """Return all parameters of the masked source as it is, blocks stacked."""
+    ends: Arrays = {}
+    blocks: list[Arrays] = [{} for _ in range(spec.settings.num_blocks)]
+    for part in spec.parts:
+        left, right = factors(part)
+        if part.kind == "qk":
+            keys, queries = _factored_qk(spec, left, right)
+            params = _split("attn.k", keys, spec) | _split("attn.q", queries, spec)
+        elif part.kind == "vo":
+            params = _factored_vo(spec, left, right)
+        else:
+            params = _two_factors(_NAMES.get(part.kind, part.kind), part, left[0], right[0], spec)
+        (ends if part.block is None else blocks[part.block]).update(_float32(params))
+    return stacked(ends, blocks)
+
+
+def _factored_qk(
+    spec: Spec, left: Float[np.ndarray, "count rows n"], right: Float[np.ndarray, "count n columns"]
+):
+    """Return keys `[o, g width]` and queries `[o, h width]`."""
+    s, o = spec.settings, spec.inputs
+    g, n = s.num_kv_heads, right.shape[1]
+    if s.positions != "rotary":
+        keys = right.transpose(2, 0, 1).reshape(s.width, -1)
+        keys = np.concatenate([keys, np.zeros((o - s.width, keys.shape[1]))])
+        queries = left.reshape(g, -1, o, n).transpose(2, 0, 1, 3)
+        return keys, queries.reshape(o, -1)
+    f = len(s.rotary)
+    even = right.reshape(g, f, n, o).transpose(3, 0, 1, 2)  # [o, g, f, n]
+    keys = np.stack([even, np.zeros_like(even)], axis=2).reshape(o, -1)
+    queries = left.reshape(g, f, -1, 2, o, n).transpose(4, 0, 2, 3, 1, 5)
+    return keys, queries.reshape(o, -1)
+
+
+def _factored_vo(
+    spec: Spec, left: Float[np.ndarray, "count rows n"], right: Float[np.ndarray, "count n columns"]
+) -> Arrays:
+    d, n = spec.settings.width, right.shape[1]
+    values = right.transpose(2, 0, 1).reshape(spec.inputs, -1)
+    outputs = left.reshape(spec.settings.num_kv_heads, -1, d, n).transpose(0, 1, 3, 2)
+    return _split("attn.v", values, spec) | {"attn.o": outputs.reshape(-1, d)}
+
+
+def _two_factors(
+    name: str,
+    part: Part,
+    left: Float[np.ndarray, "rows n"],
+    right: Float[np.ndarray, "n columns"],
+    spec: Spec,
+) -> Arrays:
+    first, second = (left, right) if part.rows_are_inputs else (right.T, left.T)
+    one_hot = part.kind in ("wte", "wpe")  # such rows have no constant coordinate
+    params = {f"{name}.first": first} if one_hot else _split(f"{name}.first", first, spec)
+    return params | {f"{name}.second": second}
+
+
+def _inputs_first(
+    part: Part, w: Float[np.ndarray, "1 rows columns"]
+) -> Float[np.ndarray, "inputs outputs"]:
+    return w[0] if part.rows_are_inputs else w[0].T
+
+
+def _split(name: str, w: Float[np.ndarray, "o outputs"], spec: Spec) -> Arrays:
+    """Return a matrix as weights `[d, outputs]` and, with the constant, a bias `[outputs]`."""
+    return {name: w[:-1], f"{name}.bias": w[-1]} if spec.constant else {name: w}
+
+
+def _float32(named: Mapping[str, np.ndarray]) -> Arrays:
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in named.items()}

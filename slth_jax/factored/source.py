@@ -1,0 +1,94 @@
+"""A whole random transformer as a source that tickets name: its weights times the masks."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from slth_jax import checks
+from slth_jax.factored import assemble, products
+from slth_jax.factored.spec import Network, Part, from_json
+from slth_jax.models import Settings
+from slth_jax.storage import CheckpointError, reason
+
+KEPT = "kept."  # begins the names of matrices that stay the target's
+
+
+def of_ticket(ticket: Any) -> Network:
+    """Return the network of a `ticket.Ticket`, after comparing its masks with its options.
+
+    The file bounds the network: it has a mask or a kept matrix for every part.
+
+    Raises:
+      CheckpointError: the options are no spec, or its parts have other masks, kept matrices or
+        scales.
+    """
+    try:
+        fields = dict(ticket.options)
+        scales = fields.pop("scales")
+        kept = {name: ticket.bits[name].size for name in ticket.bits if name.startswith(KEPT)}
+        # Compared first: a number of blocks is believed only as far as the file has masks.
+        num_blocks, most = fields["settings"]["num_blocks"], len(ticket.shapes) + len(kept)
+        if not isinstance(num_blocks, int) or num_blocks > most:
+            raise checks.fail("num_blocks", f"at most {most}, the number of masks", num_blocks)
+        spec = from_json(fields)
+        _compare(
+            "masks",
+            {name: tuple(shape) for name, shape in ticket.shapes.items()},
+            {part.name: part.shape for part in spec.parts},
+        )
+        _compare("kept", kept, {KEPT + part.name: 4 * part.num_sums for part in spec.kept_parts})
+        for name, values in scales.items():
+            for value in values:
+                checks.number(f"scales.{name}", value, low=0)
+        counts = {name: len(values) for name, values in scales.items()}
+        _compare("scales", counts, {part.name: part.count for part in spec.parts})
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"the ticket's spec is refused: {reason(error)}") from error
+    return Network(spec, ticket.seed, scales)
+
+
+def _compare(what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name in sorted(given.keys() | expected.keys()):
+        if given.get(name) != expected.get(name):
+            allowed, value = (x.get(name, "absent") for x in (expected, given))
+            raise checks.fail(f"{what} {name!r}", str(allowed), value)
+
+
+def fingerprint(network: Network) -> str:
+    """Return the SHA-256 of all products' fingerprints, see `products.fingerprint`."""
+    digest = hashlib.sha256()
+    for part in network.spec.parts:
+        for g, scale in enumerate(network.scales[part.name]):
+            product = products.draw(network.seed, part, g, network.spec.construction)
+            line = f"{part.name} {g} {products.fingerprint(product, scale, part)}\n"
+            digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def materialize(
+    network: Network, bits: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], Settings]:
+    """Return the masked source as it is, weights times masks, and its settings.
+
+    For `models.decoder`: attention with heads as wide as there are hidden units, the other maps as
+    products of two matrices. Everything is held in memory: for small models.
+
+    Raises:
+      CheckpointError: parts were kept of the target, which has no factors.
+    """
+    spec = network.spec
+    if spec.keep:
+        raise CheckpointError(f"the source must be random in all parts, got keep={spec.keep}")
+
+    def factors(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        packed = np.asarray(bits[part.name]).reshape(part.count, -1)
+        left, right = [], []
+        for g, scale in enumerate(network.scales[part.name]):
+            product = products.draw(network.seed, part, g, spec.construction)
+            left.append(products.masked_left(product, part, scale, packed[g]))
+            right.append(products.masked_right(product, part))
+        return np.stack(left), np.stack(right)
+
+    return assemble.masked(spec, factors), assemble.masked_settings(spec)

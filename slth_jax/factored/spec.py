@@ -1,0 +1,226 @@
+"""A random transformer made of products: its parts, and the spec from which they are drawn.
+
+A model of the family in `models.decoder` depends on its weights through these matrices alone, with
+z the normalised row, extended by a constant coordinate 1 if there are biases or shifts:
+
+    wte, wpe    one-hot token or position to row         [vocabulary, d], [positions, d]
+    B.qk        z_i W z_j^T, a matrix per query head; with rotary positions two per frequency
+    B.vo        z_j W, a matrix per query head
+    B.in, B.gate, B.out, unembed   the other linear maps
+
+where B is the number of a block. Each matrix is approximated by a product ``left right`` of two
+random matrices: `right [n, r]` is the grouped factor, whose mask is a rule (`construction.rules`),
+`left [p, n]` the free factor, whose mask is the ticket. Query heads that share a key/value head
+share `right`: their matrices stand one below the other in one product.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from slth_jax import checks
+from slth_jax.construction import rules
+from slth_jax.construction.rules import Rule, Search
+from slth_jax.models import Settings
+
+FORMS = ("linear", "relu")
+KEEP = {
+    "embedding": ("wte", "wpe"),
+    "unembedding": ("unembed",),
+    "attention": ("qk", "vo"),
+    "layers": ("in", "gate", "out"),
+}
+"""The parts of a model that can be left as the target's, and the kinds of their matrices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stack of `count` products ``left [rows, units] right [units, columns]``.
+
+    Attributes:
+      block: the number of its block; None outside of the blocks.
+      kind: 'wte', 'qk', ..., see the table above.
+      index: its place among all parts, from which its random key is folded.
+      count, rows, columns, units: the shape of the stack.
+      rows_are_inputs: whether the rows are the inputs of the map (`left` comes first) or its
+        outputs.
+      relu: whether a ReLU stands between the factors.
+    """
+
+    block: int | None
+    kind: str
+    index: int
+    count: int
+    rows: int
+    columns: int
+    units: int
+    rows_are_inputs: bool
+    relu: bool
+
+    @property
+    def name(self) -> str:
+        """The name in files: '3.qk', 'wte'."""
+        return self.kind if self.block is None else f"{self.block}.{self.kind}"
+
+    @property
+    def num_sums(self) -> int:
+        """The number of entries that are approximated by subset sums."""
+        return self.count * self.rows * self.columns
+
+    @property
+    def num_weights(self) -> int:
+        """The number of random weights."""
+        return self.count * self.units * (self.rows + self.columns)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the masks of the free factors."""
+        return self.count, self.rows, self.units
+
+    @property
+    def nameless(self) -> "Part":
+        """The part without its place and its number of rows: such parts share compiled programs."""
+        return dataclasses.replace(self, block=None, kind="", index=0, count=1, rows=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Everything that a random network is drawn from, except for its seed and its scales.
+
+    Attributes:
+      settings: the settings of the model to hide.
+      samples: random samples per subset sum. Without a ReLU between the factors these are all
+        hidden units of a column of the grouped factor. With a ReLU there are twice as many units,
+        since an entry is two sums, over the units of either sign.
+      construction: the rule that assigns units to columns.
+      form: 'linear', nothing between the two factors, or 'relu' (Lemma 2) for the maps outside
+        of attention.
+      constant: whether rows are extended by a constant coordinate, to carry biases and shifts.
+      layers: whether there are fully connected layers.
+      keep: parts left as the target's: 'embedding', 'unembedding', 'attention', 'layers'.
+    """
+
+    settings: Settings
+    samples: int
+    construction: Rule
+    form: str = "linear"
+    constant: bool = False
+    layers: bool = True
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        checks.integer("samples", self.samples, low=2, high=64)
+        checks.choice("form", self.form, FORMS)
+        for name in self.keep:
+            checks.choice("keep", name, tuple(KEEP))
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs of a map that reads normalised rows: d, or d + 1."""
+        return self.settings.width + int(self.constant)
+
+    @property
+    def every_part(self) -> tuple[Part, ...]:
+        """All parts in the order in which the model uses them, kept or not."""
+        return tuple(
+            dataclasses.replace(part, index=index) for index, part in enumerate(self._parts())
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that are random."""
+        return tuple(part for part in self.every_part if part.kind not in self._kept)
+
+    @property
+    def kept_parts(self) -> tuple[Part, ...]:
+        """The parts that stay the target's."""
+        return tuple(part for part in self.every_part if part.kind in self._kept)
+
+    @property
+    def _kept(self) -> set[str]:
+        return {kind for name in self.keep for kind in KEEP[name]}
+
+    def _parts(self) -> Iterable[Part]:
+        s = self.settings
+        relu = self.form == "relu"
+        yield self._part(None, "wte", (1, s.vocab_size, s.width), True, relu)
+        if s.positions == "learned":
+            yield self._part(None, "wpe", (1, s.max_length, s.width), True, relu)
+        for block in range(s.num_blocks):
+            yield from self._attention(block)
+            if self.layers:
+                yield self._linear(block, "in", self.inputs, s.hidden_width)
+                if s.gated:
+                    yield self._linear(block, "gate", self.inputs, s.hidden_width)
+                yield self._linear(block, "out", s.hidden_width + int(self.constant), s.width)
+        yield self._linear(None, "unembed", self.inputs, s.outputs)
+
+    def _attention(self, block: int) -> Iterable[Part]:
+        s = self.settings
+        group = s.num_heads // s.num_kv_heads  # query heads per key/value head
+        if s.positions == "rotary":
+            # Two matrices per query head and frequency, for the cosine and the sine.
+            shape = s.num_kv_heads * len(s.rotary), group * 2 * self.inputs, self.inputs
+        else:
+            # A key's constant would add the same number to all logits of a row.
+            shape = s.num_kv_heads, group * self.inputs, s.width
+        yield self._part(block, "qk", shape, True, False)
+        shape = s.num_kv_heads, group * s.width, self.inputs
+        yield self._part(block, "vo", shape, False, False)
+
+    def _linear(self, block: int | None, kind: str, inputs: int, outputs: int) -> Part:
+        # Across a ReLU units are grouped over inputs, as in Lemma 2; else over the smaller side.
+        relu = self.form == "relu"
+        if relu or inputs <= outputs:
+            return self._part(block, kind, (1, outputs, inputs), False, relu)
+        return self._part(block, kind, (1, inputs, outputs), True, False)
+
+    def _part(
+        self, block: int | None, kind: str, shape: tuple[int, int, int], inputs: bool, relu: bool
+    ) -> Part:
+        count, rows, columns = shape
+        samples = 2 * self.samples if relu else self.samples
+        units = max(samples * columns // 8 * 8, -(-columns // 8) * 8)  # whole bytes of mask bits
+        return Part(block, kind, 0, count, rows, columns, units, inputs, relu)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec in JSON's types."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {
+            "settings": dataclasses.asdict(self.settings),
+            "construction": {
+                "name": self.construction.name,
+                "search": dataclasses.asdict(self.construction.search),
+            },
+            "keep": list(self.keep),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A random network: a spec, a seed, and the scale of each free factor by part and product."""
+
+    spec: Spec
+    seed: int
+    scales: Mapping[str, list[float]]
+
+
+def from_json(fields: Mapping[str, Any]) -> Spec:
+    """Return the spec that `Spec.to_json` wrote."""
+    construction = dict(fields["construction"])
+    rule = rules.get(construction.pop("name"))
+    # Older files store the fields of `Search` beside the name, and the oldest without `centred`.
+    search = Search(**construction.get("search", construction))
+    settings = {**fields["settings"], "rotary": tuple(fields["settings"]["rotary"])}
+    read = {
+        "settings": Settings(**settings),
+        "construction": dataclasses.replace(rule, search=search),
+        "keep": tuple(fields["keep"]),
+    }
+    return Spec(**{**fields, **read})
+
+
+def num_bits(parts: Iterable[Part]) -> int:
+    """Return the number of mask bits of these parts."""
+    return sum(math.prod(part.shape) for part in parts)

@@ -1,0 +1,101 @@
+"""Models that are read block by block: a trained one from its files, the network of a ticket."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from slth_jax import checks, ticket
+from slth_jax.factored import Network, Part, Spec, assemble, products, source
+from slth_jax.models import Settings
+from slth_jax.models.weights import Reader, stacked
+from slth_jax.ticket import Ticket
+from slth_jax.types import Array
+
+NAME = "ticket.safetensors"
+SOURCE = "decoder"
+Arrays = Mapping[str, np.ndarray]
+
+
+class Model(NamedTuple):
+    """A model that is read block by block: memory does not grow with its depth."""
+
+    settings: Settings
+    ends: Callable[[], Arrays]
+    block: Callable[[int], Arrays]
+
+    def load(self) -> dict[str, Array]:
+        """Return all parameters, blocks stacked."""
+        params = stacked(self.ends(), map(self.block, range(self.settings.num_blocks)))
+        return {name: jnp.asarray(value) for name, value in params.items()}
+
+
+class Opened(NamedTuple):
+    """The ticket of a whole model; its masks are read when they are asked for."""
+
+    ticket: Ticket
+    network: Network
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the random network."""
+        return self.network.spec
+
+    def entries(self, part: Part) -> Float[np.ndarray, "count rows columns"]:
+        """Return the matrices of a part: generated, masked, multiplied.
+
+        The matrices of a part that was kept of the target are read.
+        """
+        if part in self.spec.kept_parts:
+            raw = self.ticket.bits[source.KEPT + part.name]
+            return raw.view(np.float32).reshape(part.count, part.rows, part.columns)
+        bits = self.ticket.bits[part.name]
+        return products.part_entries(self.network, part, bits, products.mesh())
+
+    def __repr__(self) -> str:
+        """Return the size in one line."""
+        s, weights = self.spec.settings, sum(part.num_weights for part in self.spec.parts)
+        return (
+            f"Opened({s.num_blocks} blocks of width {s.width} in {weights:,} random "
+            f"weights, seed {self.ticket.seed}, {self.spec.samples} samples per entry)"
+        )
+
+
+def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
+    """Return the ticket of a whole model at `path`.
+
+    With `check` the checksum of its masks is verified, and the fingerprint of the weights that
+    this machine draws.
+
+    Raises:
+      ValueError: it is a ticket of another source.
+      CheckpointError: it is missing or damaged, or this machine draws other weights.
+    """
+    opened_ticket = ticket.open(path, check=check)
+    if opened_ticket.source != SOURCE:
+        allowed = "the ticket of a whole model"
+        raise checks.fail(str(path), allowed, f"source {opened_ticket.source!r}")
+    read = ticket.check_decoder if check else source.of_ticket
+    return Opened(opened_ticket, read(opened_ticket))
+
+
+def of_target(reader: Reader) -> Model:
+    """Return the model in a file of weights."""
+    return Model(reader.settings, reader.ends, reader.block)
+
+
+def of_ticket(ticket: Opened | str | os.PathLike[str]) -> Model:
+    """Return the model in a ticket, merged; a block is generated from the seed when asked for.
+
+    A path is checked as `opened` does it, before the first weight is used.
+    """
+    model = ticket if isinstance(ticket, Opened) else opened(ticket)
+    spec = model.spec
+    return Model(
+        assemble.merged_settings(spec),
+        lambda: assemble.merged_ends(spec, model.entries),
+        lambda b: assemble.merged_block(spec, b, model.entries),
+    )

@@ -1,0 +1,98 @@
+"""The table of sources: from the name in a ticket to random weights."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slth_jax import checks, initializers
+from slth_jax.storage import CheckpointError
+from slth_jax.types import Key, PyTree
+
+if TYPE_CHECKING:
+    from slth_jax.factored import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A distribution of random weights that a ticket can name.
+
+    Attributes:
+      name: the name.
+      draw: `draw(key, **options) -> tree of weights`; None if they are too many to be held
+        together, and `masked` yields them.
+      masked: `masked(ticket) -> (name, array) pairs` of weights times masks, one at a time, for
+        sources whose tickets store something other than a mask of each weight. It compares the
+        weights with the ticket's fingerprint before the first pair and raises
+        `storage.CheckpointError` if they differ.
+      check: `check(ticket)` makes the same comparison without the weights; None if only `masked`
+        can make it.
+    """
+
+    name: str
+    draw: Callable[..., PyTree] | None = None
+    masked: Callable[[Any], Iterable[tuple[str, np.ndarray]]] | None = None
+    check: Callable[[Any], object] | None = None
+
+
+# Sources by name, as a caller may give them: records, or functions `draw(key, **options)`.
+Sources = Mapping[str, Source | Callable[..., PyTree]]
+
+
+def _gpt2(key: Key, **options: Any) -> PyTree:
+    # Imported here: Flax takes a second, which tickets of attention need not wait for.
+    from slth_jax import gpt2
+
+    return gpt2.source(key, **options)
+
+
+def _decoder(ticket: Any) -> Iterable[tuple[str, np.ndarray]]:
+    from slth_jax.factored import source
+
+    params, _ = source.materialize(check_decoder(ticket), ticket.bits)
+    yield from params.items()
+
+
+def check_decoder(ticket: Any) -> "Network":
+    """Return the network of a whole model's ticket if this machine draws the ticket's weights.
+
+    Raises:
+      CheckpointError: it draws other weights, or the masks do not belong to such a network.
+    """
+    from slth_jax.factored import source
+
+    network = source.of_ticket(ticket)
+    if source.fingerprint(network) != ticket.fingerprint:
+        raise other_weights(ticket)
+    return network
+
+
+def other_weights(ticket: Any) -> CheckpointError:
+    """Return the error of a ticket whose weights this machine draws differently."""
+    import jax
+
+    version = ticket.metadata.get("versions", "an unrecorded version")
+    return CheckpointError(
+        f"{ticket.origin} generates other weights here (jax {jax.__version__}) than those of the "
+        f"ticket (from {version})"
+    )
+
+
+SOURCES: dict[str, Source] = {
+    **{name: Source(name, draw) for name, draw in initializers.SOURCES.items()},
+    "gpt2": Source("gpt2", _gpt2),
+    "decoder": Source("decoder", masked=_decoder, check=check_decoder),
+}
+"""Every source by its name."""
+
+
+def get(name: str, sources: Sources | None = None) -> Source:
+    """Return the source of a name, from `sources` or, if that is None, from `SOURCES`.
+
+    Raises:
+      ValueError: no source has that name.
+    """
+    known = SOURCES if sources is None else sources
+    source = known[checks.choice("source", name, sorted(known))]
+    return source if isinstance(source, Source) else Source(name, source)
