@@ -44,6 +44,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="PART,PART",
         help="leave as they are: embedding, unembedding, attention, layers",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("merged", "factored"),
+        help="a product per head of merged matrices, or per projection (default: the form with "
+        "fewer subset sums)",
+    )
+    parser.add_argument(
+        "--tied",
+        choices=("once", "twice"),
+        default="once",
+        help="products that a tied embedding takes (default: once)",
+    )
     parser.add_argument("--shard", metavar="I/N", help="compute every N-th piece from the I-th on")
     parser.add_argument(
         "--inputs", metavar="TOKENS.npy", help="integers [batch, length] to compare logits on"
@@ -72,6 +84,8 @@ def run(options: argparse.Namespace) -> None:
         construction=None if options.construction is None else rules.parse(options.construction),
         form=options.form,
         keep=tuple(name for name in options.keep.split(",") if name),
+        attention=options.attention,
+        tied=options.tied,
     )
     # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
@@ -132,11 +146,14 @@ def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, 
         "shift_units": rule.search.shift_units,
         "columns": rule.search.columns,
         "keep": list(spec.keep),
+        "attention": spec.attention,
+        "shared_embedding": spec.shared,
         **{name: metadata[name] for name in ("num_sums", "random_weights", "mask_bits", "numbers")},
         "out_of_reach": sum(part["out_of_reach"] for part in parts.values()),
         "solve_seconds": round(sum(part["seconds"] for part in parts.values()), 2),
         "ticket_bytes": path.stat().st_size,
-        "target_bytes": metadata["target_bytes"],
+        "target_bytes": metadata["target_bytes"],  # in float32
+        "bits_per_weight": round(8 * path.stat().st_size / (metadata["target_bytes"] / 4), 3),
         "parts": parts,
         "versions": metadata["versions"],
     }
@@ -167,7 +184,8 @@ def _report(summary: dict[str, Any], out: Path) -> None:
     )
     print(
         f"ticket {summary['ticket_bytes'] / 1e6:.2f} MB (target {summary['target_bytes'] / 1e6:.2f}"
-        f" MB in float32); numbers beyond seed and masks: {numbers['scales']} scales"
+        f" MB in float32), {summary['bits_per_weight']:.1f} bits per trained weight; numbers "
+        f"beyond seed and masks: {numbers['scales']} scales"
         + (f", {numbers['kept']:,} entries kept of the target" if numbers["kept"] else "")
     )
     if "logit_sd" in summary:

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     elif ticket.read_header(options.file)["source"] == "decoder":
         print(_export_model(options.file, options.out))
     else:
-        count = ticket.export(ticket.open(options.file), options.out)
+        count = ticket.export(ticket.open(options.file, check=True), options.out)
         print(f"{options.out}: {count} arrays")
 
 

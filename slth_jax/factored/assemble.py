@@ -23,12 +23,17 @@ Arrays = dict[str, np.ndarray]
 Entries = Callable[[Part], np.ndarray]
 # The masked factors of a part, ``left [count, rows, n], right [count, n, columns]``.
 Factors = Callable[[Part], tuple[np.ndarray, np.ndarray]]
-_NAMES = {"in": "mlp.in", "gate": "mlp.gate", "out": "mlp.out"}
+_NAMES = {
+    "in": "mlp.in", "gate": "mlp.gate", "out": "mlp.out",
+    "q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o",
+}  # fmt: skip
 
 
 def merged_settings(spec: Spec) -> Settings:
     """Return the settings of the merged model."""
-    s = spec.settings
+    s = dataclasses.replace(spec.settings, factor="linear", tied=False)
+    if spec.attention == "factored":
+        return s
     rotary = s.positions == "rotary"
     return dataclasses.replace(
         s,
@@ -37,8 +42,6 @@ def merged_settings(spec: Spec) -> Settings:
         value_width=s.width,
         rotary_repeat=spec.inputs if rotary else 1,
         logit_scale=1.0,
-        factor="linear",
-        tied=False,
     )
 
 
@@ -62,7 +65,10 @@ def merged_ends(spec: Spec, entries: Entries) -> Arrays:
     params: Arrays = {}
     for part in (part for part in spec.every_part if part.block is None):
         w = _inputs_first(part, entries(part))
-        params |= _split(part.kind, w, spec) if part.kind == "unembed" else {part.kind: w}
+        if part.kind == "gain":
+            params |= _split("unembed", w @ params["wte"].T, spec)
+        else:
+            params |= _split(part.kind, w, spec) if part.kind == "unembed" else {part.kind: w}
     return _float32(params)
 
 
@@ -93,7 +99,9 @@ def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays
 
 def masked_settings(spec: Spec) -> Settings:
     """Return the settings of the masked source as it is."""
-    s = spec.settings
+    s = dataclasses.replace(spec.settings, factor=spec.form, tied=False)
+    if spec.attention == "factored":
+        return s
     rotary = s.positions == "rotary"
     units = {part.kind: part.units for part in spec.every_part}
     return dataclasses.replace(
@@ -102,8 +110,6 @@ def masked_settings(spec: Spec) -> Settings:
         value_width=units["vo"],
         rotary_repeat=units["qk"] if rotary else 1,
         logit_scale=1.0,
-        factor=spec.form,
-        tied=False,
     )
 
 
@@ -118,6 +124,11 @@ def masked(spec: Spec, factors: Factors) -> Arrays:
             params = _split("attn.k", keys, spec) | _split("attn.q", queries, spec)
         elif part.kind == "vo":
             params = _factored_vo(spec, left, right)
+        elif part.kind == "gain":
+            # The last map is gain times the transposed embedding: a product of four factors.
+            params = _two_factors("unembed.first", part, left[0], right[0], spec)
+            params["unembed.second.first"] = ends["wte.second"].T
+            params["unembed.second.second"] = ends["wte.first"].T
         else:
             params = _two_factors(_NAMES.get(part.kind, part.kind), part, left[0], right[0], spec)
         (ends if part.block is None else blocks[part.block]).update(_float32(params))

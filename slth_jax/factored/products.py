@@ -41,9 +41,14 @@ def draw(seed: int, part: Part, g: int, rule: Rule) -> Product:
     signs = part.relu and not part.rows_are_inputs
     if part.relu:
         rule = rule.for_relu()
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), part.index)
-    key = jax.random.fold_in(key, g)
+    key = product_key(seed, part, g)
     return Product(key, *_grouped(key, (part.units, part.columns), rule, signs))
+
+
+def product_key(seed: int, part: Part, g: int) -> Key:
+    """Return the key of product `g` of a part."""
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), part.index)
+    return jax.random.fold_in(key, g)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -51,7 +56,7 @@ def _grouped(
     key: Key, shape: tuple[int, int], rule: Rule, signs: bool
 ) -> tuple[Array, Assignment, tuple[Assignment, Assignment] | None]:
     n, r = shape
-    right = _uniform(jax.random.fold_in(key, 1), shape)
+    right = _right(key, shape)
     assignment = rule.assignment(right, n)
     if not signs:
         return right, assignment, None
@@ -62,6 +67,11 @@ def _grouped(
         for half in engine.split_by_sign(assignment, right)
     )
     return right, assignment, (positive, negative)
+
+
+@partial(jax.jit, static_argnums=1)
+def _right(key: Key, shape: tuple[int, int]) -> Float[Array, "n r"]:
+    return _uniform(jax.random.fold_in(key, 1), shape)
 
 
 def left_rows(
@@ -112,11 +122,14 @@ def masked_right(product: Product, part: Part) -> Float[np.ndarray, "n r"]:
     return np.asarray(jnp.where(mask, product.right, 0))
 
 
-def fingerprint(product: Product, scale: float, part: Part) -> str:
-    """Return the SHA-256 of the grouped factor and the first and last row of the free factor."""
+def fingerprint(key: Key, part: Part, scale: float) -> str:
+    """Return the SHA-256 of the grouped factor and the first and last row of the free factor.
+
+    `key` is the product's, see `product_key`.
+    """
     ends = jnp.array([0, part.rows - 1])
-    left = _left_rows(product.key, ends, jnp.float32(scale), part.units)
-    digest = hashlib.sha256(np.asarray(product.right).tobytes())
+    left = _left_rows(key, ends, jnp.float32(scale), part.units)
+    digest = hashlib.sha256(np.asarray(_right(key, (part.units, part.columns))).tobytes())
     digest.update(np.asarray(left).tobytes())
     return digest.hexdigest()
 

@@ -61,8 +61,8 @@ def fingerprint(network: Network) -> str:
     digest = hashlib.sha256()
     for part in network.spec.parts:
         for g, scale in enumerate(network.scales[part.name]):
-            product = products.draw(network.seed, part, g, network.spec.construction)
-            line = f"{part.name} {g} {products.fingerprint(product, scale, part)}\n"
+            key = products.product_key(network.seed, part, g)
+            line = f"{part.name} {g} {products.fingerprint(key, part, scale)}\n"
             digest.update(line.encode())
     return digest.hexdigest()
 

@@ -8,10 +8,14 @@ z the normalised row, extended by a constant coordinate 1 if there are biases or
     B.vo        z_j W, a matrix per query head
     B.in, B.gate, B.out, unembed   the other linear maps
 
-where B is the number of a block. Each matrix is approximated by a product ``left right`` of two
-random matrices: `right [n, r]` is the grouped factor, whose mask is a rule (`construction.rules`),
-`left [p, n]` the free factor, whose mask is the ticket. Query heads that share a key/value head
-share `right`: their matrices stand one below the other in one product.
+where B is the number of a block. With factored attention there are B.q, B.k, B.v and B.o, the
+projections themselves, in the place of B.qk and B.vo. If the embedding is tied, unembed can be
+`gain`, the last normalisation's gain and shift as a map, times the transpose of wte.
+
+Each matrix is approximated by a product ``left right`` of two random matrices: `right [n, r]` is
+the grouped factor, whose mask is a rule (`construction.rules`), `left [p, n]` the free factor,
+whose mask is the ticket. Query heads that share a key/value head share `right`: their matrices
+stand one below the other in one product.
 """
 
 import dataclasses
@@ -25,10 +29,11 @@ from slth_jax.construction.rules import Rule, Search
 from slth_jax.models import Settings
 
 FORMS = ("linear", "relu")
+ATTENTION = ("merged", "factored")
 KEEP = {
     "embedding": ("wte", "wpe"),
     "unembedding": ("unembed",),
-    "attention": ("qk", "vo"),
+    "attention": ("qk", "vo", "q", "k", "v", "o"),
     "layers": ("in", "gate", "out"),
 }
 """The parts of a model that can be left as the target's, and the kinds of their matrices."""
@@ -99,6 +104,9 @@ class Spec:
       constant: whether rows are extended by a constant coordinate, to carry biases and shifts.
       layers: whether there are fully connected layers.
       keep: parts left as the target's: 'embedding', 'unembedding', 'attention', 'layers'.
+      attention: 'merged', a product per head of the merged query-key and value-output matrices
+        (the paper's construction), or 'factored', a product per projection.
+      shared: whether a tied embedding is one product, used for the first and the last map.
     """
 
     settings: Settings
@@ -108,12 +116,18 @@ class Spec:
     constant: bool = False
     layers: bool = True
     keep: tuple[str, ...] = ()
+    attention: str = "merged"
+    shared: bool = False
 
     def __post_init__(self):
         checks.integer("samples", self.samples, low=2, high=64)
         checks.choice("form", self.form, FORMS)
         for name in self.keep:
             checks.choice("keep", name, tuple(KEEP))
+        checks.choice("attention", self.attention, ATTENTION)
+        if self.shared and not can_share(self.settings, self.form, self.keep):
+            allowed = "false unless the embedding is tied, random and without a ReLU"
+            raise checks.fail("shared", allowed, self.shared)
 
     @property
     def inputs(self) -> int:
@@ -154,10 +168,20 @@ class Spec:
                 if s.gated:
                     yield self._linear(block, "gate", self.inputs, s.hidden_width)
                 yield self._linear(block, "out", s.hidden_width + int(self.constant), s.width)
-        yield self._linear(None, "unembed", self.inputs, s.outputs)
+        if self.shared:
+            yield self._linear(None, "gain", self.inputs, s.width)
+        else:
+            yield self._linear(None, "unembed", self.inputs, s.outputs)
 
     def _attention(self, block: int) -> Iterable[Part]:
         s = self.settings
+        if self.attention == "factored":
+            yield self._linear(block, "q", self.inputs, s.num_heads * s.head_width)
+            yield self._linear(block, "k", self.inputs, s.num_kv_heads * s.head_width)
+            yield self._linear(block, "v", self.inputs, s.num_kv_heads * s.value_width)
+            heads = s.num_heads * s.value_width + int(self.constant)
+            yield self._linear(block, "o", heads, s.width)
+            return
         group = s.num_heads // s.num_kv_heads  # query heads per key/value head
         if s.positions == "rotary":
             # Two matrices per query head and frequency, for the cosine and the sine.
@@ -212,13 +236,19 @@ def from_json(fields: Mapping[str, Any]) -> Spec:
     rule = rules.get(construction.pop("name"))
     # Older files store the fields of `Search` beside the name, and the oldest without `centred`.
     search = Search(**construction.get("search", construction))
-    settings = {**fields["settings"], "rotary": tuple(fields["settings"]["rotary"])}
+    rotary = tuple(checks.number("rotary", value) for value in fields["settings"]["rotary"])
+    settings = {**fields["settings"], "rotary": rotary}
     read = {
         "settings": Settings(**settings),
         "construction": dataclasses.replace(rule, search=search),
         "keep": tuple(fields["keep"]),
     }
     return Spec(**{**fields, **read})
+
+
+def can_share(settings: Settings, form: str, keep: Iterable[str]) -> bool:
+    """Return whether one product can serve as the embedding and, transposed, as the last map."""
+    return settings.tied and form == "linear" and not {"embedding", "unembedding"} & set(keep)
 
 
 def num_bits(parts: Iterable[Part]) -> int:

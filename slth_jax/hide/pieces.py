@@ -87,7 +87,7 @@ def compute(
         problem = solve.Problem(product, part, rule, scale, spec.samples)
         masks = solve.rows(problem, matrix[first:last], first, mesh)
         bits.append(masks.bits)
-        scales[str(g)], prints[str(g)] = scale, products.fingerprint(product, scale, part)
+        scales[str(g)], prints[str(g)] = scale, products.fingerprint(product.key, part, scale)
         squared_error += float(masks.squared_error.sum(dtype=np.float64))
         squared_target += float(np.square(matrix[first:last], dtype=np.float64).sum())
         largest = max(largest, float(masks.largest_error.max()))

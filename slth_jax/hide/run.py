@@ -17,6 +17,7 @@ from slth_jax import checks, storage, ticket
 from slth_jax.construction import rules
 from slth_jax.construction.rules import Rule
 from slth_jax.factored import Part, Spec, from_json, num_bits, products, source
+from slth_jax.factored.spec import ATTENTION, can_share
 from slth_jax.hide import pieces, targets
 from slth_jax.hide.model import NAME, SOURCE
 from slth_jax.hide.pieces import Piece
@@ -77,10 +78,21 @@ def make_spec(
     construction: str | Rule | None = None,
     form: str = "linear",
     keep: Sequence[str] = (),
+    attention: str | None = None,
+    tied: str = "once",
 ) -> Spec:
     """Return the spec of a random network for the model of `reader` (see `factored.Spec`).
 
-    With `construction` None it takes the rule that served best at so many samples.
+    Args:
+      reader: the model to hide.
+      samples, form, keep: see `factored.Spec`.
+      construction: a rule or its name; None for the rule that served best at so many samples.
+      attention: 'merged' or 'factored'; None for the form with fewer subset sums.
+      tied: 'once' for one product in the place of a tied embedding and the last map, if that is
+        possible (see `factored.spec.can_share`); 'twice' for two.
+
+    Raises:
+      ValueError: arguments that cannot be used, or a model that cannot be hidden.
     """
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
@@ -88,8 +100,17 @@ def make_spec(
     if rule.needs_target or rule.band is not None:
         # The ticket of a whole model contains the masks of free factors alone, of subset sums.
         raise checks.fail("construction", "a rule that assigns without the target", rule.name)
-    traits = targets.traits(reader)
-    return Spec(reader.settings, samples, rule, form, keep=tuple(sorted(set(keep))), **traits)
+    checks.choice("tied", tied, ("once", "twice"))
+    kept = tuple(sorted(set(keep)))
+    shared = tied == "once" and can_share(reader.settings, form, kept)
+    specs = [
+        Spec(
+            reader.settings, samples, rule, form,
+            keep=kept, attention=name, shared=shared, **targets.traits(reader),
+        )
+        for name in (ATTENTION if attention is None else (attention,))
+    ]  # fmt: skip
+    return min(specs, key=lambda spec: sum(part.num_sums for part in spec.every_part))
 
 
 def solve(

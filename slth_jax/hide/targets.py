@@ -16,9 +16,14 @@ from slth_jax.models.weights import Reader
 Arrays = Mapping[str, np.ndarray]
 # By kind of part: the name of the matrix, and the norm in front of it.
 _MAPS = {
+    "q": ("attn.q", "ln_1"),
+    "k": ("attn.k", "ln_1"),
+    "v": ("attn.v", "ln_1"),
+    "o": ("attn.o", ""),
     "in": ("mlp.in", "ln_2"),
     "gate": ("mlp.gate", "ln_2"),
     "out": ("mlp.out", ""),
+    "gain": ("identity", "ln_f"),
     "unembed": ("unembed", "ln_f"),
 }
 
@@ -70,8 +75,9 @@ class Targets:
     def _arrays(self, block: int | None) -> Arrays:
         if self._cached is None or self._cached[0] != block:
             arrays = self._reader.ends() if block is None else self._reader.block(block)
-            if block is None and "unembed" not in arrays:  # tied
-                arrays["unembed"] = arrays["wte"].T
+            if block is None:
+                arrays["identity"] = np.eye(self._spec.settings.width, dtype=np.float32)
+                arrays.setdefault("unembed", arrays["wte"].T)  # tied
             self._cached = block, arrays
         return self._cached[1]
 

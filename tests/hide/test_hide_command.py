@@ -36,6 +36,7 @@ def test_hide_compare_generate_show_verify_export(models_on_disk, tmp_path, run)
     out = tmp_path / "out"
     status, printed, err = run(
         "hide", path, "--samples", 12, "--construction", "reach", "--out", out, "--quiet",
+        "--attention", "merged",
         "--inputs", tmp_path / "tokens.npy", "--prompt", "abba", "--length", 6,
         "--tokenizer", tmp_path / "tok.bin",
     )  # fmt: skip
@@ -44,7 +45,7 @@ def test_hide_compare_generate_show_verify_export(models_on_disk, tmp_path, run)
     summary = json.loads((out / "summary.json").read_text())
     for name in (
         "num_sums", "out_of_reach", "random_weights", "seconds", "peak_bytes", "ticket_bytes",
-        "target_bytes", "max_logit_difference", "logit_sd", "top1_agreement",
+        "target_bytes", "bits_per_weight", "max_logit_difference", "logit_sd", "top1_agreement",
     ):  # fmt: skip
         assert summary[name] >= 0, name
     assert summary["parts"]["0.qk"]["relative_error"] > 0
@@ -62,11 +63,19 @@ def test_hide_compare_generate_show_verify_export(models_on_disk, tmp_path, run)
     status, text, _ = run("generate", file, "--prompt", "abba", "--length", 6)
     assert status == 0 and text.rstrip("\n") == generated["ticket_text"]
     assert run("ticket", "verify", file)[0] == 0
+    assert "bits per trained weight" in run("ticket", "show", file)[1]
     assert "0.qk" in run("ticket", "show", file)[1]
     status, said, _ = run("ticket", "export", file, "--out", tmp_path / "x.npz")
     assert status == 0 and "no Hugging Face layout" in said
     with np.load(tmp_path / "x.npz") as arrays:
         assert arrays["h.attn.q"].shape == (1, 8, 2 * 2 * 2 * 8)
+
+    data = file.read_bytes()
+    file.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    for verb in (("generate", file), ("ticket", "export", file, "--out", tmp_path / "y.npz")):
+        status, printed, err = run(*verb)
+        assert status == 2 and not printed and "checksum of its masks" in err
+    assert not (tmp_path / "y.npz").exists()
 
 
 def test_bad_input_is_one_line(models_on_disk, tmp_path, run):

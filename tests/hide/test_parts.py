@@ -4,20 +4,24 @@ import dataclasses
 
 import numpy as np
 import pytest
+from refusals import refusals
 
 from slth_jax import hide, models
 from slth_jax.factored import assemble, from_json
 from slth_jax.hide import Model
 from slth_jax.hide.targets import Targets
 
+NEW_FIELDS = ("attention", "shared")  # of a spec; older files lack them
 NAMES = ("llama", "gpt2", "plain_llama", "classifier")
 
 
+@pytest.mark.parametrize("attention", ["merged", "factored"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_merged_matrices_compute_what_the_reference_computes(name, models_on_disk):
+def test_the_merged_matrices_compute_the_reference(name, attention, models_on_disk):
     path, tokens, expected = models_on_disk[name]
     reader = models.weights.open(path)
-    spec = hide.make_spec(reader, samples=4)
+    spec = hide.make_spec(reader, samples=4, attention=attention)
+    assert spec.shared == reader.settings.tied
     targets = Targets(reader, spec)
 
     def entries(part):
@@ -37,7 +41,7 @@ def test_the_merged_matrices_compute_what_the_reference_computes(name, models_on
 
 def test_no_part_is_forgotten_and_all_is_counted(models_on_disk):
     reader = models.weights.open(models_on_disk["llama"][0])
-    spec = hide.make_spec(reader, samples=6)
+    spec = hide.make_spec(reader, samples=6, attention="merged")
     kinds = [part.name for part in spec.parts]
     assert kinds == [
         "wte", "0.qk", "0.vo", "0.in", "0.gate", "0.out", "1.qk", "1.vo", "1.in", "1.gate",
@@ -62,3 +66,39 @@ def test_specs_of_older_files_are_read(models_on_disk):
     for fields in (written, flat, {**written, "construction": {"name": "shift", **oldest}}):
         rule = from_json(fields).construction
         assert (rule.name, rule.search.rerolls, rule.search.centred) == ("shift", 160, False)
+
+
+def test_factored_attention_has_a_product_per_projection(models_on_disk):
+    reader = models.weights.open(models_on_disk["llama"][0])
+    spec = hide.make_spec(reader, samples=6)
+    assert spec.attention == "factored"  # the form with fewer subset sums
+    kinds = [part.name for part in spec.parts if part.block == 0]
+    assert kinds == ["0.q", "0.k", "0.v", "0.o", "0.in", "0.gate", "0.out"]
+    q, k, _, o = spec.parts[1:5]
+    # 8 inputs and the constant; 4 query and 2 key/value heads of width 4.
+    assert (q.num_sums, k.num_sums, o.num_sums) == (9 * 16, 9 * 8, 17 * 8)
+    merged = hide.make_spec(reader, samples=6, attention="merged")
+    assert sum(p.num_sums for p in spec.parts) < sum(p.num_sums for p in merged.parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "shared"),
+    [
+        ("plain_llama", {}, True),
+        ("plain_llama", {"tied": "twice"}, False),
+        ("plain_llama", {"form": "relu"}, False),
+        ("plain_llama", {"keep": ("embedding",)}, False),
+        ("llama", {}, False),  # not tied
+    ],
+)
+def test_a_tied_embedding_is_one_product(model, options, shared, models_on_disk):
+    reader = models.weights.open(models_on_disk[model][0])
+    spec = hide.make_spec(reader, samples=6, **options)
+    assert spec.shared == shared
+    assert spec.every_part[-1].name == ("gain" if shared else "unembed")
+    assert from_json(spec.to_json()) == spec
+    old = {name: value for name, value in spec.to_json().items() if name not in NEW_FIELDS}
+    assert (from_json(old).attention, from_json(old).shared) == ("merged", False)
+    if not shared:
+        with refusals("shared must be false unless the embedding is tied"):
+            dataclasses.replace(spec, shared=True, form="relu")

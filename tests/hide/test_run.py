@@ -1,7 +1,9 @@
 """From a model to its ticket and back: exactness, resuming, shards, devices, refusals."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import chex
 import jax
@@ -30,13 +32,15 @@ def solved(models_on_disk, tmp_path_factory, name, **options):
 
 @pytest.fixture(scope="module")
 def llama(models_on_disk, tmp_path_factory):
-    return solved(models_on_disk, tmp_path_factory, "llama", samples=12, construction="reach")
+    options = {"samples": 12, "construction": "reach", "attention": "merged"}
+    return solved(models_on_disk, tmp_path_factory, "llama", **options)
 
 
+@pytest.mark.parametrize("attention", ["merged", "factored"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "classifier"])
-def test_a_ticket_computes_its_target(name, models_on_disk, tmp_path_factory):
+def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
-    options = {"samples": 14, "construction": shift}
+    options = {"samples": 14, "construction": shift, "attention": attention}
     reader, _, tokens, path, _ = solved(models_on_disk, tmp_path_factory, name, **options)
     target, model = hide.of_target(reader), hide.of_ticket(path)
     expected, logits = hide.logits(target, tokens), hide.logits(model, tokens)
@@ -131,6 +135,7 @@ def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
     options = {"samples": 8, "construction": "reach", "keep": ("embedding", "layers")}
     reader, spec, _, path, _ = solved(models_on_disk, tmp_path_factory, "plain_llama", **options)
     opened = hide.opened(path)
+    assert ticket.verify(path).size == opened.ticket.size
     np.testing.assert_array_equal(opened.entries(spec.every_part[0])[0], reader.ends()["wte"])
     numbers = opened.ticket.metadata["numbers"]
     assert numbers["kept"] == 23 * 8 + 3 * 8 * 6
@@ -141,7 +146,13 @@ def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
 
 def test_relu_form_meets_both_signs(models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
-    options = {"samples": 14, "form": "relu", "seed": 3, "construction": shift}
+    options = {
+        "samples": 14,
+        "form": "relu",
+        "seed": 3,
+        "construction": shift,
+        "attention": "merged",
+    }
     reader, spec, tokens, path, _ = solved(
         models_on_disk, tmp_path_factory, "plain_llama", **options
     )
@@ -155,7 +166,7 @@ def test_relu_form_meets_both_signs(models_on_disk, tmp_path_factory):
 
 def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
     reader, spec, _, _, out = llama
-    with pytest.raises(storage.CheckpointError, match=r"another run: seed is 0 in it and 1 now"):
+    with pytest.raises(storage.CheckpointError, match=r"another run: seed is 0 there and 1 here"):
         hide.solve(reader, spec, out, seed=1)
     # A run that fails before its first result leaves the folder free.
     monkeypatch.setattr(pieces, "compute", lambda *_: 1 / 0)
@@ -184,6 +195,57 @@ def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
         ValueError, match="construction must be one of proof, reach, shift, fitted or"
     ):
         rules.parse("shift:4")
+
+
+def test_no_weight_of_a_damaged_ticket_is_used(llama, tmp_path):
+    """A flipped mask bit, another source, another seed: refused before the first weight."""
+    _, _, _, path, _ = llama
+    opened = hide.opened(path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    bad = tmp_path / "ticket.safetensors"
+    bad.write_bytes(data)
+    for use in (hide.opened, hide.of_ticket):
+        with pytest.raises(storage.Damaged, match="checksum of its masks"):
+            use(bad)
+    tensors = {
+        name: ticket.Tensor(bits.size, lambda bits=bits: (bits,))
+        for name, bits in opened.ticket.bits.items()
+    }
+    scales = opened.ticket.options["scales"]
+    for changes, words in (
+        ({"seed": 1}, "generates other weights here"),
+        ({"fingerprint": "0" * 64}, "generates other weights here"),
+        ({"options": {**opened.ticket.options, "samples": 13}}, "spec is refused: masks '0.gate'"),
+        ({"options": {**opened.ticket.options, "keep": ["layers"]}}, "spec is refused: masks"),
+        ({"options": {**opened.ticket.options, "scales": {**scales, "wte": []}}}, "scales 'wte'"),
+        ({"options": {**opened.ticket.options, "settings": 3}}, "spec is refused"),
+        ({"options": {}}, "spec is refused: 'scales'"),
+    ):
+        wrong = dataclasses.replace(opened.ticket, **changes)
+        ticket.write(bad, wrong, tensors)
+        with pytest.raises(storage.CheckpointError, match=words) as caught:
+            hide.of_ticket(bad)
+        assert "\n" not in str(caught.value)
+    settings = {**opened.ticket.options["settings"], "num_blocks": 10**9}
+    wrong = dataclasses.replace(
+        opened.ticket, options={**opened.ticket.options, "settings": settings}
+    )
+    ticket.write(bad, wrong, tensors)
+    with pytest.raises(storage.CheckpointError, match="num_blocks must be at most"):
+        hide.opened(bad)
+
+
+def test_a_folder_with_a_damaged_ticket_keeps_its_pieces(llama, tmp_path):
+    reader, spec, _, path, out = llama
+    folder = tmp_path / "run"
+    shutil.copytree(out, folder)
+    data = path.read_bytes()
+    (folder / path.name).write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    for use in (lambda: hide.solve(reader, spec, folder), lambda: hide.clean(folder)):
+        with pytest.raises(storage.Damaged, match="checksum of its masks"):
+            use()
+    assert any((folder / "parts").iterdir())
 
 
 def test_a_damaged_ticket_is_noticed(llama, tmp_path):

@@ -15,7 +15,7 @@ import safetensors.numpy
 from refusals import refusals
 
 from slth_jax import cli, initializers, storage, ticket
-from slth_jax.cli import command_line
+from slth_jax.cli import outcome
 from slth_jax.storage import CheckpointError, Damaged
 from slth_jax.ticket import Source, Ticket
 
@@ -80,10 +80,10 @@ def test_a_tree_of_dicts_with_unmasked_leaves(tmp_path):
     new = ticket.create("tiny", {"width": 4}, 3, masks, sources=sources)
     path = tmp_path / "tiny.ticket.safetensors"
     ticket.save(path, new)
-    weights = ticket.materialize(ticket.load(path), sources=sources)
+    masked = ticket.materialize(ticket.load(path), sources=sources)
     weights = tiny(jax.random.key(3, impl="threefry2x32"), 4)["layer"]
-    np.testing.assert_array_equal(weights["layer"]["gain"], weights["gain"])
-    np.testing.assert_array_equal(weights["layer"]["w"], np.where(mask, weights["w"], 0))
+    np.testing.assert_array_equal(masked["layer"]["gain"], weights["gain"])
+    np.testing.assert_array_equal(masked["layer"]["w"], np.where(mask, weights["w"], 0))
     with pytest.raises(CheckpointError, match="source must be one of"):
         ticket.verify(path)
 
@@ -309,9 +309,9 @@ def test_text_of_a_file_reaches_no_terminal_unescaped(path, capsys):
     new = _ticket(metadata={"note": "\x1b[2Jgone\nFILE: intact", "error": "\x07"})
     text = ticket.describe(new)
     assert "\x1b" not in text and "\nFILE" not in text and "u001b" in text
-    command_line.show("\x1b[31m red")
+    outcome.show("\x1b[31m red")
     assert capsys.readouterr().out == "\\x1b[31m red\n"
-    assert command_line.refuse("a\x1bb") == 2 and "\x1b" not in capsys.readouterr().err
+    assert outcome.refuse("a\x1bb") == 2 and "\x1b" not in capsys.readouterr().err
 
 
 def test_a_damaged_ticket_is_not_exported(path, tmp_path, capsys):
