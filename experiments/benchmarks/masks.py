@@ -107,6 +107,11 @@ def _run(*command: str) -> None:
 
 
 def _experiment(out: Path, name: str, *options: str) -> Path:
+    """Run the quick configuration, of figures 4 and 5 with the trained target alone."""
+    from experiments import registry
+
+    if hasattr(registry.load(name).PRESETS["quick"], "target"):  # version 0.1 had no other target
+        options = (*options, "--set", "target=trained")
     folder = out / "-".join([name, *options]).replace("/", "_")
     _run("experiments", name, "--preset", "quick", "--out", str(folder), *options)
     return folder
