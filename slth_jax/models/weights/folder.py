@@ -12,12 +12,13 @@ import safetensors.numpy
 
 from slth_jax import checks, storage
 from slth_jax.models.settings import Settings
-from slth_jax.models.weights import gpt2, layout, llama
+from slth_jax.models.weights import bert, gpt2, layout, llama
 from slth_jax.models.weights.layout import Layout
 from slth_jax.models.weights.reader import Reader
 from slth_jax.models.weights.tensors import Tensor, check_file, tensors_in
 
 ARCHITECTURES: dict[str, ModuleType] = {
+    "bert": bert,
     "gpt2": gpt2,
     "llama": llama,
     "mistral": llama,
