@@ -206,9 +206,10 @@ def check_types(
     types = checks.array("token_types", token_types, shape=tokens.shape, kind="int")
     values = checks.concrete(types)
     if values is not None and values.size:
-        if values.min() < 0 or values.max() >= settings.token_types:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= settings.token_types:
             allowed = f"in [0, {settings.token_types - 1}]"
-            raise checks.fail("token_types", allowed, f"{values.min()} to {values.max()}")
+            raise checks.fail("token_types", allowed, f"{low} to {high}")
     return types
 
 

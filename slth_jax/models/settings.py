@@ -76,7 +76,7 @@ class Settings:
       post_norm: norms are behind the residual sums, ``norm(x + f(x))`` as in BERT, instead of in
         front of the maps.
       states: the outputs are the states of the last block, without a final norm or an output layer.
-      token_types: number of token types, each with a row that is added to the embedding; 0 for none.
+      token_types: number of token types; the row of a type is added to the embedding.
       embedding_norm: whether the sum of the embeddings is normalised (`ln_e`).
     """
 
@@ -149,7 +149,8 @@ def make_settings(
 
     ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
     ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000; with `states`,
-    ``outputs = d`` and untied. An option that is None is derived, too. `dataclasses.replace` derives nothing: for another width call this again.
+    ``outputs = d`` and untied. An option that is None is derived, too. `dataclasses.replace`
+    derives nothing: for another width call this again.
 
     Raises:
       ValueError: settings that no network has; the line names the first.
