@@ -1,13 +1,15 @@
 """Transformers as one family of pure functions on named arrays, without masks.
 
 `settings` describes a network, `initial` its initial weights, `presets` both by name. `layers` and
-`decoder` compute logits, `cache` computes them token by token, and `generate` continues a prompt.
-`weights` reads and writes files block by block; `tokens` converts text to tokens and back.
+`decoder` compute logits, `encoder` embeddings of texts, `cache` logits token by token, and
+`generate` continues a prompt. `weights` reads and writes files block by block; `tokens` converts
+text to tokens and back.
 """
 
 from slth_jax.models import cache, decoder, tokens, weights
 from slth_jax.models.cache import extend, init_cache
 from slth_jax.models.decoder import apply, loss
+from slth_jax.models.encoder import embeddings
 from slth_jax.models.generate import generate
 from slth_jax.models.initial import Initial, initialise, num_parameters
 from slth_jax.models.presets import PRESETS, Preset, preset
@@ -22,6 +24,7 @@ __all__ = [
     "apply",
     "cache",
     "decoder",
+    "embeddings",
     "extend",
     "generate",
     "init_cache",

@@ -1,7 +1,7 @@
-"""Pre-norm transformers as pure functions on named arrays.
+"""Transformers as pure functions on named arrays.
 
-One family computes GPT-2 and Llama, the network that a ticket merges to, and the masked random
-source itself; they differ in their settings and in which parameters they have (`settings`).
+One family computes GPT-2, Llama and BERT, the network that a ticket merges to, and the masked
+random source itself; they differ in their settings and in which parameters they have (`settings`).
 """
 
 import functools
@@ -31,6 +31,7 @@ def apply(
     attn_mask: ArrayLike | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
+    token_types: ArrayLike | None = None,
 ) -> Float[Array, "n t outputs"]:
     """Compute the logits at every token: `embed`, every `block`, `unembed`.
 
@@ -43,6 +44,7 @@ def apply(
       dtype: the dtype of the matrix products, at full precision if float32; norms and softmax are
         computed in float32 at least. float64 needs JAX's x64 mode.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      token_types: integers `[n, t]`, if the settings have token types; None for type 0.
 
     Returns:
       Logits `[n, t, outputs]`, float32 at least.
@@ -52,7 +54,8 @@ def apply(
     """
     tokens = check_tokens(tokens, settings)
     mask = padding_mask(tokens, settings, _check_mask(attn_mask, tokens))
-    return _apply(dict(params), tokens, settings, mask, jnp.dtype(dtype), remat)
+    types = check_types(token_types, tokens, settings)
+    return _apply(dict(params), tokens, settings, mask, jnp.dtype(dtype), remat, types)
 
 
 def loss(
@@ -75,18 +78,28 @@ def loss(
 
 @functools.partial(jax.jit, static_argnames="settings")
 def embed(
-    params: Params, tokens: Int[Array, "n t"], settings: Settings, *, start: ArrayLike = 0
+    params: Params,
+    tokens: Int[Array, "n t"],
+    settings: Settings,
+    *,
+    start: ArrayLike = 0,
+    token_types: Int[Array, "n t"] | None = None,
 ) -> Float[Array, "n t d"]:
     """Return the input of the first block; the first token has position `start`.
 
-    Reads `wte` and, with learned positions, `wpe`.
+    Reads `wte` and, if the settings have them, `wtt`, `wpe` and `ln_e.*`.
     """
     dtype = _dtype(params, "wte")
     with layers.full_precision(dtype):
         x = layers.lookup(params, "wte", tokens, settings)
+        if settings.token_types:
+            types = jnp.zeros_like(tokens) if token_types is None else token_types
+            x = x + layers.lookup(params, "wtt", types, settings)
         if settings.positions == "learned":
             places = jnp.asarray(start) + jnp.arange(tokens.shape[1])
             x = x + layers.lookup(params, "wpe", places, settings)[None]
+        if settings.embedding_norm:
+            x = layers.norm(params, "ln_e", x, settings)
     return x
 
 
@@ -99,6 +112,8 @@ def block(
     attn_mask: Mask | None = None,
 ) -> Float[Array, "n t d"]:
     """Apply one block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    With `post_norm`: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``.
 
     Args:
       params: the block's parameters without the prefix: 'attn.q' `[d, h k]`, 'ln_1.gain' `[d]`, ...
@@ -117,8 +132,10 @@ def unembed(
 ) -> Float[Array, "n t outputs"]:
     """Return the logits of the last block's output, float32 at least.
 
-    Reads `ln_f.*`, and `unembed` or (if tied) `wte`.
+    Reads `ln_f.*`, and `unembed` or (if tied) `wte`. With `states`, this is the output itself.
     """
+    if settings.states:
+        return x.astype(layers.wide(x.dtype))
     with layers.full_precision(x.dtype):
         x = layers.norm(params, "ln_f", x, settings)
         if not settings.tied:
@@ -143,7 +160,7 @@ def advance(
     n, t, _ = x.shape
     chex.assert_shape(positions, (t,))
     with layers.full_precision(x.dtype):
-        y = layers.norm(params, "ln_1", x, settings)
+        y = x if settings.post_norm else layers.norm(params, "ln_1", x, settings)
         q, k, v = (
             layers.linear(params, f"attn.{name}", y, settings).reshape(n, t, heads, -1)
             for name, heads in (
@@ -161,8 +178,13 @@ def advance(
             )  # [n, s, g, k or v]
         heads_out = layers.attend(q, k, v, positions, settings, attn_mask)  # [n, t, h, v]
         x = x + layers.linear(params, "attn.o", heads_out.reshape(n, t, -1), settings)
+        if settings.post_norm:
+            x = layers.norm(params, "ln_1", x, settings)
         if layers.has(params, "mlp.in"):
-            x = x + layers.mlp(params, layers.norm(params, "ln_2", x, settings), settings)
+            y = x if settings.post_norm else layers.norm(params, "ln_2", x, settings)
+            x = x + layers.mlp(params, y, settings)
+            if settings.post_norm:
+                x = layers.norm(params, "ln_2", x, settings)
     return x, (k, v)
 
 
@@ -171,6 +193,24 @@ def split(params: Params, dtype: jax.typing.DTypeLike) -> tuple[dict[str, Array]
     cast = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
     ends = {name: value for name, value in cast.items() if not name.startswith("h.")}
     return ends, {name[2:]: value for name, value in cast.items() if name.startswith("h.")}
+
+
+def check_types(
+    token_types: ArrayLike | None, tokens: Int[Array, "n t"], settings: Settings
+) -> Int[Array, "n t"] | None:
+    """Return token types after checking their shape and, unless traced, their range."""
+    if token_types is None:
+        return None
+    if not settings.token_types:
+        raise checks.fail("token_types", "None for a network without token types", "an array")
+    types = checks.array("token_types", token_types, shape=tokens.shape, kind="int")
+    values = checks.concrete(types)
+    if values is not None and values.size:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= settings.token_types:
+            allowed = f"in [0, {settings.token_types - 1}]"
+            raise checks.fail("token_types", allowed, f"{low} to {high}")
+    return types
 
 
 def check_tokens(tokens: ArrayLike, settings: Settings) -> Int[Array, "n t"]:
@@ -196,6 +236,7 @@ def _apply(
     attn_mask: Mask | None,
     dtype: jnp.dtype,
     remat: bool,
+    token_types: Int[Array, "n t"] | None,
 ) -> Float[Array, "n t outputs"]:
     ends, stacked = split(params, dtype)
 
@@ -203,7 +244,7 @@ def _apply(
         return block(block_params, x, settings, attn_mask=attn_mask), None
 
     body = jax.checkpoint(apply_block) if remat else apply_block
-    x = embed(ends, tokens, settings)
+    x = embed(ends, tokens, settings, token_types=token_types)
     x, _ = jax.lax.scan(body, x, stacked)
     return unembed(ends, x, settings)
 

@@ -16,7 +16,7 @@ MAPS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out", "mlp.gate",
 # A matrix's key is folded from its place in this list: never reorder it.
 _PLACES = (
     "wte", "wpe", "h.attn.q", "h.attn.k", "h.attn.v", "h.attn.o", "h.mlp.in", "h.mlp.out",
-    "h.mlp.gate", "unembed",
+    "h.mlp.gate", "unembed", "wtt",
 )  # fmt: skip
 
 
@@ -72,7 +72,13 @@ def initialise(
     """
     embedding = initial.sd if initial.embedding_sd is None else initial.embedding_sd
     residual = initial.sd / math.sqrt(2 * settings.num_blocks) if initial.residual else initial.sd
-    sds = {"wte": embedding, "wpe": embedding, "h.attn.o": residual, "h.mlp.out": residual}
+    sds = {
+        "wte": embedding,
+        "wpe": embedding,
+        "wtt": embedding,
+        "h.attn.o": residual,
+        "h.mlp.out": residual,
+    }
     params = {}
     for name, shape in matrix_shapes(settings).items():
         normal = jax.random.normal(jax.random.fold_in(key, _PLACES.index(name)), shape, dtype)

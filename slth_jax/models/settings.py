@@ -5,6 +5,7 @@ of a value head, f the hidden width, m the longest sequence. Every matrix is app
 The parameters of the blocks are stacked along a first axis [b]::
 
     wte [vocabulary, d]   wpe [m, d]   ln_f.gain, ln_f.bias [d]   unembed [d, outputs]
+    wtt [token types, d]   ln_e.gain, ln_e.bias [d] (behind the embeddings)
     h.ln_1.gain, h.ln_1.bias, h.ln_2.gain, h.ln_2.bias [b, d]
     h.attn.q [b, d, h k]   h.attn.k [b, d, g k]   h.attn.v [b, d, g v]   h.attn.o [b, h v, d]
     h.mlp.in, h.mlp.gate [b, d, f]   h.mlp.out [b, f, d]
@@ -44,7 +45,7 @@ POSITIONS = ("learned", "rotary", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a pre-norm transformer, each given explicitly; see `make_settings`.
+    """All settings of a transformer, each given explicitly; see `make_settings`.
 
     Two networks are the same function of their parameters if and only if their settings are equal.
 
@@ -72,6 +73,11 @@ class Settings:
       pad_token: a token that no token attends to, or None.
       tied: the output layer is the transposed `wte`; else it is `unembed`.
       factor: a name in `FACTORS`.
+      post_norm: norms are behind the residual sums, ``norm(x + f(x))`` as in BERT, instead of in
+        front of the maps.
+      states: the outputs are the states of the last block, without a final norm or an output layer.
+      token_types: number of token types; the row of a type is added to the embedding.
+      embedding_norm: whether the sum of the embeddings is normalised (`ln_e`).
     """
 
     vocab_size: int
@@ -96,6 +102,10 @@ class Settings:
     pad_token: int | None = None
     tied: bool = True
     factor: str = "linear"
+    post_norm: bool = False
+    states: bool = False
+    token_types: int = 0
+    embedding_norm: bool = False
 
     def __post_init__(self):
         for name in (
@@ -117,6 +127,10 @@ class Settings:
         if self.tied and self.outputs != self.vocab_size:
             allowed = f"vocab_size = {self.vocab_size} if the output layer is tied"
             raise checks.fail("outputs", allowed, self.outputs)
+        if self.states and (self.tied or self.outputs != self.width):
+            allowed = f"width = {self.width}, and tied False, if the outputs are states"
+            raise checks.fail("outputs", allowed, f"{self.outputs}, tied {self.tied}")
+        checks.integer("token_types", self.token_types, low=0)
         if self.positions == "rotary":
             count = _num_frequencies(self.head_width, self.rotary_repeat)
             if len(self.rotary) != count:
@@ -134,8 +148,9 @@ def make_settings(
     """Return settings with the usual proportions, unless `options` say otherwise.
 
     ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
-    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000. An option that is None
-    is derived, too. `dataclasses.replace` derives nothing: for another width call this again.
+    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000; with `states`,
+    ``outputs = d`` and untied. An option that is None is derived, too. `dataclasses.replace`
+    derives nothing: for another width call this again.
 
     Raises:
       ValueError: settings that no network has; the line names the first.
@@ -154,6 +169,8 @@ def make_settings(
         "outputs": vocab_size,
         "logit_scale": head_width**-0.5,
     }
+    if given.get("states"):
+        derived |= {"outputs": width, "tied": False}
     if given.get("positions") == "rotary":
         repeat = checks.integer("rotary_repeat", given.get("rotary_repeat", 1), low=1)
         derived["rotary"] = rotary_frequencies(2 * _num_frequencies(head_width, repeat))
@@ -185,8 +202,14 @@ def matrix_shapes(settings: Settings) -> Shapes:
         "h.mlp.out": (b, s.hidden_width, d),
         "h.mlp.gate": (b, d, s.hidden_width),
         "unembed": (d, s.outputs),
+        "wtt": (s.token_types, d),
     }
-    absent = {"wpe": s.positions != "learned", "h.mlp.gate": not s.gated, "unembed": s.tied}
+    absent = {
+        "wpe": s.positions != "learned",
+        "h.mlp.gate": not s.gated,
+        "unembed": s.tied or s.states,
+        "wtt": s.token_types == 0,
+    }
     return {name: shape for name, shape in shapes.items() if not absent.get(name, False)}
 
 
@@ -200,8 +223,9 @@ def vector_shapes(settings: Settings) -> Shapes:
     for name, shape in matrix_shapes(s).items():
         if name.startswith("h."):
             shapes[f"{name}.bias"] = (b, shape[-1])
-    shapes |= {f"ln_f.{part}": (d,) for part in parts}
-    if not s.tied:
+    for norm, present in (("ln_f", not s.states), ("ln_e", s.embedding_norm)):
+        shapes |= {f"{norm}.{part}": (d,) for part in parts if present}
+    if not s.tied and not s.states:
         shapes["unembed.bias"] = (s.outputs,)
     return shapes
 

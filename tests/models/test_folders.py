@@ -235,13 +235,25 @@ def no_bias_in_one_block(state):
     del state["model.layers.1.self_attn.q_proj.bias"]
 
 
+def integer_buffer(state):
+    state["model.layers.1.self_attn.rotary_emb.inv_freq"] = torch.arange(2)
+
+
 def frequencies(state):
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
 
 
 @pytest.mark.parametrize(
     "change",
-    [repeat_head, only_head, no_prefix, no_output_biases, no_bias_in_one_block, frequencies],
+    [
+        repeat_head,
+        only_head,
+        no_prefix,
+        no_output_biases,
+        no_bias_in_one_block,
+        frequencies,
+        integer_buffer,
+    ],
 )
 def test_arrays_that_transformers_reads_are_read(change, tied, copy):
     agree(copy(tied, change))

@@ -2,9 +2,10 @@
 
 A `Reader` (`reader`) gives settings at once and arrays block by block, under the names of
 `models.settings`. `folder` reads and writes Hugging Face folders, whose architectures are tables of
-names and keys (`gpt2`, `llama`, with `layout`, `keys` and `rope`); `llama2c` reads a ``.bin``,
-`gguf` a ``.gguf``, `lens` a TransformerLens ``.npz``. A model is read as its maker reads it: every
-key of a configuration and every array is used, known to be without effect, or refused by name.
+names and keys (`bert`, `gpt2`, `llama`, with `layout`, `keys` and `rope`); `llama2c` reads a
+``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens ``.npz``. A model is read as its maker reads
+it: every key of a configuration and every array is used, known to be without effect, or refused by
+name.
 """
 
 import os
@@ -33,9 +34,9 @@ def open(  # always called as weights.open
     """Return a reader of the model at `path`.
 
     Args:
-      path: a Hugging Face folder (GPT-2, Llama, Mistral or Qwen2 with ``config.json`` and weights),
-        its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a ``.gguf`` of
-        the Llama type, or a TransformerLens ``.npz``.
+      path: a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2 or BERT: ``config.json`` and
+        weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
+        ``.gguf`` of the Llama type, or a TransformerLens ``.npz``.
       config: the configuration of an ``.npz``, if no JSON file of that name is beside it.
 
     Raises:

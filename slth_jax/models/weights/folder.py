@@ -12,12 +12,13 @@ import safetensors.numpy
 
 from slth_jax import checks, storage
 from slth_jax.models.settings import Settings
-from slth_jax.models.weights import gpt2, layout, llama
+from slth_jax.models.weights import bert, gpt2, layout, llama
 from slth_jax.models.weights.layout import Layout
 from slth_jax.models.weights.reader import Reader
-from slth_jax.models.weights.tensors import Tensor, check_file, tensors_in
+from slth_jax.models.weights.tensors import DTYPES, Tensor, check_file, tensors_in
 
 ARCHITECTURES: dict[str, ModuleType] = {
+    "bert": bert,
     "gpt2": gpt2,
     "llama": llama,
     "mistral": llama,
@@ -117,12 +118,19 @@ def to_state(
 
 
 def _named(tensors: Mapping[str, Tensor], module: ModuleType) -> dict[str, Tensor]:
-    """Return the tensors without prefix, and without buffers that do not change the function."""
+    """Return the tensors without prefix, and without buffers that do not change the function.
+
+    Raises:
+      ValueError: an array of integers or of float8, or one with and without the prefix.
+    """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(module.PREFIX)
         if module.IGNORED.match(plain):
             continue
+        if tensor.dtype not in DTYPES:
+            allowed = f"of dtype {', '.join(DTYPES)}"
+            raise checks.fail(f"weights[{name!r}]", allowed, tensor.dtype)
         if plain in result:
             allowed = f"present once, with the prefix {module.PREFIX!r} or without"
             raise checks.fail(f"weights[{plain!r}]", allowed, "both")

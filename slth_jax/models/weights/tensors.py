@@ -12,14 +12,15 @@ import safetensors
 from slth_jax import checks, storage
 from slth_jax.storage import CheckpointError, Damaged, reason
 
-_DTYPES = ("F64", "F32", "F16", "BF16")
+DTYPES = ("F64", "F32", "F16", "BF16")
 _LFS = b"version https://git-lfs.github.com/spec"
 
 
 class Tensor(NamedTuple):
-    """An array of a file: its shape, and a function that reads it as float32."""
+    """An array of a file: its shape, its dtype, and a function that reads it as float32."""
 
     shape: tuple[int, ...]
+    dtype: str  # one of `DTYPES` if it is floating-point and supported
     read: Callable[[], np.ndarray]
 
 
@@ -27,7 +28,7 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
     """Return the arrays in a folder by name: of safetensors files, or of `pytorch_model.bin`.
 
     Raises:
-      ValueError: an array of integers, of float8, or in two files.
+      ValueError: an array in two files.
       CheckpointError: a file is missing, damaged, or cannot be read.
     """
     result: dict[str, Tensor] = {}
@@ -97,10 +98,7 @@ def _of_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             piece = tensors.get_slice(name)
             stated[name] = (piece.get_dtype(), tuple(piece.get_shape()))
     for name, (dtype, shape) in stated.items():
-        if dtype not in _DTYPES:
-            allowed = f"of dtype {', '.join(_DTYPES)}"
-            raise checks.fail(f"weights[{name!r}]", allowed, dtype)
-        yield name, Tensor(shape, partial(_read_safetensors, path, name))
+        yield name, Tensor(shape, dtype, partial(_read_safetensors, path, name))
 
 
 def _read_safetensors(path: Path, name: str) -> np.ndarray:
@@ -124,12 +122,12 @@ def _of_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(state, dict):
         raise Damaged(f"{path} is damaged: it contains no state dict")
     floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    names = dict(zip(floats, DTYPES, strict=True))
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise Damaged(f"{path} is damaged: it contains no state dict")
-        if value.dtype not in floats and not name.endswith((".attn.bias", ".masked_bias")):
-            raise checks.fail(f"weights[{name!r}]", "floating-point", str(value.dtype))
-        yield name, Tensor(tuple(value.shape), partial(_read_torch, value))
+        dtype = names.get(value.dtype, str(value.dtype))
+        yield name, Tensor(tuple(value.shape), dtype, partial(_read_torch, value))
 
 
 def _read_torch(value: Any) -> np.ndarray:
