@@ -140,15 +140,19 @@ def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def dry_run(config: Config) -> str:
-    """Return what the comparison costs, without starting it."""
+def dry_run(config: Config, on: str | None = None) -> str:
+    """Return the cost of the comparison on this machine or on another, without starting it."""
     lines = [f"language: {config.steps} steps a run"]
     for model, width in zip(config.models, config.widths, strict=True):
         for dense in (False, True):
             job = config.job(model, width_multiplier=width, dense=dense)
             runs = len(_runs(config, job.model, dense))
             name = f"{model} x{width:g}, {'trained' if dense else 'tickets'}"
-            lines += cost.report(name, job, runs, config.keep) if runs else []
+            if runs and on is not None:
+                together = min(config.runs_at_once or runs, runs)
+                lines += cost.report_on(on, name, job, runs, together)
+            elif runs:
+                lines += cost.report(name, job, runs, config.keep)
     return "\n".join(lines)
 
 

@@ -94,3 +94,18 @@ def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
         )
         lines.append(f"    {device:<12}{hours:>12,.2f}{fits}")
     return lines
+
+
+def report_on(on: str, name: str, job: Job, runs: int, together: int) -> list[str]:
+    """Compile the training of `together` of `runs` runs for another machine; return lines on it."""
+    from experiments.language import training
+
+    report = training.compile_for(on, job, together)
+    steps = min(job.chunk, job.recipe.steps)
+    groups = math.ceil(runs / together)
+    least = groups * job.recipe.steps * report.seconds / steps
+    return [
+        f"{name}: {steps} steps of {together} runs in one program, mesh by run, data and model",
+        *report.lines("more accumulate, remat=True, or a mesh with more devices along model"),
+        f"  at least {machine.duration(least)} for {runs} runs of {job.recipe.steps} steps",
+    ]

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from experiments.folder import RunFolder
 from experiments.language import text
 from experiments.language.job import Job, Run
 from experiments.language.outcome import Outcome, rows_of, save_tickets
-from slth_jax import checks, edge_popup, gpt2, storage, supermask
+from slth_jax import checks, edge_popup, gpt2, machines, placement, storage, supermask
 from slth_jax.distributed import on_first
 from slth_jax.types import Array, Key, PyTree
 
@@ -80,7 +80,7 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
         checks.number("learning_rate", run.learning_rate, low=0)
         checks.number("qk_scale", run.qk_scale)
         checks.integer("seed", run.seed, low=0, high=2**32 - 1)
-    program = _program(job, len(runs))
+    program = _program(job, len(runs), _mesh(job, len(runs), jax.devices()))
     scales = jnp.array([run.qk_scale for run in runs], jnp.float32)
 
     def start() -> edge_popup.State:
@@ -102,7 +102,7 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
 
 
 @functools.lru_cache(maxsize=8)
-def _program(job: Job, count: int) -> edge_popup.Program:
+def _program(job: Job, count: int, mesh: Mesh) -> edge_popup.Program:
     """Return the program of `count` runs of a job, the same one for every group of runs."""
 
     def loss(params: gpt2.Params, tokens: Array) -> Array:
@@ -116,7 +116,7 @@ def _program(job: Job, count: int) -> edge_popup.Program:
         measure=lambda params, parts: jnp.mean(jax.lax.map(lambda rows: loss(params, rows), parts)),
         accumulate=job.accumulate,
         runs=count,
-        mesh=_mesh(job, count),
+        mesh=mesh,
         shapes=jax.eval_shape(lambda: _stack([_start(job, key, 1.0)] * count)),
     )
 
@@ -148,8 +148,29 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _mesh(job: Job, runs: int) -> Mesh:
-    devices = jax.device_count()
+def compile_for(on: str, job: Job, count: int) -> machines.Report:
+    """Compile the training steps between two evaluations of `count` runs for another machine.
+
+    Its operations and times are those of `job.chunk` steps. See `machines.compile_for`.
+    """
+
+    def trace(devices: Sequence[Any]) -> Any:
+        mesh = _mesh(job, count, devices)
+        program = _program(job, count, mesh)
+        batches = jax.ShapeDtypeStruct(
+            (count, min(job.chunk, job.recipe.steps), job.rows, job.length + 1), jnp.int32
+        )
+        place = placement.of_batch(batches, mesh, runs=True, steps=True)
+        batches = jax.ShapeDtypeStruct(batches.shape, batches.dtype, sharding=place)
+        whole = NamedSharding(mesh, jax.P())
+        number = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=whole)
+        return program.advance.trace(program.shapes, batches, edge_popup.Hparams(number, number))
+
+    return machines.compile_for(on, trace)
+
+
+def _mesh(job: Job, runs: int, available: Sequence[Any]) -> Mesh:
+    devices = len(available)
     if job.mesh:
         sizes = tuple(checks.integer("mesh", size, low=1) for size in job.mesh)
         if math.prod(sizes) != devices:
@@ -158,7 +179,7 @@ def _mesh(job: Job, runs: int) -> Mesh:
         along_runs = math.gcd(runs, devices)
         along_rows = math.gcd(job.rows // job.accumulate, devices // along_runs)
         sizes = (along_runs, along_rows, devices // along_runs // along_rows)
-    return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    return machines.mesh_of(available, sizes, ("run", "data", "model"))
 
 
 def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:

@@ -117,12 +117,16 @@ def compare(
     ]
 
 
-def dry_run(config: Config) -> str:
-    """Return what the sweep costs, without starting it."""
+def dry_run(config: Config, on: str | None = None) -> str:
+    """Return the cost of the sweep on this machine or on another, without starting it."""
     runs = len(config.scales) * config.seeds
     lines = [f"weight-scale: {runs} runs a model, {config.steps} steps each"]
     for model in config.models:
-        lines += cost.report(model, config.job(model), runs, config.keep)
+        job = config.job(model)
+        if on is not None:
+            lines += cost.report_on(on, model, job, runs, runs)
+        else:
+            lines += cost.report(model, job, runs, config.keep)
     return "\n".join(lines)
 
 
