@@ -86,6 +86,12 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--dry-run", action="store_true", help="estimate time and memory on this machine and stop"
     )
+    main.add_argument(
+        "--on",
+        metavar="MACHINE",
+        help="with --dry-run: compile for v5e:4x4, v6e:16x16, h100:8, ..., and report whether it "
+        "fits; needs that machine's compiler (slth-jax[tpu] or [cuda12]), not the machine",
+    )
     main.add_argument("--quiet", action="store_true", help="no progress")
     main.set_defaults(recorded=None)
     return main
@@ -98,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.devices < 1:
             return outcome.refuse(f"--devices must be an integer >= 1, got {options.devices}")
         os.environ["JAX_NUM_CPU_DEVICES"] = str(options.devices)
+    if options.on is not None:
+        if not options.dry_run:
+            return _refuse(f"--on must be given with --dry-run, got --on {options.on} alone")
+        os.environ["JAX_PLATFORMS"] = "cpu"
     # JAX reads its environment when it is imported, so nothing above may import it.
     from experiments import commands
 

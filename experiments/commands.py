@@ -48,7 +48,7 @@ def command(options: argparse.Namespace) -> None:
     if options.dry_run:
         for name, module, config in zip(names, modules, configs, strict=True):
             _set_precision(module)
-            print(_cost(name, module, config))
+            print(_cost(name, module, config, options.on))
         return
     with joined(options.distributed, outcome.report):
         complete = True
@@ -104,10 +104,14 @@ def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
     return names, [os.path.join(out, name) for name in names]
 
 
-def _cost(name: str, module: ModuleType, config: Any) -> str:
-    """Return the estimated cost of a run, without starting it."""
-    if hasattr(module, "dry_run"):
+def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
+    """Return the cost of a run on this machine or on another, without starting it."""
+    if on is not None and not hasattr(module, "sweeps"):
+        raise checks.fail("--on", "given for an experiment that is a sweep", f"--on {on} for {name}")
+    if on is None and hasattr(module, "dry_run"):
         return module.dry_run(config)
+    if on is not None:
+        return f"{name} on {on}\n" + machine.cost_on(on, module.sweeps(config), config.seeds)
     return f"{name}, {config.seeds} seeds a setting\n" + machine.cost(
         module.sweeps(config), config.seeds
     )

@@ -108,3 +108,21 @@ def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
         "without tables, guarantees and figures"
     )
     return "\n".join(lines)
+
+
+def cost_on(on: str, sweeps: Iterable[Sweep], seeds: int) -> str:
+    """Compile the programs of sweeps for a machine such as 'v5e:4x4'; return the reports.
+
+    Nothing is run. The times are lower bounds: matrix products and one pass over arguments and
+    results; the comparisons of subset sums are not counted.
+    """
+    lines: list[str] = []
+    total = 0.0
+    for planned in sweeps:
+        options = planned.options()
+        for ahead in sweep.compile_for(on, planned.trial, seeds=seeds, **options):
+            lines.append(f"{planned.what}: {ahead.calls} calls of one program")
+            lines += ahead.report.lines("give a smaller batch (--set batch=N) or more chips")
+            total += ahead.calls * ahead.report.seconds + ahead.report.compile_seconds
+    lines.append(f"at least {duration(total)} on {on} in all, compiling as long as here")
+    return "\n".join(lines)

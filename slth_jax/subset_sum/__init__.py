@@ -1,8 +1,10 @@
 """Random subset sums: the closest subset, exactly, for millions of small instances at once.
 
-It imports nothing about networks. `solve` cuts a batch into tiles (`solver`); a tile is put into
-fixed point, or settled from the largest sample down where there are too many to enumerate (`tile`);
-the closest pair of two halves is found by merging (`meet_in_the_middle`).
+This subpackage contains no networks. `solver` has the public function; `batch` chooses a program
+for the platform and cuts a batch into tiles; in `tile` samples become integers, or are settled from
+the largest down if they are too many to enumerate; `meet_in_the_middle` finds the closest pair of
+two halves by merging. On CPUs `kernel` compiles the same computation from the C++ files in
+`native`.
 """
 
 from slth_jax.subset_sum.batch import LANES

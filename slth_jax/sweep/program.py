@@ -144,21 +144,20 @@ class Program:
         point, seed = np.divmod(trials, len(self._plan.seeds))
         return [self._plan.seeds[seed], *(column[point] for column in self._plan.values.values())]
 
-    def compile(self) -> None:
-        """Compile, unless that was done before.
+    def trace(self) -> Any:
+        """Return the traced program for the mesh, to be lowered and compiled.
 
         Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` the program is the
         same for every number of devices; XLA's own partitioning might choose another one. Arrays
         that the trial captured become arguments for the same reason: the compiler may fold, and
         round, a constant.
         """
-        if self._compiled is not None:
-            return
         everywhere, split = jax.P(), jax.P(self._axis)
-        captured = self._jaxpr.consts
-        # By jit, since it can also place typed keys and works across processes.
-        place = jax.jit(lambda: captured, out_shardings=NamedSharding(self._mesh, everywhere))
-        self._captured = place()
+        whole = NamedSharding(self._mesh, everywhere)
+        captured = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+            for x in map(jnp.asarray, self._jaxpr.consts)
+        ]
         shapes = [
             jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
             for array in self._inputs(_ANY)
@@ -171,7 +170,17 @@ class Program:
             out_specs=split,
             check_vma=False,
         )
-        self._compiled = jax.jit(batched).lower(self._captured, *shapes).compile()
+        return jax.jit(batched).trace(captured, *shapes)
+
+    def compile(self) -> None:
+        """Compile, unless that was done before."""
+        if self._compiled is not None:
+            return
+        # By jit, since it can also place typed keys and works across processes.
+        captured = self._jaxpr.consts
+        place = jax.jit(lambda: captured, out_shardings=NamedSharding(self._mesh, jax.P()))
+        self._captured = place()
+        self._compiled = self.trace().lower().compile()
 
     def spec(self) -> dict[str, Any]:
         """Return the fingerprint, and shapes and dtypes of the results, in JSON's types."""

@@ -1,0 +1,293 @@
+"""Programs compiled for machines that are not at hand: do they fit, and how fast could they be?
+
+The compilers for TPUs (`pip install "jax[tpu]"`) and NVIDIA GPUs (`"jax[cuda12]"`) run on any
+machine. `compile_for("v5e:4x4", trace)` compiles a program for that topology and reports memory per
+chip, operations, collectives and a lower bound of its time.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from slth_jax import checks
+
+_COLLECTIVE = r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+_SCALAR = r"= \w+\[\](?:\{[^}]*\})? [a-z\-]+\("
+_CALLBACK = r'custom_call_target="xla_(?:ffi_)?python|\binfeed\(|\boutfeed\('
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_BYTES |= {"s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+
+
+class Chip(NamedTuple):
+    """A kind of chip, from its maker's data sheet.
+
+    Attributes:
+      platform: 'tpu' or 'cuda'.
+      kind: the name of a slice of four chips in Google's API; empty for GPUs.
+      memory: bytes per chip.
+      flops: dense bfloat16 operations per second.
+      bandwidth: bytes per second between chip and memory.
+    """
+
+    platform: str
+    kind: str
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+CHIPS = {
+    "v5e": Chip("tpu", "v5litepod-4", 16 * 2**30, 197e12, 819e9),
+    "v5p": Chip("tpu", "v5p-8", 95 * 2**30, 459e12, 2765e9),
+    "v6e": Chip("tpu", "v6e-4", 32 * 2**30, 918e12, 1640e9),
+    "h100": Chip("cuda", "", 79 * 2**30, 989e12, 3352e9),
+}
+
+# What XLA wants to know of a GPU in place of asking it.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 7 }
+runtime_version { major: 12 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+class Report(NamedTuple):
+    """A program compiled for a machine; memory, operations and bytes are those of one chip.
+
+    Attributes:
+      on: the machine, as in `compile_for`.
+      chips: the number of chips.
+      arguments, temporary, results: bytes. Results that take an argument's memory count once.
+      capacity: bytes of memory that a chip has.
+      flops: operations of matrix products, loops counted as often as they run.
+      collectives: how many there are in the program, by kind; those of single numbers, by which
+        devices agree to go on with a loop, are counted as 'scalar'.
+      callbacks: how many calls of the host there are.
+      seconds: a lower bound of the time of a call: the products at the chip's peak, or one pass
+        over arguments and results at its bandwidth. Elementwise operations are not counted.
+      compile_seconds: the time that compiling took on this machine.
+      text: the compiled program.
+    """
+
+    on: str
+    chips: int
+    arguments: int
+    temporary: int
+    results: int
+    capacity: float
+    flops: float
+    collectives: dict[str, int]
+    callbacks: int
+    seconds: float
+    compile_seconds: float
+    text: str
+
+    @property
+    def memory(self) -> int:
+        """Bytes per chip in all."""
+        return self.arguments + self.temporary + self.results
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip has as much memory."""
+        return self.memory <= self.capacity
+
+    def lines(self, help_if_too_large: str = "") -> list[str]:
+        """Return the report as lines; `help_if_too_large` says how a program can take less."""
+        gib = 2**30
+        lines = [
+            f"  {self.memory / gib:.2f} GiB of {self.capacity / gib:.0f} GiB per chip "
+            f"({self.arguments / gib:.2f} arguments, {self.temporary / gib:.2f} temporary), "
+            f"{self.chips} chips of {self.on.partition(':')[0]}",
+            f"  {self.flops:.3g} floating-point operations of products and "
+            f"{self.arguments + self.results:.3g} bytes of arguments and results per chip and call",
+            "  collectives: "
+            + (", ".join(f"{n} {kind}" for kind, n in self.collectives.items()) or "none"),
+            f"  at least {self.seconds:.3g} s per call (roofline); compiled in "
+            f"{self.compile_seconds:.1f} s",
+        ]
+        if not self.fits:
+            excess = (self.memory - self.capacity) / gib
+            lines.append(f"  does not fit: {excess:.2f} GiB too much per chip; {help_if_too_large}")
+        return lines
+
+
+def devices_of(on: str) -> tuple[Chip, list[Any]]:
+    """Return the chip and the devices of a topology such as 'v5e:4x4' or 'h100:8'.
+
+    Raises:
+      ValueError: another chip, a topology that the compiler does not know, or no such compiler.
+    """
+    name, _, shape = on.partition(":")
+    chip = CHIPS[checks.choice("on", name, tuple(CHIPS))]
+    if not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise checks.fail("on", "a chip and its topology, as v5e:4x4 or h100:8", on)
+    try:
+        if chip.platform == "tpu":
+            # These only keep libtpu from asking a metadata server.
+            for variable, value in (
+                ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", chip.kind),
+                ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0"),
+            ):  # fmt: skip
+                os.environ.setdefault(variable, value)
+            # A host has four chips unless it is told otherwise.
+            single = {"chips_per_host_bounds": [1, 1, 1]} if set(shape) <= set("1x") else {}
+            described = topologies.get_topology_desc(on, platform="tpu", **single)
+            return chip, list(described.devices)
+        # A GPU topology is processes x hosts x devices.
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=_H100, topology=f"1x1x{shape}"
+        )
+        return chip, list(described.devices)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        extra = "tpu" if chip.platform == "tpu" else "cuda12"
+        allowed = f"a machine whose compiler is installed (slth-jax[{extra}])"
+        raise checks.fail("on", allowed, f"{on}: {reason}") from error
+
+
+def mesh_of(
+    devices: Sequence[Any], sizes: Sequence[int] | None = None, names: Sequence[str] = ("trial",)
+) -> Mesh:
+    """Return a mesh of `sizes` over a topology's devices, along one axis by default."""
+    shape = tuple(sizes) if sizes else (len(devices),)
+    kinds = (AxisType.Auto,) * len(shape)
+    return Mesh(np.array(devices, dtype=object).reshape(shape), tuple(names), axis_types=kinds)
+
+
+def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
+    """Compile a program for a machine that is not at hand.
+
+    Args:
+      on: a chip and its topology: 'v5e:2x2', 'v6e:16x16', 'h100:8'.
+      trace: given the topology's devices, returns ``jax.jit(f).trace(*shapes)``, with shapes
+        whose shardings are on these devices.
+
+    Returns:
+      A `Report`; see there for what is counted.
+    """
+    chip, devices = devices_of(on)
+    with _known_platform(chip.platform):
+        traced = trace(devices)
+        start = time.perf_counter()
+        options = {"xla_gpu_autotune_level": 0} if chip.platform == "cuda" else None
+        compiled = traced.lower().compile(options)
+        seconds = time.perf_counter() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    kinds = [
+        "scalar" if re.search(_SCALAR, line) else match[1]
+        for line in text.splitlines()
+        if (match := re.search(_COLLECTIVE, line))
+    ]
+    arguments = memory.argument_size_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    flops = product_flops(traced.jaxpr) / len(devices)
+    return Report(
+        on=on,
+        chips=len(devices),
+        arguments=arguments,
+        temporary=memory.temp_size_in_bytes,
+        results=results,
+        capacity=chip.memory,
+        flops=flops,
+        collectives={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        callbacks=len(re.findall(_CALLBACK, text)),
+        seconds=max(flops / chip.flops, (arguments + memory.output_size_in_bytes) / chip.bandwidth),
+        compile_seconds=seconds,
+        text=text,
+    )
+
+
+@contextmanager
+def _known_platform(platform: str) -> Iterator[None]:
+    """Let JAX lower for CUDA without a GPU: it insists on a device of that platform otherwise.
+
+    No public way exists (jax-ml/jax#23971).
+    """
+    from jax._src import xla_bridge
+
+    known = xla_bridge.canonicalize_platform
+
+    def with_cuda(platform: str) -> str:
+        return "cuda" if platform in ("gpu", "cuda") else known(platform)
+
+    replaced = with_cuda if platform == "cuda" else known
+    with mock.patch.object(xla_bridge, "canonicalize_platform", replaced):
+        yield
+
+
+def product_flops(jaxpr: Any) -> float:
+    """Return the operations of all matrix products of a jaxpr, scans as often as they run.
+
+    The bodies of `while` loops count once. Per device inside `shard_map`, which is multiplied by
+    the number of devices of its mesh.
+    """
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        times, parameters = 1.0, equation.params
+        if equation.primitive.name == "dot_general":
+            contracted = parameters["dimension_numbers"][0][0]
+            left = equation.invars[0].aval
+            depth = 1
+            for axis in contracted:
+                depth *= left.shape[axis]
+            total += 2.0 * depth * equation.outvars[0].aval.size
+        if equation.primitive.name == "scan":
+            times = parameters["length"]
+        if equation.primitive.name == "shard_map":
+            times = parameters["mesh"].size
+        for value in parameters.values():
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    total += times * product_flops(inner)
+    return total
+
+
+def loop_traffic(text: str) -> int:
+    """Return the bytes that a TPU program's loops write to high-bandwidth memory per round.
+
+    Counted are results of operations whose layout is not in the vector memory, `S(1)`.
+    """
+    body = ""
+    written: dict[str, int] = {}
+    fused = set(re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", text))
+    for line in text.splitlines():
+        if started := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+            body = "" if started[1] else started[2]
+        operation = re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (.*?) ([a-z\-]+)\(", line)
+        if body and body not in fused and operation and operation[2] not in _NO_TRAFFIC:
+            written[body] = written.get(body, 0) + _bytes_outside(operation[1])
+    return sum(written.values())
+
+
+_NO_TRAFFIC = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "constant")
+
+
+def _bytes_outside(shape: str) -> int:
+    """Return the bytes of an HLO shape's arrays that are not in the vector memory."""
+    total = 0
+    for kind, sizes, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
+        if kind in _BYTES and "S(1)" not in layout:
+            count = 1
+            for size in filter(None, sizes.split(",")):
+                count *= int(size)
+            total += count * _BYTES[kind]
+    return total

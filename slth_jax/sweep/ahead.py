@@ -1,0 +1,37 @@
+"""A sweep's programs, compiled for a machine that is not at hand."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from slth_jax import machines
+from slth_jax.sweep.plan import MAX_BATCH, Plan, make_plan
+from slth_jax.sweep.program import Program
+
+
+class Ahead(NamedTuple):
+    """One program of a sweep on another machine, and how often it is called."""
+
+    report: machines.Report
+    calls: int
+
+
+def compile_for(on: str, trial: Callable, *, batch: int | None = None, **plan: Any) -> list[Ahead]:
+    """Return a report per program of a sweep on a machine such as 'v5e:4x4'.
+
+    Args:
+      on: see `machines.compile_for`.
+      trial: see `sweep.run`.
+      batch: trials per chip and call; None for the default of accelerators.
+      **plan: `seeds`, `grid` and the other options of `sweep.run` that divide the work.
+    """
+    planned: Plan = make_plan(batch=batch or MAX_BATCH, **plan)
+    ahead = []
+    for group in range(len(planned.groups)):
+
+        def traced(devices: Sequence[Any], group: int = group) -> Any:
+            return Program(trial, planned, group, machines.mesh_of(devices)).trace()
+
+        report = machines.compile_for(on, traced)
+        trials = len(planned.groups[group].points) * len(planned.seeds)
+        ahead.append(Ahead(report, -(-trials // (planned.batch * report.chips))))
+    return ahead
