@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["JAX_NUM_CPU_DEVICES"] = str(options.devices)
     if options.on is not None:
         if not options.dry_run:
-            return _refuse(f"--on must be given with --dry-run, got --on {options.on} alone")
+            return outcome.refuse(f"--on must be given with --dry-run, got --on {options.on} alone")
         os.environ["JAX_PLATFORMS"] = "cpu"
     # JAX reads its environment when it is imported, so nothing above may import it.
     from experiments import commands

@@ -25,8 +25,8 @@ CLEAN = [
     "experiments/examples", "experiments/guarantees", "experiments/law", "experiments/paper",
     "slth_jax/initializers.py", "slth_jax/models/weights", "slth_jax/storage",
     "slth_jax/subset_sum", "slth_jax/supermask.py", "slth_jax/sweep", "slth_jax/theory.py",
-    "docs/sweeps.md", "tests/cells.py", "tests/conftest.py",
-    "tests/test_structure.py", "tests/test_words.py",
+    "docs/sweeps.md", "tests/cells.py", "tests/conftest.py", "tests/test_structure.py",
+    "tests/test_words.py",
 ]  # fmt: skip
 
 MOST_PARAMETERS = 10
