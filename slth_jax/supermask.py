@@ -10,14 +10,14 @@ import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from slth_jax import checks
-from slth_jax.types import Array, ArrayLike, PyTree
+from slth_jax.types import ArrayLike, PyTree
 
 _MAX_SIZE = 2**32 - 2  # counts and positions are uint32
 _MILLION = 1_000_000
@@ -36,7 +36,7 @@ def num_kept(size: int, keep: ArrayLike) -> int:
     return max(1, math.floor(Fraction(str(_checked_keep(keep))) * size + Fraction(1, 2)))
 
 
-def num_kept_traced(size: int, keep: Annotated[ArrayLike, "[]"]) -> Annotated[Array, "[]"]:
+def num_kept_traced(size: int, keep: ArrayLike) -> UInt32[Array, ""]:
     """Return `num_kept` as a uint32 array for a `keep` that JAX traces.
 
     A traced `keep` is read in whole millionths, as float32 holds no more: for such fractions this
@@ -55,11 +55,11 @@ def num_kept_traced(size: int, keep: Annotated[ArrayLike, "[]"]) -> Annotated[Ar
 
 
 def from_scores(
-    scores: Annotated[ArrayLike, "float[*shape]"],
-    keep: Annotated[ArrayLike, "[]"],
+    scores: Float[ArrayLike, "*shape"],
+    keep: ArrayLike,
     *,
     magnitude: bool = True,
-) -> Annotated[Array, "bool[*shape]"]:
+) -> Bool[Array, "*shape"]:
     """Return the mask of the `num_kept` largest |score|, ties settled by index.
 
     Args:
@@ -86,7 +86,7 @@ def from_scores(
 def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyTree:
     """Return masks with one threshold over a whole tree of scores ("global" edge-popup).
 
-    As `from_scores` of all leaves laid one after another, without laying them so.
+    Equal to `from_scores` of the concatenation of all leaves, which may have different dtypes.
     """
     leaves, treedef = jax.tree.flatten(scores)
     leaves = [checks.array("scores", leaf, min_ndim=1, finite=False) for leaf in leaves]
@@ -104,7 +104,9 @@ def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyT
 
 
 @jax.custom_jvp
-def straight_through(scores: Array, mask: Array) -> Array:
+def straight_through(
+    scores: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of ``|scores|``.
 
     So the score of a connection of `weights * straight_through(scores, mask)`, kept or not, gets
@@ -121,7 +123,9 @@ def _straight_through_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def straight_through_raw(scores: Array, mask: Array) -> Array:
+def straight_through_raw(
+    scores: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of `scores` themselves.
 
     For masks ranked by the raw score: the gradient of a score is ``g w``.
@@ -134,7 +138,7 @@ def _straight_through_raw_jvp(primals, tangents):
     return straight_through_raw(*primals), tangents[0]
 
 
-def pack(mask: Annotated[ArrayLike, "bool[*shape]"]) -> Annotated[Array, "uint8[bytes]"]:
+def pack(mask: Bool[ArrayLike, "*shape"]) -> UInt8[Array, " bytes"]:
     """Pack a boolean mask into uint8, eight connections a byte, C order, highest bit first.
 
     Returns ``ceil(size / 8)`` bytes as `numpy.packbits` makes them; unused last bits are 0.
@@ -145,9 +149,7 @@ def pack(mask: Annotated[ArrayLike, "bool[*shape]"]) -> Annotated[Array, "uint8[
     return jnp.packbits(checks.array("mask", mask, kind="bool").reshape(-1))
 
 
-def unpack(
-    bits: Annotated[ArrayLike, "uint8[bytes]"], shape: Sequence[int]
-) -> Annotated[Array, "bool[*shape]"]:
+def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array, "*shape"]:
     """Return the boolean mask of `shape` that `pack` made `bits` of.
 
     Raises:
@@ -173,7 +175,8 @@ def _checked_keep(keep: ArrayLike) -> ArrayLike:
 @functools.partial(jax.jit, static_argnums=2)
 def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
     """Return masks of the `count` largest of all entries of `leaves`."""
-    keys = [_order(leaf, magnitude) for leaf in leaves]
+    common = jnp.result_type(*leaves)  # bits are compared, so all leaves must be of one dtype
+    keys = [_order(leaf.astype(common), magnitude) for leaf in leaves]
     dtype = keys[0].dtype
     size = sum(key.size for key in keys)
 
@@ -245,8 +248,10 @@ def _order(scores: Array, magnitude: bool) -> Array:
     size = bits & ~sign
     if magnitude:
         return size
-    # Negative numbers count down from the middle, so that both zeros are one number.
-    return jnp.where(bits >= sign, sign - size, sign + size)
+    # Negative numbers count down from the middle, so that both zeros are equal; a NaN ranks first,
+    # whatever its sign.
+    is_nan = size > jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), bits.dtype)
+    return jnp.where((bits >= sign) & ~is_nan, sign - size, sign + size)
 
 
 def _positions(leaves: list[Array]) -> list[Array]:

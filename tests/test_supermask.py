@@ -194,3 +194,23 @@ def test_other_bad_input():
         supermask.unpack(jnp.zeros(1, jnp.uint8), (9,))
     with refusals(r"^bits must be of dtype uint8"):
         supermask.unpack(jnp.zeros(2, jnp.int32), (9,))
+
+
+def test_leaves_of_different_dtypes_are_compared_as_numbers():
+    scores = [jnp.array([10, 20], jnp.bfloat16), jnp.array([0.1, 0.2], jnp.float32)]
+    masks = supermask.from_tree(scores, 0.5)
+    np.testing.assert_array_equal(masks[0], [True, True])
+    np.testing.assert_array_equal(masks[1], [False, False])
+    scores = [jnp.array([0.5, -3], jnp.float16), jnp.array([1, -2], jnp.bfloat16)]
+    masks = supermask.from_tree(scores, 0.5, magnitude=False)
+    np.testing.assert_array_equal(masks, [[True, False], [True, False]])
+
+
+@pytest.mark.parametrize("magnitude", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_traced_nan_is_kept_whatever_its_sign(magnitude, sign):
+    scores = jnp.array([0.5, -jnp.inf, jnp.inf, 1.0, jnp.nan]).at[4].set(jnp.float32(np.nan) * sign)
+    scores = jnp.copysign(scores, jnp.array([1.0, -1.0, 1.0, 1.0, sign]))
+    assert bool(jnp.signbit(scores[4])) == (sign < 0)
+    masked = jax.jit(lambda s: supermask.from_scores(s, 0.2, magnitude=magnitude))(scores)
+    np.testing.assert_array_equal(masked, [False, False, False, False, True])
