@@ -11,7 +11,7 @@ Where to start::
     attention.apply(params, x)                       run attention, of a target or of a ticket
     construction.find_width(target, error, key=...)  the smallest width that is good enough
     attention.from_torch(layer, num_heads)           a layer of PyTorch as a target
-    edge_popup.fit(key, params, loss, batch, ...)    find masks by training scores instead
+    edge_popup.fit(key, params, loss, batches, ...)  find masks by training scores instead
     hide.solve(reader, recipe, out)                  a whole language model in a seed and masks
     subset_sum.solve(samples, value)                 the scalar problem underneath
     ticket.create, save, load, verify, export        a ticket as one small file

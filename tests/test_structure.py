@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "types", "checks", "theory", "distributed", "storage", "machines", "initializers",
     "subset_sum", "supermask", "attention", "placement", "transformer", "models", "guarantee",
-    "construction", "edge_popup", "modules", "gpt2", "factored", "ticket", "huggingface",
+    "construction", "edge_popup", "modules", "factored", "ticket",
     "sweep", "hide", "plots", "cli", "__main__",
 ]  # fmt: skip
 
@@ -86,8 +86,8 @@ def test_no_import_cycle(package):
 def test_importing_the_library_is_light():
     """No plotting, data or network library comes along, and no device is touched."""
     code = (
-        "import sys, slth_jax.construction, slth_jax.sweep, slth_jax.ticket, slth_jax.gpt2\n"
-        "import slth_jax.edge_popup, slth_jax.huggingface, slth_jax.theory\n"
+        "import sys, slth_jax.construction, slth_jax.sweep, slth_jax.ticket\n"
+        "import slth_jax.edge_popup, slth_jax.modules, slth_jax.theory\n"
         "heavy = {'matplotlib', 'pandas', 'torch', 'datasets', 'tiktoken', 'transformers',\n"
         "         'requests', 'aiohttp', 'experiments', 'tensorboard'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"

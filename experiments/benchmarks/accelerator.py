@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import machine
-from slth_jax import attention, construction, gpt2, initializers, storage, supermask
+from experiments.language.model import Model
+from slth_jax import attention, construction, initializers, storage, supermask
 from slth_jax import subset_sum as sums
 
 # Of outputs of size one: a softmax and some hundred float32 products on either side.
@@ -34,7 +35,7 @@ class Preset(NamedTuple):
     samples: int
     instances: int
     copied: int  # words of 4 bytes
-    model: gpt2.Config
+    model: Model
     rows: int
     rounds: int
 
@@ -118,7 +119,7 @@ def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             "reference": f"{allowed:.4g} by a copy's {bytes_a_second:.3g} GB/s",
         },
         {
-            "what": f"training step, {gpt2.num_parameters(preset.model) / 1e6:.3g} M parameters",
+            "what": f"training step, {preset.model.num_parameters / 1e6:.3g} M parameters",
             "measured": f"{masked['milliseconds']:.4g} ms masked",
             "reference": f"{dense['milliseconds']:.4g} ms dense",
         },

@@ -11,6 +11,7 @@ model under one vmap against the eight one after another.
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -23,35 +24,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from slth_jax import edge_popup, gpt2, storage, supermask
+from experiments.language.model import Model
+from slth_jax import edge_popup, models, storage, supermask
+from slth_jax.types import Key
 
 # 5.3 million parameters, of which 5.2 million carry a score.
-LARGE = gpt2.Config(num_blocks=6, width=256, num_heads=4, vocab_size=2048, max_length=128)
-SMALL = gpt2.Config(num_blocks=2, width=128, num_heads=2, vocab_size=256, max_length=64)
-RECIPE = edge_popup.Recipe(steps=1000, warmup=10)
-RAMANUJAN = edge_popup.VARIANTS["ramanujan"]
+LARGE = Model(
+    models.make_settings(
+        num_blocks=6, width=256, num_heads=4, vocab_size=2048, max_length=128, activation="relu"
+    )
+)
+SMALL = Model(
+    models.make_settings(
+        num_blocks=2, width=128, num_heads=2, vocab_size=256, max_length=64, activation="relu"
+    )
+)
+RAMANUJAN = edge_popup.Variant(scope="matrix")
 KEEP, RATE, SEEDS = 0.3, 1e-3, 8
+OPTIMIZER = edge_popup.Schedule(steps=1000, warmup=10).optimizer(RATE)
 
 
-def by(mask: Callable[[jax.Array], jax.Array]) -> Callable[..., dict[str, jax.Array]]:
-    """Return what `edge_popup.step` takes to find masks by `mask` of each matrix."""
-    return lambda scores, keep, variant: {
-        n: jax.vmap(mask)(s) if s.ndim == 3 else mask(s) for n, s in scores.items()
-    }
-
-
-def by_sort(scores: jax.Array) -> jax.Array:
+def by_sort(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
     """Mask by sorting |scores|; connections equal to the threshold are all kept."""
     size = jnp.abs(scores).reshape(-1)
-    threshold = jnp.sort(size)[size.size - supermask.num_kept(size.size, KEEP)]
+    threshold = jnp.sort(size)[size.size - supermask.num_kept(size.size, keep)]
     return (size >= threshold).reshape(scores.shape)
 
 
-def by_top_k(scores: jax.Array) -> jax.Array:
+def by_top_k(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
     """Mask by `lax.top_k` of |scores|; connections equal to the threshold are all kept."""
     size = jnp.abs(scores).reshape(-1)
-    threshold = jax.lax.top_k(size, supermask.num_kept(size.size, KEEP))[0][-1]
+    threshold = jax.lax.top_k(size, supermask.num_kept(size.size, keep))[0][-1]
     return (size >= threshold).reshape(scores.shape)
 
 
@@ -60,60 +65,58 @@ class Runner:
 
     def __init__(
         self,
-        config: gpt2.Config,
+        model: Model,
         *,
         dense: bool = False,
         seeds: int | None = None,
-        find: Callable[..., dict[str, jax.Array]] = edge_popup.masks,
+        variant: edge_popup.Variant = RAMANUJAN,
     ):
-        """Compile the step, of `seeds` runs under one vmap where given; `find` finds masks."""
+        """Compile the step, of `seeds` runs under one vmap if given."""
+        key = jax.random.key(0)
 
         def start(seed):
-            weights, trainable = gpt2.start(jax.random.key(seed), config)
+            weights, trainable = model.start(jax.random.key(seed), variant)
             if dense:
-                learned = {name: weights.pop(name) for name in gpt2.matrix_shapes(config)}
+                learned = {name: weights.pop(name) for name in model.shapes}
                 trainable = edge_popup.Trainable({}, learned)
-            return edge_popup.start(weights, trainable, RECIPE)
+            return edge_popup.start(weights, trainable, OPTIMIZER)
 
-        def step(state, tokens, keep, rate):
-            hparams = edge_popup.Hparams(keep, rate)
+        def step(state, tokens):
             return edge_popup.step(
+                key,
                 state,
                 tokens,
-                hparams,
-                loss=lambda params, rows: gpt2.loss(params, rows, config),
-                recipe=RECIPE,
-                variant=RAMANUJAN,
-                find=find,
+                KEEP,
+                loss=lambda params, rows: models.loss(params, rows, model.settings),
+                optimizer=OPTIMIZER,
+                variant=variant,
             )
 
         if seeds is not None:
             start = jax.vmap(start)
-            step = jax.vmap(step, in_axes=(0, None, None, None))
+            step = jax.vmap(step, in_axes=(0, None))
         self._step = jax.jit(step, donate_argnums=0)
         self._state = start(jnp.arange(seeds) if seeds else 0)
         self.losses: list[float] = []
 
     def __call__(self, tokens: np.ndarray) -> None:
         """Make one step."""
-        self._state, metrics = self._step(self._state, tokens, KEEP, RATE)
+        self._state, metrics = self._step(self._state, tokens)
         self.losses.append(float(jnp.mean(jax.block_until_ready(metrics["loss"]))))
 
 
-def torch_runners(config: gpt2.Config) -> dict[str, Callable[[np.ndarray], Any]]:
+def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
     """Return PyTorch's steps, or none where PyTorch is not installed."""
     try:
         from experiments.benchmarks import edge_popup_torch
     except ModuleNotFoundError:
         return {}
-    weights = gpt2.init(jax.random.key(0), config)
+    weights = model.init(jax.random.key(0))
     return {
         "PyTorch, sort per layer": edge_popup_torch.make_step(
-            config, weights, keep=KEEP, learning_rate=RATE
+            model, weights, keep=KEEP, learning_rate=RATE
         ),
-        "PyTorch, dense": edge_popup_torch.make_step(
-            config, weights, keep=None, learning_rate=RATE
-        ),
+        "PyTorch, dense": edge_popup_torch.make_step(model, weights, keep=None, learning_rate=RATE),
     }
 
 
@@ -191,12 +194,12 @@ def main() -> None:
         steps: dict[str, Callable[[np.ndarray], Any]] = {
             "ours, counting": Runner(LARGE),
             "ours, dense": Runner(LARGE, dense=True),
-            "JAX, sort": Runner(LARGE, find=by(by_sort)),
-            "JAX, top_k": Runner(LARGE, find=by(by_top_k)),
+            "JAX, sort": Runner(LARGE, variant=dataclasses.replace(RAMANUJAN, masks=by_sort)),
+            "JAX, top_k": Runner(LARGE, variant=dataclasses.replace(RAMANUJAN, masks=by_top_k)),
             **torch_runners(LARGE),
         }
         rows = table(paired(steps, tokens, options.rounds), "ours, counting", tokens[:, 1:].size)
-        count = gpt2.num_parameters(LARGE)
+        count = LARGE.num_parameters
         what = f"GPT-2, {count / 1e6:.1f} M parameters, {tokens[:, 1:].size} tokens a step"
         _write(out / "edge_popup_step", rows, what, options.rounds)
     if options.part in ("seeds", "both"):
@@ -214,16 +217,16 @@ def main() -> None:
             tokens,
             options.rounds,
         )
-        count = gpt2.num_parameters(SMALL)
+        count = SMALL.num_parameters
         what = f"GPT-2, {count / 1e6:.2f} M parameters, {tokens[:, 1:].size} tokens a seed"
         rows = table(seconds, name, SEEDS * tokens[:, 1:].size)
         _write(out / "edge_popup_seeds", rows, what, options.rounds)
 
 
-def draw_tokens(config: gpt2.Config, rows: int) -> np.ndarray:
+def draw_tokens(model: Model, rows: int) -> np.ndarray:
     """Return random sequences of the model's length and one token more."""
-    draw = np.random.default_rng(0)
-    return draw.integers(config.vocab_size, size=(rows, config.max_length + 1)).astype(np.int32)
+    draw, shape = np.random.default_rng(0), model.settings
+    return draw.integers(shape.vocab_size, size=(rows, shape.max_length + 1)).astype(np.int32)
 
 
 def _write(path: Path, rows: list[dict[str, Any]], what: str, rounds: int) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from slth_jax import gpt2
+from experiments.language.model import Model, Params
+from slth_jax.models import Settings
 
 
 class GetSubnet(torch.autograd.Function):
@@ -36,11 +37,11 @@ class GetSubnet(torch.autograd.Function):
 
 
 def make_step(
-    config: gpt2.Config, weights: gpt2.Params, *, keep: float | None, learning_rate: float
+    model: Model, weights: Params, *, keep: float | None, learning_rate: float
 ) -> Callable[[np.ndarray], float]:
     """Return ``step(tokens) -> loss``; with `keep` None all weights train and there is no mask."""
     arrays = {name: torch.tensor(np.asarray(value)) for name, value in weights.items()}
-    matrices = {name: arrays[name] for name in gpt2.matrix_shapes(config)}
+    matrices = {name: arrays[name] for name in model.shapes}
     # One tensor per layer, as every layer is a module of its own there.
     layers = {name: list(w) if w.ndim == 3 else [w] for name, w in matrices.items()}
     if keep is None:
@@ -61,7 +62,7 @@ def make_step(
 
     def step(tokens: np.ndarray) -> float:
         optimizer.zero_grad()
-        loss = _loss(parameters(), torch.from_numpy(tokens.astype(np.int64)), config)
+        loss = _loss(parameters(), torch.from_numpy(tokens.astype(np.int64)), model.settings)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -74,12 +75,12 @@ def _scores(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(weight).uniform_(-bound, bound).requires_grad_()
 
 
-def _loss(params, tokens: torch.Tensor, config: gpt2.Config) -> torch.Tensor:
+def _loss(params, tokens: torch.Tensor, settings: Settings) -> torch.Tensor:
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     n, t = inputs.shape
-    d, heads = config.width, config.num_heads
+    d, heads = settings.width, settings.num_heads
     x = F.embedding(inputs, params["wte"]) + params["wpe"][:t]
-    for b in range(config.num_blocks):
+    for b in range(settings.num_blocks):
         block = {name[2:]: value[b] for name, value in params.items() if name.startswith("h.")}
         hidden = F.layer_norm(x, (d,), block["ln_1.gain"], block["ln_1.bias"])
         q, k, v = (

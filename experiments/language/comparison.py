@@ -8,9 +8,10 @@ from experiments import claims, measure
 from experiments.folder import RunFolder
 from experiments.language import cost, plots, text, training
 from experiments.language.job import Job, Run
+from experiments.language.model import Model
 from experiments.language.outcome import summarize
 from experiments.language.settings import PAPER_RECIPE, Settings, load_text
-from slth_jax import checks, gpt2
+from slth_jax import checks, models
 
 PAPER = {
     "figure": 7,
@@ -27,7 +28,7 @@ class Config(Settings):
 
     Attributes:
       seeds: runs per model and method.
-      models: names in `gpt2.PRESETS`.
+      models: names in `models.PRESETS`.
       widths: width multiplier of each model; the heads' width stays.
       methods: of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
       dense_learning_rate: of the trained models.
@@ -73,7 +74,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         for (model, width), dense in itertools.product(
             zip(config.models, config.widths, strict=True), (False, True)
         )
-        if _runs(config, gpt2.preset(model), dense)
+        if _runs(config, Model(models.preset(model).settings), dense)
     }
     corpus = load_text(config)
     rows: list[dict[str, Any]] = []
@@ -152,9 +153,9 @@ def dry_run(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _runs(config: Config, model: gpt2.Config, dense: bool) -> list[Run]:
+def _runs(config: Config, model: Model, dense: bool) -> list[Run]:
     """Return the runs of one program: dense ones, or tickets with and without scaling."""
-    scales = {"dense": 1.0, "ticket": 1.0, "scaled": gpt2.paper_qk_scale(model)}
+    scales = {"dense": 1.0, "ticket": 1.0, "scaled": model.paper_qk_scale}
     return [
         Run(
             method,
@@ -171,5 +172,5 @@ def _runs(config: Config, model: gpt2.Config, dense: bool) -> list[Run]:
 
 def _nonzero(job: Job, config: Config) -> int:
     if job.dense:
-        return gpt2.num_parameters(job.model)
+        return job.model.num_parameters
     return cost.num_nonzero(job.model, config.keep)

@@ -4,8 +4,10 @@ import math
 
 from experiments import machine
 from experiments.language.job import Job
-from slth_jax import gpt2, supermask
+from experiments.language.model import Model
+from slth_jax import supermask
 from slth_jax.cli.memory import peak_bytes
+from slth_jax.models.settings import vector_shapes
 
 # Dense bfloat16 peak in 1e12 operations a second, and memory in GB, from the makers' data sheets.
 ACCELERATORS = {
@@ -23,32 +25,33 @@ SHARE_HERE = 0.2
 """Share of the speed of large products that is assumed for small models on this machine."""
 
 
-def num_nonzero(config: gpt2.Config, keep: float) -> int:
+def num_nonzero(model: Model, keep: float) -> int:
     """Return the number of parameters of a ticket that are not zero (figure 7's abscissa).
 
     Kept entries of the masked matrices, all entries of learned ones, and the gains.
     """
-    shapes = gpt2.matrix_shapes(config)
+    shapes = model.shapes
     total = 0
     for name, shape in shapes.items():
         size = math.prod(shape[-2:])
-        masked = name in gpt2.masked_names(config)
+        masked = name in model.masked
         total += math.prod(shape[:-2]) * (supermask.num_kept(size, keep) if masked else size)
-    for name, shape in gpt2.vector_shapes(config).items():
-        if name.endswith("gain") or config.gains == "learned":
+    for name, shape in vector_shapes(model.settings).items():
+        if name.endswith("gain") or model.gains == "learned":
             total += math.prod(shape)
     return total
 
 
-def flops_per_token(config: gpt2.Config, length: int) -> float:
+def flops_per_token(model: Model, length: int) -> float:
     """Return the operations of a training step per token, forward and backward.
 
     ``6 (12 b d^2 + v d) + 6 b d t``: six a weight of a matrix product, the embedding counted once
     as the output layer, and causal attention's two products at half of the t x t pairs. Masks add
     a few dozen comparisons a weight and *step*, nothing a token.
     """
-    b, d = config.num_blocks, config.width
-    return 6 * (12 * b * d**2 + config.vocab_size * d) + 6 * b * d * length
+    shape = model.settings
+    b, d = shape.num_blocks, shape.width
+    return 6 * (12 * b * d**2 + shape.vocab_size * d) + 6 * b * d * length
 
 
 def memory(job: Job) -> float:
@@ -58,10 +61,10 @@ def memory(job: Job) -> float:
     dtype; the activations of one part of the batch (of one block, with remat), and its logits
     twice.
     """
-    model = job.model
+    model = job.model.settings
     size = 2 if job.dtype == "bfloat16" else 4
     states = 3 if job.dense else 4
-    parameters = gpt2.num_parameters(model) * (4 * states + 4 + size)
+    parameters = job.model.num_parameters * (4 * states + 4 + size)
     tokens = job.rows // job.accumulate * job.length
     per_block = model.width * 16 * size + model.num_heads * job.length * (4 + size)
     kept = model.width * size * model.num_blocks if job.remat else 0
@@ -72,9 +75,9 @@ def memory(job: Job) -> float:
 
 def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
     """Return lines on what `runs` runs of a job cost."""
-    tokens = job.recipe.steps * job.rows * job.length
+    tokens = job.schedule.steps * job.rows * job.length
     flops = flops_per_token(job.model, job.length) * tokens
-    count = gpt2.num_parameters(job.model)
+    count = job.model.num_parameters
     kept = count if job.dense else num_nonzero(job.model, keep)
     here = runs * flops / (machine.products_per_second(dtype=job.dtype) * SHARE_HERE)
     memory_here = (peak_bytes() + runs * memory(job)) / 2**30

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from slth_jax import checks, edge_popup, gpt2
+from experiments.language.model import Model
+from slth_jax import checks, edge_popup
 
 
 class Run(NamedTuple):
@@ -69,17 +70,17 @@ class Job(Work):
     """What all runs of a program share.
 
     Attributes:
-      model, recipe, variant: see `gpt2.Config`, `edge_popup.Recipe`, `edge_popup.Variant`.
+      model, schedule, variant: see `Model`, `edge_popup.Schedule`, `edge_popup.Variant`.
       dense: train all weights instead of scores.
     """
 
-    model: gpt2.Config
-    recipe: edge_popup.Recipe
+    model: Model
+    schedule: edge_popup.Schedule
     variant: edge_popup.Variant
     dense: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        if self.length > self.model.max_length:
-            allowed = f"at most the model's max_length = {self.model.max_length}"
+        if self.length > self.model.settings.max_length:
+            allowed = f"at most the model's max_length = {self.model.settings.max_length}"
             raise checks.fail("length", allowed, self.length)

@@ -1,4 +1,4 @@
-"""What a group of runs came to: rows of measurements, and tickets."""
+"""The results of a group of runs: rows of measurements, and tickets."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ import numpy as np
 from experiments import measure, tickets
 from experiments.folder import RunFolder
 from experiments.language.job import Job, Run
-from slth_jax import edge_popup, gpt2, supermask
+from slth_jax import edge_popup, supermask
 from slth_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a group of runs came to.
+    """The results of a group of runs.
 
     Attributes:
       job: what the runs share.
@@ -44,14 +44,14 @@ class Outcome:
 
     def kept(self, index: int) -> dict[str, float]:
         """Return the fraction of each matrix that a run's best masks keep."""
-        shapes = gpt2.matrix_shapes(self.job.model)
+        shapes = self.job.model.shapes
         return {
             name: int(np.bitwise_count(np.asarray(bits[index])).sum()) / math.prod(shapes[name])
             for name, bits in self.best.masks.items()
         }
 
     def measurement(self, index: int) -> dict[str, Any]:
-        """Return a run's row for ``rows.jsonl``: its settings and what it came to."""
+        """Return a run's row for ``rows.jsonl``: settings and measurements."""
         loss = float(self.best.loss[index])
         row = self.runs[index]._asdict() | {
             "loss": loss,
@@ -76,7 +76,7 @@ class Outcome:
 
     def masks(self, index: int) -> dict[str, Array]:
         """Return a run's best masks."""
-        shapes = gpt2.matrix_shapes(self.job.model)
+        shapes = self.job.model.shapes
         return {
             name: supermask.unpack(bits[index], shapes[name])
             for name, bits in self.best.masks.items()
@@ -86,19 +86,18 @@ class Outcome:
 def save_tickets(outcome: Outcome, out: RunFolder, *, prefix: str = "") -> None:
     """Write each run's best masks as ``PREFIXNAME.ticket.safetensors``.
 
-    None where a ticket is not source times mask alone: dense training, learned parameters, or
-    weights that were re-drawn.
+    Writes nothing if the result is not source weights times masks alone: dense training, learned
+    parameters, or weights that were re-drawn.
     """
     job = outcome.job
-    if job.dense or job.variant.redraw_every or gpt2.learned_names(job.model):
+    if job.dense or job.variant.redraw_every or job.model.learned:
         return
-    model = {name: v for name, v in dataclasses.asdict(job.model).items() if v is not None}
     for index, run in enumerate(outcome.runs):
         tickets.save(
             out,
             prefix + run.name,
             "gpt2",
-            {"qk_scale": run.qk_scale, **model},
+            {"qk_scale": run.qk_scale, **job.model.options()},
             run.seed,
             outcome.masks(index),
             metadata={
@@ -111,7 +110,9 @@ def save_tickets(outcome: Outcome, out: RunFolder, *, prefix: str = "") -> None:
         )
 
 
-def rows_of(job: Job, runs: Sequence[Run], log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(
+    job: Job, runs: Sequence[Run], log: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Return a row per run and evaluation of the loop's log."""
     rows = []
     for entry in log:

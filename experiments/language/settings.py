@@ -6,7 +6,11 @@ from typing import Any
 
 from experiments.language import text
 from experiments.language.job import Job, Work
-from slth_jax import checks, edge_popup, gpt2
+from experiments.language.model import Model
+from slth_jax import checks, edge_popup, models
+
+GPT2 = tuple(name for name, (_, start) in models.PRESETS.items() if start == models.initial.GPT2)
+"""Names of the networks in `models.PRESETS` that are a GPT-2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,8 @@ class Settings(Work):
       steps, warmup: optimiser steps, and those of the linear warm-up.
       learning_rate, final: the highest, and the last as a fraction of it (cosine decay).
       weight_decay: of AdamW, on the scores.
-      activation, embeddings, gains: see `gpt2.Config`.
+      activation: a name in `models.ACTIVATIONS`.
+      embeddings, gains: see `Model`.
       init_sd, embedding_sd: of the random weights. None: 0.55 / sqrt(width), which is GPT-2's 0.02
         at width 768, and 1.5 / sqrt(width), since a narrow tied random embedding of
         0.55 / sqrt(width) cannot make the logits large enough.
@@ -52,15 +57,25 @@ class Settings(Work):
         checks.number("keep", self.keep, low=0, high=1, open_low=True)
         checks.choice("variant", self.variant, edge_popup.VARIANTS)
         checks.choice("tokenizer", self.tokenizer, text.VOCAB_SIZES)
-        shape = gpt2.preset(model, width_multiplier=width_multiplier)
-        by_width = {"init_sd": 0.55 / math.sqrt(shape.width)}
-        by_width["embedding_sd"] = 1.5 / math.sqrt(shape.width)
-        given = {n: v for n, v in self._of(gpt2.Config).items() if v is not None}
-        vocab_size = text.VOCAB_SIZES[self.tokenizer]
+        checks.choice("model", model, GPT2)
+        shape, _ = models.preset(
+            model,
+            width_multiplier=width_multiplier,
+            vocab_size=text.VOCAB_SIZES[self.tokenizer],
+            activation=self.activation,
+        )
+        root = math.sqrt(shape.width)
+        initial = models.Initial(
+            sd=0.55 / root if self.init_sd is None else self.init_sd,
+            embedding_sd=1.5 / root if self.embedding_sd is None else self.embedding_sd,
+        )
+        variant = edge_popup.VARIANTS[self.variant]
+        if variant.scope == "array":  # matrices of the blocks are stacked in one array
+            variant = dataclasses.replace(variant, scope="matrix")
         return Job(
-            model=dataclasses.replace(shape, vocab_size=vocab_size, **by_width | given),
-            recipe=edge_popup.Recipe(**self._of(edge_popup.Recipe)),
-            variant=edge_popup.VARIANTS[self.variant],
+            model=Model(shape, initial, self.embeddings, self.gains),
+            schedule=edge_popup.Schedule(**self._of(edge_popup.Schedule)),
+            variant=variant,
             dense=dense,
             **self._of(Work),
         )

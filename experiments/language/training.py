@@ -1,8 +1,9 @@
 """Training of many runs of one language model in one program: `edge_popup.train` fed with text."""
 
 import functools
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from jax.sharding import AxisType, Mesh
 from experiments.folder import RunFolder
 from experiments.language import text
 from experiments.language.job import Job, Run
+from experiments.language.model import Model, Params
 from experiments.language.outcome import Outcome, rows_of, save_tickets
-from slth_jax import checks, edge_popup, gpt2, storage, supermask
+from slth_jax import checks, edge_popup, models, storage, supermask
 from slth_jax.distributed import on_first
 from slth_jax.types import Array, Key, PyTree
 
@@ -43,11 +45,19 @@ def train(
       SystemExit: 143, after SIGTERM, once the state is saved.
     """
     group = together(job, runs, corpus)
+    rows: list[dict[str, Any]] = []
+    if log_file is not None and log_file.exists():  # of the part before a stop
+        rows = [json.loads(line) for line in log_file.read_text().splitlines()]
 
-    def told(step: int, steps: int, log: list[dict[str, Any]]) -> None:
+    def write(entries: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal rows
+        rows = [row for row in rows if row["step"] < entries[0]["step"]]
+        rows += rows_of(job, runs, entries)
         if log_file is not None:
-            rows = rows_of(job, runs, log)
             on_first(functools.partial(storage.write_rows, log_file, rows))
+
+    def report(step: int, steps: int, entry: Mapping[str, Any]) -> None:
+        write([entry])
         progress(step, steps)
 
     state, best, log = edge_popup.train(
@@ -56,11 +66,12 @@ def train(
         evaluate_first=True,
         best_params=False,  # nobody asks for them; of a dense model they are all of it
         out=folder,
-        progress=told,
+        progress=report,
     )
+    write(log)
     shuffled = np.full(len(runs), np.nan)
     if not job.dense:
-        shuffled = group.evaluate(state, _shuffled(job, runs, best))
+        shuffled = group.evaluate(state, _shuffled(job, runs, best))["loss"]
     return Outcome(job, tuple(runs), rows_of(job, runs, log), best, shuffled)
 
 
@@ -70,10 +81,10 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
     Raises:
       ValueError: settings that no run can have.
     """
-    if corpus.vocab_size > job.model.vocab_size:
+    if corpus.vocab_size > job.model.settings.vocab_size:
         raise ValueError(
             f"vocab_size must be at least the tokenizer's {corpus.vocab_size}, "
-            f"got {job.model.vocab_size}"
+            f"got {job.model.settings.vocab_size}"
         )
     for run in runs:
         checks.number("keep", run.keep, low=0, high=1, open_low=True)
@@ -84,15 +95,13 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
     scales = jnp.array([run.qk_scale for run in runs], jnp.float32)
 
     def start() -> edge_popup.State:
-        return program.place(_stack([_start(job, _key(run), run.qk_scale) for run in runs]))
+        return program.place(_stack([_start(job, run) for run in runs]))
 
     return edge_popup.Runs(
         program,
-        edge_popup.Hparams(
-            jnp.array([run.keep for run in runs], jnp.float32),
-            jnp.array([run.learning_rate for run in runs], jnp.float32),
-        ),
         jnp.stack([_key(run) for run in runs]),
+        jnp.array([run.keep for run in runs], jnp.float32),
+        job.schedule.steps,
         start=start,
         batches=functools.partial(_batches, job, runs, corpus),
         validation=[_validation(job, corpus)],
@@ -105,38 +114,41 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
 def _program(job: Job, count: int) -> edge_popup.Program:
     """Return the program of `count` runs of a job, the same one for every group of runs."""
 
-    def loss(params: gpt2.Params, tokens: Array) -> Array:
-        return gpt2.loss(params, tokens, job.model, dtype=jnp.dtype(job.dtype), remat=job.remat)
+    def loss(params: Params, tokens: Array) -> Array:
+        dtype = jnp.dtype(job.dtype)
+        return models.loss(params, tokens, job.model.settings, dtype=dtype, remat=job.remat)
 
-    key = jax.random.key(0, impl="threefry2x32")
+    run = Run("", 0, 1.0, 1.0, 0.0)
     return edge_popup.Program(
-        loss,
-        job.recipe,
-        job.variant,
-        measure=lambda params, parts: jnp.mean(jax.lax.map(lambda rows: loss(params, rows), parts)),
-        accumulate=job.accumulate,
-        runs=count,
+        edge_popup.Task(
+            loss,
+            job.schedule.optimizer(0.0),  # each run's own rate is in its state
+            job.variant,
+            lambda params, parts: jnp.mean(jax.lax.map(lambda rows: loss(params, rows), parts)),
+            job.accumulate,
+        ),
+        count,
         mesh=_mesh(job, count),
-        shapes=jax.eval_shape(lambda: _stack([_start(job, key, 1.0)] * count)),
+        shapes=jax.eval_shape(lambda: _stack([_start(job, run)] * count)),
     )
 
 
-def _start(job: Job, key: Key, qk_scale: float) -> edge_popup.State:
+def _start(job: Job, run: Run) -> edge_popup.State:
     """Return the state of one run before the first step; not compiled as a whole.
 
     A ticket's recipe draws its weights with the very program that is used here.
     """
-    weights, trainable = gpt2.start(key, job.model, qk_scale=qk_scale, variant=job.variant)
+    weights, trainable = job.model.start(_key(run), job.variant, run.qk_scale)
     if job.dense:
         params = {**weights, **trainable.learned}
         weights, trainable = {}, edge_popup.Trainable({}, params)
-    return edge_popup.start(weights, trainable, job.recipe)
+    return edge_popup.start(weights, trainable, job.schedule.optimizer(run.learning_rate))
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _draw(keys: Key, scales: Array, model: gpt2.Config) -> gpt2.Params:
+def _draw(keys: Key, scales: Array, model: Model) -> Params:
     """Return fresh weights of all runs."""
-    return jax.vmap(lambda key, scale: gpt2.init(key, model, qk_scale=scale))(keys, scales)
+    return jax.vmap(model.init)(keys, scales)
 
 
 def _key(run: Run) -> Key:
@@ -171,7 +183,7 @@ def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:
 
 def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str, Array]:
     """Return each run's best masks with entries in random order."""
-    shapes = gpt2.matrix_shapes(job.model)
+    shapes = job.model.shapes
     rows = []
     for index, run in enumerate(runs):
         masks = {

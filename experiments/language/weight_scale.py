@@ -25,7 +25,7 @@ class Config(Settings):
 
     Attributes:
       seeds: runs per scale; seed 0, 1, ... draws weights, scores and data order.
-      models: names in `gpt2.PRESETS`, each swept on its own.
+      models: names in `models.PRESETS`, each swept on its own.
       scales: factors of the query and key weights.
       runs_at_once: runs in one program; 0 for all of a model.
     """

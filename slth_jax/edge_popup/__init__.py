@@ -1,48 +1,56 @@
 """Edge-popup: learn which weights of a frozen random network to keep (Ramanujan et al. 2020).
 
 Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach the
-scores straight through the mask. `scores` holds the variants and one optimiser step on named
-arrays; `program` compiles it for one run or for many under one vmap, on a mesh of devices; `runs`
-says what trains together; `loop` trains it, with evaluation, re-drawing and resume, `best` and
-`checkpoints` being what it keeps in memory and on disk. `fitting` is all of that in one call, for
-any model of the user's; `nnx` (imported by name) has scores as Flax NNX variables.
+scores straight through the mask. `variants` are the forms of it; `scores` turns named arrays into
+masks and masked parameters, and `step` makes one optimiser step. `program` compiles that step for
+many runs under one vmap, on a mesh of devices; `runs` describes the runs, and `loop` trains them,
+with evaluation, re-drawing and resume; `best` is the best evaluation of each run. `fitting` is all
+of that in one call, for any model (`model`, `flax_module`): `prepare` makes its runs, `identity`
+finds out whether a folder holds the same fit, `results` are its records.
 """
 
 from slth_jax.edge_popup.best import Best
-from slth_jax.edge_popup.fitting import Fit, fit
+from slth_jax.edge_popup.fitting import fit
 from slth_jax.edge_popup.loop import Trained, train
-from slth_jax.edge_popup.program import Program
+from slth_jax.edge_popup.model import Masking, Stateful
+from slth_jax.edge_popup.program import Program, Task
+from slth_jax.edge_popup.results import Fit, Fits, Setting
 from slth_jax.edge_popup.runs import Runs
+from slth_jax.edge_popup.schedule import Schedule
 from slth_jax.edge_popup.scores import (
-    VARIANTS,
-    Hparams,
-    Recipe,
     State,
     Trainable,
-    Variant,
     init_scores,
     masks,
     redraw,
     shuffled,
-    start,
-    step,
     ticket,
 )
+from slth_jax.edge_popup.step import start, step
+from slth_jax.edge_popup.training import Training
+from slth_jax.edge_popup.variants import VARIANTS, Variant, kaiming_normal, kaiming_uniform
 
 __all__ = [
     "VARIANTS",
     "Best",
     "Fit",
-    "Hparams",
+    "Fits",
+    "Masking",
     "Program",
-    "Recipe",
     "Runs",
+    "Schedule",
+    "Setting",
     "State",
+    "Stateful",
+    "Task",
     "Trainable",
     "Trained",
+    "Training",
     "Variant",
     "fit",
     "init_scores",
+    "kaiming_normal",
+    "kaiming_uniform",
     "masks",
     "redraw",
     "shuffled",

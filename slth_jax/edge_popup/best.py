@@ -4,50 +4,52 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
 from slth_jax.edge_popup.scores import State
-from slth_jax.types import Array, PyTree
+from slth_jax.types import PyTree
 
 
 class Best(NamedTuple):
-    """What is kept of the best evaluation; a first axis of runs where there are several.
+    """The best evaluation of each run; a first axis [run] everywhere.
 
     Attributes:
-      loss, step: float32 and int32; infinity and 0 before any evaluation.
-      masks: one bit a connection, by name.
-      params: what the masks belong to and training moves: parameters that learn, and the weights
-        where they are re-drawn. Empty where nobody asks for it.
+      loss, step: infinity and 0 before any evaluation.
+      masks: one bit per connection, by name.
+      moving: parts of the state that training moves, by the field's name: what learns, the model's
+        mutable state, weights that are re-drawn, and the weights of controls. Empty if not asked
+        for.
     """
 
-    loss: np.ndarray
-    step: np.ndarray
-    masks: dict[str, Array]
-    params: dict[str, Array]
+    loss: Float32[np.ndarray, " run"]
+    step: Int32[np.ndarray, " run"]
+    masks: dict[str, Shaped[Array | np.ndarray, "run bytes"]]
+    moving: dict[str, PyTree]
 
-    def updated(self, losses: np.ndarray, step: int, now: "Best") -> "Best":
-        """Return the best with an evaluation at `step` taken in; `now` has its masks and params."""
+    def updated(self, losses: Shaped[np.ndarray, " run"], step: int, now: "Best") -> "Best":
+        """Return the best of this and of an evaluation at `step`, whose arrays `now` has."""
         better = losses < self.loss
-        if np.all(better):
-            masks, params = now.masks, now.params
-        else:
-            masks, params = _picked(better, (now.masks, now.params), (self.masks, self.params))
+        arrays = now.masks, now.moving
+        if not np.all(better):
+            arrays = _picked(better, arrays, (self.masks, self.moving))
         return Best(
             np.where(better, losses, self.loss).astype(np.float32),
             np.where(better, step, self.step).astype(np.int32),
-            masks,
-            params,
+            *arrays,
         )
 
 
-def moving(state: State, *, weights: bool) -> dict[str, Array]:
-    """Return the parameters that a best evaluation must remember besides its masks."""
-    return {**(state.weights if weights else {}), **state.trainable.learned}
+def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
+    """Return the parts of a state that a best evaluation must remember besides its masks."""
+    scores = state.trainable.scores if controls else {}
+    parts = {"trainable": state.trainable._replace(scores=scores), "model": state.model}
+    return parts | ({"weights": state.weights} if redraws else {})
 
 
-def _picked(better: np.ndarray, now: PyTree, before: PyTree) -> PyTree:
+def _picked(better: Bool[np.ndarray, " run"], now: PyTree, before: PyTree) -> PyTree:
     """Return `now` for the runs that got better, `before` for the others."""
 
-    def pick(new: Array, old: Array) -> np.ndarray:
+    def pick(new, old):
         return np.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
 
     return jax.tree.map(pick, now, before)

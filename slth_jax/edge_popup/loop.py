@@ -1,35 +1,40 @@
-"""The loop: runs trained, evaluated, re-drawn, saved and resumed, one of them or many at once."""
+"""The loop: runs trained together, evaluated, re-drawn, saved and resumed."""
 
 import contextlib
+import dataclasses
+import functools
 import os
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from slth_jax import checks
-from slth_jax.distributed import until_sigterm
+from slth_jax import checks, storage
+from slth_jax.distributed import on_first, until_sigterm
 from slth_jax.edge_popup.best import Best, moving
-from slth_jax.edge_popup.checkpoints import Store
 from slth_jax.edge_popup.runs import Runs
 from slth_jax.edge_popup.scores import State
-from slth_jax.types import Array
 
-Log = list[dict[str, Any]]
+_KEPT = 2  # checkpoints: the last, and the one before it in case of damage
+Entry = dict[str, Any]
+Log = list[Entry]
+Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
 class Trained(NamedTuple):
-    """What a training came to.
+    """The result of `train`.
 
     Attributes:
       state: after the last step.
       best: the best evaluation of each run.
-      log: an entry an evaluation: 'step'; 'loss', the mean of the training losses since the last
-        (not before the first step); 'validation' where there are validation batches; and
-        'steps_per_second', None where something was compiled. Losses of many runs are lists.
+      log: an entry per evaluation: 'step'; 'loss', the mean of the training losses since the last
+        (not before the first step); 'validation', and other measurements by name, if there are
+        validation batches; and 'steps_per_second', None if something was compiled. Losses and
+        measurements are lists over runs.
     """
 
     state: State
@@ -45,158 +50,195 @@ def train(
     best_params: bool = True,
     out: str | os.PathLike[str] | None = None,
     config: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int, Log], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
-    """Train to the end of the recipe, from the last good checkpoint in `out` if there is one.
+    """Train all runs to their last step, from the last good checkpoint in `out` if there is one.
 
-    A run's numbers depend on its own settings only, so one that was killed and goes on ends with
-    the same bits. The best evaluation is that of the lowest validation loss, or of the lowest mean
-    training loss where there are no validation batches.
+    A run's numbers depend on its own settings only. A training that was killed and goes on ends
+    with the same bits. The best evaluation is that of the lowest validation loss, or of the lowest
+    mean training loss if there are no validation batches.
 
     Args:
-      runs: one, or many.
+      runs: the runs.
       evaluate_every: steps between evaluations, each followed by a checkpoint.
       evaluate_first: evaluate before the first step, too: the loss under random masks.
-      best_params: keep what learns, and what is re-drawn, as it was at the best evaluation. False
-        saves that memory where nobody asks for it, as in dense training.
+      best_params: keep the other arrays that training moves, as they were at the best evaluation.
+        False saves their memory.
       out: a folder for checkpoints.
       config: what the results depend on; a folder of another config is refused.
-      progress: called with (step, steps, log) after each evaluation.
+      progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry.
 
     Raises:
-      ValueError: a loss became NaN or infinite; the line names the step and the run. The last good
-        checkpoint stays.
+      ValueError: a loss or a gradient became NaN or infinite; the line names the step and the run.
+        The last good checkpoint stays.
       CheckpointError: `out` holds another training, is in use, or cannot be written to.
-      SystemExit: 143, after SIGTERM, once the steps in flight are made and saved; where `out` is
+      SystemExit: 143, after SIGTERM, once the steps in flight are made and saved; if `out` is
         given and this is the main thread.
     """
     checks.integer("evaluate_every", evaluate_every, low=1)
     if evaluate_first and not runs.validation:
         raise checks.fail("evaluate_first", "False without validation batches", True)
-    steps = runs.program.recipe.steps
-    with contextlib.ExitStack() as stack:
-        store, check = None, _never
-        if out is not None:
-            store = Store(Path(out), config or {})
-            stack.enter_context(store.locked())
-            check = stack.enter_context(until_sigterm())
-        state, best, step, log, losses = _begin(runs, store, best_params)
-
-        def save() -> None:
-            if store is not None:
-                notes = {"step": step, "log": log, "losses": _joined(runs, losses, step).tolist()}
-                store.save(step, {"state": state, "best": best}, notes)
-
-        if evaluate_first and not log and not step:
-            log.append({"step": 0, "validation": _validated(runs, state, 0).tolist()})
-        lengths: set[int] = set()  # of stretches: each is compiled once
-        while step < steps:
-            until = min(steps, (step // evaluate_every + 1) * evaluate_every)
-            begun, compiled, started = step, False, time.perf_counter()
-            while step < until:
-                end = runs.end_of_stretch(step, until)
-                compiled |= end - step not in lengths
-                lengths.add(end - step)
-                state, made = runs.advance(state, step, end)
-                losses.append(made)
-                step = end
-                if step < until:
-                    check(save)
-            trained = _joined(runs, losses, step).mean(axis=-1)
-            seconds = time.perf_counter() - started
-            losses = []
-            entry = {"step": step, "loss": trained.tolist()}
-            entry["steps_per_second"] = None if compiled else (step - begun) / seconds
-            value = trained
-            if runs.validation:
-                value = _validated(runs, state, step)
-                entry["validation"] = value.tolist()
-            log.append(entry)
-            if np.any(value < best.loss):
-                best = best.updated(value, step, _found(runs, state, best_params))
-            save()
-            if progress is not None:
-                progress(step, steps, log)
-            check()
-        return Trained(state, best, log)
+    report = progress or (lambda step, steps, entry: None)
+    with _opened(out, config) as (folder, check):
+        training = _begin(runs, folder, best_params)
+        if evaluate_first and not training.log and not training.step:
+            training.log.append({"step": 0, **training.validated()})
+            report(0, runs.steps, training.log[-1])
+        while training.step < runs.steps:
+            until = (training.step // evaluate_every + 1) * evaluate_every
+            training.advance(min(runs.steps, until), lambda: check(lambda: training.save(folder)))
+            training.evaluate()
+            training.save(folder)
+            report(training.step, runs.steps, training.log[-1])
+            check(None)
+        return Trained(training.state, training.best, training.log)
 
 
-def _never(last: Callable[[], None] | None = None) -> None:
-    """Without a folder there is nothing to save, and no signal is asked for."""
+@contextlib.contextmanager
+def _opened(
+    out: str | os.PathLike[str] | None, config: Mapping[str, Any] | None
+) -> Iterator[tuple[storage.RunFolder | None, Callable]]:
+    """Yield the folder, locked, and the check for SIGTERM; without a folder there is nothing."""
+    if out is None:
+        yield None, lambda last: None
+        return
+    folder = storage.RunFolder(out, config or {}, kind="fit", pieces="checkpoints")
+    with folder.claim(), until_sigterm() as check:
+        yield folder, check
 
 
-def _begin(
-    runs: Runs, store: Store | None, best_params: bool
-) -> tuple[State, Best, int, Log, list[Any]]:
-    """Return state, best, step, log and losses since it, of a checkpoint or of the beginning."""
-    if store is not None:
-        state = runs.program.shapes or runs.start()
-        found = store.restore({"state": state, "best": _like(runs, state, best_params)})
-        if found is not None:
-            arrays, notes = found
+@dataclasses.dataclass
+class _Training:
+    """A training on its way: the state, the best evaluation, and what was measured."""
+
+    runs: Runs
+    state: State
+    best: Best
+    best_params: bool
+    step: int = 0
+    log: Log = dataclasses.field(default_factory=list)
+    losses: list[Any] = dataclasses.field(default_factory=list)  # since the last evaluation
+    lengths: set[int] = dataclasses.field(default_factory=set)  # of stretches, compiled once each
+    pace: float | None = None  # steps per second since the last evaluation
+
+    def advance(self, until: int, check: Callable[[], None]) -> None:
+        """Make the steps up to `until`, looking for SIGTERM in between."""
+        begun, compiled, started = self.step, False, time.perf_counter()
+        while self.step < until:
+            end = self.runs.end_of_stretch(self.step, until)
+            compiled |= end - self.step not in self.lengths
+            self.lengths.add(end - self.step)
+            self.state, metrics = self.runs.advance(self.state, self.step, end)
+            self.losses.append(metrics)
+            self.step = end
+            if self.step < until:
+                check()
+        self._joined()  # waits for the device
+        seconds = time.perf_counter() - started
+        self.pace = None if compiled else (self.step - begun) / seconds
+
+    def evaluate(self) -> None:
+        """Add an entry to the log, and keep the masks of the runs that have got better."""
+        value = self._joined().mean(axis=-1)
+        self.losses = []
+        entry: Entry = {"step": self.step, "loss": value.tolist(), "steps_per_second": self.pace}
+        if self.runs.validation:
+            entry |= self.validated()
+            value = np.asarray(entry["validation"])
+        self.log.append(entry)
+        if np.any(value < self.best.loss):
+            now = _best(self.runs, self.state, self.best_params)
+            self.best = self.best.updated(value, self.step, now)
+
+    def validated(self) -> Entry:
+        """Return the measurements on the validation batches, for the log."""
+        measured = self.runs.evaluate(self.state)
+        _refuse(self.runs, measured["loss"], self.step, "validation loss")
+        named = {"validation" if name == "loss" else name: x for name, x in measured.items()}
+        return {name: value.tolist() for name, value in named.items()}
+
+    def save(self, folder: storage.RunFolder | None) -> None:
+        """Write a checkpoint, and remove those before the last two."""
+        if folder is not None:
+            notes = {"step": self.step, "log": self.log, "losses": self._joined().tolist()}
+            arrays = {"state": self.state, "best": self.best}
+            folder.save(f"step-{self.step:08d}", arrays, notes)()
+            for name in on_first(folder.names)[:-_KEPT]:
+                folder.drop(name)
+
+    def _joined(self) -> Float[np.ndarray, "run step"]:
+        """Return the training losses since the last evaluation; they and gradients are finite."""
+        empty = np.zeros((self.runs.program.runs, 0), np.float32)
+        losses = np.concatenate([empty, *(m["loss"] for m in self.losses)], axis=-1)
+        norms = np.concatenate([empty, *(m["grad_norm"] for m in self.losses)], axis=-1)
+        finite = np.all(np.isfinite(losses) & np.isfinite(norms), axis=0)
+        if not np.all(finite):
+            column = int(np.argmin(finite))
+            step = self.step - losses.shape[-1] + 1 + column
+            _refuse(self.runs, losses[:, column], step, "training loss")
+            _refuse(self.runs, norms[:, column], step, "gradient norm")
+        return losses
+
+
+def _begin(runs: Runs, folder: storage.RunFolder | None, best_params: bool) -> _Training:
+    """Return the training as its last whole checkpoint has it, or before its first step."""
+    if folder is not None:
+        # A damaged checkpoint is moved aside, and the one before it is used.
+        name = on_first(functools.partial(_newest, folder))
+        if name is not None:
+            like = runs.program.shapes or runs.start()
+            shapes = {"state": like, "best": _best_shapes(runs, like, best_params)}
+            arrays, notes = folder.load(name, shapes)
             best = Best(*(jax.tree.map(np.asarray, part) for part in arrays["best"]))
-            losses = np.asarray(notes["losses"], np.float32)
-            pending = [losses] if losses.shape[-1] else []
-            return arrays["state"], best, notes["step"], notes["log"], pending
-    state = runs.start()
-    return state, _found(runs, state, best_params), 0, [], []
+            losses = np.asarray(notes["losses"], np.float32).reshape(runs.program.runs, -1)
+            training = _Training(runs, arrays["state"], best, best_params, notes["step"])
+            training.log = notes["log"]
+            training.losses = [{"loss": losses, "grad_norm": np.zeros_like(losses)}]
+            return training
+    # The program reuses the memory of a state, which here may still be the caller's.
+    state = jax.tree.map(jnp.copy, runs.start())
+    return _Training(runs, state, _best(runs, state, best_params), best_params)
 
 
-def _found(runs: Runs, state: State, best_params: bool) -> Best:
-    """Return what a best evaluation keeps of a state, its loss still open."""
-    masks, params = runs.packed(state), _moving(runs, state, best_params)
-    if runs.program.runs is not None:  # the next steps take the state's memory
-        params = jax.tree.map(np.array, params)
-    return _open(runs, masks, params)
+def _newest(folder: storage.RunFolder) -> str | None:
+    return next((name for name in reversed(folder.names()) if folder.whole(name)), None)
 
 
-def _like(runs: Runs, state: State, best_params: bool) -> Best:
-    """Return zeros of the shapes of `_found`; `state` may be shapes only."""
-    shapes = jax.eval_shape(
-        lambda state: (
-            runs.program.packed(state, runs.hparams),
-            _moving(runs, state, best_params),
-        ),
-        state,
-    )
-    return _open(runs, *jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+def _best(runs: Runs, state: State, best_params: bool) -> Best:
+    """Return the masks and moving parts of a state, its loss still open."""
+    # Copied, since the next steps reuse the state's memory.
+    parts = jax.tree.map(np.array, _moving(runs, state, best_params))
+    return _open(runs, runs.packed(state), parts)
 
 
-def _open(runs: Runs, masks: dict[str, Any], params: dict[str, Any]) -> Best:
-    loss = np.full(_shape(runs), np.inf, np.float32)
-    return Best(loss, np.zeros(_shape(runs), np.int32), masks, params)
+def _best_shapes(runs: Runs, like: State, best_params: bool) -> Best:
+    """Return zeros of the shapes of `_best`."""
+
+    def arrays(state: State) -> tuple[dict, dict]:
+        masks = runs.program.packed(runs.keys, state, runs.keep, runs.control)
+        return masks, _moving(runs, state, best_params)
+
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(arrays, like))
+    return _open(runs, *zeros)
 
 
-def _moving(runs: Runs, state: State, best_params: bool) -> dict[str, Array]:
-    redraws = bool(runs.program.variant.redraw_every)
-    return moving(state, weights=redraws) if best_params else {}
+def _open(runs: Runs, masks: dict[str, Any], parts: dict[str, Any]) -> Best:
+    count = runs.program.runs
+    return Best(np.full(count, np.inf, np.float32), np.zeros(count, np.int32), masks, parts)
 
 
-def _shape(runs: Runs) -> tuple[int, ...]:
-    return () if runs.program.runs is None else (runs.program.runs,)
+def _moving(runs: Runs, state: State, best_params: bool) -> dict[str, Any]:
+    if not best_params:
+        return {}
+    redraws = bool(runs.program.task.variant.redraw_every)
+    return moving(state, redraws=redraws, controls=runs.control is not None)
 
 
-def _joined(runs: Runs, losses: list[Any], step: int) -> np.ndarray:
-    """Return the training losses up to `step` as one array `[(run,) step]`, all finite."""
-    empty = np.zeros((*_shape(runs), 0), np.float32)
-    joined = np.concatenate([empty, *map(np.asarray, losses)], axis=-1)
-    _refuse(runs, joined, step - joined.shape[-1] + 1, "training")
-    return joined
-
-
-def _validated(runs: Runs, state: State, step: int) -> np.ndarray:
-    losses = runs.evaluate(state)
-    _refuse(runs, losses[..., None], step, "validation")
-    return losses
-
-
-def _refuse(runs: Runs, losses: np.ndarray, first_step: int, which: str) -> None:
-    """Raise on the earliest loss `[(run,) step]` that is not finite."""
-    bad = np.argwhere(~np.isfinite(losses.T))
+def _refuse(runs: Runs, values: Float[np.ndarray, " run"], step: int, what: str) -> None:
+    """Raise on the first run whose value is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        column, *index = bad[0]
-        came = losses.T[tuple(bad[0])]
-        whose = f" of {runs.names(index[0])}" if runs.names is not None else ""
+        run = bad[0]
         raise ValueError(
-            f"{which} loss must be finite, got {came} at step {first_step + column}{whose}"
+            f"{what} must be finite, got {values[run]} at step {step} of {runs.names(run)}"
         )

@@ -1,60 +1,96 @@
-"""The compiled functions of edge-popup: one run, or many under one vmap, spread over a mesh."""
+"""The compiled functions of edge-popup: many runs under one vmap, spread over a mesh."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
 
 from slth_jax import checks, placement, supermask
 from slth_jax.edge_popup import scores as edge
-from slth_jax.edge_popup.scores import Hparams, Loss, Recipe, State, Variant
-from slth_jax.types import Array, PyTree
+from slth_jax.edge_popup.scores import Keep, State
+from slth_jax.edge_popup.step import Loss, step
+from slth_jax.edge_popup.variants import Variant
+from slth_jax.types import Key, PyTree
+
+_STEP = 1 << 23  # folded into a run's key, for the keys of its steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all runs of a program share.
+
+    Attributes:
+      loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a model with mutable state
+        ``loss(params, state, batch, key) -> (scalar, state)``.
+      optimizer: any optimiser of Optax.
+      variant: the form of edge-popup.
+      measure: ``measure(params, batch)``, or ``measure(params, state, batch)`` of a model with
+        mutable state: the loss of an evaluation, or a dictionary of scalars with 'loss' among
+        them. None for `loss`, if the model has no mutable state.
+      accumulate: parts of a batch that go through the model one after another.
+    """
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    variant: Variant
+    measure: Callable[..., Any] | None = None
+    accumulate: int = 1
+
+    def evaluate(self, params: PyTree, model: PyTree, batch: PyTree) -> dict[str, Array]:
+        """Return the measurements of an evaluation by name."""
+        if model is None:
+            value = (self.measure or self.loss)(params, batch)
+        elif self.measure is None:
+            raise checks.fail("measure", "a function for a model with mutable state", None)
+        else:
+            value = self.measure(params, model, batch)
+        if not isinstance(value, dict):
+            return {"loss": value}
+        if "loss" not in value:
+            raise checks.fail("measure", "a function whose dictionary has 'loss'", sorted(value))
+        return value
 
 
 class Program:
-    """Compiled at first use and never again, for one run or for many.
-
-    With `runs` every leaf of the state has a first axis of runs, and what they differ in is traced,
-    keep and learning rate among it. For a single run `hparams` are Python numbers and compiled in,
-    so that `keep` is exact (a traced one is read in millionths).
+    """Compiled at first use and never again; every leaf of the state has a first axis of runs.
 
     Args:
-      loss: ``loss(params, batch) -> scalar``, a mean over the batch.
-      recipe, variant: static.
-      measure: ``measure(params, batch) -> scalar``, what an evaluation computes; None for `loss`.
-      accumulate: parts of a batch that go through the model one after another.
-      runs: how many; None for a single one.
-      mesh: with `runs`, devices along axes 'run', 'data' and 'model'.
+      task: what the runs share.
+      runs: how many.
+      keep: the fraction of all runs as Python numbers, compiled in and exact; None if runs differ
+        in it, then it is traced and read in millionths.
+      shared: all runs see the same batches `[step, row, ...]`; else `[run, step, row, ...]`.
+      mesh: devices along axes 'run', 'data' and 'model'.
       shapes: with `mesh`, the shapes of the state of all runs.
 
     Attributes:
       shapes: of the state of all runs with their places on the mesh; None without a mesh.
-      advance: ``(state, batches, hparams) -> (state, losses)``. A single run makes one step with
-        one batch, losses `[1]`; many go through a stretch of steps, batches `[run, step, ...]`,
-        losses `[run, step]`, and the old state's memory is taken.
-      evaluate: ``(state, masks, batch) -> losses``, the same batch for all runs.
-      masks, packed: ``(state, hparams) -> masks``, as booleans and as bits.
-      redraw: ``(keys, state, fresh, hparams) -> state``, see `edge_popup.redraw`.
+      advance: ``(keys, state, batches, keep, control) -> (state, metrics)``, a stretch of steps,
+        metrics `[run, step]`; the memory of the old state is reused.
+      evaluate: ``(state, masks, batch, control) -> measurements``, one batch for all runs.
+      masks, packed: ``(keys, state, keep, control) -> masks``, as booleans and as bits.
+      redraw: ``(keys, state, fresh, keep, control) -> state``, see `edge_popup.redraw`.
     """
 
     def __init__(
         self,
-        loss: Loss,
-        recipe: Recipe,
-        variant: Variant,
+        task: Task,
+        runs: int,
         *,
-        measure: Loss | None = None,
-        accumulate: int = 1,
-        runs: int | None = None,
+        keep: Keep | None = None,
+        shared: bool = False,
         mesh: Mesh | None = None,
         shapes: PyTree = None,
     ):
-        self.recipe, self.variant, self.runs = recipe, variant, runs
-        self._mesh, self._loss, self._measure = mesh, loss, measure or loss
-        self._accumulate = accumulate
-        if mesh is not None and (runs is None or shapes is None):
-            raise checks.fail("mesh", "given together with runs and shapes", "it alone")
+        self.task, self.runs = task, runs
+        self._keep, self._shared, self._mesh = keep, shared, mesh
+        if (mesh is None) != (shapes is None):
+            raise checks.fail("mesh", "given together with shapes", "one of them alone")
         self.shapes, places = None, None
         if mesh is not None:
             places = placement.of(shapes, mesh, runs=True)
@@ -62,19 +98,14 @@ class Program:
                 lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                 *(shapes, places),
             )
-        if runs is None:
-            self.advance = jax.jit(self._one_step, static_argnums=2)
-            self.evaluate = jax.jit(self._evaluate)
-            self.masks = jax.jit(self._masks, static_argnums=1)
-            self.packed = jax.jit(self._packed, static_argnums=1)
-            self.redraw = jax.jit(self._redraw, static_argnums=3)
-        else:
-            both = None if places is None else (places, None)
-            self.advance = jax.jit(jax.vmap(self._steps), donate_argnums=0, out_shardings=both)
-            self.evaluate = jax.jit(jax.vmap(self._evaluate, in_axes=(0, 0, None)))
-            self.masks = jax.jit(jax.vmap(self._masks))
-            self.packed = jax.jit(jax.vmap(self._packed))
-            self.redraw = jax.jit(jax.vmap(self._redraw), out_shardings=places)
+        both = None if places is None else (places, None)
+        batch_axis = None if shared else 0
+        lifted = jax.vmap(self._steps, in_axes=(0, 0, batch_axis, 0, 0))
+        self.advance = jax.jit(lifted, donate_argnums=1, out_shardings=both)
+        self.evaluate = jax.jit(jax.vmap(self._evaluate, in_axes=(0, 0, None, 0)))
+        self.masks = jax.jit(jax.vmap(self._masks))
+        self.packed = jax.jit(jax.vmap(self._packed))
+        self.redraw = jax.jit(jax.vmap(self._redraw), out_shardings=places)
 
     def place(self, state: State) -> State:
         """Return the state of all runs where it lives on the mesh."""
@@ -83,58 +114,57 @@ class Program:
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.shapes))
 
     def place_batches(self, batches: PyTree) -> PyTree:
-        """Return NumPy batches `[run, step, row, ...]` where `advance` wants them."""
-        return self._placed(batches, runs=True)
+        """Return NumPy batches as `advance` takes them, on the mesh."""
+        return self._placed(batches, runs=not self._shared, steps=True)
 
     def place_validation(self, batches: PyTree) -> PyTree:
         """Return NumPy batches `[part, row, ...]`, the same for all runs, on the mesh."""
-        return self._placed(batches, runs=False)
+        return self._placed(batches, runs=False, steps=not self._shared)
 
-    def _placed(self, batches: PyTree, runs: bool) -> PyTree:
+    def _placed(self, batches: PyTree, runs: bool, steps: bool) -> PyTree:
         if self._mesh is None:
             return batches
-        places = placement.of_batch(batches, self._mesh, runs=runs, steps=True)
+        places = placement.of_batch(batches, self._mesh, runs=runs, steps=steps)
         return jax.tree.map(_put, batches, places)
 
-    def _one_step(self, state, batch, hparams):
-        state, metrics = self._step(state, batch, hparams)
-        return state, metrics["loss"][None]
+    def _steps(self, key, state, batches, keep, control):
+        # Weights are re-drawn between steps, see `redraw`.
+        variant = dataclasses.replace(self.task.variant, redraw_every=0)
 
-    def _steps(self, state, batches, hparams):
-        def one(state, batch):
-            state, metrics = self._step(state, batch, hparams)
-            return state, metrics["loss"]
+        def advance(state, batch):
+            return step(
+                _step_key(key, state),
+                state,
+                batch,
+                self._fraction(keep),
+                loss=self.task.loss,
+                optimizer=self.task.optimizer,
+                variant=variant,
+                accumulate=self.task.accumulate,
+                control=control,
+            )
 
-        return jax.lax.scan(one, state, batches)
+        return jax.lax.scan(advance, state, batches)
 
-    def _step(self, state: State, batch: PyTree, hparams: Hparams):
-        # Re-drawing happens between steps, see `redraw`.
-        still = dataclasses.replace(self.variant, redraw_every=0)
-        return edge.step(
-            state,
-            batch,
-            hparams,
-            loss=self._loss,
-            recipe=self.recipe,
-            variant=still,
-            accumulate=self._accumulate,
-        )
+    def _masks(self, key, state, keep, control):
+        variant = self.task.variant
+        return edge.kept(_step_key(key, state), state, self._fraction(keep), variant, control)
 
-    def _masks(self, state, hparams):
-        return edge.masks(state.trainable.scores, hparams.keep, self.variant)
+    def _packed(self, key, state, keep, control):
+        return jax.tree.map(supermask.pack, self._masks(key, state, keep, control))
 
-    def _packed(self, state, hparams):
-        return jax.tree.map(supermask.pack, self._masks(state, hparams))
+    def _evaluate(self, state, masks, batch, control):
+        return self.task.evaluate(edge.masked(state, masks, control), state.model, batch)
 
-    def _evaluate(self, state, masks, batch):
-        params = {**state.weights, **state.trainable.learned}
-        params |= {
-            name: params[name] * mask.astype(params[name].dtype) for name, mask in masks.items()
-        }
-        return self._measure(params, batch)
+    def _redraw(self, key, state, fresh, keep, control):
+        return edge.redraw(key, state, fresh, self._fraction(keep), self.task.variant, control)
 
-    def _redraw(self, key, state, fresh, hparams):
-        return edge.redraw(key, state, fresh, hparams.keep, self.variant)
+    def _fraction(self, keep):
+        return keep if self._keep is None else self._keep
+
+
+def _step_key(key: Key, state: State) -> Key:
+    return jax.random.fold_in(jax.random.fold_in(key, _STEP), state.step)
 
 
 def _put(array: np.ndarray, place: NamedSharding) -> Array:

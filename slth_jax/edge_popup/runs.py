@@ -1,89 +1,96 @@
-"""What trains together: many runs of one program, or a single run."""
+"""The runs that train together in one program."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from slth_jax import checks
 from slth_jax.edge_popup.program import Program
-from slth_jax.edge_popup.scores import Hparams, Named, State
-from slth_jax.types import Array, Key, PyTree
+from slth_jax.edge_popup.scores import Keep, Named, State
+from slth_jax.types import Key, PyTree
 
 _REDRAW = 1 << 21  # folded into a run's key
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Runs that go through training together, or a single one.
+    """Runs that go through training together; a first axis [run] everywhere.
 
     Attributes:
-      program: what is compiled for them.
-      hparams: Python numbers of a single run, arrays `[run]` of many.
-      keys: a typed key, or an array of them `[run]`; re-drawing comes from them.
+      program: the compiled functions.
+      keys: typed PRNG keys `[run]`, for re-drawing, sampled masks and losses that draw.
+      keep: fractions `[run]`, or such arrays per name.
+      steps: optimiser steps of each run.
       start: returns the state before the first step.
-      batches: ``batches(begin, end)`` returns those of steps `begin` to `end`: the batch of the one
-        step for a single run, `[run, step, row, ...]` for many. The same whenever it is asked.
+      batches: ``batches(begin, end)`` returns those of steps `begin` to `end`, see `Program`; the
+        same ones whenever they are asked for.
       validation: batches, the same for all runs; an evaluation is the mean over them.
       draw: ``draw(keys) -> weights by name`` from the source's distribution, for variants that
         re-draw weights.
-      names: ``names(index)``, how messages call a run; None where there is a single one.
+      control: whether a run is a control, `[run]`; None if none is.
+      stretch: most steps in one call of the program; None for all up to the next evaluation.
+      names: ``names(index)``, the name of a run for messages.
     """
 
     program: Program
-    hparams: Hparams
     keys: Key
+    keep: Keep
+    steps: int
     start: Callable[[], State]
     batches: Callable[[int, int], PyTree]
     validation: Sequence[PyTree] = ()
     draw: Callable[[Key], Named] | None = None
-    names: Callable[[int], str] | None = None
+    control: Bool[Array, " run"] | None = None
+    stretch: int | None = None
+    names: Callable[[int], str] = "run {}".format
 
     def __post_init__(self):
-        if self.program.variant.redraw_every and self.draw is None:
+        checks.integer("steps", self.steps, low=1)
+        if self.program.task.variant.redraw_every and self.draw is None:
             allowed = "a function of a key for a variant that re-draws weights"
             raise checks.fail("draw", allowed, None)
 
-    def advance(self, state: State, begin: int, end: int) -> tuple[State, Array]:
-        """Make the steps `begin` to `end`, re-drawing weights first where the variant does so."""
-        every = self.program.variant.redraw_every
+    def advance(
+        self, state: State, begin: int, end: int
+    ) -> tuple[State, dict[str, Float[Array, "run step"]]]:
+        """Make the steps `begin` to `end`, re-drawing weights first if the variant does so."""
+        every = self.program.task.variant.redraw_every
         if self.draw is not None and every and begin and begin % every == 0:
             for_fresh, for_choice = self._split(begin)
             fresh = self.draw(for_fresh)
-            state = self.program.redraw(for_choice, state, fresh, self.hparams)
-        batches = self.batches(begin, end)
-        if self.program.runs is not None:
-            batches = self.program.place_batches(batches)
-        return self.program.advance(state, batches, self.hparams)
+            state = self.program.redraw(for_choice, state, fresh, self.keep, self.control)
+        batches = self.program.place_batches(self.batches(begin, end))
+        return self.program.advance(self.keys, state, batches, self.keep, self.control)
 
     def end_of_stretch(self, begin: int, until: int) -> int:
-        """Return where steps from `begin` must stop: at `until`, or before weights are re-drawn."""
-        if self.program.runs is None:
-            return begin + 1
-        every = self.program.variant.redraw_every or until
-        return min(until, (begin // every + 1) * every)
+        """Return the last step of one call: `until` at most, and none across a re-drawing."""
+        every = self.program.task.variant.redraw_every or until
+        return min(until, (begin // every + 1) * every, begin + (self.stretch or until))
 
-    def evaluate(self, state: State, masks: Named | None = None) -> np.ndarray:
-        """Return the mean loss on the validation batches, `[]` or `[run]`, under other `masks`."""
+    def evaluate(
+        self, state: State, masks: Named | None = None
+    ) -> dict[str, Shaped[np.ndarray, " run"]]:
+        """Return the mean measurements on the validation batches, under other `masks` if given."""
         if masks is None:
-            masks = self.program.masks(state, self.hparams)
-        losses = [
-            np.asarray(
-                self.program.evaluate(state, masks, self.program.place_validation(batch)),
-                np.float64,
-            )
-            for batch in self.validation
-        ]
-        return np.mean(losses, axis=0)
+            masks = self.program.masks(self.keys, state, self.keep, self.control)
+        parts = []
+        for batch in self.validation:
+            rows = self.program.place_validation(batch)
+            measured = self.program.evaluate(state, masks, rows, self.control)
+            parts.append({name: np.asarray(x, np.float64) for name, x in measured.items()})
+        return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
 
-    def packed(self, state: State) -> dict[str, np.ndarray]:
-        """Return the masks, one bit a connection: `[(run,) bytes]` by name."""
-        return jax.tree.map(np.asarray, self.program.packed(state, self.hparams))
+    def packed(self, state: State) -> dict[str, UInt8[np.ndarray, "run bytes"]]:
+        """Return the masks by name, one bit per connection."""
+        bits = self.program.packed(self.keys, state, self.keep, self.control)
+        return jax.tree.map(np.asarray, bits)
 
     def _split(self, step: int) -> tuple[Key, Key]:
         def split(key: Key) -> Key:
             return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _REDRAW), step))
 
-        keys = split(self.keys) if self.program.runs is None else jax.vmap(split)(self.keys)
+        keys = jax.vmap(split)(self.keys)
         return keys[..., 0], keys[..., 1]

@@ -40,11 +40,23 @@ class Source:
 Sources = Mapping[str, Source | Callable[..., PyTree]]
 
 
-def _gpt2(key: Key, **options: Any) -> PyTree:
-    # Imported here: Flax takes a second, which tickets of attention need not wait for.
-    from slth_jax import gpt2
+def _gpt2(
+    key: Key,
+    *,
+    qk_scale: float = 1.0,
+    init_sd: float = 0.02,
+    embedding_sd: float | None = None,
+    embeddings: str = "masked",
+    gains: str = "fixed",
+    **shape: Any,
+) -> PyTree:
+    """Draw a GPT-2 of `models`; `embeddings` and `gains` only say which parts a ticket masks."""
+    from slth_jax import models
 
-    return gpt2.source(key, **options)
+    defaults: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024, "activation": "relu"}
+    settings = models.make_settings(**(defaults | shape))
+    initial = models.Initial(sd=init_sd, embedding_sd=embedding_sd)
+    return models.initialise(key, settings, initial, qk_scale=qk_scale)
 
 
 def _decoder(ticket: Any) -> Iterable[tuple[str, np.ndarray]]:

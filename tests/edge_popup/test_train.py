@@ -14,7 +14,7 @@ from slth_jax import edge_popup, supermask
 
 KEY = jax.random.key(4, impl="threefry2x32")
 ITERAND = edge_popup.Variant(redraw_every=3, redraw_rate=0.5)
-RECIPE = edge_popup.Recipe(steps=8, warmup=1, weight_decay=0.0)
+SCHEDULE = edge_popup.Schedule(steps=8, warmup=1, weight_decay=0.0)
 SHAPES = {"a": (4, 16), "b": (16, 2)}
 KEEP, RATE = (0.3, 0.6), (0.02, 0.05)
 
@@ -34,16 +34,16 @@ def batch(step):
     return x, np.tanh(x[:, :2])
 
 
-def started(key):
+def started(key, rate):
     weights = draw(key)
     scores = edge_popup.init_scores(jax.random.fold_in(key, 1 << 20), weights, ITERAND)
     trainable = edge_popup.Trainable(scores, {"bias": jnp.zeros(2)})
-    return edge_popup.start(weights, trainable, RECIPE)
+    return edge_popup.start(weights, trainable, SCHEDULE.optimizer(rate))
 
 
 @pytest.fixture(scope="module")
 def program():
-    return edge_popup.Program(loss, RECIPE, ITERAND, runs=2)
+    return edge_popup.Program(edge_popup.Task(loss, SCHEDULE.optimizer(0.0), ITERAND), 2)
 
 
 @pytest.fixture
@@ -56,9 +56,10 @@ def runs(program):
 
     return edge_popup.Runs(
         program,
-        edge_popup.Hparams(jnp.array(KEEP), jnp.array(RATE)),
         keys,
-        start=lambda: jax.tree.map(lambda *x: jnp.stack(x), *map(started, keys)),
+        jnp.array(KEEP),
+        SCHEDULE.steps,
+        start=lambda: jax.tree.map(lambda *x: jnp.stack(x), *map(started, keys, RATE)),
         batches=batches,
         validation=[batch(99), batch(98)],
         draw=jax.vmap(draw),
@@ -66,8 +67,8 @@ def runs(program):
     )
 
 
-def same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+def same(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -79,11 +80,13 @@ def test_runs_in_one_program_are_fits_of_their_own(runs):
     trained = edge_popup.train(runs, evaluate_every=4, evaluate_first=True)
     assert [entry["step"] for entry in trained.log] == [0, 4, 8]
     for index, key in enumerate(jax.random.split(KEY, 2)):
-        alone = edge_popup.fit(
-            key, {**draw(key), "bias": jnp.zeros(2)}, loss, batch, keep=KEEP[index],
-            learning_rate=RATE[index], recipe=RECIPE, variant=ITERAND, learn=lambda n, x: True,
-            draw=lambda k: {**draw(k), "bias": jnp.zeros(2)}, validation=runs.validation,
+        training = edge_popup.Training(
+            SCHEDULE.steps, SCHEDULE.optimizer(RATE[index]), validation=runs.validation,
             evaluate_every=4, evaluate_first=True,
+        )  # fmt: skip
+        [alone] = edge_popup.fit(
+            key, lambda k: {**draw(k), "bias": jnp.zeros(2)}, loss, batch, keep=KEEP[index],
+            training=training, masking=edge_popup.Masking(ITERAND, learn=lambda n, x: True),
         )  # fmt: skip
         for mine, theirs in zip(trained.log, alone.log, strict=True):
             assert mine["validation"][index] == pytest.approx(theirs["validation"], rel=1e-4)
@@ -91,9 +94,9 @@ def test_runs_in_one_program_are_fits_of_their_own(runs):
         for name, shape in SHAPES.items():
             bits = supermask.unpack(trained.best.masks[name][index], shape)
             np.testing.assert_array_equal(bits, alone.masks[name])
-            kept = trained.best.params[name][index] * np.asarray(bits)
+            kept = trained.best.moving["weights"][name][index] * np.asarray(bits)
             np.testing.assert_allclose(kept, alone.ticket[name], rtol=1e-6)
-        bias = trained.best.params["bias"][index]
+        bias = trained.best.moving["trainable"].learned["bias"][index]
         np.testing.assert_allclose(bias, alone.ticket["bias"], atol=1e-5)
 
 
@@ -101,12 +104,12 @@ def test_the_best_of_each_run_is_kept_with_its_params_or_without():
     before = edge_popup.Best(
         np.float32([1, 1]), np.int32([2, 2]), {"m": np.uint8([[1], [1]])}, {"p": np.zeros((2, 3))}
     )
-    now = before._replace(masks={"m": np.uint8([[9], [9]])}, params={"p": np.ones((2, 3))})
+    now = before._replace(masks={"m": np.uint8([[9], [9]])}, moving={"p": np.ones((2, 3))})
     after = before.updated(np.array([2.0, 0.5]), 4, now)
     np.testing.assert_array_equal(after.loss, [1, 0.5])
     np.testing.assert_array_equal(after.step, [2, 4])
     np.testing.assert_array_equal(after.masks["m"], [[1], [9]])
-    np.testing.assert_array_equal(after.params["p"], [[0, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(after.moving["p"], [[0, 0, 0], [1, 1, 1]])
 
 
 @pytest.mark.parametrize("best_params", [True, False])
@@ -115,10 +118,10 @@ def test_sigterm_ends_after_the_steps_in_flight_and_the_rest_has_the_same_bits(
 ):
     options = {"evaluate_every": 8, "best_params": best_params}
     whole = edge_popup.train(runs, **options)
-    assert bool(whole.best.params) == best_params
+    assert bool(whole.best.moving) == best_params
 
     def interrupted(begin, end):
-        if begin == 3:  # in the middle of what lies between two evaluations
+        if begin == 3:  # between two evaluations
             os.kill(os.getpid(), signal.SIGTERM)
         return runs.batches(begin, end)
 
@@ -127,7 +130,7 @@ def test_sigterm_ends_after_the_steps_in_flight_and_the_rest_has_the_same_bits(
             dataclasses.replace(runs, batches=interrupted), out=tmp_path, config={"n": 1}, **options
         )
     assert stopped.value.code == 143
-    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
     with pytest.raises(Exception, match="holds another fit: n is 1 there and 2 here"):
         edge_popup.train(runs, out=tmp_path, config={"n": 2}, **options)
     again = edge_popup.train(runs, out=tmp_path, config={"n": 1}, **options)
@@ -136,7 +139,8 @@ def test_sigterm_ends_after_the_steps_in_flight_and_the_rest_has_the_same_bits(
 
 
 def test_a_fit_that_gets_sigterm_goes_on_to_the_same_bits(tmp_path):
-    options = {"keep": 0.5, "recipe": RECIPE, "learning_rate": 0.05, "evaluate_every": 8}
+    training = edge_popup.Training(SCHEDULE.steps, SCHEDULE.optimizer(0.05), evaluate_every=8)
+    options = {"keep": 0.5, "training": training}
     params = {**draw(KEY), "bias": jnp.zeros(2)}
 
     def interrupted(step):
@@ -144,11 +148,11 @@ def test_a_fit_that_gets_sigterm_goes_on_to_the_same_bits(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(step)
 
-    whole = edge_popup.fit(KEY, params, loss, batch, **options)
+    [whole] = edge_popup.fit(KEY, params, loss, batch, **options)
     with pytest.raises(SystemExit):
         edge_popup.fit(KEY, params, loss, interrupted, out=tmp_path, **options)
-    assert (tmp_path / "step-00000005").is_dir()
-    again = edge_popup.fit(KEY, params, loss, batch, out=tmp_path, **options)
+    assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+    [again] = edge_popup.fit(KEY, params, loss, batch, out=tmp_path, **options)
     assert again.log == whole.log
     same((again.masks, again.ticket), (whole.masks, whole.ticket))
 
@@ -171,5 +175,5 @@ def test_what_does_not_go_together_is_refused(runs):
     with refusals(r"^draw must be a function of a key for a variant that"):
         dataclasses.replace(runs, draw=None)
     mesh = jax.make_mesh((8,), ("run",))
-    with refusals(r"^mesh must be given together with runs and shapes"):
-        edge_popup.Program(loss, RECIPE, ITERAND, mesh=mesh)
+    with refusals(r"^mesh must be given together with shapes"):
+        edge_popup.Program(runs.program.task, 2, mesh=mesh)

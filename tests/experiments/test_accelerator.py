@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import accelerator
-from slth_jax import gpt2
+from experiments.language.model import Model
+from slth_jax import models
 
-MODEL = gpt2.Config(num_blocks=1, width=16, num_heads=1, vocab_size=32, max_length=8)
+MODEL = Model(
+    models.make_settings(num_blocks=1, width=16, num_heads=1, vocab_size=32, max_length=8)
+)
 
 
 def test_it_leaves_one_file_and_a_table(tmp_path, monkeypatch, capsys):

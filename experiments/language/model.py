@@ -1,0 +1,93 @@
+"""GPT-2 of the experiments: a network of `models`, and which of its arrays are masked or learn."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from slth_jax import checks, edge_popup, models
+from slth_jax.models.settings import matrix_shapes, vector_shapes
+from slth_jax.types import ArrayLike, Key
+
+Params = dict[str, Float[Array, "..."]]
+
+# The key of the scores is folded from the run's key with this, far from the matrices' own places.
+_SCORES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network, and what trains in it.
+
+    Attributes:
+      settings, initial: shape and initialisation (see `models`).
+      embeddings: 'masked' (random and frozen, with scores) or 'learned'.
+      gains: 'fixed' (gains 1 and biases 0 stay) or 'learned' (all gains and biases train).
+    """
+
+    settings: models.Settings
+    initial: models.Initial = models.Initial()  # noqa: RUF009, frozen
+    embeddings: str = "masked"
+    gains: str = "fixed"
+
+    def __post_init__(self):
+        checks.choice("embeddings", self.embeddings, ("masked", "learned"))
+        checks.choice("gains", self.gains, ("fixed", "learned"))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the random weight matrices by name."""
+        return matrix_shapes(self.settings)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The names of the parameters that train as they are, besides the scores."""
+        names = ("wte", "wpe") if self.embeddings == "learned" else ()
+        return names + (tuple(vector_shapes(self.settings)) if self.gains == "learned" else ())
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """The names of the matrices that carry a mask."""
+        return tuple(name for name in self.shapes if name not in self.learned)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters, gains and biases included, the tied `wte` counted once."""
+        return models.num_parameters(self.settings, self.initial)
+
+    @property
+    def paper_qk_scale(self) -> float:
+        """``n_K^(1/4)``, the paper's factor for query and key weights; 2.83 at width 64."""
+        return self.settings.head_width**0.25
+
+    def init(self, key: Key, qk_scale: ArrayLike = 1.0) -> Params:
+        """Draw the initial weights (see `models.initialise`)."""
+        return models.initialise(key, self.settings, self.initial, qk_scale=qk_scale)
+
+    def start(
+        self, key: Key, variant: edge_popup.Variant, qk_scale: ArrayLike = 1.0
+    ) -> tuple[Params, edge_popup.Trainable]:
+        """Return the source weights and what trains on them: scores, and parameters that learn.
+
+        The weights are those of `init`, bit for bit, so that a ticket is the run's key, the model
+        and the masks.
+        """
+        weights = self.init(key, qk_scale)
+        learned = {name: weights.pop(name) for name in self.learned}
+        matrices = {name: weights[name] for name in self.masked}
+        # Embeddings are stored with outputs first; other matrices are applied as x @ w.
+        fan_in = {name: shape[-2] for name, shape in self.shapes.items()}
+        fan_in |= {"wte": self.settings.width, "wpe": self.settings.width}
+        scores = edge_popup.init_scores(
+            jax.random.fold_in(key, _SCORES), matrices, variant, fan_in=fan_in
+        )
+        return weights, edge_popup.Trainable(scores, learned)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options under which tickets name this network, source 'gpt2'."""
+        names = ("num_blocks", "width", "num_heads", "vocab_size", "max_length", "activation")
+        options = {name: getattr(self.settings, name) for name in names}
+        options |= {"embeddings": self.embeddings, "gains": self.gains}
+        options |= {"init_sd": self.initial.sd, "embedding_sd": self.initial.embedding_sd}
+        return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,90 @@
+"""A Flax NNX module as named arrays and mutable state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Shaped
+
+from slth_jax import checks, storage
+from slth_jax.types import Key, PyTree
+
+Loss = Callable[..., Any]
+
+
+class FlaxModule:
+    """An `nnx.Module`, and a loss of it and a batch.
+
+    Parameters are its `nnx.Param`; all other variables (batch statistics, counters and keys of
+    dropout) are its mutable state, which goes on from step to step.
+    """
+
+    def __init__(self, module: nnx.Module):
+        graph, params, rest = _split(module)
+        self._graph = graph
+        self._paths = {_name(path): path for path, _ in nnx.to_flat_state(params)}
+        self._rest = {_name(path): path for path, _ in nnx.to_flat_state(rest)}
+        self._keys = {
+            _name(path): jax.random.key_impl(variable.get_value())
+            for path, variable in nnx.to_flat_state(rest)
+            if jnp.issubdtype(variable.get_value().dtype, jax.dtypes.prng_key)
+        }
+        self.names = tuple(self._paths)
+
+    def split(
+        self, model: nnx.Module
+    ) -> tuple[dict[str, Shaped[Array, "..."]], dict[str, Shaped[Array, "..."]]]:
+        """Return parameters and state by name; random keys as their data, which can be saved."""
+        _, params, rest = _split(model)
+        named, state = _values(params), _values(rest)
+        if tuple(named) != self.names or state.keys() != self._rest.keys():
+            allowed = f"a module with variables {[*self.names, *self._rest]} at every call"
+            raise checks.fail("params", allowed, [*named, *state])
+        for name in self._keys:
+            state[name] = jax.random.key_data(state[name])
+        return named, state
+
+    def join(self, named: Mapping[str, Any], state: Mapping[str, Any]) -> nnx.Module:
+        """Return a module of these parameters and this state."""
+        rest = dict(state)
+        for name, impl in self._keys.items():
+            rest[name] = jax.random.wrap_key_data(rest[name], impl=impl)
+        params = nnx.from_flat_state([(path, named[n]) for n, path in self._paths.items()])
+        others = nnx.from_flat_state([(path, rest[n]) for n, path in self._rest.items()])
+        return nnx.merge(self._graph, params, others)
+
+    def masks(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return named masks in nested dictionaries, without the arrays that have none."""
+        return storage.nested({name: mask for name, mask in named.items() if mask is not None})
+
+    def loss(
+        self, loss: Loss, named: Mapping[str, Any], state: PyTree, batch: PyTree, key: Key
+    ) -> tuple[Array, PyTree]:
+        """Return the user's loss, and the state in which it left the module."""
+        module = self.join(named, state)
+        value = loss(module, batch)
+        return value, self.split(module)[1]
+
+    def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
+        """Return the evaluation, by default the loss, of the module after ``.eval()``."""
+
+        def call(named: Mapping[str, Any], state: PyTree, batch: PyTree) -> Any:
+            module = self.join(named, state)
+            module.eval()
+            return (evaluate or loss)(module, batch)
+
+        return call
+
+
+def _split(module: nnx.Module) -> Any:
+    return nnx.split(module, nnx.Param, ...)
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _values(state: Any) -> dict[str, Array]:
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}

@@ -1,0 +1,47 @@
+"""What a fit's results depend on, as fingerprints: a folder of another fit is refused by name."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from slth_jax import storage
+from slth_jax.types import PyTree
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")  # of functions that a program names
+
+
+def of_arrays(tree: PyTree) -> str:
+    """Return the SHA-256 of the places, dtypes, shapes and bytes of the arrays of a tree."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        named[jax.tree_util.keystr(path)] = jax.random.key_data(leaf) if is_key else leaf
+    return storage.array_hash(named)
+
+
+def of_function(function: Callable[..., Any], *args: PyTree) -> str:
+    """Return the SHA-256 of the program that JAX traces, and of the arrays that it holds.
+
+    Args:
+      function: of arrays; its result depends on nothing else.
+      args: arrays or their shapes.
+    """
+    traced = jax.make_jaxpr(function)(*args)
+    digest = hashlib.sha256(_ADDRESS.sub("", str(traced.jaxpr)).encode())
+    digest.update(of_arrays(_constants(traced)).encode())
+    return digest.hexdigest()
+
+
+def _constants(traced: ClosedJaxpr) -> list[Any]:
+    """Return the arrays that a program and the programs inside it hold."""
+    arrays = list(traced.consts)
+    for equation in traced.jaxpr.eqns:
+        for value in equation.params.values():
+            if isinstance(value, ClosedJaxpr):
+                arrays += _constants(value)
+    return arrays

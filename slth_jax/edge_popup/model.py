@@ -1,0 +1,227 @@
+"""A user's model as named arrays, and its losses as functions of them."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from slth_jax import checks
+from slth_jax.edge_popup.variants import Variant
+from slth_jax.types import Key, PyTree
+
+Choose = Callable[[str, Array], bool]
+Loss = Callable[..., Any]
+Arrays = dict[str, Shaped[Array, "..."]]
+VECTORS = ("bias", "scale", "gain")  # names of parameters that are no matrices, whatever their rank
+
+
+class Stateful(NamedTuple):
+    """A model with mutable state: batch statistics, counters, random keys.
+
+    Its loss is ``loss(params, state, batch, key) -> (loss, state)``, and an evaluation, which
+    changes no state, ``evaluate(params, state, batch)``.
+    """
+
+    params: PyTree
+    state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """What is masked and how.
+
+    Attributes:
+      variant: a form of edge-popup, or its name in `VARIANTS`.
+      mask: ``mask(name, array)`` says which arrays carry scores; None for all of floating point
+        with two dimensions or more, except those whose name ends in 'bias', 'scale' or 'gain'.
+        Names are places: 'layers.0.kernel'.
+      learn: ``learn(name, array)`` says which of the other arrays train as they are; None for
+        none: biases and gains stay.
+      fan_in: inputs of an output by name, for arrays whose last axis is not that of the outputs;
+        it scales the first scores.
+    """
+
+    variant: Variant | str = "ramanujan"
+    mask: Choose | None = None
+    learn: Choose | None = None
+    fan_in: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """How a kind of model becomes named arrays and mutable state, and back."""
+
+    names: tuple[str, ...]
+
+    def split(self, model: Any) -> tuple[Arrays, PyTree]:
+        """Return the parameters by name, and the mutable state; None for a kind without."""
+
+    def join(self, named: Mapping[str, Any], state: PyTree) -> Any:
+        """Return the model of these parameters and this state."""
+
+    def masks(self, named: Mapping[str, Any]) -> PyTree:
+        """Return masks (None for arrays without) in a tree as the parameters are in."""
+
+    def loss(self, loss: Loss, named: Arrays, *rest: Any) -> Any:
+        """Return the user's loss, as `step` takes it."""
+
+    def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
+        """Return the evaluation, as `Task` takes it; None if there is none."""
+
+
+class Tree:
+    """Parameters in a tree, and a loss of them and a batch."""
+
+    def __init__(self, tree: PyTree):
+        self.names = tuple(_named(tree))
+        self._structure = jax.tree.structure(tree)
+        _refuse_state(tree)
+
+    def split(self, model: PyTree) -> tuple[Arrays, None]:
+        """Return the parameters by name."""
+        named = _named(model)
+        if tuple(named) != self.names:
+            raise checks.fail("params", f"a tree with leaves {list(self.names)}", list(named))
+        return {name: jnp.asarray(leaf) for name, leaf in named.items()}, None
+
+    def join(self, named: Mapping[str, Any], state: None = None) -> PyTree:
+        """Return named arrays in the user's tree."""
+        return jax.tree.unflatten(self._structure, [named[name] for name in self.names])
+
+    def masks(self, named: Mapping[str, Any]) -> PyTree:
+        """Return named masks in the user's tree."""
+        return self.join(named)
+
+    def loss(self, loss: Loss, named: Arrays, batch: PyTree) -> Array:
+        """Return the user's loss of named arrays."""
+        return loss(self.join(named), batch)
+
+    def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
+        """Return the evaluation, by default the loss."""
+        return lambda named, batch: (evaluate or loss)(self.join(named), batch)
+
+
+class StatefulTree:
+    """`Stateful`: parameters and state, each in a tree."""
+
+    def __init__(self, model: Stateful):
+        self._params = Tree(model.params)
+        self.names = self._params.names
+
+    def split(self, model: Stateful) -> tuple[Arrays, PyTree]:
+        """Return the parameters by name, and the state."""
+        named, _ = self._params.split(model.params)
+        return named, jax.tree.map(jnp.asarray, model.state)
+
+    def join(self, named: Mapping[str, Any], state: PyTree) -> Stateful:
+        """Return parameters and state in the user's trees."""
+        return Stateful(self._params.join(named), state)
+
+    def masks(self, named: Mapping[str, Any]) -> PyTree:
+        """Return named masks in the tree of the parameters."""
+        return self._params.join(named)
+
+    def loss(
+        self, loss: Loss, named: Arrays, state: PyTree, batch: PyTree, key: Key
+    ) -> tuple[Array, PyTree]:
+        """Return the user's loss and the next state."""
+        return loss(self._params.join(named), state, batch, key)
+
+    def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
+        """Return the evaluation; the loss cannot serve, since it changes the state."""
+        if evaluate is None:
+            return None
+        return lambda named, state, batch: evaluate(self._params.join(named), state, batch)
+
+
+def is_draw(params: Any) -> bool:
+    """Return whether this is a function of a key that draws models, not a model."""
+    nnx = _flax()
+    return callable(params) and not (nnx is not None and isinstance(params, nnx.Module))
+
+
+def kind_of(model: Any) -> Kind:
+    """Return how this model becomes named arrays."""
+    if isinstance(model, Stateful):
+        return StatefulTree(model)
+    nnx = _flax()
+    if nnx is not None and isinstance(model, nnx.Module):
+        from slth_jax.edge_popup.flax_module import FlaxModule
+
+        return FlaxModule(model)
+    return Tree(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Which arrays of a model are masked, which learn as they are, and which stay."""
+
+    masked: dict[str, tuple[int, ...]]
+    learned: tuple[str, ...]
+    others: tuple[str, ...]  # of floating point: only a control trains them
+
+
+def parts_of(named: Arrays, masking: Masking) -> Parts:
+    """Return the parts that `masking` chooses.
+
+    Raises:
+      ValueError: nothing is masked, or something that cannot be.
+    """
+    floating = {n: x for n, x in named.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    choose = masking.mask or _is_matrix
+    masked = {n: x.shape for n, x in floating.items() if choose(n, x)}
+    if not masked:
+        raise checks.fail("params", "a tree with at least one array to mask", list(named))
+    for name, shape in masked.items():
+        if len(shape) < 2:
+            raise checks.fail(f"mask of {name!r}", "of an array of two dimensions", shape)
+    rest = {n: x for n, x in floating.items() if n not in masked}
+    learned = tuple(n for n, x in rest.items() if masking.learn and masking.learn(n, x))
+    return Parts(masked, learned, tuple(n for n in rest if n not in learned))
+
+
+def _is_matrix(name: str, array: Float[Array, "..."]) -> bool:
+    return array.ndim >= 2 and name.rpartition(".")[2] not in VECTORS
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their places; a Flax variable has the name of its place."""
+    nnx = _flax()
+    variable = () if nnx is None else nnx.Variable
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, variable)
+    )
+    named = {}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        named[name] = leaf.get_value() if isinstance(leaf, variable) else leaf
+    if len(named) < len(leaves):
+        raise checks.fail("params", "a tree of leaves with different names", sorted(named))
+    return named
+
+
+def _refuse_state(tree: PyTree) -> None:
+    """Refuse mutable state among the parameters, which nobody would update."""
+    nnx = _flax()
+    kinds = set()
+    if nnx is not None:
+        variables = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        kinds = {type(v).__name__ for v in variables if isinstance(v, nnx.Variable)
+                 if not isinstance(v, nnx.Param)}  # fmt: skip
+    if isinstance(tree, Mapping) and "params" in tree:
+        kinds |= {str(name) for name in tree if name != "params"}
+    for leaf in jax.tree.leaves(tree):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            kinds.add("PRNG keys")
+    if kinds:
+        allowed = "without state that the loss does not return (see `Stateful`, or a module itself)"
+        raise checks.fail("params", allowed, ", ".join(sorted(kinds)))
+
+
+def _flax() -> Any:
+    """Return Flax's NNX if the caller has imported it: importing it takes a second."""
+    return sys.modules.get("flax.nnx")

@@ -1,0 +1,220 @@
+"""What `fit` prepares for the loop: the runs of a model, their identity, and their results."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool
+
+from slth_jax import checks, supermask
+from slth_jax.edge_popup import identity
+from slth_jax.edge_popup import scores as edge
+from slth_jax.edge_popup.loop import Trained
+from slth_jax.edge_popup.model import Arrays, Kind, Masking, is_draw, kind_of, parts_of
+from slth_jax.edge_popup.program import Program, Task
+from slth_jax.edge_popup.results import Fit, Fits, Setting, log_of
+from slth_jax.edge_popup.runs import Runs
+from slth_jax.edge_popup.scores import State, Trainable
+from slth_jax.edge_popup.step import start
+from slth_jax.edge_popup.training import Training
+from slth_jax.edge_popup.variants import variant_of
+from slth_jax.types import Key, PyTree
+
+_SCORES = 1 << 20  # folded into a run's key
+
+
+class Prepared:
+    """A model and its training, made ready for runs of several settings.
+
+    Args:
+      keys: a typed key per seed.
+      params, loss: see `fit`.
+      training, masking: see there.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Key],
+        params: Any,
+        loss: Callable[..., Any],
+        training: Training,
+        masking: Masking,
+    ):
+        self._keys, self._training, self._masking = keys, training, masking
+        self._drawn_scores: dict[int, Arrays] = {}
+        self._draw = params if is_draw(params) else None
+        models = [params] if self._draw is None else [self._draw(key) for key in keys]
+        kind: Kind = kind_of(models[0])
+        self._kind = kind
+        self._sources = [kind.split(model) for model in models]
+        self.parts = parts_of(self._sources[0][0], masking)
+        self._task = Task(
+            lambda named, *rest: kind.loss(loss, named, *rest),
+            training.optimizer,
+            variant_of(masking.variant),
+            kind.evaluate(training.evaluate, loss),
+            training.accumulate,
+        )
+
+    def runs(self, settings: Sequence[Setting], batches: Callable[[int], PyTree]) -> Runs:
+        """Return the runs of these settings, ready for `train`."""
+        keeps = [setting.keep for setting in settings]
+        control = jnp.array([setting.method != "edge-popup" for setting in settings])
+        static = keeps[0] if all(keep == keeps[0] for keep in keeps) else None
+        controls = control if bool(control.any()) else None
+        mesh, shapes = self._training.mesh, None
+        if mesh is not None:
+            shapes = jax.eval_shape(lambda: self._start(settings, controls))
+        program = Program(
+            self._task, len(settings), keep=static, shared=True, mesh=mesh, shapes=shapes
+        )
+        return Runs(
+            program,
+            jnp.stack([self._keys[setting.seed] for setting in settings]),
+            jax.tree.map(lambda *fractions: jnp.array(fractions, jnp.float32), *keeps),
+            self._training.steps,
+            start=lambda: program.place(self._start(settings, controls)),
+            batches=lambda begin, end: jax.tree.map(_one_step, batches(begin)),
+            validation=self._training.validation,
+            draw=None if self._draw is None else self._fresh,
+            control=controls,
+            stretch=1,
+            names=lambda index: str(settings[index]),
+        )
+
+    def config(self, runs: Runs, settings: Sequence[Setting]) -> dict[str, Any]:
+        """Return what the results depend on: numbers, and fingerprints of functions and arrays."""
+        training, task = self._training, self._task
+        arrays, model = self._sources[0]
+        batch = jax.tree.map(lambda x: x[0], runs.batches(0, 1))
+        rest = (batch,) if model is None else (model, batch, self._keys[0])
+        state = self._started(settings[0], None)
+        scores = state.trainable.scores
+        result = {
+            "steps": training.steps,
+            "runs": [dataclasses.asdict(setting) for setting in settings],
+            "accumulate": training.accumulate,
+            "evaluate_every": training.evaluate_every,
+            "masked": sorted(self.parts.masked),
+            "learned": sorted(self.parts.learned),
+            "key": [identity.of_arrays(key) for key in self._keys],
+            "params": identity.of_arrays(self._sources),
+            "loss": identity.of_function(task.loss, arrays, *rest),
+            "optimizer": identity.of_function(
+                task.optimizer.update, state.trainable, state.opt_state, state.trainable
+            )
+            + identity.of_arrays(state.opt_state)[:8],
+            "variant": identity.of_function(
+                self._factors, *(self._keys[0], state.step, scores, arrays)
+            )
+            + identity.of_arrays(scores)[:8],
+            "redrawing": [task.variant.redraw_every, task.variant.redraw_rate],
+            "batches": identity.of_arrays(batch),
+            "validation": identity.of_arrays(list(training.validation)),
+        }
+        if training.validation:
+            measure = identity.of_function(
+                lambda: task.evaluate({**arrays}, model, training.validation[0])
+            )
+            result["evaluate"] = measure
+        return result
+
+    def results(self, runs: Runs, settings: Sequence[Setting], trained: Trained) -> Fits:
+        """Return a record per run."""
+        best = trained.best
+        state = trained.state._replace(**best.moving)
+        if not state.trainable.scores:  # no controls: the scores themselves are of no use any more
+            scores = trained.state.trainable.scores
+            state = state._replace(trainable=state.trainable._replace(scores=scores))
+        fits = []
+        for run, setting in enumerate(settings):
+            one_run = jax.tree.map(lambda x, run=run: jnp.asarray(x[run]), state)
+            masks = {
+                name: supermask.unpack(bits[run], self.parts.masked[name])
+                for name, bits in best.masks.items()
+            }
+            control = None if runs.control is None else runs.control[run]
+            params = edge.masked(one_run, masks, control)
+            fits.append(
+                Fit(
+                    setting,
+                    self._kind.masks({name: masks.get(name) for name in self._kind.names}),
+                    self._kind.join(params, one_run.model),
+                    float(best.loss[run]),
+                    int(best.step[run]),
+                    log_of(trained.log, run),
+                )
+            )
+        return Fits(fits)
+
+    def _factors(self, key: Key, step: Array, scores: Arrays, arrays: Arrays) -> PyTree:
+        """Return masked parameters, and their derivative: the variant as a program."""
+        variant, keep = self._task.variant, jnp.float32(0.5)
+        weights = {name: arrays[name] for name in scores}
+        if variant.keep_at is not None:
+            keep = variant.keep_at(keep, step)
+
+        def params(scores: Arrays) -> Arrays:
+            return edge.ticket(key, weights, Trainable(scores, {}), keep, variant)
+
+        masked, pull = jax.vjp(params, scores)
+        return masked, pull(masked)
+
+    def _start(self, settings: Sequence[Setting], controls: Bool[Array, " run"] | None) -> State:
+        """Return the state of all runs before the first step."""
+        flags = [None] * len(settings) if controls is None else np.asarray(controls).tolist()
+        states = [self._started(*pair) for pair in zip(settings, flags, strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def _started(self, setting: Setting, control: bool | None) -> State:
+        arrays, model = self._source(setting.seed)
+        matrices = {name: arrays[name] for name in self.parts.masked}
+        scores = self._scores(setting.seed)
+        learned = {name: arrays[name] for name in self.parts.learned}
+        weights = {name: x for name, x in arrays.items() if name not in learned}
+        if control is not None:  # what only a control trains is twice in every run of the program
+            learned |= {name: arrays[name] for name in self.parts.others}
+        if control:
+            weights, scores = weights | scores, matrices
+        state = start(weights, Trainable(scores, learned), self._task.optimizer, model=model)
+        return state._replace(opt_state=_with(state.opt_state, setting.hyperparameters))
+
+    def _scores(self, seed: int) -> Arrays:
+        """Return the first scores of a seed, the same ones at every keep and for every control."""
+        if seed not in self._drawn_scores:
+            arrays, _ = self._source(seed)
+            matrices = {name: arrays[name] for name in self.parts.masked}
+            key, fan_in = jax.random.fold_in(self._keys[seed], _SCORES), self._masking.fan_in
+            self._drawn_scores[seed] = edge.init_scores(
+                key, matrices, self._task.variant, fan_in=fan_in
+            )
+        return self._drawn_scores[seed]
+
+    def _source(self, seed: int) -> tuple[Arrays, PyTree]:
+        return self._sources[min(seed, len(self._sources) - 1)]
+
+    def _fresh(self, keys: Key) -> Arrays:
+        """Return fresh weights of the masked arrays, drawn as the user does it."""
+        assert self._draw is not None
+        drawn = [self._kind.split(self._draw(key))[0] for key in keys]
+        return {name: jnp.stack([arrays[name] for arrays in drawn]) for name in self.parts.masked}
+
+
+def _one_step(leaf: Any) -> Any:
+    """Return a leaf of a batch with a first axis of one step; arrays on a device stay there."""
+    return (leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))[None]
+
+
+def _with(opt_state: PyTree, hyperparameters: Mapping[str, float]) -> PyTree:
+    """Return the optimiser's state with other hyperparameters."""
+    for name, value in hyperparameters.items():
+        try:
+            opt_state = optax.tree.set(opt_state, **{name: jnp.float32(value)})
+        except KeyError:
+            allowed = "names of hyperparameters in the optimiser's state (optax.inject_hyperparams)"
+            raise checks.fail("sweep", allowed, repr(name)) from None
+    return opt_state

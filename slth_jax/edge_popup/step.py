@@ -1,0 +1,132 @@
+"""One optimiser step of edge-popup on named arrays (Ramanujan et al. 2020).
+
+Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach
+the scores straight through the mask. It works on any model whose parameters are a dictionary of
+named arrays. Written for one run; lift it over seeds and settings with `jax.vmap`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from slth_jax import checks
+from slth_jax.edge_popup.scores import Control, Keep, Named, State, Trainable, ticket
+from slth_jax.edge_popup.variants import Variant
+from slth_jax.types import Key, PyTree
+
+# ``loss(params, batch) -> loss``, or ``loss(params, state, batch, key) -> (loss, state)`` for a
+# model with mutable state.
+Loss = Callable[..., Any]
+
+
+def start(
+    weights: Named,
+    trainable: Trainable,
+    optimizer: optax.GradientTransformation,
+    *,
+    model: PyTree = None,
+) -> State:
+    """Return the state before the first step."""
+    return State(jnp.int32(0), dict(weights), trainable, optimizer.init(trainable), model)
+
+
+def step(
+    key: Key,
+    state: State,
+    batch: PyTree,
+    keep: Keep,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    variant: Variant,
+    accumulate: int = 1,
+    control: Control = None,
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    """Make one optimiser step; the source weights pass through untouched.
+
+    Args:
+      key: a typed PRNG key, another one at every step: for sampled masks and for the loss.
+      state: as `start` returned it.
+      batch: the argument of `loss`; with `accumulate` > 1 the leaves' first axis is split into that
+        many parts, whose gradients are averaged.
+      keep: fraction kept, or a fraction per name; may be traced.
+      loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a model with mutable state
+        ``loss(params, state, batch, key) -> (scalar, state)``.
+      optimizer: any optimiser of Optax, of a `Trainable`.
+      variant: the form of edge-popup.
+      accumulate: parts of a batch that go through the model one after another.
+      control: whether this run is a control; None for a program without controls.
+
+    Returns:
+      The next state, and metrics `loss` (before the update) and `grad_norm`.
+
+    Raises:
+      ValueError: a variant that re-draws weights, which no step alone can do: `fit` and `train` do,
+        or step with ``redraw_every=0`` and call `redraw` in between.
+    """
+    if variant.redraw_every:
+        allowed = (
+            "with redraw_every=0 in a step alone (`fit` re-draws; or call `redraw` in between)"
+        )
+        raise checks.fail("variant", allowed, f"redraw_every={variant.redraw_every}")
+    keep_at = variant.keep_at
+    if keep_at is not None:
+        keep = jax.tree.map(lambda fraction: keep_at(fraction, state.step), keep)
+
+    def moving(trainable: Trainable) -> dict[str, Array]:
+        params = ticket(key, state.weights, trainable, keep, variant, control=control)
+        return {name: params[name] for name in (*trainable.scores, *trainable.learned)}
+
+    params, pull = jax.vjp(moving, state.trainable)
+    fixed = {name: value for name, value in state.weights.items() if name not in params}
+    value, gradient, model = _gradient(
+        _uniform(loss, fixed, state.model), params, state.model, batch, key, accumulate
+    )
+    (gradient,) = pull(gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
+    return State(state.step + 1, state.weights, trainable, opt_state, model), metrics
+
+
+def _uniform(loss: Loss, fixed: dict[str, Array], model: PyTree) -> Loss:
+    """Return the loss as ``(params, state, batch, key) -> (loss, state)`` of the moving arrays."""
+
+    def call(params, state, batch, key):
+        everything = {**fixed, **params}
+        if model is None:
+            return loss(everything, batch), None
+        return loss(everything, state, batch, key)
+
+    return call
+
+
+def _gradient(
+    loss: Loss, params: dict[str, Array], model: PyTree, batch: PyTree, key: Key, accumulate: int
+) -> tuple[Float[Array, ""], dict[str, Array], PyTree]:
+    """Return loss and gradient, averaged over parts of the batch, and the model's next state."""
+    call = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (value, model), gradient = call(params, model, batch, key)
+        return value, gradient, model
+
+    def split(leaf: Array) -> Array:
+        if leaf.shape[0] % accumulate:
+            allowed = f"a divisor of the batch's {leaf.shape[0]} rows"
+            raise checks.fail("accumulate", allowed, accumulate)
+        return leaf.reshape(accumulate, -1, *leaf.shape[1:])
+
+    def add(carry: PyTree, part: PyTree) -> tuple[PyTree, None]:
+        total, model = carry
+        index, rows = part
+        (value, model), gradient = call(params, model, rows, jax.random.fold_in(key, index))
+        return (jax.tree.map(jnp.add, total, (value, gradient)), model), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    parts = (jnp.arange(accumulate), jax.tree.map(split, batch))
+    (total, model), _ = jax.lax.scan(add, (zero, model), parts)
+    return *jax.tree.map(lambda leaf: leaf / accumulate, total), model

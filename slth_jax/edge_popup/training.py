@@ -1,0 +1,52 @@
+"""How the runs of a fit are trained and evaluated."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from slth_jax import checks
+from slth_jax.edge_popup.loop import Progress
+from slth_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How runs are trained and evaluated.
+
+    Attributes:
+      steps: optimiser steps of each run.
+      optimizer: any optimiser of Optax, such as ``Schedule(steps).optimizer(0.05)``, the paper's.
+      sweep: values of hyperparameters in the optimiser's state (`optax.inject_hyperparams`) by
+        name, such as ``{"learning_rate": [0.01, 0.1]}``: runs for all of them, controls among them.
+      accumulate: parts of a batch that go through the model one after another.
+      validation: batches; masks are the best by their mean loss. Without them, by the mean
+        training loss since the last evaluation.
+      evaluate: ``evaluate(params, batch)``, the loss of an evaluation, or a dictionary of
+        measurements with 'loss' among them; None for the loss of the training. Of a model with
+        mutable state ``evaluate(params, state, batch)``; a module comes after ``.eval()``.
+      evaluate_every: steps between evaluations, each followed by a checkpoint.
+      evaluate_first: begin the log with an evaluation of the first scores: untrained weights under
+        random masks.
+      progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry,
+        whose losses are lists over runs.
+      mesh: devices along axes 'run', 'data' and 'model'; None for the default device.
+    """
+
+    steps: int
+    optimizer: optax.GradientTransformation
+    sweep: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    accumulate: int = 1
+    validation: Sequence[PyTree] = ()
+    evaluate: Callable[..., Any] | None = None
+    evaluate_every: int = 100
+    evaluate_first: bool = False
+    progress: Progress | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        checks.integer("steps", self.steps, low=1)
+        checks.integer("accumulate", self.accumulate, low=1)
+        checks.integer("evaluate_every", self.evaluate_every, low=1)

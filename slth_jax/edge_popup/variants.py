@@ -1,0 +1,108 @@
+"""Variants of edge-popup: how scores start, become masks, and get their gradient.
+
+A variant is a value: write two functions and give them to `fit`. Ranking by |weight x score|::
+
+    def masks(key, scores, weights, keep):
+        sizes = jax.tree.map(jnp.multiply, scores, weights)
+        return supermask.from_tree(sizes, keep)
+
+    edge_popup.Variant(masks=masks)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from slth_jax import checks, supermask
+from slth_jax.types import ArrayLike, Key, PyTree
+
+Init = Callable[[Key, tuple[int, ...], jax.typing.DTypeLike, int], Array]
+Masks = Callable[..., PyTree]  # (key, scores, weights, keep)
+Through = Callable[[Array, Array], Array]
+SCOPES = ("array", "matrix", "global")
+
+
+def kaiming_uniform(
+    key: Key, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, fan_in: int
+) -> Float[Array, "..."]:
+    """Draw ``U[-f, f]`` with ``f = fan_in^(-1/2)``: Kaiming uniform with a = sqrt(5)."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def kaiming_normal(
+    key: Key, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, fan_in: int
+) -> Float[Array, "..."]:
+    """Draw ``N(0, 2 / fan_in)``."""
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(math.sqrt(2 / fan_in), dtype)
+
+
+def largest(key: Key | None, scores: PyTree, weights: PyTree, keep: ArrayLike) -> PyTree:
+    """Keep the connections with the largest |score|."""
+    return supermask.from_tree(scores, keep)
+
+
+def largest_raw(key: Key | None, scores: PyTree, weights: PyTree, keep: ArrayLike) -> PyTree:
+    """Keep the connections with the largest score."""
+    return supermask.from_tree(scores, keep, magnitude=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A form of edge-popup.
+
+    Attributes:
+      masks: ``masks(key, scores, weights, keep) -> booleans``. Scores and weights are one array each,
+        or dictionaries of all arrays if `scope` is 'global'. `key` is another one at every
+        step, for masks that are sampled.
+      through: ``through(scores, mask) -> mask in the dtype of scores``, the factor of the weights
+        in the forward pass. Its derivative with respect to the scores is how gradients pass.
+      init: ``init(key, shape, dtype, fan_in) -> first scores``.
+      scope: the entries that are ranked together: an 'array' as a whole, such as a convolution's
+        kernel; a 'matrix', the last two axes of an array whose other axes are a stack; or all
+        arrays ('global').
+      keep_at: ``keep_at(keep, step) -> fraction that training keeps at a step``; None for `keep`
+        at every step. Evaluations and tickets always keep `keep`.
+      redraw_every: steps between re-drawings of weights that are not kept; 0 for never.
+      redraw_rate: the share of those weights that is drawn anew each time.
+    """
+
+    masks: Masks = largest
+    through: Through = supermask.straight_through
+    init: Init = kaiming_uniform
+    scope: str = "array"
+    keep_at: Callable[[ArrayLike, ArrayLike], ArrayLike] | None = None
+    redraw_every: int = 0
+    redraw_rate: float = 0.1
+
+    def __post_init__(self):
+        checks.choice("scope", self.scope, SCOPES)
+        checks.integer("redraw_every", self.redraw_every, low=0)
+        checks.number("redraw_rate", self.redraw_rate, low=0, high=1)
+
+    def fan_in(self, shape: tuple[int, ...]) -> int:
+        """Return the number of inputs of an output: all axes but the last, without a stack."""
+        return shape[-2] if self.scope == "matrix" else math.prod(shape[:-1])
+
+
+VARIANTS = {
+    "ramanujan": Variant(),
+    "kaiming_local": Variant(init=kaiming_normal),
+    "kaiming_global": Variant(init=kaiming_normal, scope="global"),
+    "raw_score": Variant(masks=largest_raw, through=supermask.straight_through_raw),
+    "iterand": Variant(redraw_every=300),
+}
+"""Named forms: the original (Ramanujan et al. 2020); Kaiming-normal scores ranked per array or
+over the network (earlier code of the paper's authors); raw scores parted by their k-th value; and
+the original with weights re-drawn (IteRand, Chijiwa et al. 2021)."""
+
+
+def variant_of(variant: Variant | str) -> Variant:
+    """Return a variant, or the one of that name in `VARIANTS`."""
+    if isinstance(variant, Variant):
+        return variant
+    return VARIANTS[checks.choice("variant", variant, VARIANTS)]
