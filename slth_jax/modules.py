@@ -1,0 +1,235 @@
+"""Flax NNX modules: supermask scores as parameters of any model, and the layers of the theory.
+
+`Supermask` wraps a module. Its matrices become `Frozen` variables, each with a `Score`; the wrapper
+is called as the module is, and trains as any module does::
+
+    model = Supermask(CNN(rngs=rngs), keep=0.3, rngs=rngs)
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Score)
+
+    @nnx.jit
+    def train_step(model, optimizer, x, y):
+        loss, gradient = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, Score))(model, x, y)
+        optimizer.update(model, gradient)
+        return loss
+
+`edge_popup.fit` trains many such runs at once, with controls and resume.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from slth_jax import attention, edge_popup, initializers, models, storage
+from slth_jax.edge_popup.model import Masking, parts_of
+from slth_jax.edge_popup.variants import variant_of
+from slth_jax.types import ArrayLike, AttentionParams
+
+
+class Frozen(nnx.Variable):
+    """A source weight: random, and never trained."""
+
+
+class Score(nnx.Param):
+    """The scores of an array of weights, which training moves."""
+
+
+class Supermask(nnx.Module):
+    """A module whose matrices are frozen under masks of the `num_kept` largest scores.
+
+    Gradients reach the scores straight through the masks. Biases, gains and other parameters stay
+    `nnx.Param`: an optimiser with ``wrt=Score`` leaves them as they are, ``wrt=nnx.Param`` trains
+    them, too. Batch statistics, dropout and ``.train()``, ``.eval()`` work as in the module. An
+    array that several layers share has one mask.
+
+    Args:
+      model: any module; the wrapper works on a copy.
+      keep: fraction of each array that is kept, or a dictionary of fractions by the arrays' names
+        ('conv.kernel').
+      rngs: the stream 'params' draws the scores, 'masks' the masks of variants that sample them.
+      variant: a form of edge-popup, or its name in `edge_popup.VARIANTS`; its scope is 'array'
+        unless arrays are stacks of matrices.
+      mask: ``mask(name, array)`` says which parameters are masked, see `edge_popup.Masking`.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        *,
+        keep: ArrayLike | Mapping[str, ArrayLike],
+        rngs: nnx.Rngs,
+        variant: edge_popup.Variant | str = "ramanujan",
+        mask: Callable[[str, Array], bool] | None = None,
+    ):
+        self.keep, self.variant = keep, variant_of(variant)
+        graph, params, rest = _split(model)
+        named = {_name(path): variable.get_value() for path, variable in params}
+        masked = parts_of(named, Masking(mask=mask)).masked
+        frozen = [
+            (path, Frozen(v.get_value()) if _name(path) in masked else v) for path, v in params
+        ]
+        self.model = _merge(graph, frozen, rest)
+        weights = {name: named[name] for name in masked}
+        scores = edge_popup.init_scores(
+            rngs.params(), weights, self.variant, fan_in=_fan_in(model, masked)
+        )
+        self.scores = nnx.Dict({name: Score(value) for name, value in scores.items()})
+        self.rngs = nnx.Rngs(masks=rngs.masks()) if "masks" in rngs else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module under the masks."""
+        ticket = self.ticket()
+        result = ticket(*args, **kwargs)
+        self._take_state(ticket)
+        return result
+
+    def ticket(self) -> nnx.Module:
+        """Return a plain module, its weights times the masks; differentiable in the scores."""
+        graph, params, rest = _split(self.model)
+        weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
+        trainable = edge_popup.Trainable(self._scores(), {})
+        masked = edge_popup.ticket(self._key(), weights, trainable, self.keep, self.variant)
+        plain = [
+            (path, nnx.Param(masked[_name(path)]) if isinstance(v, Frozen) else v)
+            for path, v in params
+        ]
+        return _merge(graph, plain, rest)
+
+    def masks(self) -> dict[str, Any]:
+        """Return the masks, booleans in nested dictionaries named as the parameters."""
+        _, params, _ = _split(self.model)
+        weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
+        masks = edge_popup.masks(self._key(), self._scores(), weights, self.keep, self.variant)
+        return storage.nested(masks)
+
+    def _scores(self) -> dict[str, Float[Array, "..."]]:
+        return {name: score[...] for name, score in self.scores.items()}
+
+    def _key(self) -> Array | None:
+        return None if self.rngs is None else self.rngs.masks()
+
+    def _take_state(self, ticket: nnx.Module) -> None:
+        """Take over the mutable state in which a call has left the plain module."""
+        before = dict(_split(self.model)[2])
+        for path, variable in _split(ticket)[2]:
+            if path not in before:  # the call has sown it
+                owner: Any = self.model
+                for part in path[:-1]:
+                    owner = owner[part] if isinstance(part, int) else getattr(owner, part)
+                setattr(owner, path[-1], type(variable)(variable.get_value()))
+            elif variable.get_value() is not before[path].get_value():
+                before[path].set_value(variable.get_value())
+
+
+class Attention(nnx.Module):
+    """Multi-head attention as in the theory: no biases, one query and key width n_k, value n_v.
+
+    The weights are drawn by `initializers.theory_attention`.
+    """
+
+    def __init__(
+        self, num_heads: int, d_in: int, d_out: int, *, n_k: int, n_v: int, rngs: nnx.Rngs
+    ):
+        drawn = initializers.theory_attention(
+            rngs.params(), num_heads=num_heads, d_in=d_in, d_out=d_out, n_k=n_k, n_v=n_v
+        )
+        self.w_q, self.w_k = nnx.Param(drawn.w_q), nnx.Param(drawn.w_k)
+        self.w_v, self.w_o = nnx.Param(drawn.w_v), nnx.Param(drawn.w_o)
+
+    def arrays(self) -> AttentionParams:
+        """Return the weights as the pure functions of `attention` take them."""
+        return AttentionParams(self.w_q[...], self.w_k[...], self.w_v[...], self.w_o[...])
+
+    def __call__(
+        self, x: Float[Array, "*n t m"], attn_mask: Bool[Array, "t t"] | None = None
+    ) -> Float[Array, "*n t o"]:
+        """Return the output of every sequence (see `attention.apply`)."""
+        apply = lambda rows: attention.apply(self.arrays(), rows, attn_mask)  # noqa: E731
+        for _ in x.shape[:-2]:
+            apply = jax.vmap(apply)
+        return apply(x)
+
+
+class Decoder(nnx.Module):
+    """A transformer of the `models` family.
+
+    Matrices of all blocks are stacked in one array, so that a `Supermask` of it takes a variant
+    whose scope is 'matrix'.
+
+    Args:
+      params: parameters by name, as `models.initialise` draws or `models.weights` reads them; each
+        becomes an `nnx.Param` in `params`.
+      settings: shape and settings.
+      dtype: the dtype of the matrix products.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Float[Array, "..."]],
+        settings: models.Settings,
+        *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+    ):
+        self.settings = settings
+        self.dtype = dtype
+        self.params = nnx.Dict({name: nnx.Param(value) for name, value in params.items()})
+
+    def arrays(self) -> dict[str, Float[Array, "..."]]:
+        """Return the parameters as the pure functions of `models` take them."""
+        return {name: param[...] for name, param in self.params.items()}
+
+    def __call__(self, tokens: Int[Array, "n t"]) -> Float[Array, "n t v"]:
+        """Return the logits (see `models.apply`)."""
+        return models.apply(self.arrays(), tokens, self.settings, dtype=self.dtype)
+
+    def loss(self, tokens: Int[Array, "n t"]) -> Float[Array, ""]:
+        """Return the mean cross-entropy of each token after the first (see `models.loss`)."""
+        return models.loss(self.arrays(), tokens, self.settings, dtype=self.dtype)
+
+
+Flat = list[tuple[tuple, nnx.Variable]]
+
+
+def _split(model: nnx.Module) -> tuple[Any, Flat, Flat]:
+    """Return the graph, the parameters (frozen ones among them), and all other variables."""
+
+    def is_parameter(path: tuple, value: Any) -> bool:
+        return isinstance(value, (Frozen, nnx.Param))
+
+    parts: Any = nnx.split(model, is_parameter, ...)
+    graph, params, rest = parts
+    return graph, list(nnx.to_flat_state(params)), list(nnx.to_flat_state(rest))
+
+
+def _merge(graph: Any, params: Flat, rest: Flat) -> nnx.Module:
+    """Return a module with variables of its own: a call of one module changes no other."""
+
+    def copies(variables: Flat) -> Any:
+        return nnx.from_flat_state(
+            [(path, type(v)(v.get_value(), **v.get_metadata())) for path, v in variables]
+        )
+
+    return nnx.merge(graph, copies(params), copies(rest))
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _fan_in(model: nnx.Module, masked: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the inputs of an output of arrays whose axes are not inputs, then outputs."""
+    result = {}
+    for path, module in nnx.iter_modules(model):
+        prefix = "".join(f"{part}." for part in path)
+        if isinstance(module, nnx.LinearGeneral):
+            result[f"{prefix}kernel"] = math.prod(module.in_features)
+        elif isinstance(module, nnx.Embed):
+            result[f"{prefix}embedding"] = module.features
+        elif isinstance(module, Attention):
+            names = (f"{prefix}w_{letter}" for letter in "qkvo")
+            result |= {name: masked[name][-2] for name in names if name in masked}
+    return result
