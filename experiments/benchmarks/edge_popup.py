@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.edge_popup --rounds 9 --out experiments/benchmarks/results
 
-Every round times each step once, in rotating order; what is reported are medians over the rounds
+Every round times each step once, in rotating order; the report has medians over the rounds
 of the times and of the ratios within a round. Steps: ours (threshold by counting), dense (the same
 program without masks, all weights training), the same with `jnp.sort` and with `lax.top_k`, and
 PyTorch as published code does it (one sort per layer) and dense. Then eight seeds of a small
@@ -61,7 +61,7 @@ def by_top_k(key: Key | None, scores: Array, weights: Array, keep: float) -> Arr
 
 
 class Runner:
-    """One of the steps that are compared; calling it makes a step and waits for its end."""
+    """A step that is compared; calling it makes a step and waits for its end."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ def table(
 ) -> list[dict[str, Any]]:
     """Return a row per step: median times, and median ratios of `base` to it within a round.
 
-    The ratio of processor times is what to look at where other programs ran beside this one.
+    Look at the ratio of processor times if other programs ran beside this one.
     """
     rows = []
     for name, times in seconds.items():
@@ -167,7 +167,7 @@ def picture(rows: list[dict[str, Any]], title: str):
     """Draw the median time of each step as a bar."""
     from experiments.plots import COLORS, figure
 
-    made, axes = figure(6.4, 2.8)
+    drawn, axes = figure(6.4, 2.8)
     names = [row["step"] for row in rows][::-1]
     times = [row["milliseconds"] for row in rows][::-1]
     colors = [COLORS[1] if name == rows[0]["step"] else COLORS[5] for name in names]
@@ -176,7 +176,7 @@ def picture(rows: list[dict[str, Any]], title: str):
     axes.set_xlabel("milliseconds a training step (median)")
     axes.set_title(title, fontsize=9)
     axes.grid(False, axis="y")
-    return made
+    return drawn
 
 
 def main() -> None:

@@ -24,14 +24,14 @@ METHODS = tuple(plots.METHODS)
 
 @dataclasses.dataclass(frozen=True)
 class Config(Settings):
-    """Settings of the comparison, besides those of the model and its training.
+    """Settings of the comparison, besides the settings of model and training.
 
     Attributes:
       seeds: runs per model and method.
       models: names in `models.PRESETS`.
       widths: width multiplier of each model; the heads' width stays.
-      methods: of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
-      dense_learning_rate: of the trained models.
+      methods: any of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
+      dense_learning_rate: the highest learning rate of the trained models.
       runs_at_once: runs in one program; 0 for all of a model and method.
     """
 
@@ -112,7 +112,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
-    """Set what scaling gains at each size beside the paper's words."""
+    """Set the gain of scaling at each size beside the paper's words."""
     return [
         claims.below_zero(
             f"loss of the scaled ticket less the ticket's, {row['model']} "
@@ -142,7 +142,7 @@ def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dry_run(config: Config) -> str:
-    """Return what the comparison costs, without starting it."""
+    """Return the cost of the comparison, without starting it."""
     lines = [f"language: {config.steps} steps a run"]
     for model, width in zip(config.models, config.widths, strict=True):
         for dense in (False, True):

@@ -1,4 +1,4 @@
-"""What training a language model costs: parameters, memory, operations, hours."""
+"""The cost of training a language model: parameters, memory, operations, hours."""
 
 import math
 
@@ -74,17 +74,17 @@ def memory(job: Job) -> float:
 
 
 def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
-    """Return lines on what `runs` runs of a job cost."""
+    """Return lines on the cost of `runs` runs of a job."""
     tokens = job.schedule.steps * job.rows * job.length
     flops = flops_per_token(job.model, job.length) * tokens
     count = job.model.num_parameters
     kept = count if job.dense else num_nonzero(job.model, keep)
-    here = runs * flops / (machine.products_per_second(dtype=job.dtype) * SHARE_HERE)
-    memory_here = (peak_bytes() + runs * memory(job)) / 2**30
+    seconds = runs * flops / (machine.products_per_second(dtype=job.dtype) * SHARE_HERE)
+    num_gib = (peak_bytes() + runs * memory(job)) / 2**30
     lines = [
         f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB a run",
         f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations a run, {runs} runs",
-        f"  about {machine.duration(here)} and {memory_here:.1f} GiB of memory, all runs at once, "
+        f"  about {machine.duration(seconds)} and {num_gib:.1f} GiB of memory, all runs at once, "
         f"on this machine ({machine.device()}): an estimate from the speed of its products",
         f"  hours for all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
     ]

@@ -1,4 +1,4 @@
-"""What a training program is made for, and what its runs differ in."""
+"""The settings of a training program, and the settings in which its runs differ."""
 
 import dataclasses
 from typing import NamedTuple
@@ -36,10 +36,10 @@ class Work:
 
     Attributes:
       rows, length: sequences of a batch, and their length in inputs.
-      eval_rows: validation windows; 0 for all. What fills no batch is left out.
+      eval_rows: validation windows; 0 for all. Windows that fill no batch are left out.
       chunk: steps between evaluations, each followed by a checkpoint.
       accumulate: parts of a batch that go through the model one after another.
-      dtype: of the matrix products, 'float32' or 'bfloat16'.
+      dtype: the dtype of the matrix products, 'float32' or 'bfloat16'.
       remat: recompute blocks in the backward pass.
       mesh: devices along 'run', 'data' and 'model'; empty to fit runs first, then rows.
     """
@@ -67,7 +67,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job(Work):
-    """What all runs of a program share.
+    """The settings that all runs of a program share.
 
     Attributes:
       model, schedule, variant: see `Model`, `edge_popup.Schedule`, `edge_popup.Variant`.

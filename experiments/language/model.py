@@ -18,7 +18,7 @@ _SCORES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network, and what trains in it.
+    """A network, and its parts that train.
 
     Attributes:
       settings, initial: shape and initialisation (see `models`).
@@ -68,9 +68,9 @@ class Model:
     def start(
         self, key: Key, variant: edge_popup.Variant, qk_scale: ArrayLike = 1.0
     ) -> tuple[Params, edge_popup.Trainable]:
-        """Return the source weights and what trains on them: scores, and parameters that learn.
+        """Return the source weights and the arrays that train: scores, and parameters that learn.
 
-        The weights are those of `init`, bit for bit, so that a ticket is the run's key, the model
+        The weights are equal to `init`, bit for bit, so that a ticket is the run's key, the model
         and the masks.
         """
         weights = self.init(key, qk_scale)

@@ -20,7 +20,7 @@ class Outcome:
     """The results of a group of runs.
 
     Attributes:
-      job: what the runs share.
+      job: the settings that the runs share.
       runs: in the order of the arrays below.
       log: rows of measurements, one per run and evaluation, the first before any step.
       best: best validation loss and its step per run, and the masks at that step.
@@ -39,7 +39,7 @@ class Outcome:
         return self._values(index, name)[-1]
 
     def first(self, index: int, name: str = "val_loss") -> float:
-        """Return the value before training: of a ticket, the loss under a random mask."""
+        """Return the value before training, for tickets the loss under a random mask."""
         return self._values(index, name)[0]
 
     def kept(self, index: int) -> dict[str, float]:

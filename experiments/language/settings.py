@@ -1,4 +1,4 @@
-"""What the language experiments have in common: the options of model, training and text."""
+"""The options of model, training and text, which the language experiments share."""
 
 import dataclasses
 import math
@@ -20,12 +20,12 @@ class Settings(Work):
     Attributes:
       keep: fraction of each matrix that is kept (the paper's k).
       variant: a name in `edge_popup.VARIANTS`.
-      steps, warmup: optimiser steps, and those of the linear warm-up.
+      steps, warmup: optimiser steps, and steps of the linear warm-up.
       learning_rate, final: the highest, and the last as a fraction of it (cosine decay).
-      weight_decay: of AdamW, on the scores.
+      weight_decay: AdamW's weight decay, on the scores.
       activation: a name in `models.ACTIVATIONS`.
       embeddings, gains: see `Model`.
-      init_sd, embedding_sd: of the random weights. None: 0.55 / sqrt(width), which is GPT-2's 0.02
+      init_sd, embedding_sd: sizes of the random weights. None: 0.55 / sqrt(width), GPT-2's 0.02
         at width 768, and 1.5 / sqrt(width), since a narrow tied random embedding of
         0.55 / sqrt(width) cannot make the logits large enough.
       corpus, tokenizer, data, cache: see `text.load`.
@@ -81,13 +81,13 @@ class Settings(Work):
         )
 
     def _of(self, kind: type) -> dict[str, Any]:
-        """Return those of the options that are fields of a record of the library."""
+        """Return the options that are fields of a record of the library."""
         fields = {field.name for field in dataclasses.fields(kind)}
         return {name: value for name, value in vars(self).items() if name in fields}
 
 
 PAPER_RECIPE: dict[str, Any] = {
-    # 50 epochs of 227 steps; 512 sequences a step follow from the size of WikiText-103.
+    # 50 epochs of 227 steps; 512 sequences per step follow from the size of WikiText-103.
     "steps": 50 * 227,
     "warmup": 227,
     "rows": 512,

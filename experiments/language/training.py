@@ -219,7 +219,7 @@ def train_in_groups(
 ) -> list[Outcome]:
     """Train `runs`, `at_once` in one program (0 for all), and save their tickets.
 
-    `name` tells this job's checkpoints and logs from those of others in the run's folder.
+    `name` begins the names of this job's checkpoints and logs in the run's folder.
     """
     size = at_once or len(runs)
     logs = storage.make_folder(out.path / "logs")

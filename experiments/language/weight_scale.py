@@ -21,7 +21,7 @@ PAPER: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(Settings):
-    """Settings of the sweep over scales, besides those of the model and its training.
+    """Settings of the sweep over scales, besides the settings of model and training.
 
     Attributes:
       seeds: runs per scale; seed 0, 1, ... draws weights, scores and data order.
@@ -95,17 +95,17 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def compare(
     scales: Sequence[float], fit: dict[str, dict[str, float]], paired: list[dict[str, Any]]
 ) -> list[claims.Claim]:
-    """Set the best scale, and what the paper's scale gains over none, beside the paper's words."""
+    """Set the best scale, and the gain of the paper's scale, beside the paper's words."""
     nearest = min(scales, key=lambda scale: abs(scale - PAPER_SCALE))
     return [
         claims.statement(
             f"best of the scales {', '.join(f'{scale:g}' for scale in scales)}, {model}",
             PAPER["best_scale"],
-            found["best_scale"],
-            found["best_scale"] == nearest,
+            minimum["best_scale"],
+            minimum["best_scale"] == nearest,
             "best at the scale nearest to 2.83",
         )
-        for model, found in fit.items()
+        for model, minimum in fit.items()
     ] + [
         claims.below_zero(
             f"loss at scale {nearest:g} less that at scale 1, {row['model']}",
@@ -118,7 +118,7 @@ def compare(
 
 
 def dry_run(config: Config) -> str:
-    """Return what the sweep costs, without starting it."""
+    """Return the cost of the sweep, without starting it."""
     runs = len(config.scales) * config.seeds
     lines = [f"weight-scale: {runs} runs a model, {config.steps} steps each"]
     for model in config.models:

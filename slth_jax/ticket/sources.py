@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slth_jax import checks, initializers, models
+from slth_jax import checks, initializers
 from slth_jax.storage import CheckpointError
 from slth_jax.types import Key, PyTree
 
@@ -50,7 +50,9 @@ def _gpt2(
     gains: str = "fixed",
     **shape: Any,
 ) -> PyTree:
-    """Draw a GPT-2 of `models`; `embeddings` and `gains` only say what a ticket masks."""
+    """Draw a GPT-2 of `models`; `embeddings` and `gains` only say which parts a ticket masks."""
+    from slth_jax import models
+
     defaults: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024, "activation": "relu"}
     settings = models.make_settings(**(defaults | shape))
     initial = models.Initial(sd=init_sd, embedding_sd=embedding_sd)
