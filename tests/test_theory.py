@@ -37,9 +37,9 @@ def test_transformer_budgets_of_three_blocks():
         epsilon / (2**2 * factor * betas[2] ** 2),
         epsilon / 2,
     ]
-    got = theory.transformer_budgets(epsilon, d_in=d, num_heads=h, num_blocks=3, alpha=alpha)
-    np.testing.assert_allclose([b for b, _ in got], betas)
-    np.testing.assert_allclose([e for _, e in got], want)
+    budgets = theory.transformer_budgets(epsilon, d_in=d, num_heads=h, num_blocks=3, alpha=alpha)
+    np.testing.assert_allclose([b for b, _ in budgets], betas)
+    np.testing.assert_allclose([e for _, e in budgets], want)
     widths = theory.transformer_widths(
         epsilon, d_in=d, num_heads=h, num_layers=1, num_blocks=3, alpha=alpha, constant=C
     )

@@ -48,12 +48,12 @@ def test_flax_linen_and_nnx(bias):
     grow = lambda w: w + 0.3 * jax.random.normal(KEY, w.shape)  # noqa: E731  biases start at zero
     variables = jax.tree.map(grow, variables)
     nnx.update(module, jax.tree.map(grow, nnx.state(module, nnx.Param)))
-    wanted = (
+    expected = (
         (variables, linen.apply(variables, X[None])[0]),
         (variables["params"], linen.apply(variables, X[None])[0]),
         (module, module(X[None])[0]),
     )
-    for source, want in wanted:
+    for source, want in expected:
         params = attention.from_flax(source)
         x = attention.append_one(X) if bias else X
         np.testing.assert_allclose(attention.apply(params, x), want, atol=1e-5)
@@ -67,8 +67,8 @@ def test_a_layer_with_biases_can_be_hidden():
     )
     masks = construction.prune_attention(source, target, construction="shift")
     ticket = construction.apply_masks(source, masks)
-    got = attention.apply(ticket, attention.append_one(X))
-    assert float(np.max(np.abs(got - want))) < 0.02 * float(np.abs(want).max())
+    output = attention.apply(ticket, attention.append_one(X))
+    assert float(np.max(np.abs(output - want))) < 0.02 * float(np.abs(want).max())
 
 
 @pytest.mark.parametrize(

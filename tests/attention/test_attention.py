@@ -67,8 +67,8 @@ def test_queries_and_blocks_compute_the_same_rows(name, block_size):
     params, x = make(1)
     rows = jnp.array([5, 0, 2, 2])
     whole = attention.apply(params, x, mask)
-    some = attention.apply(params, x, mask, queries=rows, block_size=block_size)
-    np.testing.assert_allclose(some, whole[rows], atol=1e-5)
+    chosen = attention.apply(params, x, mask, queries=rows, block_size=block_size)
+    np.testing.assert_allclose(chosen, whole[rows], atol=1e-5)
     blocked = attention.apply(params, x, mask, block_size=block_size)
     np.testing.assert_allclose(blocked, whole, atol=1e-5)
     merged = attention.apply_merged(attention.merge(params), x, mask, queries=rows)
@@ -123,9 +123,9 @@ def test_a_row_that_attends_to_nothing_has_finite_gradients():
 def test_float64_from_numpy_is_rounded_without_a_word_and_half_precision_works():
     params, x = make(8)
     wide = AttentionParams(*(np.asarray(w, np.float64) for w in params))
-    got = attention.apply(wide, np.asarray(x, np.float64))
-    assert got.dtype == jnp.float32
-    np.testing.assert_array_equal(got, attention.apply(params, x))
+    output = attention.apply(wide, np.asarray(x, np.float64))
+    assert output.dtype == jnp.float32
+    np.testing.assert_array_equal(output, attention.apply(params, x))
     np.testing.assert_array_equal(attention.merge(wide).w_qk, attention.merge(params).w_qk)
     half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     assert attention.apply(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -107,9 +107,9 @@ def test_attention_ticket_is_met_with_masks_over_unchanged_weights():
         for mask in (None, attention.causal_mask(6)):
             difference = attention.apply(ticket, x, mask) - attention.apply(target, x, mask)
             errors[n, mask is None] = float(jnp.max(jnp.linalg.norm(difference, axis=-1)))
-        merged, wanted = attention.merge(ticket), attention.merge(target)
-        worst = float(jnp.max(jnp.abs(merged.w_qk - wanted.w_qk)))
-        # What the subset sums report is what the weights do, up to float32 rounding.
+        merged, expected = attention.merge(ticket), attention.merge(target)
+        worst = float(jnp.max(jnp.abs(merged.w_qk - expected.w_qk)))
+        # The subset sums report the error of the weights, up to float32 rounding.
         assert worst == pytest.approx(float(report.qk.max_error), abs=1e-5)
     assert errors[48, True] < 0.02 < errors[12, True]
     assert errors[48, False] < 0.05
@@ -126,8 +126,8 @@ def test_relu_entries_are_the_closest_subsets_of_both_halves():
         product = masked2 @ half
         for i in range(2):
             for j in range(3):
-                own = member[:, j] & (sign * np.asarray(w1)[:, j] > 0)
-                samples = np.asarray(w2[i] * w1[:, j])[own]
+                group = member[:, j] & (sign * np.asarray(w1)[:, j] > 0)
+                samples = np.asarray(w2[i] * w1[:, j])[group]
                 want = closest(samples, target[i, j])
                 assert abs(product[i, j] - target[i, j]) == pytest.approx(want, abs=1e-6)
 
@@ -136,8 +136,8 @@ def test_relu_ticket_computes_the_linear_map_for_both_signs():
     w1, w2, target = relu_problem(n=120)
     mask1, mask2 = construction.prune_relu_layer(w1, w2, target)
     x = jax.random.normal(jax.random.fold_in(KEY, 9), (50, 3))
-    got = jax.nn.relu(x @ (w1 * mask1).T) @ (w2 * mask2).T
-    assert float(jnp.max(jnp.abs(got - x @ target.T))) < 1e-3
+    output = jax.nn.relu(x @ (w1 * mask1).T) @ (w2 * mask2).T
+    assert float(jnp.max(jnp.abs(output - x @ target.T))) < 1e-3
 
 
 def transformer_pair(n, blocks=2):

@@ -1,4 +1,4 @@
-"""The engine: rows on their own, shift units against brute force, masks that say what they do."""
+"""The engine: single rows, shift units against brute force, masks that match the report."""
 
 import dataclasses
 import functools
@@ -65,8 +65,8 @@ def test_a_row_depends_on_no_other_row(name):
     order = np.random.default_rng(0).permutation(P)
     _, mixed = solver(RULES[name])(left[order], right, target[order])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[order], b), rows, mixed)
-    some = engine.solve_rows(left[2:5], right, target[2:5], assignment, RULES[name])
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:5], b), rows, some)
+    rows_alone = engine.solve_rows(left[2:5], right, target[2:5], assignment, RULES[name])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:5], b), rows, rows_alone)
 
 
 @pytest.mark.parametrize("name", ["proof", "few rolls"])
@@ -79,9 +79,9 @@ def test_rows_spread_over_devices_stay_there_and_keep_their_bits(name):
     run = jax.jit(lambda l, t, r, d: engine.solve_rows(l, r, t, d, RULES[name]))
     compiled = run.lower(args[0], args[1], right, assignment).compile()
     assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()
-    for got, want in zip(run(args[0], args[1], right, assignment), rows, strict=True):
-        assert not got.size or got.sharding.spec[0] == "row"
-        np.testing.assert_array_equal(got, want)
+    for result, want in zip(run(args[0], args[1], right, assignment), rows, strict=True):
+        assert not result.size or result.sharding.spec[0] == "row"
+        np.testing.assert_array_equal(result, want)
 
 
 @pytest.mark.parametrize("r, columns", [(3, 2), (4, 4)])
@@ -99,10 +99,13 @@ def test_with_every_reroll_each_block_gets_the_best_of_all_patterns_and_subsets(
             for pattern in itertools.product([0, 1], repeat=2):
                 score = 0.0
                 for j in block:
-                    own = np.asarray(assignment.units)[j][np.asarray(assignment.filled)[j]]
-                    subsets = np.array(list(itertools.product([0, 1], repeat=len(own))))
+                    column_units = np.asarray(assignment.units)[j][np.asarray(assignment.filled)[j]]
+                    subsets = np.array(list(itertools.product([0, 1], repeat=len(column_units))))
                     value = t[i, j] - np.dot(pattern, l[i, shift] * w[shift, j])
-                    score += np.abs(subsets @ (l[i, own] * w[own, j]) - value).min() ** 2
+                    score += (
+                        np.abs(subsets @ (l[i, column_units] * w[column_units, j]) - value).min()
+                        ** 2
+                    )
                 scores.append(score)
             assert np.sum(np.asarray(rows.error)[i, block] ** 2) == pytest.approx(
                 min(scores), rel=1e-3
@@ -130,20 +133,22 @@ def test_centred_patterns_are_tried_in_the_order_that_numpy_finds():
         for number in range(8):
             off = []
             for j in (2 * b, 2 * b + 1):
-                own = np.asarray(assignment.units)[j][np.asarray(assignment.filled)[j]]
-                samples = l[i, own] * w[own, j]
+                column_units = np.asarray(assignment.units)[j][np.asarray(assignment.filled)[j]]
+                samples = l[i, column_units] * w[column_units, j]
                 kept = [
                     u for bit, u in enumerate(np.asarray(assignment.shift)[b]) if number >> bit & 1
                 ]
                 value = t[i, j] - (l[i, kept] * w[kept, j]).sum()
                 off.append((value - samples.sum() / 2) ** 2 / (samples**2).sum() * 4)
             worst.append(max(off))
-        found = np.array(worst)[ordered[i, b]]
-        np.testing.assert_allclose(found, np.sort(worst)[:4], rtol=2e-3)  # squares of 12 bits
+        ordered_worst = np.array(worst)[ordered[i, b]]
+        np.testing.assert_allclose(
+            ordered_worst, np.sort(worst)[:4], rtol=2e-3
+        )  # squares of 12 bits
 
 
 def centred_by_hand(left, right, target, signs):
-    """Assign in float64 as `rules.fitted` says; yields what each unit is worth."""
+    """Assign in float64 as `rules.fitted` says; yields the value of each unit."""
     l, w, t = (np.asarray(x, np.float64) for x in (left, right, target))
     n, r = w.shape
     missing = np.stack([t.T, t.T]) if signs else t.T[None]

@@ -41,8 +41,8 @@ def test_attention_errs_less_than_the_bound_row_by_row(n, attn_mask):
         assert np.median(bound.rows / measured) < 2, "a bound this loose would say nothing"
     given = construction.guaranteed_error_on(source, masks, target, x, attn_mask)
     np.testing.assert_array_equal(given, bound.rows.max(axis=1))
-    one = construction.guaranteed_error_on(source, masks, target, x[0], attn_mask)
-    assert one == pytest.approx(given[0], rel=1e-9) and one.ndim == 0
+    alone = construction.guaranteed_error_on(source, masks, target, x[0], attn_mask)
+    assert alone == pytest.approx(given[0], rel=1e-9) and alone.ndim == 0
 
 
 @pytest.mark.parametrize("attn_mask", MASKS, ids=["all", "causal"])
@@ -93,9 +93,9 @@ def test_both_bounds_and_the_error_agree_where_it_can_be_worked_out_by_hand():
 def test_layers_by_hand_units_that_are_off_pass_nothing_on():
     """One token: attention gives it nothing; F is relu(W x + b) twice, the ticket's W is larger."""
     zero = AttentionParams(*(jnp.zeros((1, 2, 2), jnp.float32),) * 4)
-    one = jnp.eye(2, dtype=jnp.float32)
+    eye = jnp.eye(2, dtype=jnp.float32)
     bias = jnp.asarray([0.0, -5.0])
-    target = (Block(zero, (Linear(one, bias), Linear(one))),)
+    target = (Block(zero, (Linear(eye, bias), Linear(eye))),)
     # Pairs of layers: units for the positive and the negative part of each coordinate.
     first = jnp.asarray([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
     second = jnp.asarray([[1.0, -1, 0, 0], [0, 0, 1, -1]])

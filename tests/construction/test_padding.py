@@ -68,8 +68,8 @@ def test_a_padded_source_without_any_option_has_the_error_of_the_source_alone():
             ticket = jax.tree.map(lambda w, m: w * m, source, masks)
             return attention.error(ticket, target(), x), masks
 
-        found, masks = jax.jit(jax.vmap(error))(sources)
-        errors[padded] = found
+        ticket_errors, masks = jax.jit(jax.vmap(error))(sources)
+        errors[padded] = ticket_errors
         first = jax.tree.map(lambda w: w[0], (sources, masks))
         bounds[padded] = guarantee.guarantee(*first, target(), 2.0, dtype=jnp.float64).error
     np.testing.assert_allclose(errors[24], errors[None], atol=1e-6)
@@ -82,9 +82,9 @@ def test_zero_units_behind_raw_factors_change_no_mask(name):
     prune = functools.partial(construction.prune_product, construction=RULES[name])
     of_left, of_right = prune(left, right, goal)
     wide = jnp.pad(left, ((0, 0), (0, 6))), jnp.pad(right, ((0, 6), (0, 0))), goal
-    for got in (prune(*wide), jax.jit(prune)(*wide)):
-        np.testing.assert_array_equal(got[0], jnp.pad(of_left, ((0, 0), (0, 6))))
-        np.testing.assert_array_equal(got[1], jnp.pad(of_right, ((0, 6), (0, 0))))
+    for padded_masks in (prune(*wide), jax.jit(prune)(*wide)):
+        np.testing.assert_array_equal(padded_masks[0], jnp.pad(of_left, ((0, 0), (0, 6))))
+        np.testing.assert_array_equal(padded_masks[1], jnp.pad(of_right, ((0, 6), (0, 0))))
     # One call for matrices of different widths.
     batch = [
         jnp.stack([jnp.pad(x, pad), y])
@@ -104,9 +104,9 @@ def test_zero_units_behind_a_relu_layer_change_no_mask(name):
     prune = functools.partial(construction.prune_relu_layer, construction=name)
     mask1, mask2 = prune(w1, w2, goal)
     wide = jnp.pad(w1, ((0, 5), (0, 0))), jnp.pad(w2, ((0, 0), (0, 5))), goal
-    for got in (prune(*wide), jax.jit(prune)(*wide)):
-        np.testing.assert_array_equal(got[0], jnp.pad(mask1, ((0, 5), (0, 0))))
-        np.testing.assert_array_equal(got[1], jnp.pad(mask2, ((0, 0), (0, 5))))
+    for padded_masks in (prune(*wide), jax.jit(prune)(*wide)):
+        np.testing.assert_array_equal(padded_masks[0], jnp.pad(mask1, ((0, 5), (0, 0))))
+        np.testing.assert_array_equal(padded_masks[1], jnp.pad(mask2, ((0, 0), (0, 5))))
 
 
 def test_too_narrow_behind_the_padding_is_refused():

@@ -31,12 +31,14 @@ def mean_error(n, x, seeds):
 def test_it_is_good_and_one_less_is_not():
     x = jax.random.normal(KEY, (3, 4, 2))
     before = width._errors._cache_size()
-    found = construction.find_width(target(), 0.03, key=KEY, inputs=x, seeds=4)
-    assert found.error == found.tried[found.width] <= 0.03 < found.tried[found.width - 1]
-    assert width._errors._cache_size() - before == len({n for n in found.tried if n & (n - 1) == 0})
-    assert mean_error(found.width, x, 4) == pytest.approx(found.error, abs=1e-6)
+    result = construction.find_width(target(), 0.03, key=KEY, inputs=x, seeds=4)
+    assert result.error == result.tried[result.width] <= 0.03 < result.tried[result.width - 1]
+    assert width._errors._cache_size() - before == len(
+        {n for n in result.tried if n & (n - 1) == 0}
+    )
+    assert mean_error(result.width, x, 4) == pytest.approx(result.error, abs=1e-6)
     again = construction.find_width(target(), 0.03, key=KEY, inputs=x, seeds=4)
-    assert again == found
+    assert again == result
 
 
 def test_bad_input_and_what_cannot_be_reached_is_said():

@@ -52,10 +52,10 @@ def test_padding_tracing_and_batching_do_not_change_a_bit(name):
     batched = jax.vmap(lambda k: draw(k, n_k=5, n_v=6, **SHAPE))(keys)
     for field in alone._fields:
         want = np.asarray(getattr(alone, field))
-        got = np.asarray(getattr(padded, field))
+        drawn = np.asarray(getattr(padded, field))
         inside = tuple(slice(0, size) for size in want.shape)
-        np.testing.assert_array_equal(got[inside], want)
-        assert np.count_nonzero(got) == np.count_nonzero(want)
+        np.testing.assert_array_equal(drawn[inside], want)
+        assert np.count_nonzero(drawn) == np.count_nonzero(want)
         np.testing.assert_array_equal(np.asarray(getattr(batched, field))[1], want)
 
 
