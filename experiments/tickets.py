@@ -1,4 +1,4 @@
-"""Found tickets as files of a run's folder."""
+"""Tickets as files of a run's folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,5 +21,5 @@ def save(
 ) -> None:
     """Write ``tickets/NAME.ticket.safetensors``; see `ticket.create` for the arguments."""
     if out.writes:
-        record = ticket.create(source, options, seed, masks, weights=weights, metadata=metadata)
-        ticket.save(out.tickets / f"{name}{ticket.SUFFIX}", record, overwrite=True)
+        created = ticket.create(source, options, seed, masks, weights=weights, metadata=metadata)
+        ticket.save(out.tickets / f"{name}{ticket.SUFFIX}", created, overwrite=True)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -167,3 +168,16 @@ def test_the_wheel_holds_every_file_and_the_command(tmp_path):
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "slth_jax").rglob("*.py")}
     assert files | {"slth_jax/py.typed"} <= names
     assert not any(name.startswith(("tests", "experiments")) for name in names)
+
+
+def test_a_clone_does_not_hide_the_package_from_its_parent_folder(tmp_path):
+    """An editable install is a path entry, which Python prefers to a folder without `__init__`."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["package-dir"] == {"": "."}
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "parent" / "slth_jax").symlink_to(ROOT, target_is_directory=True)
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import slth_jax; slth_jax.attention.apply"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "parent", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

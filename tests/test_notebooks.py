@@ -20,6 +20,15 @@ NAMES = (
 )
 
 
+# "The number to change" of each notebook, and another value.
+CHANGES = {
+    "a_random_network_tells_a_story": {"SAMPLES = 12 if QUICK else 20": "SAMPLES = 8"},
+    "a_ticket_for_your_pytorch_attention": {"UNITS = 16 if QUICK else 24": "UNITS = 12"},
+    "strong_tickets_in_ten_minutes": {"WIDTH = 160": "WIDTH = 24"},
+    "train_a_supermask": {'"keep": 0.5': '"keep": 0.2'},
+}
+
+
 def code_of(notebook):
     """Return the source of all code cells, without lines that only IPython understands."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -46,15 +55,27 @@ def test_it_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     assert all(out.output_type != "error" for out in outputs_of(done))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_to_change_can_be_changed_in_the_same_folder(name, tmp_path, monkeypatch):
+    """Files of the first run, such as checkpoints, do not stop a run with another number."""
+    monkeypatch.delenv("SLTH_DATA", raising=False)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(run.FOLDER.parents[1]))
+    for changes in ({}, CHANGES[name]):
+        done = run.execute(run.read(name), tmp_path, quick=True, changes=changes, timeout=300)
+        assert all(out.output_type != "error" for out in outputs_of(done))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_committed_with_its_outputs(name):
     notebook = run.read(name)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.source.strip() for cell in cells)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    found = outputs_of(notebook)
-    assert found and all(out.output_type != "error" for out in found)
-    pictures = [out["data"]["image/png"] for out in found if "image/png" in out.get("data", {})]
+    outputs = outputs_of(notebook)
+    assert outputs and all(out.output_type != "error" for out in outputs)
+    pictures = [out["data"]["image/png"] for out in outputs if "image/png" in out.get("data", {})]
     assert pictures and sum(map(len, pictures)) < 500_000
     assert sum(cell.source.count(run.SETTING) for cell in cells) == 1
     assert cells[0].source.startswith("import importlib.util")  # the install cell
@@ -70,24 +91,24 @@ def test_it_names_no_machine_and_no_person(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_uses_public_names_only(name):
-    """Every `wing.NAME` of the library is in the `__all__` of the wing, or has no underscore."""
+    """Every `module.NAME` of the library is in that module's `__all__`, or has no underscore."""
     tree = ast.parse(code_of(run.read(name)))
-    wings = {}
+    modules = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "slth_jax":
             assert node.module == "slth_jax"
             for alias in node.names:
-                wing = importlib.import_module(f"slth_jax.{alias.name}")
-                wings[alias.asname or alias.name] = wing
+                module = importlib.import_module(f"slth_jax.{alias.name}")
+                modules[alias.asname or alias.name] = module
         assert not (isinstance(node, ast.Import) and "slth" in node.names[0].name)
     used = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             if node.attr.startswith("_") and not node.attr.endswith("__"):
                 assert node.attr in ("_asdict", "_fields"), node.attr  # of a NamedTuple
-            if isinstance(node.value, ast.Name) and node.value.id in wings:
+            if isinstance(node.value, ast.Name) and node.value.id in modules:
                 used.add((node.value.id, node.attr))
     assert used
-    for wing, name_ in used:
-        public = getattr(wings[wing], "__all__", dir(wings[wing]))
-        assert name_ in public, f"{wing}.{name_}"
+    for module, name_ in used:
+        public = getattr(modules[module], "__all__", dir(modules[module]))
+        assert name_ in public, f"{module}.{name_}"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.pages import blocks
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # A block with a title needs files that are not here: ```python title="..."
@@ -31,10 +33,30 @@ def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path, monkeypatc
     assert "nan" not in capsys.readouterr().out
 
 
+def test_numbers_on_pages_are_the_committed_results():
+    """`python -m experiments.pages` would change no page."""
+    written = 0
+    for page in blocks.PAGES:
+        text = page.read_text()
+        assert blocks.rendered(page) == text, f"{page.name}: run python -m experiments.pages"
+        written += len(blocks.BLOCK.findall(text))
+    assert written > 15
+
+
+def test_a_number_that_differs_from_its_file_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin law_check -->\nmeets epsilon at 11 of 12\n<!-- end -->\n")
+    assert "at 12 of 12" in blocks.rendered(page) and "11 of 12" not in blocks.rendered(page)
+    page.write_text("<!-- begin no_such_block -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="0 functions write the block no_such_block"):
+        blocks.rendered(page)
+
+
 def anchors(page):
     headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
-    return {re.sub(r"[-\s]+", "-", words.strip()) for words in plain}
+    named = set(re.findall(r'<a id="([^"]+)">', page.read_text()))
+    return named | {re.sub(r"[-\s]+", "-", words.strip()) for words in plain}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -67,8 +89,8 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_the_examples_of_docstrings_come_out_as_written(module):
-    found = importlib.import_module(f"slth_jax.{module}")
-    tests = [test for test in doctest.DocTestFinder().find(found) if test.examples]
+    imported = importlib.import_module(f"slth_jax.{module}")
+    tests = [test for test in doctest.DocTestFinder().find(imported) if test.examples]
     shown = {test.name.rpartition(".")[2] for test in tests}
     assert set(EXAMPLES[module]) <= shown
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -1,5 +1,6 @@
-"""Execute a notebook in a kernel of its own."""
+"""Execute a notebook in a separate kernel."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,34 @@ def read(name: str) -> Any:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def execute(notebook: Any, folder: Path, *, quick: bool = False, timeout: float = 600) -> Any:
+def execute(
+    notebook: Any,
+    folder: Path,
+    *,
+    quick: bool = False,
+    changes: Mapping[str, str] | None = None,
+    timeout: float = 600,
+) -> Any:
     """Run all cells in order, in `folder`, and return the notebook with its new outputs.
 
     Args:
-      notebook: as `read` returns it; it is changed.
-      folder: the kernel's working folder, into which the notebook writes.
+      notebook: a notebook from `read`; it is changed.
+      folder: the kernel's working directory, which receives the notebook's files.
       quick: whether to set the notebook's `QUICK` to True.
-      timeout: seconds a cell may take.
+      changes: texts of code cells and their replacements; each must occur once.
+      timeout: seconds per cell.
 
     Raises:
+      ValueError: a text of `changes` does not occur exactly once.
       nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    if quick:
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.source = cell.source.replace(SETTING, "QUICK = True")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for old, new in {**({SETTING: "QUICK = True"} if quick else {}), **(changes or {})}.items():
+        count = sum(cell.source.count(old) for cell in code)
+        if count != 1:
+            raise ValueError(f"{old!r} occurs {count} times")
+        for cell in code:
+            cell.source = cell.source.replace(old, new)
     client = nbclient.NotebookClient(
         notebook,
         timeout=timeout,
@@ -43,7 +56,7 @@ def execute(notebook: Any, folder: Path, *, quick: bool = False, timeout: float 
 
 
 def write(name: str, notebook: Any) -> None:
-    """Write a notebook without entries that change: versions of this machine, times."""
+    """Write a notebook without the versions and times of this machine."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": kernel, "language_info": {"name": "python"}}

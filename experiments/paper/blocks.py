@@ -194,7 +194,7 @@ def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.
 
 def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -> None:
     figure, axes = plots.figure()
-    axes.axvspan(*PAPER_RANGE, color="#f2f2f2", zorder=0, label="range of the paper's figure")
+    axes.axvspan(*PAPER_RANGE, color="#e8e8e8", zorder=0, label="range of the paper's figure")
     for index, (depth, rows) in enumerate(by_depth.items()):
         label = f"B = {depth}"
         plots.error_curve(axes, [row["width"] for row in rows], rows, label, index)

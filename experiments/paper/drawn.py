@@ -15,6 +15,11 @@ WIDTH = 8  # d_K = d_V of a target, as of the trained target
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
+def key_of(seed: int) -> Key[Array, ""]:
+    """Return the key of the drawn targets. Seed 0 draws the targets of the first comparison."""
+    return jax.random.key(11 + seed, impl="threefry2x32")
+
+
 def draw(key: Key[Array, ""], count: int) -> Projections:
     """Draw `count` targets of one head, d_in = 2 and d_out = 1, stacked along the first axis."""
 

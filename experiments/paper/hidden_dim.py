@@ -87,12 +87,11 @@ def make_target(config: Any) -> AngularTarget:
 
 def make_targets(config: Any) -> Targets:
     """Train and draw the targets of figures 4 and 5 as `config` describes them."""
-    key = jax.random.key(config.target_seed, impl="threefry2x32")
     parts: list[AngularTarget] = []
     if "trained" in config.target:
         parts.append(jax.tree.map(lambda w: w[None], make_target(config)))
     if "drawn" in config.target:
-        params = drawn.draw(jax.random.fold_in(key, 1), config.targets)
+        params = drawn.draw(drawn.key_of(config.target_seed), config.targets)
         zeros = jnp.zeros((config.targets, 2), jnp.float32)
         parts.append(AngularTarget(params, zeros, zeros[:, 0]))
     params, tokens, losses = jax.tree.map(lambda *w: jnp.concatenate(w), *parts)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 TITLES = {"drawn": "targets drawn from the theory", "trained": "the trained target"}
 # A float64 error below this is zero for the eye; the axis ends at it.
-LEAST = 1e-9
+LEAST = 1e-10
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -27,7 +27,8 @@ def hidden_dim(
     for axes, kind in zip(panels, kinds, strict=True):
         for index, source in enumerate(config.sources):
             rows = series[kind, source]
-            _means(axes, "width", rows, kind, config, index, source.replace("_", ", "))
+            name = f"{source.replace('_', ', ')} source: " if len(config.sources) > 1 else ""
+            _means(axes, "width", rows, kind, config, index, name)
         fit = summary.get("fit_drawn" if kind == "drawn" else "fit")
         if fit:
             label = f"our fit {fit['gamma']:.2g} exp(-{fit['delta']:.2g} n)"
@@ -55,7 +56,7 @@ def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
         for index, width in enumerate(config.widths):
-            _means(axes, "length", series[kind, width], kind, config, index, f"n = {width}")
+            _means(axes, "length", series[kind, width], kind, config, index, f"n = {width}: ")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("length of the input $T$")
@@ -108,7 +109,7 @@ def _means(axes, by, rows, kind, config, index, label) -> None:
     else:
         count = f"mean of {config.seeds} sources"
         low, high, band = "low", "high", "10 to 90 % of the sources"
-    plots.error_curve(axes, x, rows, f"{label}: {count};\nband: {band}", index, low=low, high=high)
+    plots.error_curve(axes, x, rows, f"{label}{count};\nband: {band}", index, low=low, high=high)
 
 
 def _guarantees(axes: Axes, rows: Rows) -> None:

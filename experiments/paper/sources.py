@@ -22,9 +22,9 @@ def random_source(
 
     Args:
       key: a typed PRNG key.
-      target: its shapes and biases are taken over.
+      target: blocks with the shapes and the biases of the source.
       n_mha: n_k = n_v of every block; may be traced.
-      n_fc: hidden units that stand for each layer of a block; may be traced.
+      n_fc: hidden units of the pair of layers for each layer of a block; may be traced.
       padded: static sizes of `n_mha` and of each of `n_fc`.
     """
     h, m, _ = target[0].attention.w_q.shape

@@ -1,4 +1,4 @@
-"""A small network that adds modulo p, trained on the spot: a target for machines without files."""
+"""A small network that adds modulo p, trained in the run: a target that needs no files."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Networks that were really trained: transformers without normalisation, and their tasks."""
+"""Published trained networks: transformers without normalisation, and their tasks."""
 
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def load(path: str) -> Network:
 
 
 def _network(arrays: dict[str, np.ndarray]) -> Network:
-    # W_pos is [position, m] in every layout; the others are turned by its width.
+    # W_pos is [position, m] in every layout; its width shows which other arrays are transposed.
     w_pos = arrays["pos_embed.W_pos"]
     m = w_pos.shape[1]
     prefix = "attn_blocks" if "attn_blocks.0.attn.W_Q" in arrays else "blocks"
@@ -97,7 +97,7 @@ def _last(w: np.ndarray, m: int) -> np.ndarray:
 
 
 def task_of(network: Network, *, seed: int = 0, sequences: int = 64) -> Task:
-    """Return the task of a network: addition modulo p, or the continuation of a repetition.
+    """Return the task of a network: addition modulo p, or to continue a repetition.
 
     Three positions mean ``a, b, =`` with the answer at the third; else the task is to predict the
     second copy of a random sequence that is repeated once.
@@ -149,10 +149,10 @@ def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
 
 
 def certain(network: Network, task: Task, rows: Array, bound: np.ndarray) -> np.ndarray:
-    """Return which answers no change of the rows within `bound [n, q]` can turn, `[n, q]`.
+    """Return the answers that no change of the rows within `bound [n, q]` can alter, `[n, q]`.
 
-    A row that moves by r moves the logit of b against that of the answer a by at most
-    ``r ||u_a - u_b||`` with the columns u of the unembedding, read out in exact arithmetic.
+    A row that moves by r changes the difference of the logits of an answer a and another token b by
+    at most ``r ||u_a - u_b||``, with the columns u of the unembedding, in exact arithmetic.
     """
     u = np.asarray(network.w_u, np.float64)[:, : task.choices]
     logits = np.asarray(rows, np.float64) @ u

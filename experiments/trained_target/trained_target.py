@@ -1,4 +1,4 @@
-"""A real trained network as the target: random attention and ReLU layers pruned into it."""
+"""A trained network as the target of random attention and ReLU layers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ FLOAT64 = False  # the networks were trained, and are used, in float32
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is repeated from.
+    """The settings of a run.
 
     Attributes:
-      seeds: random sources a setting; seed 0, 1, ... draws the weights.
+      seeds: random sources per setting; seed 0, 1, ... draws the weights.
       weights: a published network as .npz; none to train a small one that adds modulo 23.
-      attention_units: hidden units of attention for each input coordinate.
-      relu_units: hidden units of ReLU layers for each input coordinate, half for each sign.
-      construction: the rule by which hidden units are dealt.
+      attention_units: hidden units of attention per input coordinate.
+      relu_units: hidden units of ReLU layers per input coordinate, half for each sign.
+      construction: the rule that assigns hidden units to input coordinates.
       target_seed: seed of the small network's training.
     """
 
@@ -57,7 +57,7 @@ PRESETS = {
 
 
 class Target(NamedTuple):
-    """A trained network, its task, and its last rows at the positions of the answers."""
+    """A trained network, its task, and its last activations at the positions of the answers."""
 
     network: Network
     task: Task
@@ -97,7 +97,7 @@ def _sweeps(config: Config, target: Target) -> list[Sweep]:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return what `run` computes, to estimate its cost."""
+    """Return the sweeps of `run`, to estimate its cost."""
     return _sweeps(config, load(config))
 
 
@@ -114,26 +114,26 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         largest = {f"{name}_max": max(values) for name, values in sweep.grid.items()}
         for index, row in enumerate(results.rows):
             units = row.get("relu_units", row["attention_units"])
-            here = {"part": sweep.part, "units": units, "width": m * row["attention_units"], **row}
+            entry = {"part": sweep.part, "units": units, "width": m * row["attention_units"], **row}
             if row["seed"] == first:
                 source, masks = _ticket_of(row, results.arrays(index), target.network, largest)
                 bound = guarantee.guarantee(
                     source, masks, target.network.blocks, max_norm, num_tokens=x.shape[1]
                 )
-                here |= {"bound": bound.error, "vacuous": bound.vacuous}
-                here |= _on_questions(source, masks, target, x)
+                entry |= {"bound": bound.error, "vacuous": bound.vacuous}
+                entry |= _on_questions(source, masks, target, x)
                 if sweep.part == "attention" and units == max(config.attention_units):
-                    _save(out, here, source, masks)
-            rows.append(here)
+                    _save(out, entry, source, masks)
+            rows.append(entry)
     out.write_rows(rows)
     return _summary(out, rows, target, max_norm)
 
 
-def make_trial(target: Target, how: str):
+def make_trial(target: Target, rule: str):
     """Return the trial: draw a source, prune it into the network's blocks, score the task.
 
-    With `relu_units` among its values the ReLU layers are pruned as well, else the target's own
-    are kept.
+    With `relu_units` among its values the ReLU layers are pruned too; else the ticket has the
+    target's ReLU layers.
     """
     network, task, of_target = target
     blocks = network.blocks
@@ -141,7 +141,7 @@ def make_trial(target: Target, how: str):
     def trial(key: Key, hparams: Hparams):
         source, _ = draw(key, blocks, hparams)
         pruned = blocks if "relu_units" in hparams else without_layers(blocks)
-        masks, report = construction.solve_transformer(source, pruned, construction=how)
+        masks, report = construction.solve_transformer(source, pruned, construction=rule)
         ticket = construction.apply_masks(source, masks)
         if "relu_units" not in hparams:
             ticket = tuple(
@@ -157,7 +157,7 @@ def make_trial(target: Target, how: str):
 
 
 def without_layers(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """Return the blocks with their attention only."""
+    """Return the blocks without their ReLU layers."""
     return tuple(block._replace(layers=()) for block in blocks)
 
 
@@ -178,19 +178,19 @@ def draw(key: Key, target: Sequence[Block], hparams: Mapping[str, Any]):
 
 
 def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str, Any]:
-    """Return what is guaranteed of a ticket on all questions, where their answers are read.
+    """Return the guarantees for a ticket on all questions, at the positions of their answers.
 
-    `bound_on` bounds the largest error of a row, `relative_on` that of a row in units of its norm
-    (from 1 on the bound is vacuous), `certain` is the share of answers that cannot change.
+    `bound_on` bounds the largest error of a row, `relative_on` the error of a row in units of its
+    norm (from 1 on the bound is vacuous), `certain` is the share of answers that cannot change.
     """
     network, task, rows = target
     mask = attention.causal_mask(x.shape[1])
-    found = guarantee.guarantee_on(source, masks, network.blocks, x, mask)
+    guaranteed = guarantee.guarantee_on(source, masks, network.blocks, x, mask)
     at = np.asarray(task.positions)
-    bound = found.rows[:, at]
+    bound = guaranteed.rows[:, at]
     return {
         "bound_on": float(bound.max()),
-        "relative_on": float(np.max(bound / found.norms[-1][:, at])),
+        "relative_on": float(np.max(bound / guaranteed.norms[-1][:, at])),
         "certain": float(np.mean(pretrained.certain(network, task, rows, bound))),
     }
 
@@ -202,7 +202,7 @@ def _ticket_of(
     key = jax.random.key(row["seed"], impl=ticket.IMPL)
     drawn, (n_mha, n_fc) = draw(key, network.blocks, {**row, **largest})
     source, masks = [], []
-    for b, (block, own) in enumerate(zip(drawn, network.blocks, strict=True)):
+    for b, (block, of_target) in enumerate(zip(drawn, network.blocks, strict=True)):
         named = stored[str(b)]
         mask_layers = [Linear(layer["w"]) for layer in named.get("layers", {}).values()]
         masks.append(
@@ -211,7 +211,7 @@ def _ticket_of(
                 narrow_layers(mask_layers, n_fc),
             )
         )
-        layers = narrow_layers(block.layers, n_fc) if n_fc else own.layers
+        layers = narrow_layers(block.layers, n_fc) if n_fc else of_target.layers
         source.append(Block(narrow(block.attention, n_mha), layers))
     return tuple(source), tuple(masks)
 
@@ -236,7 +236,7 @@ def _save(
 def _summary(
     out: RunFolder, rows: list[dict[str, Any]], target: Target, max_norm: float
 ) -> dict[str, Any]:
-    """Return a row per part and width, and what the target itself scores."""
+    """Return a row per part and width, and the scores of the target."""
     summary = measure.summarize(
         rows,
         ("part", "units", "width"),
@@ -266,21 +266,24 @@ def _summary(
 
 
 def _draw(out: RunFolder, task: Task, summary: list[dict[str, Any]]) -> None:
-    figure, (left, right) = plots.two(9.0, 3.8)
+    figure, (left, right) = plots.two(10.0, 4.4)
     parts = list(dict.fromkeys(row["part"] for row in summary))
     for index, part in enumerate(parts):
-        here = [row for row in summary if row["part"] == part]
-        units = [row["units"] for row in here]
+        rows = [row for row in summary if row["part"] == part]
+        units = [row["units"] for row in rows]
         color = plots.COLORS[index]
-        left.plot(units, [row["accuracy"] for row in here], "o-", color=color, label=part)
-        plots.error_curve(right, units, here, part, index)
-        right.plot(units, [row["bound"] for row in here], "v", color=color, markersize=4)
-        right.plot(units, [row["bound_on"] for row in here], "^", color=color, markersize=4)
+        label = part.replace("+relu", " and ReLU layers") + " pruned"
+        left.plot(units, [row["accuracy"] for row in rows], "o-", color=color, label=label)
+        plots.error_curve(right, units, rows, f"{label}: measured", index)
+        for column, marker, inputs in (("bound", "v", "all inputs"), ("bound_on", "^", "these")):
+            values = [row[column] for row in rows]
+            name = f"guaranteed, {inputs}" if index == 0 else None
+            right.plot(units, values, marker, color=color, markersize=4, label=name)
     left.set_ylabel("accuracy, mean over sources")
-    right.set_ylabel("largest error of a row; guaranteed: ▼ all inputs, ▲ these")
+    right.set_ylabel("largest error of an output row")
     right.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("hidden units per input coordinate")
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Random sources pruned into a trained network: {task.name}")
+    figure.suptitle(f"Random sources pruned to approximate a trained network: {task.name}")
     out.figure(figure, "trained_target")

@@ -1,4 +1,4 @@
-"""Errors of tickets: those of single matrix entries, and those of outputs against the width."""
+"""Pictures of errors: single matrix entries, and outputs against the width."""
 
 from __future__ import annotations
 
@@ -43,27 +43,28 @@ def error_bands(
 
     Args:
       widths: n numbers, or any other n places that were measured, such as steps.
-      errors: `[seeds, n]`, or several of them by the name of their curve.
-      xlabel, ylabel: of the axes.
+      errors: `[seeds, n]`, or such arrays by the name of their curve.
+      xlabel: label of the horizontal axis.
+      ylabel: label of the vertical axis.
       log: whether the vertical axis is logarithmic; errors of 0 are then left out.
 
     Raises:
-      ValueError: another number of columns than of widths, or numbers that are not finite.
+      ValueError: the numbers of columns and widths differ, or numbers are not finite.
     """
-    several = errors if isinstance(errors, Mapping) else {"": errors}
-    made, axes = style.figure()
-    for index, (name, values) in enumerate(several.items()):
-        found = np.asarray(
+    curves = errors if isinstance(errors, Mapping) else {"": errors}
+    drawing, axes = style.figure()
+    for index, (name, values) in enumerate(curves.items()):
+        seeds = np.asarray(
             checks.array(f"errors {name}".strip(), values, shape=(None, len(widths))), float
         )
         if log:
-            found = np.where(found > 0, found, np.nan)
+            seeds = np.where(seeds > 0, seeds, np.nan)
         lowest, low, middle, high, highest = np.nanquantile(
-            found, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
+            seeds, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
         )
         color = style.COLORS[index % len(style.COLORS)]
-        told = f"median of {len(found)} seeds"
-        label = f"{name}, {told}" if name else told
+        summary = f"median of {len(seeds)} seeds"
+        label = f"{name}, {summary}" if name else summary
         band(axes, widths, middle, low, high, label=label, color=color)
         axes.fill_between(widths, lowest, highest, color=color, alpha=0.1, linewidth=0)
     if log:
@@ -72,21 +73,21 @@ def error_bands(
     axes.set_ylabel(ylabel)
     axes.set_title("dark band: half of the seeds; light band: nine tenths", fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=9)
-    return made
+    return drawing
 
 
 def entry_errors(
     tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
 ) -> Figure:
-    """Draw what share of the entries of the merged matrices a ticket meets within which error.
+    """Draw the share of merged matrix entries that a ticket meets within an error, by error.
 
     The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
-    in float64. The float floor, a dashed line, is ``2^-24`` times the target's largest entry: half
-    the distance of float32 numbers of its size.
+    in float64. A dashed line shows the rounding error of float32, ``2^-24`` times the target's
+    largest entry: half the distance of float32 numbers of this size.
 
     Args:
-      tickets: source times masks, or several of them by the name of their curve.
-      target: of the same heads, inputs and outputs.
+      tickets: source times masks, or tickets by the name of their curve.
+      target: attention with the same heads, inputs and outputs.
 
     Raises:
       ValueError: shapes that differ from the target's.
@@ -94,29 +95,31 @@ def entry_errors(
     # A NamedTuple of arrays is no mapping.
     several = tickets if isinstance(tickets, Mapping) else {"ticket": tickets}
     wished = _merged(target)
-    made, panels = style.two(9.0, 3.6)
+    drawing, panels = style.two(9.0, 3.6)
     for place, (axes, title) in enumerate(
         zip(panels, ("query-key matrix", "value-output matrix"), strict=True)
     ):
         floor = 2.0**-24 * max(np.abs(wished[place]).max(), np.finfo(np.float32).tiny)
-        for index, (name, one) in enumerate(several.items()):
-            found = _merged(one)[place]
-            if found.shape != wished[place].shape:
+        for index, (name, ticket) in enumerate(several.items()):
+            merged = _merged(ticket)[place]
+            if merged.shape != wished[place].shape:
                 allowed = f"a merged matrix of shape {wished[place].shape}"
-                raise checks.fail(f"tickets {name!r}", allowed, found.shape)
-            errors = np.sort(np.abs(found - wished[place]).ravel())
+                raise checks.fail(f"tickets {name!r}", allowed, merged.shape)
+            errors = np.sort(np.abs(merged - wished[place]).ravel())
             share = np.arange(1, errors.size + 1) / errors.size
             color = style.COLORS[index % len(style.COLORS)]
-            # What is met exactly stands at the left edge: a logarithmic axis has no 0.
+            # Exact entries are drawn at the left edge: a logarithmic axis has no 0.
             axes.step(np.maximum(errors, floor / 100), share, where="post", color=color, label=name)
-        axes.axvline(floor, color=style.PAPER, linestyle="--", linewidth=1.2, label="float floor")
+        axes.axvline(
+            floor, color=style.PAPER, linestyle="--", linewidth=1.2, label="float32 rounding"
+        )
         axes.set_xscale("log")
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("error of an entry")
         axes.set_title(title, fontsize=10)
-    panels[0].set_ylabel("share of entries within it")
+    panels[0].set_ylabel("share of entries within this error")
     panels[1].legend(frameon=False, fontsize=8)
-    return made
+    return drawing
 
 
 def _merged(params: AttentionParams) -> tuple[np.ndarray, np.ndarray]:

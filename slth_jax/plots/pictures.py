@@ -1,4 +1,4 @@
-"""Matrices as pictures: which connections a ticket keeps, and where attention looks."""
+"""Matrices as pictures: the connections of a ticket, and attention maps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEPT, _PRUNED = style.COLORS[0], "#dddddd"
-# The projections of attention by name.
+# The projections of attention: their names, and the meaning of the short side of each.
 _NAMES = {"w_q": "query", "w_k": "key", "w_v": "value", "w_o": "output"}
 _SIDES = {"w_q": "input", "w_k": "input", "w_v": "input", "w_o": "output"}
-_CELLS = 1024  # no screen shows more in a row
+_CELLS = 1024  # more cells in a row exceed a screen
 
 
 def masks(
     masks: PyTree, *, weights: PyTree | None = None, head: int = 0, limit: int = 12
 ) -> Figure:
-    """Draw masks, one below the other: a cell a connection, coloured where it is kept.
+    """Draw masks, one below the other: a cell per connection, coloured if it is kept.
 
     Matrices lie on their long side, so hidden units run to the right. Of a larger matrix the first
     1024 rows and columns are drawn, and the picture says so.
@@ -33,7 +33,7 @@ def masks(
       masks: booleans in any tree: `AttentionParams [h, m, n]`, `ticket.masks(ticket)`, the masks of
         `edge_popup.fit` (None where nothing is masked). Arrays of one dimension are left out.
       weights: the source in the same tree; kept cells then show the weight's sign and size.
-      head: which matrix of a stack, such as the head.
+      head: the index of a matrix in a stack, such as the head.
       limit: draw no more masks than this, the first ones.
 
     Raises:
@@ -53,13 +53,13 @@ def masks(
         weight = None
         if weights is not None:
             if name not in numbers or np.shape(numbers[name]) != shown[name].shape:
-                shape = np.shape(numbers[name]) if name in numbers else "none"
-                raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", shape)
+                given = np.shape(numbers[name]) if name in numbers else "none"
+                raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", given)
             weight = _matrix(np.asarray(numbers[name], np.float32), head, name)
         # Cells that are wider than a pixel have sharp edges; narrower ones are averaged.
         sharp = "nearest" if mask.shape[1] <= 512 else None
         axes.imshow(_cells(mask, weight), aspect="auto", interpolation=sharp)
-        # Flax calls the array in a parameter its value, which is no news.
+        # Flax names the array in a parameter "value": left out of the title.
         place, _, last = name.removesuffix(".value").rpartition(".")
         title = " ".join(part for part in (place, _NAMES.get(last, last)) if part)
         part = f", head {head}" if last in _NAMES else f"[{head}]" if shown[name].ndim > 2 else ""
@@ -90,23 +90,23 @@ def attention_maps(
     attn_mask: ArrayLike | None = None,
     tokens: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw where target and ticket look, side by side, and the difference (`attention.pattern`).
+    """Draw the attention maps of target and ticket, and their difference (`attention.pattern`).
 
     Args:
       target, ticket: attention of the same heads and inputs; a ticket is source times masks.
       x: tokens `[t, m]`.
-      head: the number of the head.
+      head: the index of the head.
       attn_mask: booleans `[t, t]`, True = may attend.
       tokens: t words to stand at the axes.
 
     Raises:
-      ValueError: bad arguments of `attention.pattern`, no such head, another number of words.
+      ValueError: input that `attention.pattern` refuses, no such head, or too few or many words.
     """
-    looks = [np.asarray(attention.pattern(p, x, attn_mask)) for p in (target, ticket)]
-    if looks[0].shape != looks[1].shape:
-        raise checks.fail("ticket", f"{len(looks[0])} heads, as target", len(looks[1]))
-    checks.integer("head", head, low=0, high=len(looks[0]) - 1)
-    of_target, of_ticket = (look[head] for look in looks)
+    maps = [np.asarray(attention.pattern(p, x, attn_mask)) for p in (target, ticket)]
+    if maps[0].shape != maps[1].shape:
+        raise checks.fail("ticket", f"{len(maps[0])} heads, as target", len(maps[1]))
+    checks.integer("head", head, low=0, high=len(maps[0]) - 1)
+    of_target, of_ticket = (stack[head] for stack in maps)
     if tokens is not None and len(tokens) != len(of_target):
         raise checks.fail("tokens", f"{len(of_target)} words, one per row of x", len(tokens))
     difference = np.abs(of_ticket - of_target)
@@ -123,7 +123,7 @@ def attention_maps(
     panels[2].set_title(f"difference, {difference.max():.2g} at most", fontsize=10)
     drawing.colorbar(image, ax=panels[2], label="absolute difference", shrink=0.8)
     for axes in panels:
-        axes.set_xlabel("looks at token")
+        axes.set_xlabel("attended token")
         if tokens is None:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.yaxis.get_major_locator().set_params(integer=True)
@@ -135,7 +135,7 @@ def attention_maps(
 
 
 def _matrix(stack: np.ndarray, head: int, name: str) -> np.ndarray:
-    """Return the matrix to draw, lying on its long side."""
+    """Return the matrix to draw, with its long side horizontal."""
     matrices = stack.reshape(-1, *stack.shape[-2:])
     checks.integer(f"head of {name}", head if stack.ndim > 2 else 0, low=0, high=len(matrices) - 1)
     matrix = matrices[head if stack.ndim > 2 else 0]
@@ -143,7 +143,7 @@ def _matrix(stack: np.ndarray, head: int, name: str) -> np.ndarray:
 
 
 def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """Return colours `[rows, columns, 3]` of a mask, at most `_CELLS` on each side."""
+    """Return colours `[rows, columns, 3]` of a mask, at most `_CELLS` per side."""
     from matplotlib.colors import to_rgb
 
     mask = mask[:_CELLS, :_CELLS].astype(bool)

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PAPER = "#555555"
 _FORMATS = (".png", ".svg", ".pdf")
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return a figure without axes; pyplot holds no reference to it.
+    """Return a figure without axes; it is independent of pyplot.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.
@@ -33,7 +33,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes in the style of all figures; sizes in inches."""
+    """Return a figure with one pair of axes in the common style; sizes in inches."""
     drawing = blank(width, height)
     axes = drawing.subplots()
     _style(axes)

@@ -1,4 +1,4 @@
-"""What tests of experiments share: float64 off again, a small text, a small trained network."""
+"""Shared by tests of experiments: float64 off again, a small text, a small trained network."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The pieces of the experiment on guarantees: what is drawn again, what is fitted."""
+"""The parts of the experiment on guarantees: repeated draws, fitted slopes."""
 
 import jax
 import numpy as np
@@ -41,5 +41,5 @@ def test_answers_are_certain_up_to_the_bound_that_can_turn_them():
     network = Network(w_e=None, w_pos=None, blocks=(), w_u=w_u)
     task = Task("", tokens=None, positions=None, answers=np.zeros((1, 1), int), choices=2)
     rows = np.array([[[10 / 3, 0.0]]])
-    for bound, held in ((1.99, True), (2.01, False)):
-        assert pretrained.certain(network, task, rows, np.full((1, 1), bound)).all() == held
+    for bound, stored in ((1.99, True), (2.01, False)):
+        assert pretrained.certain(network, task, rows, np.full((1, 1), bound)).all() == stored

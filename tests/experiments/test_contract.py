@@ -1,4 +1,4 @@
-"""Every experiment at its smallest: what it leaves, that it goes on, what it refuses."""
+"""Every experiment at its smallest: its files, its continuation, its refusals."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ SMALLEST = {
     "weight-scale": (*LANGUAGE, "scales=1,2"),
 }
 FIGURES = {name: name.replace("-", "_") for name in SMALLEST}
-# What the rows of a trained ticket are by, in their order.
+# The column and values that order the rows of trained tickets.
 TRAINED = {"language": ("method", ["ticket", "scaled", "dense"]), "weight-scale": ("scale", [1, 2])}
 
 every = pytest.mark.parametrize("name", SMALLEST)
@@ -42,7 +42,7 @@ def sets_of(tmp_path_factory, text_folder, small_network):
     more = {"trained-target": (f"weights={small_network[1][0]}",)}
     more |= {"language": text, "weight-scale": text}
     return {
-        name: [word for one in (*sets, *more.get(name, ())) for word in ("--set", one)]
+        name: [word for option in (*sets, *more.get(name, ())) for word in ("--set", option)]
         for name, sets in SMALLEST.items()
     }
 
@@ -140,8 +140,8 @@ def test_bad_options_are_one_line_and_leave_nothing(name, tmp_path, capsys):
 def test_every_option_says_what_it_means(name, capsys):
     module = registry.load(name)
     config = module.PRESETS["quick"]
-    told = options.meanings(type(config))
-    assert all(told.get(option) for option in vars(config)), told
+    meanings = options.meanings(type(config))
+    assert all(meanings.get(option) for option in vars(config)), meanings
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0

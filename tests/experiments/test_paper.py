@@ -1,4 +1,4 @@
-"""What the theory's experiments compute: figures 4 to 6, their data and fits."""
+"""Figures 4 to 6: their runs, data and fits."""
 
 import json
 
@@ -89,9 +89,9 @@ def test_its_ticket_is_whole_and_computes_what_the_run_says(hidden_dim):
     masks = ticket.masks(report.ticket)
     stored = sweep.load(hidden_dim / "checkpoints")
     index = next(i for i, r in enumerate(stored.rows) if (r["width"], r["seed"]) == (20, 0))
-    found = stored.arrays(index)
+    stored_masks = stored.arrays(index)
     for name, mask in masks.items():
-        np.testing.assert_array_equal(mask, found[name])
+        np.testing.assert_array_equal(mask, stored_masks[name])
 
 
 def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):
@@ -172,10 +172,10 @@ def test_fits_recover_known_curves():
 
 def test_angular_velocity_is_what_the_paper_says():
     key = jax.random.key(0, impl="threefry2x32")
-    made = data.angular_velocity(key, 4000, 32, min_length=4)
-    lengths = np.asarray(made.length)
+    sequences_ = data.angular_velocity(key, 4000, 32, min_length=4)
+    lengths = np.asarray(sequences_.length)
     assert set(lengths) == {4, 8, 16, 32}
-    x, w = np.asarray(made.x), np.asarray(made.w)
+    x, w = np.asarray(sequences_.x), np.asarray(sequences_.w)
     for t in (0, 3):
         np.testing.assert_allclose(np.linalg.norm(x[:, t], axis=-1), 1, atol=1e-5)
     assert not x[lengths == 8, 8:].any()

@@ -1,4 +1,4 @@
-"""The page of finished runs: what it shows is in the summaries, and nothing comes from outside."""
+"""The page of finished runs: its numbers are in the summaries, and it needs no network."""
 
 import html.parser
 import json
@@ -117,12 +117,12 @@ def test_report_makes_the_same_page_again_from_any_of_its_folders(folder, tmp_pa
     page.unlink()
     assert main(["report", str(folder), "--out", str(page)]) == 0
     assert capsys.readouterr().out.strip() == str(page) and page.read_bytes() == before
-    one = tmp_path / "deep" / "one.html"
-    assert main(["report", str(folder / "again"), "--out", str(one)]) == 0
-    made = Page(one.read_text())
-    assert len(made.images) == 2
-    (rows,) = [link for link in made.links if link.endswith("rows.jsonl")]
-    assert (one.parent / rows).resolve() == (folder / "again" / "rows.jsonl").resolve()
+    page_path = tmp_path / "deep" / "page.html"
+    assert main(["report", str(folder / "again"), "--out", str(page_path)]) == 0
+    copy = Page(page_path.read_text())
+    assert len(copy.images) == 2
+    (rows,) = [link for link in copy.links if link.endswith("rows.jsonl")]
+    assert (page_path.parent / rows).resolve() == (folder / "again" / "rows.jsonl").resolve()
 
 
 def test_without_a_path_the_page_is_written_to_the_working_directory(folder, tmp_path, monkeypatch):
@@ -163,7 +163,9 @@ def test_folders_that_hold_no_finished_run_get_one_line(folder, tmp_path, capsys
 
 
 def test_verdicts_follow_the_intervals():
-    inside, below, above = (claims.number("n", 1.0, here, 0.1)["verdict"] for here in (1.1, 0.5, 2))
+    inside, below, above = (
+        claims.number("n", 1.0, value, 0.1)["verdict"] for value in (1.1, 0.5, 2)
+    )
     assert (inside, below, above) == ("agrees", "lower", "higher")
     for low, high, verdict in [(-2, -1, "agrees"), (-1, 1, "open"), (1, 2, "differs")]:
         paired = {"difference": (low + high) / 2, "low": low, "high": high}
@@ -175,8 +177,8 @@ def test_verdicts_follow_the_intervals():
     ]
     assert claims.pairs_in_order(rows, "depth", "width") == (1, 2)
     paired = [{"model": "tiny", "scale": 2.83, "difference": -0.1, "low": -0.2, "high": -0.05}]
-    told = weight_scale.compare((1.0, 2.83), {"tiny": {"best_scale": 2.83}}, paired)
-    assert [claim["verdict"] for claim in told] == ["agrees", "agrees"]
+    compared = weight_scale.compare((1.0, 2.83), {"tiny": {"best_scale": 2.83}}, paired)
+    assert [claim["verdict"] for claim in compared] == ["agrees", "agrees"]
     sizes = [{"model": "nano", "width_multiplier": 2.0, "difference": 0.3, "low": 0.1, "high": 0.4}]
-    (told,) = comparison.compare([sizes[0] | {"method": "scaled", "reference": "ticket"}])
-    assert told["verdict"] == "differs" and "nano x2" in told["what"]
+    (compared,) = comparison.compare([sizes[0] | {"method": "scaled", "reference": "ticket"}])
+    assert compared["verdict"] == "differs" and "nano x2" in compared["what"]

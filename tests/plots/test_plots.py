@@ -74,11 +74,11 @@ def test_masks_of_any_tree_and_of_large_matrices():
 def test_entry_errors_are_those_of_the_merged_matrices(layers):
     target, source, _ = layers
     masks = construction.prune_attention(source, target)
-    found = construction.apply_masks(source, masks)
-    figure = plots.entry_errors({"ticket": found, "itself": target}, target)
+    pruned = construction.apply_masks(source, masks)
+    figure = plots.entry_errors({"ticket": pruned, "itself": target}, target)
     for axes, name in zip(figure.axes, ("w_qk", "w_vo"), strict=True):
         wished = np.asarray(getattr(attention.merge(target), name), float)
-        errors = np.abs(np.asarray(getattr(attention.merge(found), name), float) - wished)
+        errors = np.abs(np.asarray(getattr(attention.merge(pruned), name), float) - wished)
         ours, exact, floor = axes.lines
         drawn = np.asarray(ours.get_xdata())
         np.testing.assert_allclose(drawn, np.sort(errors.ravel()), atol=1e-6)
@@ -92,10 +92,10 @@ def test_attention_maps_are_softmax(layers):
     target, source, masks = layers
     x = np.asarray(jax.random.normal(KEY, (5, 3)))
     causal = attention.causal_mask(5)
-    found = construction.apply_masks(source, masks)
-    figure = plots.attention_maps(target, found, x, head=1, attn_mask=causal, tokens=list("abcde"))
+    pruned = construction.apply_masks(source, masks)
+    figure = plots.attention_maps(target, pruned, x, head=1, attn_mask=causal, tokens=list("abcde"))
     shown = []
-    for axes, params in zip(figure.axes, (target, found), strict=False):
+    for axes, params in zip(figure.axes, (target, pruned), strict=False):
         q, k = (x.astype(float) @ np.asarray(w, float)[1] for w in params[:2])
         logits = np.where(np.asarray(causal), q @ k.T / np.sqrt(q.shape[1]), -np.inf)
         expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)

@@ -1,0 +1,9 @@
+"""Numbers on the pages, written from committed results.
+
+    python -m experiments.pages            # rewrite all blocks
+    python -m experiments.pages --check    # exit with 1 if a page differs
+
+A page contains blocks between ``<!-- begin NAME -->`` and ``<!-- end -->``. The function NAME of
+`law`, `results` or `guarantees` returns the block's Markdown from JSON files; `blocks` replaces
+them.
+"""

@@ -1,0 +1,83 @@
+"""Generated blocks of pages: files, replacement, and formats of numbers."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@functools.cache
+def read(name: str) -> Any:
+    """Read a committed result: a file of `figures/` or `benchmarks/results/`, without '.json'."""
+    for folder in ("figures", "benchmarks/results"):
+        path = ROOT / "experiments" / folder / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+    raise FileNotFoundError(name)
+
+
+def rendered(page: Path) -> str:
+    """Return the text of a page with all of its blocks generated anew."""
+    from experiments.pages import guarantees, law, results
+
+    def block(match: re.Match[str]) -> str:
+        name = match[2]
+        functions: list[Callable[[], str]] = [
+            vars(module)[name] for module in (law, results, guarantees) if name in vars(module)
+        ]
+        if len(functions) != 1:
+            raise ValueError(f"{page.name}: {len(functions)} functions write the block {name}")
+        return f"{match[1]}{functions[0]().strip()}\n{match[3]}"
+
+    return BLOCK.sub(block, page.read_text())
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def wrapped(text: str, width: int = 104) -> str:
+    """Return a paragraph in lines of at most `width` characters."""
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])
+
+
+def g(value: float, digits: int = 2) -> str:
+    """Return a number with some significant digits."""
+    text = f"{value:.{digits}g}"
+    if 100 <= abs(value) < 1e7:
+        return f"{float(text):,.0f}"
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else text
+
+
+def pm(value: float, se: float, digits: int = 2) -> str:
+    """Return ``value ± se`` with fixed decimals."""
+    return f"{value:.{digits}f} ± {se:.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """Return an interval in brackets."""
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    """Return the only row with these values."""
+    chosen = [row for row in rows if all(row.get(name) == v for name, v in values.items())]
+    if len(chosen) != 1:
+        raise ValueError(f"{len(chosen)} rows with {values}")
+    return chosen[0]

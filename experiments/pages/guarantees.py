@@ -1,0 +1,52 @@
+"""Blocks of the page on guarantees."""
+
+import math
+
+from experiments.pages.blocks import g, read, table, wrapped
+
+
+def bounds() -> str:
+    """Bound over error, and the share of vacuous bounds, by depth."""
+    result = read("bounds_paper")
+    rows = [
+        (
+            row["num_blocks"], g(row["ratio"]),
+            f"{100 * row['vacuous']:.0f} %", g(row["ratio_on"], 3 if row["ratio_on"] < 2 else 2),
+            f"{100 * row['vacuous_on']:.0f} %",
+        )
+        for row in result["by_depth"]
+    ]  # fmt: skip
+    names = ("blocks", "all inputs", "vacuous", "given input", "vacuous")
+    note = (
+        f"{result['trials']:,} tickets at {len(result['by_depth'])} depths: of "
+        f"{result['comparisons']:,} measured errors {result['violations']} are above the bound for all "
+        f"inputs and {result['violations_on']} above the bound for the given input, which is above the "
+        f"bound for all inputs in {result['on_inputs_above_all']} cases. Medians of bound / measured "
+        f"error, and the share of vacuous bounds:"
+    )
+    return f"{wrapped(note)}\n\n{table(names, rows)}"
+
+
+def bound_slopes() -> str:
+    """Growth of error and bounds with depth, input bound and length."""
+    result = read("bounds_paper")
+    fit = result["fit"]
+    kinds = ("error", "bound_on", "bound")
+    blocks = [math.exp(fit[kind]["block"]["slope"]) for kind in kinds]
+    deepest = max(fit["error"]["by_depth"], key=int)
+    alpha, deep = (
+        [fit[kind]["by_depth"][depth]["alpha"]["slope"] for kind in kinds]
+        for depth in ("1", deepest)
+    )
+    lengths = [
+        [part["length"]["slope"] for part in fit[kind]["by_depth"].values()] for kind in kinds
+    ]
+    return wrapped(
+        f"A further block multiplies the measured error by {blocks[0]:.2f}, the bound for the given "
+        f"input by {blocks[1]:.1f}, the bound for all inputs by {blocks[2]:.1f} (means of logarithms). "
+        f"Slopes on log alpha at one block: measured {alpha[0]:.2f}, given input {alpha[1]:.2f}, all "
+        f"inputs {alpha[2]:.2f}: nearly linear, as value-output and ReLU layers are; at {deepest} blocks "
+        f"{deep[0]:.2f}, {deep[1]:.2f} and {deep[2]:.2f}. Slopes on log T: {min(lengths[0]):.2f} to "
+        f"{max(lengths[0]):.2f} measured (the largest of more tokens), {min(lengths[1]):.2f} to "
+        f"{max(lengths[1]):.2f}, and {max(map(abs, lengths[2])):.2f} or less for all inputs."
+    )

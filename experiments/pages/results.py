@@ -1,0 +1,335 @@
+"""Blocks of the README and of the page of results."""
+
+from typing import Any
+
+from experiments.pages.blocks import g, interval, pick, pm, read, table, wrapped
+
+WEIGHTS = 260_032  # trained weights of stories260K
+
+
+def _seconds(name: str) -> str:
+    return f"{read(name)['seconds']:.0f} s"
+
+
+def readme_figure_4() -> str:
+    """The README's sentences on figure 4."""
+    run = read("hidden_dim")
+    drawn, trained = run["fit_drawn"], run["fit"]
+    return wrapped(
+        f"Figure 4 of the paper, 100 random sources per width: the wider the random layer, the closer "
+        f"the constructed subnetwork comes to its target, down to rounding. For {drawn['targets']} "
+        f"targets drawn from the theory's distribution the mean error follows {drawn['gamma']:.2f} "
+        f"exp(-{drawn['delta']:.3f} n), beside the paper's 0.8 exp(-0.06 n). The trained target "
+        f"({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier: its task can hardly be "
+        f"learned, so training shrinks it."
+    )
+
+
+def readme_claims() -> str:
+    """Claims and their limits, with the bytes of a hidden language model."""
+    row = pick(read("hide_stories")["rows"], samples=20, rule="shift", form="linear")
+    bits = 8 * row["ticket_bytes"] / WEIGHTS
+    rows = [
+        (
+            "No weight of a constructed ticket was trained.",
+            f"That a ticket contains no trained information, or is small. stories260K ({WEIGHTS:,} "
+            f"weights of 32 bits) becomes a file of {row['ticket_bytes'] / 1e6:.2f} MB: "
+            f"{bits:.0f} bits of masks and scales per trained weight. Each scale is derived from the "
+            f"largest entry of a matrix.",
+        ),
+        (
+            "A ticket approximates its target with high probability; each ticket's error is measured "
+            "or bounded.",
+            "Equality; a probability for one given ticket.",
+        ),
+        (
+            "Bounds for a given ticket hold for every input up to a norm, or for given inputs, "
+            "round-off included.",
+            "That they are always useful: for deep or trained networks they are often larger than the "
+            "outputs (vacuous).",
+        ),
+        (
+            "The measured law: one hidden unit per input coordinate for every bit of precision, on "
+            "average over random targets, near the measured shapes.",
+            "A law for the worst target, or outside the measured range.",
+        ),
+        (
+            "Learned masks repeat bit for bit on one kind of device and jax release.",
+            "The paper's figures 7 and 8 at full size: only small versions were run.",
+        ),
+    ]
+    return table(("claimed", "not claimed"), rows)
+
+
+def figures_4_to_6() -> str:
+    """The table of figures 4 to 6."""
+    four, five, six = (read(name) for name in ("hidden_dim", "input_length", "blocks"))
+    drawn, trained, single = four["fit_drawn"], four["fit"], four["fit_drawn"]["single"]
+    widest = max(row["width"] for row in four["rows"])
+    last = {
+        kind: pick(four["rows"], target=kind, source="theory", width=widest)["mean"]
+        for kind in ("drawn", "trained")
+    }
+    rates = [six["fit"]["blocks"][b]["own_delta"] for b in six["fit"]["blocks"]]
+    rows = [
+        (
+            f"figure 4, {drawn['targets']} drawn targets: fit of `gamma exp(-delta n)` to the means",
+            f"gamma {pm(drawn['gamma'], drawn['gamma_se'])}, delta "
+            f"{pm(drawn['delta'], drawn['delta_se'], 3)}",
+            "0.8, 0.06",
+        ),
+        (
+            "figure 4, single drawn targets, 10 to 90 %",
+            f"gamma {interval(single['gamma']['10 %'], single['gamma']['90 %'])}, delta "
+            f"{interval(single['delta']['10 %'], single['delta']['90 %'], 3)}",
+            "0.8, 0.06",
+        ),
+        (
+            "figure 4, trained target",
+            f"gamma {pm(trained['gamma'], trained['gamma_se'])}, delta "
+            f"{pm(trained['delta'], trained['delta_se'], 3)}",
+            "0.8, 0.06",
+        ),
+        (
+            f"figure 4, mean error at n = {widest}, drawn / trained",
+            f"{g(last['drawn'])} / {g(last['trained'])}",
+            "2e-3 by its fit",
+        ),
+        *(
+            (
+                f"figure 5, slope of the error on log T, {name} (95 %)",
+                f"[{g(fit['low'])}, {g(fit['high'])}]",
+                "does not diverge",
+            )
+            for name, fit in five["fit"].items()
+        ),
+        (
+            "figure 6, one rate for 1 to 4 blocks, gamma refitted",
+            f"{pm(six['fit']['delta'], six['fit']['delta_se'], 3)}; separate rates "
+            f"{min(rates):.3f} to {max(rates):.3f}",
+            "one rate serves",
+        ),
+    ]
+    times = ", ".join(
+        f"figure {n} {_seconds(name)}"
+        for n, name in ((4, "hidden_dim"), (5, "input_length"), (6, "blocks"))
+    )
+    note = f"Times on two cores: {times}. Errors after ± are standard errors."
+    return f"{table(('', 'here', 'paper'), rows)}\n\n{wrapped(note)}"
+
+
+def figure_4_target() -> str:
+    """The reason why the two kinds of targets differ, and another draw of targets."""
+    target = read("hidden_dim")["target"]
+    other = read("hidden_dim_other_targets")["fit_drawn"]
+    return wrapped(
+        f"The trained target explains {100 * target['explained_variance']:.1f} % of the answers' "
+        f"variance (mean squared error {target['test_loss']:.2f} of {target['answer_variance']:.2f}), "
+        f"so training shrinks it; its merged value-output matrix has norm {target['w_vo_norm']:.2f}. Fits of drawn targets depend on the "
+        f"draw: another {other['targets']} targets give {other['gamma']:.2f} exp(-{other['delta']:.3f} n)."
+    )
+
+
+def figure_6_note() -> str:
+    """The distance of figure 6's points from the common line."""
+    blocks = read("blocks")["fit"]["blocks"]
+    residual = max(part["residual"] for part in blocks.values())
+    agree = sum(part["agrees"] for part in blocks.values())
+    return wrapped(
+        f"In figure 6 the rates of {agree} of {len(blocks)} depths agree within two standard errors; "
+        f"the logarithms lie up to {residual:.2f} (root mean square) from the common line. All depths "
+        f"share one target, of which shallower transformers are the first blocks, and one set of "
+        f"sources."
+    )
+
+
+def trained_target() -> str:
+    """The published trained network, proof's rule and default rule."""
+    proof, fitted = read("trained_target"), read("trained_fitted")
+    rows = []
+    for name, run in (("proof", proof), ("fitted", fitted)):
+        for part in ("attention", "attention+relu"):
+            chosen = [row for row in run["rows"] if row["part"] == part and row["units"] <= 16]
+            for row in sorted(chosen, key=lambda row: row["units"]):
+                rows.append(
+                    (
+                        name, part.replace("+relu", " and ReLU layers"), row["units"],
+                        f"{row['accuracy']:.4f}", g(row["mean"]), g(row["bound"]), g(row["bound_on"]) if "bound_on" in row else "",
+                    )
+                )  # fmt: skip
+    names = (
+        "rule", "pruned", "units per input", "accuracy", "largest error of a row",
+        "bound, all inputs", "bound, these inputs",
+    )  # fmt: skip
+    best = min(fitted["rows"], key=lambda row: row["relative_on"])
+    last = max((r for r in fitted["rows"] if r["part"] == "attention"), key=lambda r: r["units"])
+    note = (
+        f"Tokens have norm {proof['target']['alpha']:.1f} and the merged value-output matrices norm "
+        f"{proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above the errors. With `fitted` at {last['units']} units the largest error "
+        f"of an output row is {g(last['mean'])} (attention alone). No answer is certain at any width: "
+        f"the guarantee contains round-off of float32 in the worst case, which grows with the width. "
+        f"The bound for the given inputs is least at {best['units']} units, {best['relative_on']:.2f} "
+        f"of a row's norm (`experiments/benchmarks/results/trained_fitted.json`)."
+    )
+    return f"{table(names, rows)}\n\n{wrapped(note)}"
+
+
+def hidden_stories() -> str:
+    """Agreement of stories260K's tickets by samples and rule."""
+    result = read("hide_stories")["rows"]
+    kinds = [("proof", "linear"), ("reach", "linear"), ("shift", "linear"), ("shift", "relu")]
+    rows = []
+    for samples in sorted({row["samples"] for row in result}):
+        cells = []
+        for rule, form in kinds:
+            row = pick(result, samples=samples, rule=rule, form=form)
+            cells.append(
+                f"{100 * row['top1_agreement']:.2f} % / {g(row['rms_logit_difference'])} / "
+                f"{row['equal_texts']}"
+            )
+        best = pick(result, samples=samples, rule="shift", form="linear")
+        rows.append((samples, *cells, f"{best['ticket_bytes'] / 1e6:.2f} MB"))
+    names = (
+        "samples", "proof", "reach", "shift units", "shift units, ReLU form",
+        "ticket (shift units)",
+    )  # fmt: skip
+    return table(names, rows)
+
+
+def hidden_notes() -> str:
+    """Perplexity, GPT-2 small, published networks."""
+    best = pick(read("hide_stories")["rows"], samples=20, rule="shift", form="linear")
+    small = read("hide_gpt2_small")
+    add, induction, brackets = read("hide_published")["rows"]
+    bits = 8 * best["ticket_bytes"] / WEIGHTS
+    return wrapped(
+        f"At 20 samples with shift units the run solves {best['num_sums'] / 1e6:.1f} million subset "
+        f"sums; the perplexity is {best['ticket_perplexity']:.5f} against the target's "
+        f"{best['target_perplexity']:.5f}, and the ticket takes {bits:.0f} bits per trained weight. "
+        f"GPT-2 small (124 million weights, random initialisation; {small['samples']} samples, "
+        f"`--construction shift:4,4`): {small['num_sums'] / 1e6:.0f} million subset sums in "
+        f"{small['random_weights'] / 1e9:.1f} billion random weights, "
+        f"{small['seconds'] / 60:.0f} minutes after a kill and resume, "
+        f"{small['peak_bytes'] / 2**30:.1f} GiB, a ticket of {small['ticket_bytes'] / 1e6:.0f} MB where "
+        f"the float32 file has {small['target_bytes'] / 1e6:.0f} MB; mean logit difference "
+        f"{100 * small['mean_logit_difference'] / small['logit_sd']:.1f} % of their standard deviation "
+        f"(`experiments/benchmarks/results/hide_gpt2_small.json`). Small published networks at "
+        f"{add['samples']} samples (`experiments/benchmarks/hide_published.py`): addition modulo 113 "
+        f"gives the same answer to {_agree(add)} questions, an attention-only two-layer network at "
+        f"{_agree(induction)} positions, a bracket classifier (LayerNorm, biases) for "
+        f"{_agree(brackets)} inputs."
+    )
+
+
+def _agree(row: dict[str, Any]) -> str:
+    return f"{100 * row['agreement']:.2f} % of {row['answers']:,}"
+
+
+def weight_scale() -> str:
+    """Figure 8 in small."""
+    run = read("weight_scale_quick")
+    differences = {row["scale"]: row for row in run["paired"]}
+    rows = []
+    for row in run["rows"]:
+        pair = differences.get(row["scale"])
+        rows.append(
+            (
+                f"{row['scale']:g}",
+                f"{row['mean']:.3f}",
+                "" if pair is None
+                else f"{pair['difference']:.3f} {interval(pair['low'], pair['high'], 3)}",
+                "" if pair is None else f"{pair['below']} of {pair['count']}",
+            )
+        )  # fmt: skip
+    names = ("scale", "validation loss", "difference to scale 1 (95 %)", "seeds below scale 1")
+    seeds, minutes = run["rows"][0]["count"], run["seconds"] / 60
+    note = f"{seeds} seeds, {minutes:.0f} minutes; unigram entropy {run['unigram_entropy']:.2f}."
+    return f"{table(names, rows)}\n\n{note}"
+
+
+def language() -> str:
+    """Figure 7 in small."""
+    run = read("language_quick")
+    rows = []
+    for width in sorted({row["width_multiplier"] for row in run["rows"]}):
+        means = {
+            row["method"]: row["mean"] for row in run["rows"] if row["width_multiplier"] == width
+        }
+        cells = [f"{means[method]:.3f}" for method in ("dense", "ticket", "scaled")]
+        for reference in ("ticket", "dense"):
+            pair = pick(run["paired"], width_multiplier=width, method="scaled", reference=reference)
+            cells.append(f"{pair['difference']:.3f} {interval(pair['low'], pair['high'], 3)}")
+        rows.append((f"{32 * width:g}", *cells))
+    names = ("width", "trained", "ticket", "scaled ticket", "scaled - ticket", "scaled - trained")
+    seeds, minutes = run["rows"][0]["count"], run["seconds"] / 60
+    return f"{table(names, rows)}\n\n{seeds} seeds, {minutes:.0f} minutes."
+
+
+def edge_popup_step() -> str:
+    """Times of a masked step against other steps."""
+    step = {row["step"]: row["ours_over_this"] for row in read("edge_popup_step")["rows"]}
+    return wrapped(
+        f"`experiments/benchmarks/edge_popup.py` (5.3 M parameters): a masked step takes "
+        f"{step['ours, dense']:.2f} of our dense step, {step['PyTorch, sort per layer']:.2f} of a "
+        f"PyTorch step that sorts per layer as published code does, {step['JAX, sort']:.2f} of the "
+        f"same with a sort in JAX. PyTorch's dense step is the fastest: ours with masks takes "
+        f"{step['PyTorch, dense']:.2f} of it."
+    )
+
+
+def subset_sums() -> str:
+    """Microseconds per subset sum of all solvers."""
+    result = read("subset_sum")
+    solvers = (
+        ("slth_jax", "slth_jax, one device"), ("slth_jax, sharded", "sharded, a device per core"),
+        ("C two-pointer", "C loop"), ("Gurobi", "Gurobi 13.0"), ("HiGHS", "HiGHS (SciPy 1.17)"),
+        ("CP-SAT", "CP-SAT 9.15"),
+    )  # fmt: skip
+    rows = []
+    for n in (16, 20, 24):
+        cells = []
+        for solver, _ in solvers:
+            row = pick(result["rows"], solver=solver, n=n)
+            micro = 1e6 * row["seconds"]
+            text = g(micro, 3) if micro >= 1000 else f"{micro:.1f}"
+            ratio = f" ({row['of_loop']:.2f})" if solver.startswith("slth_jax") else ""
+            cells.append(text + ratio)
+        rows.append((n, *cells))
+    ours = pick(result["rows"], solver="slth_jax", n=20)["seconds"]
+    times = {
+        name: pick(result["rows"], solver=name, n=20)["seconds"] / ours
+        for name in ("Gurobi", "HiGHS")
+    }
+    published, million = result["published"], result["million"]
+    note = (
+        f"At n = 20 slth_jax is {g(times['Gurobi'])} times faster than Gurobi and "
+        f"{g(times['HiGHS'])} times faster than HiGHS, with no larger error on the five "
+        f"instances that all were given. The case of [Pensia et al. (2020)](bibliography.md#pensia), "
+        f"{published['what']}, took {published['published_seconds']:,} s on "
+        f"{published['published_cores']} cores and takes {published['seconds']:.1f} s here; "
+        f"a million instances at n = {million['n']} peak at {million['peak_gib']:.1f} GiB."
+    )
+    return f"{table(('n', *(label for _, label in solvers)), rows)}\n\n{wrapped(note)}"
+
+
+def sweeps() -> str:
+    """Times of sweeps against loops, memory, kills."""
+    result, kill = read("sweep"), read("kill")
+    medians, trials = result["medians"], result["pairs"][0]["trials"]
+    scale = {row["trials"]: row for row in result["scale"]}
+    most = max(row["peak_mib"] for row in scale.values())
+    same = [pair["trials_with_equal_masks"] for pair in result["pairs"]]
+    return wrapped(
+        f"`python -m experiments.benchmarks.sweep pair`: {trials:,} trials of figure 4 (100 seeds, 12 "
+        f"widths) through a sweep with a device per core against a loop of single jitted trials that "
+        f"compiles once per width: {medians['ratio_with_compilation']:.1f} times faster with compilation "
+        f"({medians['batched']['total']:.1f} s against {medians['one_by_one']['total']:.0f} s), "
+        f"{medians['ratio_without']:.1f} times without ({medians['batched']['run']:.2f} s against "
+        f"{medians['one_by_one']['run']:.1f} s); medians of {len(result['pairs'])} pairs. Masks of "
+        f"{min(same)} of {trials:,} trials were equal between both: the loop compiles other programs, "
+        f"and a sweep promises equal bits between its own devices, chunks and processes only. 100,000 "
+        f"trials saved to disk take {scale[100_000]['seconds']:.0f} s; the largest peak of all sizes is "
+        f"{most:.0f} MiB. A sweep of {kill['trials']:,} trials killed {kill['kills']} times, "
+        f"{kill['kills_in_a_save']} of them in the middle of a save, ended with the results and masks "
+        f"of an undisturbed one, bit for bit (`experiments/benchmarks/kill.py`)."
+    )
