@@ -1,15 +1,12 @@
-"""Generated blocks of pages: files, replacement, and formats of numbers."""
+"""Committed results, and the formats of numbers, tables and paragraphs in generated blocks."""
 
 import functools
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @functools.cache
@@ -20,22 +17,6 @@ def read(name: str) -> Any:
         if path.exists():
             return json.loads(path.read_text())
     raise FileNotFoundError(name)
-
-
-def rendered(page: Path) -> str:
-    """Return the text of a page with all of its blocks generated anew."""
-    from experiments.pages import guarantees, law, results
-
-    def block(match: re.Match[str]) -> str:
-        name = match[2]
-        functions: list[Callable[[], str]] = [
-            vars(module)[name] for module in (law, results, guarantees) if name in vars(module)
-        ]
-        if len(functions) != 1:
-            raise ValueError(f"{page.name}: {len(functions)} functions write the block {name}")
-        return f"{match[1]}{functions[0]().strip()}\n{match[3]}"
-
-    return BLOCK.sub(block, page.read_text())
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
