@@ -24,7 +24,7 @@ CALLED = {
     "construction": ("prune_attention", "solve_attention", "apply_masks", "guaranteed_error"),
     "attention": ("apply", "merge", "from_torch", "from_flax"),
     "edge_popup": ("fit",),
-    "hide": ("solve", "make_spec"),
+    "hide": ("solve", "make_recipe"),
     "models": ("generate",),
     "subset_sum": ("solve",),
     "sweep": ("run", "load"),

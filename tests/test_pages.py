@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pages import rendering
+from experiments.pages import render
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,20 +36,20 @@ def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path, monkeypatc
 def test_numbers_on_pages_are_the_committed_results():
     """`python -m experiments.pages` would change no page."""
     written = 0
-    for page in rendering.PAGES:
+    for page in render.PAGES:
         text = page.read_text()
-        assert rendering.rendered(page) == text, f"{page.name}: run python -m experiments.pages"
-        written += len(rendering.BLOCK.findall(text))
+        assert render.rendered(page) == text, f"{page.name}: run python -m experiments.pages"
+        written += len(render.BLOCK.findall(text))
     assert written > 15
 
 
 def test_a_number_that_differs_from_its_file_is_seen(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- begin law_check -->\nmeets epsilon at 11 of 12\n<!-- end -->\n")
-    assert "at 12 of 12" in rendering.rendered(page) and "11 of 12" not in rendering.rendered(page)
+    assert "at 12 of 12" in render.rendered(page) and "11 of 12" not in render.rendered(page)
     page.write_text("<!-- begin no_such_block -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="0 functions write the block no_such_block"):
-        rendering.rendered(page)
+        render.rendered(page)
 
 
 def anchors(page):

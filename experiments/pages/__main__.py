@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from experiments.pages import rendering
+from experiments.pages import render
+from experiments.pages.blocks import ROOT
 
 
 def main() -> int:
@@ -11,11 +12,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.pages", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if pages differ")
     options = parser.parse_args()
-    differing = [page for page in rendering.PAGES if rendering.rendered(page) != page.read_text()]
+    differing = [page for page in render.PAGES if render.rendered(page) != page.read_text()]
     for page in differing:
-        print(page.relative_to(rendering.ROOT))
+        print(page.relative_to(ROOT))
         if not options.check:
-            page.write_text(rendering.rendered(page))
+            page.write_text(render.rendered(page))
     return 1 if options.check and differing else 0
 
 

@@ -1,4 +1,4 @@
-"""Committed results, and the formats of numbers on the pages."""
+"""Committed results, and the formats of numbers, tables and paragraphs in generated blocks."""
 
 import functools
 import json

@@ -154,18 +154,18 @@ def trained_target() -> str:
                 rows.append(
                     (
                         name, part.replace("+relu", " and ReLU layers"), row["units"],
-                        f"{row['accuracy']:.4f}", g(row["mean"]), "yes" if row["vacuous"] else "no",
+                        f"{row['accuracy']:.4f}", g(row["mean"]), g(row["bound"]), g(row["bound_on"]) if "bound_on" in row else "",
                     )
                 )  # fmt: skip
     names = (
         "rule", "pruned", "units per input", "accuracy", "largest error of a row",
-        "bound for all inputs is vacuous",
+        "bound, all inputs", "bound, these inputs",
     )  # fmt: skip
     best = min(fitted["rows"], key=lambda row: row["relative_on"])
     last = max((r for r in fitted["rows"] if r["part"] == "attention"), key=lambda r: r["units"])
     note = (
         f"Tokens have norm {proof['target']['alpha']:.1f} and the merged value-output matrices norm "
-        f"{proof['target']['w_vo_norm']:.1f}. With `fitted` at {last['units']} units the largest error "
+        f"{proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above the errors. With `fitted` at {last['units']} units the largest error "
         f"of an output row is {g(last['mean'])} (attention alone). No answer is certain at any width: "
         f"the guarantee contains round-off of float32 in the worst case, which grows with the width. "
         f"The bound for the given inputs is least at {best['units']} units, {best['relative_on']:.2f} "

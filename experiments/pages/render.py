@@ -1,0 +1,30 @@
+"""Replacement of the generated blocks of pages."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.pages import guarantees, law, results
+from experiments.pages.blocks import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rendered(page: Path) -> str:
+    """Return the text of a page with all of its blocks generated anew.
+
+    Raises:
+      ValueError: no function, or more than one, has the name of a block.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        name = match[2]
+        functions: list[Callable[[], str]] = [
+            vars(module)[name] for module in (law, results, guarantees) if name in vars(module)
+        ]
+        if len(functions) != 1:
+            raise ValueError(f"{page.name}: {len(functions)} functions write the block {name}")
+        return f"{match[1]}{functions[0]().strip()}\n{match[3]}"
+
+    return BLOCK.sub(block, page.read_text())
