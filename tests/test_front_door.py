@@ -96,7 +96,7 @@ def test_show_verify_and_export(path, tmp_path, capsys):
         "n_k        4",
         "w_o",
         "1 x 2 x 4",
-        "error      0.25",
+        "error  0.25",
         "28, one",
     ):
         assert words in out

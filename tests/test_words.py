@@ -31,7 +31,8 @@ CLEAN = [
     "docs/guarantee.md", "docs/law.md", "docs/results.md", "docs/theory.md",
     "slth_jax/initializers.py", "slth_jax/models/weights", "slth_jax/storage",
     "slth_jax/subset_sum", "slth_jax/supermask.py", "slth_jax/sweep", "slth_jax/theory.py",
-    "docs/sweeps.md", "tests/cells.py", "tests/conftest.py", "tests/test_structure.py", "tests/test_words.py",
+    "docs/sweeps.md", "tests/cells.py", "tests/conftest.py", "tests/test_structure.py",
+    "tests/test_words.py",
 ]  # fmt: skip
 
 MOST_PARAMETERS = 10

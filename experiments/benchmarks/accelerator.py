@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = checked + measured
     result = {"preset": name, **machine.report(), "tolerance": TOLERANCE, "rows": rows, **numbers}
     storage.write_json(out / "accelerator.json", result)
-    heading = f"{result['device']}, {result['date']}, jax {result['jax']}\n\n"
+    heading = f"{result['device']}, {result['date']}, jax {result['versions']['jax']}\n\n"
     storage.write_bytes(out / "accelerator.md", (heading + table(rows)).encode())
     print(heading + table(rows))
     print(f"written to {out}/accelerator.json, .md")

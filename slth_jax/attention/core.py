@@ -271,7 +271,8 @@ def _rows(
 
 def _key_root(params: Projections) -> Float[Array, ""]:
     """Return ``sqrt(k)`` in the dtype of the parameters."""
-    return jnp.sqrt(jnp.asarray(params.key_width, params.w_q.dtype))
+    dtype = jax.dtypes.canonicalize_dtype(params.w_q.dtype)
+    return jnp.sqrt(jnp.asarray(params.key_width, dtype))
 
 
 def _cast(tree, dtype):

@@ -69,6 +69,7 @@ def fit(
     Examples:
       Which half of a random matrix another map keeps, learned from the outputs of that map:
 
+      >>> from slth_jax import supermask
       >>> w = jax.random.normal(jax.random.key(1), (16, 4))
       >>> hidden = supermask.from_scores(jax.random.normal(jax.random.key(2), w.shape), 0.5)
       >>> from slth_jax.edge_popup.schedule import Schedule

@@ -26,7 +26,7 @@ Control = Bool[Array, ""] | None
 
 
 class Trainable(NamedTuple):
-    """The arrays that the optimiser moves: scores by the name of their array, and parameters that learn.
+    """The arrays that the optimiser moves: scores by their array's name, and parameters that learn.
 
     With no scores and all parameters `learned` this is ordinary training.
     """
@@ -162,7 +162,10 @@ def masked(state: State, mask: Masks, control: Control = None) -> dict[str, Shap
 def unmasked(
     weights: Named, trainable: Trainable, control: Control
 ) -> dict[str, Shaped[Array, "..."]]:
-    """Return all parameters without masks; parameters that only controls train are the source's in other runs."""
+    """Return all parameters without masks.
+
+    Parameters that only controls train are the source's in other runs.
+    """
     params = {**weights, **trainable.learned}
     if control is not None:
         for name in weights.keys() & trainable.learned.keys():

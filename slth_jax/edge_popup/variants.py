@@ -56,8 +56,8 @@ class Variant:
     """A form of edge-popup.
 
     Attributes:
-      masks: ``masks(key, scores, weights, keep) -> booleans``. Scores and weights are one array each,
-        or dictionaries of all arrays if `scope` is 'global'. `key` is another one at every
+      masks: ``masks(key, scores, weights, keep) -> booleans``. Scores and weights are an array
+        each, or dictionaries of all arrays if `scope` is 'global'. `key` is another one at every
         step, for masks that are sampled.
       through: ``through(scores, mask) -> mask in the dtype of scores``, the factor of the weights
         in the forward pass. Its derivative with respect to the scores is how gradients pass.

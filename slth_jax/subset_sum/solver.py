@@ -71,7 +71,7 @@ def solve(
         (where they are known: not under a transformation), dtypes other than the two.
 
     Examples:
-      >>> solution = solve([[0.5, -0.2, 0.125, 0.75]], [0.6])
+      >>> solution = solve(jnp.array([[0.5, -0.2, 0.125, 0.75]]), jnp.array([0.6]))
       >>> solution.mask.tolist()
       [[True, False, True, False]]
       >>> print(f"{solution.total[0]:.3f}, {solution.error[0]:.3f} away")

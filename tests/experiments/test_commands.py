@@ -128,7 +128,7 @@ def test_rows_are_averaged_by_setting():
     )
     assert four == {
         "width": 4, "mean": 2.0, "std": pytest.approx(2**0.5), "median": 2.0, "count": 2,
-        "hits": 3, "bound": 9.0,
+        "low": pytest.approx(1.2), "high": pytest.approx(2.8), "hits": 3, "bound": 9.0,
     }  # fmt: skip
     assert eight["not_finite"] == 1 and eight["count"] == 1 and "bound" not in eight
 

@@ -83,7 +83,7 @@ def test_bad_input_is_one_line(models_on_disk, tmp_path, run):
     np.save(tmp_path / "far.npy", tokens + 1)
     np.save(tmp_path / "flat.npy", tokens[0])
     (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "t5"}')
     (tmp_path / "cut.bin").write_bytes(b"\0" * 40)
     (tmp_path / "half").mkdir()
     for name in ("config.json", "model.safetensors"):

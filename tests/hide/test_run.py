@@ -192,7 +192,7 @@ def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
         with refusals(words):
             hide.make_spec(reader, **options)
     with pytest.raises(
-        ValueError, match="construction must be one of proof, reach, shift, fitted or"
+        ValueError, match="construction must be one of proof, reach, shift, fitted, band or"
     ):
         rules.parse("shift:4")
 

@@ -129,7 +129,7 @@ def test_a_row_of_a_sweep_becomes_a_ticket(tmp_path):
         width, padded = hparams["width"], hparams["width_max"]
         source = initializers.theory_attention(key, **SHAPE, n_k=width, n_v=width, padded=padded)
         masks = jax.tree.map(lambda w: w > 0, source)
-        return {"error": jnp.sum(source.w_q)}, {**masks._asdict(), "other": jnp.ones(3)}
+        return {"error": jnp.sum(source.w_q)}, {**vars(masks), "other": jnp.ones(3)}
 
     results = sweep.run(trial, seeds=[4, 8], grid={"width": [3, 5]}, padded=["width"])
     for index, row in enumerate(results.rows):

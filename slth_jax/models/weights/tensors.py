@@ -20,7 +20,7 @@ class Tensor(NamedTuple):
     """An array of a file: its shape, its dtype, and a function that reads it as float32."""
 
     shape: tuple[int, ...]
-    dtype: str  # one of `DTYPES` if it is floating-point and supported
+    dtype: str  # a key of `DTYPES` if it is floating-point and supported
     read: Callable[[], np.ndarray]
 
 

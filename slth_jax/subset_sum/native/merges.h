@@ -29,14 +29,14 @@ template <int N> INLINE void stages(I *list, long length)
     }
 }
 
-/* Make 1 to STAGES stages, so that a multiple of STAGES is left; return the number of parts. */
+/* Make 1 to 4 stages, so that a multiple of 4 is left; return the number of sorted parts. */
 INLINE long first_stages(I *list, long length)
 {
-    switch (__builtin_ctzl(length) % STAGES) {
+    switch (__builtin_ctzl(length) % 4) {
     case 1: stages<2>(list, length); return 2;
     case 2: stages<4>(list, length); return 4;
     case 3: stages<8>(list, length); return 8;
-    default: stages<R>(list, length); return R;
+    default: stages<16>(list, length); return 16;
     }
 }
 

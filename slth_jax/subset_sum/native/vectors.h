@@ -11,15 +11,9 @@ constexpr int W = 8;
 #else
 constexpr int W = 4;
 #endif
-/* A pass over a list makes up to STAGES merge stages, on R vectors at a time: as many as there are
- * registers for (32 with AVX-512 and on ARM, 16 before). */
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int STAGES = 4;
-#else
-constexpr int STAGES = 3;
-#endif
-constexpr int R = 1 << STAGES;
-/* Fewer numbers than LEAST are padded with zeros, since lists have at least R rows. */
+/* A pass over a list makes up to four merge stages, on R vectors at a time. */
+constexpr int R = 16;
+/* Numbers per half below which the list is shorter than R; zeros are appended then. */
 constexpr int LEAST = 8;
 
 typedef int32_t I __attribute__((vector_size(4 * W)));
