@@ -94,7 +94,7 @@ def test_bad_input_is_one_line(models_on_disk, tmp_path, run):
         (tmp_path / "none.bin", (), "No such file"),
         (tmp_path / "cut.bin", (), "no llama2.c model"),
         (tmp_path / "half", (), "damaged"),
-        (tmp_path / "bert", (), "model_type must be one of 'gpt2', 'llama'"),
+        (tmp_path / "bert", (), "model_type must be one of 'bert', 'gpt2', 'llama'"),
         (path, ("--inputs", tmp_path / "far.npy"), "tokens must be in [0, 22]"),
         (path, ("--inputs", tmp_path / "flat.npy"), "integers [batch, length]"),
         (path, ("--inputs", tmp_path / "no.npy"), "cannot read"),
