@@ -98,7 +98,7 @@ def test_bad_input_is_one_line(models_on_disk, tmp_path, run):
         (path, ("--inputs", tmp_path / "far.npy"), "tokens must be in [0, 22]"),
         (path, ("--inputs", tmp_path / "flat.npy"), "integers [batch, length]"),
         (path, ("--inputs", tmp_path / "no.npy"), "cannot read"),
-        (path, ("--prompt", "a"), "--tokenizer must be given"),
+        (path, ("--prompt", "a"), "--prompt must be token numbers"),
         (path, ("--samples", 1), "samples must be"),
         (path, ("--keep", "everything"), "keep must be one of"),
         (path, ("--construction", "shift:x"), "construction must be one of"),
