@@ -36,10 +36,13 @@ def traits(reader: Reader) -> dict[str, bool]:
 
 
 def check(reader: Reader) -> None:
-    """Refuse a model that this construction does not cover."""
+    """Refuse a model that this construction does not cover, or with entries that are not finite."""
     s = reader.settings
+    if s.post_norm or s.states:
+        raise checks.fail("model", "a pre-norm decoder", "an encoder with norms behind the sums")
     if s.positions == "rotary" and s.rotary_repeat != 1:
         raise checks.fail("model", "one with each rotary frequency once", s.rotary_repeat)
+    reader.check_entries()
 
 
 class Targets:
