@@ -80,7 +80,7 @@ class Report(NamedTuple):
       flops: operations of matrix products, loops counted as often as they run.
       collectives: how many there are in the program, by kind; those of single numbers, by which
         devices agree to go on with a loop, are counted as 'scalar'.
-      callbacks: how many calls of the host there are.
+      callbacks: number of calls of the host.
       seconds: a lower bound of the time of a call: the products at the chip's peak, or one pass
         over arguments and results at its bandwidth. Elementwise operations are not counted.
       compile_seconds: the time that compiling took on this machine.

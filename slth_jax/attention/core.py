@@ -174,7 +174,7 @@ def error(
       ticket: source weights times masks (`construction.apply_masks`).
       target: the attention layer to approximate; h, k and v may differ from the ticket's.
       x: one sequence `[t, m]`, or sequences `[s, t, m]`, one after another if they are long.
-      attn_mask, queries: as in `apply`.
+      attn_mask, queries: the arguments of `apply` with these names.
 
     Returns:
       A scalar for one sequence, `[s]` for several.

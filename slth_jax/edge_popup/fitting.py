@@ -52,9 +52,9 @@ def fit(
         arrays' names or by the beginnings of their names ('conv' for 'conv.kernel'); or several.
       seeds: number of runs of each setting; run i has ``jax.random.fold_in(key, i)``. None for a
         single run, with `key` itself.
-      controls: of 'dense' (all weights train) and 'random' (the same under random masks that keep
-        as many); they train everything that is of floating point.
-      masking: what is masked and how.
+      controls: runs beside edge-popup's: 'dense' trains all floating-point arrays, 'random' trains
+        them under random masks that keep as many connections.
+      masking: which arrays are masked, and the form of edge-popup.
       out: a folder for checkpoints; a fit that was stopped goes on there, to the same bits.
 
     Returns:

@@ -28,7 +28,7 @@ def of_function(function: Callable[..., Any], *args: PyTree) -> str:
     """Return the SHA-256 of the program that JAX traces, and of the arrays that it holds.
 
     Args:
-      function: of arrays; its result depends on nothing else.
+      function: a function of arrays whose result depends on nothing else.
       args: arrays or their shapes.
     """
     traced = jax.make_jaxpr(function)(*args)

@@ -61,7 +61,7 @@ class Program:
 
     Args:
       task: what the runs share.
-      runs: how many.
+      runs: the number of runs.
       keep: the fraction of all runs as Python numbers, compiled in and exact; None if runs differ
         in it, then it is traced and read in millionths.
       shared: all runs see the same batches `[step, row, ...]`; else `[run, step, row, ...]`.

@@ -17,7 +17,7 @@ class Schedule:
       steps: optimiser steps, warm-up included.
       warmup: steps of the linear warm-up from 0.
       final: last learning rate as a fraction of the highest; 0.1 in the paper.
-      weight_decay: of AdamW, acting on the scores. The paper states none; PyTorch's default.
+      weight_decay: AdamW's decay of the scores. The paper states none; this is PyTorch's default.
       b1, b2: decay rates of the two moments.
     """
 

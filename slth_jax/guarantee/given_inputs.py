@@ -62,7 +62,7 @@ def guaranteed_error_on(
     if they may be active. Errors of earlier blocks enter by norms at the target's rows.
 
     Args:
-      source, masks, target: as in `guaranteed_error`.
+      source, masks, target: the arguments of `guaranteed_error` with these names.
       inputs: sequences `[s, t, m]`, or one sequence `[t, m]`.
       attn_mask: booleans `[t, t]`, True = may attend, as in `attention.apply`; None for all.
       dtype: as in `guaranteed_error`.
