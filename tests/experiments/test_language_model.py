@@ -95,7 +95,7 @@ def test_a_run_is_a_ticket_of_its_key_and_loads_as_a_published_model(tmp_path):
 
 
 def test_loss_recomputed_blocks_and_bfloat16():
-    params = MODEL.init(key(), 2.0)
+    params = MODEL.init(key(), 1.0)
     params = {name: 5 * value if value.ndim > 1 else value for name, value in params.items()}
     tokens = jax.random.randint(key(7), (3, 19), 0, 61)
     logits = np.asarray(models.apply(params, tokens[:, :-1], SETTINGS), np.float64)
@@ -107,5 +107,5 @@ def test_loss_recomputed_blocks_and_bfloat16():
     chex.assert_trees_all_close(gradient, again, rtol=1e-4, atol=1e-6)
     low = models.apply(params, tokens[:, :-1], SETTINGS, dtype=jnp.bfloat16)
     assert low.dtype == jnp.float32
-    # bfloat16 has 8 bits of mantissa; these small logits are off by 5 % of their sd.
-    assert float(jnp.sqrt(jnp.mean((low - logits) ** 2))) < 0.08 * logits.std()
+    # bfloat16 has 8 bits of mantissa. Larger query and key weights amplify its round-off.
+    assert float(jnp.sqrt(jnp.mean((low - logits) ** 2))) < 0.03 * logits.std()
