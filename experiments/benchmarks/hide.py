@@ -22,12 +22,15 @@ PROMPTS = (
     "There was a big tree", "Ben had a red ball", "The sun was hot", "A little boy named Tim",
 )  # fmt: skip
 SETTINGS = (
-    ("proof", "linear"),
-    ("reach", "linear"),
-    ("shift", "linear"),
-    ("shift", "relu"),
+    ("proof", "linear", "merged", "twice"),
+    ("reach", "linear", "merged", "twice"),
+    ("shift", "linear", "merged", "twice"),
+    ("shift", "relu", "merged", "twice"),
+    ("shift", "linear", "factored", "once"),
 )
-"""Rules and forms that are compared."""
+"""Rules, forms of products, of attention and of tied embeddings; the last are the defaults."""
+
+NAMES = ("rule", "form", "attention", "tied")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = out / "hide.json"
     rows: list[dict[str, Any]] = storage.read_json(path)["rows"] if path.exists() else []
     for samples in map(int, options.samples.split(",")):
-        for rule, form in SETTINGS:
-            if any((r["samples"], r["rule"], r["form"]) == (samples, rule, form) for r in rows):
+        for setting in SETTINGS:
+            if any(row["samples"] == samples and _setting(row) == setting for row in rows):
                 continue
-            rows.append(_measure(reader, target, texts, samples, rule, form, options.seed, out))
-            print({name: rows[-1][name] for name in _TOLD}, flush=True)
+            rows.append(_measure(reader, target, texts, samples, setting, options.seed, out))
+            print({name: rows[-1][name] for name in _SHOWN}, flush=True)
             storage.write_json(path, {**report(), "prompts": PROMPTS, "rows": rows})
     with open(out / "hide.csv", "w", newline="") as opened:
         writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
@@ -67,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_TOLD = ("samples", "rule", "form", "seconds", "equal_texts", "top1_agreement",
-         "rms_logit_difference")  # fmt: skip
+_SHOWN = ("samples", *NAMES, "seconds", "equal_texts", "top1_agreement", "rms_logit_difference")
+
+
+def _setting(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in NAMES)
 
 
 def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int]]]:
@@ -85,16 +91,20 @@ def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int
 
 
 def _measure(
-    reader: Any, target: Any, texts: Any, samples: int, rule: str, form: str, seed: int, out: Path
-) -> dict[str, Any]:
+    reader: Any, target: Any, texts: Any, samples: int, setting: tuple[str, ...], seed: int,
+    out: Path,
+) -> dict[str, Any]:  # fmt: skip
     import numpy as np
 
+    from experiments.machine import report
     from slth_jax import hide
 
     start = time.perf_counter()
+    options: dict[str, Any] = dict(zip(NAMES, setting, strict=True))
+    rule = options.pop("rule")
     construction = None if rule == "shift" else rule
-    spec = hide.make_spec(reader, samples=samples, construction=construction, form=form)
-    folder = out / "tickets" / f"{rule}-{form}-{samples}-seed{seed}"
+    spec = hide.make_spec(reader, samples=samples, construction=construction, **options)
+    folder = out / "tickets" / f"{'-'.join(setting)}-{samples}-seed{seed}"
     path = hide.solve(reader, spec, folder, seed=seed)
     seconds = time.perf_counter() - start
     hide.clean(folder)
@@ -121,9 +131,9 @@ def _measure(
     metadata = hide.opened(path).ticket.metadata
     return {
         "samples": samples,
-        "rule": rule,
-        "form": form,
+        **dict(zip(NAMES, setting, strict=True)),
         "seed": seed,
+        "date": report()["date"],
         "num_sums": metadata["num_sums"],
         "random_weights": metadata["random_weights"],
         "out_of_reach": sum(part["out_of_reach"] for part in metadata["parts"].values()),
@@ -151,14 +161,16 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = plots.two(9.0, 3.6)
     colors = dict(zip(("reach", "shift", "proof"), plots.COLORS, strict=False))
-    for rule, form in SETTINGS:
+    for setting in SETTINGS:
+        rule, form, attention, _ = setting
         points = sorted(
-            (r for r in rows if (r["rule"], r["form"]) == (rule, form)), key=lambda r: r["samples"]
+            (row for row in rows if _setting(row) == setting), key=lambda row: row["samples"]
         )
         if not points:
             continue
         style = "o-" if form == "linear" else "s--"
-        label = f"{rule}, {form} form"
+        style = "^:" if attention == "factored" else style
+        label = f"{rule}, {form} form, attention {attention}"
         samples = [row["samples"] for row in points]
         error = [row["rms_logit_difference"] / row["logit_sd"] for row in points]
         left.plot(samples, error, style, color=colors[rule], label=label)

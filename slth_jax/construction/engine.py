@@ -176,7 +176,12 @@ def solve_rows(
       target: the rows to approximate.
       assignment: ``rule.assignment(right, width)``.
       rule: the rule that assigned.
+
+    Raises:
+      ValueError: rows of the rule are shortest paths, not subset sums.
     """
+    if rule.band is not None:
+        raise checks.fail("construction", "a rule of subset sums", repr(rule.name))
     n, r = right.shape
     chex.assert_shape([left, target], [(None, n), (left.shape[0], r)])
     chex.assert_axis_dimension(assignment.units, 0, r)

@@ -99,7 +99,8 @@ def make_spec(
     rule = rules.for_samples(samples) if construction is None else rules.get(construction)
     if rule.needs_target or rule.band is not None:
         # The ticket of a whole model contains the masks of free factors alone, of subset sums.
-        raise checks.fail("construction", "a rule that assigns without the target", rule.name)
+        allowed = "a rule of subset sums that assigns without the target"
+        raise checks.fail("construction", allowed, rule.name)
     checks.choice("tied", tied, ("once", "twice"))
     kept = tuple(sorted(set(keep)))
     shared = tied == "once" and can_share(reader.settings, form, kept)
