@@ -186,7 +186,7 @@ def test_another_run_and_a_bad_one_are_refused(llama, tmp_path, monkeypatch):
         ),
         (
             {"construction": "fitted"},
-            "construction must be a rule of subset sums that assigns without the target, got fitted",
+            "a rule of subset sums that assigns without the target, got fitted",
         ),
     ):
         with refusals(words):
