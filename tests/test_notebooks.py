@@ -25,7 +25,7 @@ CHANGES = {
     "a_random_network_tells_a_story": {"SAMPLES = 12 if QUICK else 20": "SAMPLES = 8"},
     "a_ticket_for_your_pytorch_attention": {"UNITS = 16 if QUICK else 24": "UNITS = 12"},
     "strong_tickets_in_ten_minutes": {"WIDTH = 160": "WIDTH = 24"},
-    "train_a_supermask": {'"keep": 0.5': '"keep": 0.2'},
+    "train_a_supermask": {"KEEP = 0.5": "KEEP = 0.2"},
 }
 
 
