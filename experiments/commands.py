@@ -89,7 +89,9 @@ def describe(name: str) -> Iterator[str]:
     for experiment in names:
         presets = registry.load(experiment).PRESETS
         yield f"\n{experiment}: {registry.EXPERIMENTS[experiment].shows}"
-        yield f"presets: {', '.join(presets)}"
+        yield "presets (on two CPU cores):"
+        notes = registry.EXPERIMENTS[experiment].presets
+        yield from (f"  {preset:<8} {notes[preset]}" for preset in presets)
         yield "options, with the values of the preset quick (--set OPTION=VALUE):"
         yield from of.describe(presets["quick"])
 

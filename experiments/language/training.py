@@ -66,6 +66,8 @@ def train(
         evaluate_first=True,
         best_params=False,  # nobody asks for them; of a dense model they are all of it
         out=folder,
+        # Rates are in the optimiser's state, so those of a checkpoint would win without a word.
+        config={"runs": storage.plain([run._asdict() for run in runs])},
         progress=report,
     )
     write(log)

@@ -20,7 +20,7 @@ def test_it_leaves_one_file_and_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(accelerator.PRESETS, "quick", tiny)
     assert accelerator.main(["--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "accelerator.json").read_text())
-    assert told["preset"] == "quick" and {"device", "date", "jax"} <= told.keys()
+    assert told["preset"] == "quick" and {"device", "date", "versions"} <= told.keys()
     assert told["bandwidth"]["n"] == 8 and told["bandwidth"]["of_limit"] > 0
     assert [step["step"] for step in told["steps"]] == ["masked", "dense"]
     assert all(step["tokens_per_second"] > 0 for step in told["steps"])
