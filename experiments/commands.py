@@ -1,7 +1,6 @@
 """The actions of the command line: list, describe, estimate and run experiments."""
 
 import argparse
-import datetime
 import os
 import socket
 import time
@@ -80,7 +79,7 @@ def _report(folders: Sequence[str], page: str | None) -> None:
     registry.require("report", ("jinja2",))
     from experiments import report
 
-    print(report.write(folders, page or os.path.join(folders[0], PAGE)))
+    print(report.write(folders, page or PAGE))
 
 
 def describe(name: str) -> Iterator[str]:
@@ -89,7 +88,7 @@ def describe(name: str) -> Iterator[str]:
     for experiment in names:
         presets = registry.load(experiment).PRESETS
         yield f"\n{experiment}: {registry.EXPERIMENTS[experiment].shows}"
-        yield "presets (on two CPU cores):"
+        yield "presets (--preset NAME; times on two CPU cores):"
         notes = registry.EXPERIMENTS[experiment].presets
         yield from (f"  {preset:<8} {notes[preset]}" for preset in presets)
         yield "options, with the values of the preset quick (--set OPTION=VALUE):"
@@ -157,9 +156,7 @@ def _run(
                 "figures": out.captions,
                 "seconds": round(time.perf_counter() - started, 3),
                 "peak_memory_gib": round(peak_bytes() / 2**30, 3),
-                "date": datetime.date.today().isoformat(),
-                "versions": machine.versions(),
-                "device": machine.device(),
+                **machine.report(),
             }
             out.write_summary(summary)
         if first:

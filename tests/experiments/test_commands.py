@@ -53,7 +53,7 @@ def test_names_help_and_estimates_need_no_extra(tmp_path):
     names, *helped, estimated = done.stdout.split("status 0\n")[:-1]
     assert [line.split()[0] for line in names.splitlines()] == list(registry.EXPERIMENTS)
     for name, printed in zip(registry.EXPERIMENTS, helped, strict=True):
-        assert f"\n{name}: " in printed and "presets: quick" in printed
+        assert f"\n{name}: " in printed and "presets (--preset NAME" in printed
     assert "on this machine" in estimated
 
 
