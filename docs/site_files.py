@@ -18,13 +18,13 @@ SHOWN = (
     "experiments/notebooks/*.ipynb",
 )
 # Modules that users do not call.
-LEFT_OUT = {"__main__", "cli", "checks", "distributed", "hosts", "machines", "placement"}
+LEFT_OUT = {"__main__", "cli", "checks", "distributed", "machines", "placement"}
 # API pages begin with the functions that a user calls first.
 CALLED = {
     "construction": ("prune_attention", "solve_attention", "apply_masks", "guaranteed_error"),
     "attention": ("apply", "merge", "from_torch", "from_flax"),
     "edge_popup": ("fit",),
-    "hide": ("solve", "make_recipe"),
+    "hide": ("solve", "make_spec"),
     "models": ("generate",),
     "subset_sum": ("solve",),
     "sweep": ("run", "load"),

@@ -15,7 +15,8 @@ from slth_jax.subset_sum.batch import solve_batch
 MAX_SAMPLES = 4096
 # At most MAX_EXACT samples are enumerated. Of longer lists PART are enumerated and the others
 # settled greedily.
-MAX_EXACT, PART = 30, 24
+MAX_EXACT = 30
+PART = 24
 
 
 class Solution(NamedTuple):
