@@ -51,7 +51,7 @@ CHIPS = {
     "h100": Chip("cuda", "", 79 * 2**30, 989e12, 3352e9),
 }
 
-# What XLA wants to know of a GPU in place of asking it.
+# The facts about a GPU that XLA reads from a device if there is one.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -78,7 +78,7 @@ class Report(NamedTuple):
       arguments, temporary, results: bytes. Results that take an argument's memory count once.
       capacity: bytes of memory that a chip has.
       flops: operations of matrix products, loops counted as often as they run.
-      collectives: how many there are in the program, by kind; those of single numbers, by which
+      collectives: their number in the program, by kind; collectives of single numbers, by which
         devices agree to go on with a loop, are counted as 'scalar'.
       callbacks: number of calls of the host.
       seconds: a lower bound of the time of a call: the products at the chip's peak, or one pass
@@ -134,7 +134,7 @@ def devices_of(on: str) -> tuple[Chip, list[Any]]:
     """Return the chip and the devices of a topology such as 'v5e:4x4' or 'h100:8'.
 
     Raises:
-      ValueError: another chip, a topology that the compiler does not know, or no such compiler.
+      ValueError: another chip, a topology that the compiler does not have, or no such compiler.
     """
     name, _, shape = on.partition(":")
     chip = CHIPS[checks.choice("on", name, tuple(CHIPS))]
@@ -148,7 +148,7 @@ def devices_of(on: str) -> tuple[Chip, list[Any]]:
                 ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0"),
             ):  # fmt: skip
                 os.environ.setdefault(variable, value)
-            # A host has four chips unless it is told otherwise.
+            # A host has four chips unless the bounds say otherwise.
             single = {"chips_per_host_bounds": [1, 1, 1]} if set(shape) <= set("1x") else {}
             described = topologies.get_topology_desc(on, platform="tpu", **single)
             return chip, list(described.devices)
@@ -182,7 +182,7 @@ def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
         whose shardings are on these devices.
 
     Returns:
-      A `Report`; see there for what is counted.
+      A `Report`, which lists the quantities.
     """
     chip, devices = devices_of(on)
     with _known_platform(chip.platform):

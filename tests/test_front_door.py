@@ -1,4 +1,4 @@
-"""What a newcomer meets first: the package's names, its help, its command, its distribution."""
+"""The first things that a newcomer meets: names, help, command and distribution of the package."""
 
 import json
 import os
@@ -84,8 +84,8 @@ def path(tmp_path_factory):
 
 def run(capsys, *arguments):
     status = cli.main([str(argument) for argument in arguments])
-    told = capsys.readouterr()
-    return status, told.out, told.err
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
 
 
 def test_show_verify_and_export(path, tmp_path, capsys):

@@ -51,9 +51,9 @@ def adversarial(n, batch, seed=0):
     samples = samples.astype(np.float32)
     low = np.sum(np.minimum(samples, 0), axis=1, dtype=np.float64)
     high = np.sum(np.maximum(samples, 0), axis=1, dtype=np.float64)
-    some = np.sum(samples * (rng.uniform(size=(batch, n)) < 0.5), axis=1, dtype=np.float64)
+    reachable = np.sum(samples * (rng.uniform(size=(batch, n)) < 0.5), axis=1, dtype=np.float64)
     anywhere = rng.uniform(low, np.maximum(high, low))
-    values = [anywhere, some, np.zeros(batch), high, low, 1.5 * high + 1, 1.5 * low - 1]
+    values = [anywhere, reachable, np.zeros(batch), high, low, 1.5 * high + 1, 1.5 * low - 1]
     pick = rng.integers(len(values), size=batch)
     return samples, np.choose(pick, values).astype(np.float32)
 
@@ -110,9 +110,9 @@ assert_same = chex.assert_trees_all_equal
 def test_no_subset_is_closer(n, batch, draw):
     samples, value = draw(n, batch)
     solution = subset_sum.solve(samples, value)
-    found = true_error(samples, value, solution.mask)
-    assert np.all(found <= least_error(samples, value) + tolerance(samples))
-    assert np.all(np.abs(found - solution.error) <= tolerance(samples))
+    measured = true_error(samples, value, solution.mask)
+    assert np.all(measured <= least_error(samples, value) + tolerance(samples))
+    assert np.all(np.abs(measured - solution.error) <= tolerance(samples))
     assert np.all(solution.optimal)
     assert not np.any(solution.mask & (np.abs(samples) < np.finfo(np.float32).tiny))
 
@@ -120,8 +120,8 @@ def test_no_subset_is_closer(n, batch, draw):
 def test_up_to_thirty_samples_are_all_enumerated():
     samples, value = both(29, B // 2)
     solution = subset_sum.solve(samples, value)
-    found = true_error(samples, value, solution.mask)
-    assert np.all(found <= least_error(samples, value) + tolerance(samples))
+    measured = true_error(samples, value, solution.mask)
+    assert np.all(measured <= least_error(samples, value) + tolerance(samples))
     assert np.all(solution.optimal)
 
 
@@ -132,8 +132,8 @@ def test_float64(draw):
         samples *= 1 + 1e-9 * np.arange(11)
         solution = subset_sum.solve(samples, value)
         assert solution.total.dtype == np.float64
-        found = true_error(samples, value, solution.mask)
-    assert np.all(found <= least_error(samples, value) + tolerance(samples, 1e-15))
+        measured = true_error(samples, value, solution.mask)
+    assert np.all(measured <= least_error(samples, value) + tolerance(samples, 1e-15))
     assert np.all(solution.optimal)
 
 
@@ -200,11 +200,11 @@ KINDS = ("products", "positive", "negative", "of one size", "mostly zero")
 def test_many_samples(kind, n):
     samples, value = large(kind, n, 64)
     solution = subset_sum.solve(samples, value)
-    found = true_error(samples, value, solution.mask)
-    assert np.all(found <= greedy_error(samples, value) + tolerance(samples, 1e-7))
-    assert np.all(np.abs(found - solution.error) <= tolerance(samples, 1e-7))
-    close = found <= 4e-7 * np.maximum(np.abs(value), np.max(np.abs(samples), axis=1))
-    # A huge sample opens gaps in what can be reached: rarely, but then nothing helps.
+    measured = true_error(samples, value, solution.mask)
+    assert np.all(measured <= greedy_error(samples, value) + tolerance(samples, 1e-7))
+    assert np.all(np.abs(measured - solution.error) <= tolerance(samples, 1e-7))
+    close = measured <= 4e-7 * np.maximum(np.abs(value), np.max(np.abs(samples), axis=1))
+    # A huge sample opens gaps between reachable sums: rarely, but then nothing helps.
     assert np.mean(close) >= (0.9 if kind == "heavy tails" else 1.0)
 
 
@@ -236,8 +236,8 @@ def test_neither_batch_nor_place_matters():
     shuffled = subset_sum.solve(SAMPLES[order], VALUE[order])
     assert_same(jax.tree.map(lambda x: x[order], together), shuffled)
     alone = [subset_sum.solve(SAMPLES[i], VALUE[i]) for i in range(0, 160, 10)]
-    some = jax.tree.map(lambda x: x[::10], together)
-    assert_same(some, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+    tenth = jax.tree.map(lambda x: x[::10], together)
+    assert_same(tenth, jax.tree.map(lambda *x: jnp.stack(x), *alone))
 
 
 def test_transformations_give_the_same_bits():
@@ -247,8 +247,8 @@ def test_transformations_give_the_same_bits():
         assert_same(together, jax.jit(lambda s, v: subset_sum.solve(s, v))(SAMPLES, VALUE))
     blocks = subset_sum.solve(SAMPLES.reshape(4, 40, 4), VALUE.reshape(4, 40))
     assert_same(jax.tree.map(lambda x: x.reshape(160, *x.shape[2:]), blocks), together)
-    one = jax.vmap(subset_sum.solve, in_axes=(None, 0))(SAMPLES[9], VALUE)
-    assert_same(one, subset_sum.solve(np.tile(SAMPLES[9], (160, 1)), VALUE))
+    mapped = jax.vmap(subset_sum.solve, in_axes=(None, 0))(SAMPLES[9], VALUE)
+    assert_same(mapped, subset_sum.solve(np.tile(SAMPLES[9], (160, 1)), VALUE))
 
 
 def test_a_product_fused_into_the_call_changes_nothing():

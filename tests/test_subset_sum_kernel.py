@@ -1,4 +1,4 @@
-"""The compiled kernel against XLA's program, bit for bit; and what happens without a compiler."""
+"""The compiled kernel against XLA's program, bit for bit; and the fallbacks without a compiler."""
 
 import functools
 import os
@@ -66,7 +66,7 @@ def start(cache, **environment):
 
 
 def finish(process):
-    """Return what the process printed, and its log lines about subset sums."""
+    """Return the output of the process, and its log lines about subset sums."""
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     lines = [x for x in errors.splitlines() if x.startswith("LOG slth_jax.subset_sum")]

@@ -1,14 +1,15 @@
-"""What to run on a GPU or TPU that one has: is it right there, and how fast is it?
+"""Parity and speed of a GPU or TPU: is it right, and how fast is it?
 
     python -m experiments.benchmarks.accelerator --out DIR
 
 *Parity*: the same instances on the accelerator and on the host's CPU; masks must be equal bit for
-bit, outputs within the stated tolerance. *Speed*: subset sums against what the measured memory
-bandwidth would allow, an edge-popup step against the dense step of the same model, tokens a second.
+bit, outputs within the stated tolerance. *Speed*: subset sums against the rate that the measured
+memory bandwidth allows, an edge-popup step against the dense step of the same model, tokens per
+second.
 Leaves `accelerator.json` and `accelerator.md`. On a CPU it compares the CPU with itself, small.
 """
 
-from experiments.benchmarks import edge_popup, subset_sum  # first: they set what JAX reads
+from experiments.benchmarks import edge_popup, subset_sum  # first: they set JAX's variables
 
 # isort: split
 import argparse
@@ -75,24 +76,24 @@ def parity(preset: Preset) -> list[dict[str, Any]]:
 
 def _on_both(compute: Callable[[], Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the arrays that `compute` makes on the first device, and on the host's CPU."""
-    here = jax.tree.leaves(jax.device_get(compute()))
-    # Where the first device is a CPU itself, what is compiled serves twice.
+    on_device = jax.tree.leaves(jax.device_get(compute()))
+    # If the first device is a CPU, the compiled program serves twice.
     cpu = None if jax.default_backend() == "cpu" else jax.local_devices(backend="cpu")[0]
     with jax.default_device(cpu):
-        return here, jax.tree.leaves(jax.device_get(compute()))
+        return on_device, jax.tree.leaves(jax.device_get(compute()))
 
 
 def _equal(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
-    here, there = _on_both(compute)
-    differ = sum(int(np.sum(a != b)) for a, b in zip(here, there, strict=True))
-    size = sum(a.size for a in here)
-    told = f"{differ} of {size} entries differ"
-    return {"what": what, "measured": told, "reference": "none", "passes": differ == 0}
+    on_device, on_cpu = _on_both(compute)
+    differ = sum(int(np.sum(a != b)) for a, b in zip(on_device, on_cpu, strict=True))
+    size = sum(a.size for a in on_device)
+    difference = f"{differ} of {size} entries differ"
+    return {"what": what, "measured": difference, "reference": "none", "passes": differ == 0}
 
 
 def _close(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
-    here, there = _on_both(compute)
-    far = max(float(np.max(np.abs(a - b))) for a, b in zip(here, there, strict=True))
+    on_device, on_cpu = _on_both(compute)
+    far = max(float(np.max(np.abs(a - b))) for a, b in zip(on_device, on_cpu, strict=True))
     return {
         "what": what,
         "measured": f"differ by {far:.2g}",
@@ -126,7 +127,7 @@ def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         {
             "what": "masked step over dense step",
             "measured": f"{dense['ours_over_this']:.3g}",
-            "reference": "1 where masks cost nothing",
+            "reference": "1 if masks cost nothing",
         },
         {
             "what": "tokens a second in training",
@@ -147,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write `accelerator.json` and `accelerator.md`; 1 where parity fails."""
+    """Measure, print, write `accelerator.json` and `accelerator.md`; 1 if parity fails."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.accelerator",
         description=__doc__,

@@ -16,9 +16,9 @@ class Best(NamedTuple):
     Attributes:
       loss, step: infinity and 0 before any evaluation.
       masks: one bit per connection, by name.
-      moving: parts of the state that training moves, by the field's name: what learns, the model's
-        mutable state, weights that are re-drawn, and the weights of controls. Empty if not asked
-        for.
+      moving: parts of the state that training moves, by the field's name: learned arrays, the
+        model's mutable state, weights that are re-drawn, and the weights of controls. Empty if
+        not asked for.
     """
 
     loss: Float32[np.ndarray, " run"]

@@ -62,7 +62,7 @@ def fit(
 
     Raises:
       ValueError: arguments that cannot be used, or a loss or gradient that is not finite; one line.
-      CheckpointError: `out` holds another fit (the line names what differs), is in use, or cannot
+      CheckpointError: `out` holds another fit (the line names the difference), is in use, or cannot
         be written to.
       SystemExit: 143, after SIGTERM, once the step in flight is made and saved in `out`.
 

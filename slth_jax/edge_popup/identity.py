@@ -1,4 +1,4 @@
-"""What a fit's results depend on, as fingerprints: a folder of another fit is refused by name."""
+"""Fingerprints of everything that a fit's results depend on; a folder of another fit is refused."""
 
 import hashlib
 import re

@@ -65,7 +65,7 @@ def train(
       best_params: keep the other arrays that training moves, as they were at the best evaluation.
         False saves their memory.
       out: a folder for checkpoints.
-      config: what the results depend on; a folder of another config is refused.
+      config: everything that the results depend on; a folder of another config is refused.
       progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry.
 
     Raises:
@@ -109,7 +109,7 @@ def _opened(
 
 @dataclasses.dataclass
 class _Training:
-    """A training on its way: the state, the best evaluation, and what was measured."""
+    """A training on its way: the state, the best evaluation, and the measurements."""
 
     runs: Runs
     state: State

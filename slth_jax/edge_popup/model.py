@@ -32,7 +32,7 @@ class Stateful(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """What is masked and how.
+    """Which arrays are masked, and how.
 
     Attributes:
       variant: a form of edge-popup, or its name in `VARIANTS`.

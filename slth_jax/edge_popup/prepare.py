@@ -1,4 +1,4 @@
-"""What `fit` prepares for the loop: the runs of a model, their identity, and their results."""
+"""Preparations of `fit` for the loop: the runs of a model, their identity, and their results."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +87,7 @@ class Prepared:
         )
 
     def config(self, runs: Runs, settings: Sequence[Setting]) -> dict[str, Any]:
-        """Return what the results depend on: numbers, and fingerprints of functions and arrays."""
+        """Return all numbers and fingerprints of functions and arrays that results depend on."""
         training, task = self._training, self._task
         arrays, model = self._sources[0]
         batch = jax.tree.map(lambda x: x[0], runs.batches(0, 1))
@@ -176,7 +176,9 @@ class Prepared:
         scores = self._scores(setting.seed)
         learned = {name: arrays[name] for name in self.parts.learned}
         weights = {name: x for name, x in arrays.items() if name not in learned}
-        if control is not None:  # what only a control trains is twice in every run of the program
+        if (
+            control is not None
+        ):  # arrays that only a control trains are twice in every run of the program
             learned |= {name: arrays[name] for name in self.parts.others}
         if control:
             weights, scores = weights | scores, matrices

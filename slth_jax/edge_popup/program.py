@@ -22,7 +22,7 @@ _STEP = 1 << 23  # folded into a run's key, for the keys of its steps
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all runs of a program share.
+    """The functions and constants that all runs of a program share.
 
     Attributes:
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a model with mutable state
@@ -60,7 +60,7 @@ class Program:
     """Compiled at first use and never again; every leaf of the state has a first axis of runs.
 
     Args:
-      task: what the runs share.
+      task: the functions and constants that the runs share.
       runs: the number of runs.
       keep: the fraction of all runs as Python numbers, compiled in and exact; None if runs differ
         in it, then it is traced and read in millionths.
@@ -69,7 +69,7 @@ class Program:
       shapes: with `mesh`, the shapes of the state of all runs.
 
     Attributes:
-      shapes: of the state of all runs with their places on the mesh; None without a mesh.
+      shapes: shapes and shardings of the state of all runs; None without a mesh.
       advance: ``(keys, state, batches, keep, control) -> (state, metrics)``, a stretch of steps,
         metrics `[run, step]`; the memory of the old state is reused.
       evaluate: ``(state, masks, batch, control) -> measurements``, one batch for all runs.

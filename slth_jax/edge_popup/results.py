@@ -16,7 +16,7 @@ _TIMING = "steps_per_second"  # differs from machine to machine
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a run of `fit` differs in.
+    """The choices by which a run of `fit` differs from the others.
 
     Attributes:
       method: 'edge-popup'; or a control, whose weights train: 'dense', or under 'random' masks.
@@ -134,7 +134,7 @@ class Fits(Sequence[Fit]):
 
 
 def log_of(log: Sequence[Mapping[str, Any]], run: int) -> list[dict[str, float]]:
-    """Return the log of one run, without what differs from machine to machine."""
+    """Return the log of one run, without the values that differ from machine to machine."""
     return [
         {name: value if name == "step" else value[run] for name, value in entry.items()}
         for entry in ({n: v for n, v in e.items() if n != _TIMING} for e in log)

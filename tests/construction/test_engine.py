@@ -223,9 +223,9 @@ def test_narrow_sources_have_fewer_shift_units_and_every_column_a_unit():
 
 def test_one_batch_of_problems_gives_what_each_gives_alone():
     rule = RULES["few rolls"]
-    one, other = problem(), (uniform(7, 2, 3, 17), uniform(8, 2, 17, 4), uniform(9, 2, 3, 4))
-    both = engine.solve([engine.product(*args, rule) for args in (one, other)])
-    for args, (of_left, of_right, report) in zip((one, other), both, strict=True):
+    first, second = problem(), (uniform(7, 2, 3, 17), uniform(8, 2, 17, 4), uniform(9, 2, 3, 4))
+    both = engine.solve([engine.product(*args, rule) for args in (first, second)])
+    for args, (of_left, of_right, report) in zip((first, second), both, strict=True):
         (alone,) = engine.solve([engine.product(*args, rule)])
         np.testing.assert_array_equal(of_left, alone.left_mask)
         np.testing.assert_array_equal(of_right, alone.right_mask)

@@ -1,4 +1,4 @@
-"""What is to be run on an accelerator, small and on a CPU: it compares, measures and judges."""
+"""The accelerator benchmark, small and on a CPU: it compares, measures and judges."""
 
 import json
 
@@ -19,16 +19,16 @@ def test_it_leaves_one_file_and_a_table(tmp_path, monkeypatch, capsys):
     tiny = accelerator.Preset(8, 64, 2**16, MODEL, 2, 1)
     monkeypatch.setitem(accelerator.PRESETS, "quick", tiny)
     assert accelerator.main(["--out", str(tmp_path)]) == 0
-    told = json.loads((tmp_path / "accelerator.json").read_text())
-    assert told["preset"] == "quick" and {"device", "date", "versions"} <= told.keys()
-    assert told["bandwidth"]["n"] == 8 and told["bandwidth"]["of_limit"] > 0
-    assert [step["step"] for step in told["steps"]] == ["masked", "dense"]
-    assert all(step["tokens_per_second"] > 0 for step in told["steps"])
-    checked = [row for row in told["rows"] if "passes" in row]
+    report = json.loads((tmp_path / "accelerator.json").read_text())
+    assert report["preset"] == "quick" and {"device", "date", "versions"} <= report.keys()
+    assert report["bandwidth"]["n"] == 8 and report["bandwidth"]["of_limit"] > 0
+    assert [step["step"] for step in report["steps"]] == ["masked", "dense"]
+    assert all(step["tokens_per_second"] > 0 for step in report["steps"])
+    checked = [row for row in report["rows"] if "passes" in row]
     assert len(checked) == 5 and all(row["passes"] for row in checked)
     assert "0 of 512 entries differ" in checked[1]["measured"]
     table = (tmp_path / "accelerator.md").read_text()
-    assert all(row["what"] in table for row in told["rows"]) and table in capsys.readouterr().out
+    assert all(row["what"] in table for row in report["rows"]) and table in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("compare", [accelerator._equal, accelerator._close])

@@ -19,7 +19,7 @@ from slth_jax import storage
 ROOT = Path(__file__).parents[2]
 SMALL = ["--set", "widths=4,8", "--seeds", "2", "--set", "epochs=1", "--quiet"]
 
-# Runs command lines in a Python that lacks what only the extra `experiments` brings.
+# Runs command lines in a Python without the packages of the extra `experiments`.
 WITHOUT_EXTRAS = """
 import json, sys
 class Blocker:
@@ -141,14 +141,14 @@ def test_paired_differences_are_those_of_the_t_test():
         for index, scale in enumerate((1.0, 2.0))
         for seed in range(7 if scale == 1.0 else 6)  # a seed without partner is left out
     ]
-    found = measure.paired(rows, "scale", 2.0, 1.0)
+    comparison = measure.paired(rows, "scale", 2.0, 1.0)
     difference = loss[1, :6] - loss[0, :6]
     half = 2.570582 * difference.std(ddof=1) / np.sqrt(6)  # Student's t, 5 degrees, 97.5 %
-    assert found["count"] == 6
-    assert found["below"] == (difference < 0).sum()
-    assert found["difference"] == pytest.approx(difference.mean())
-    assert found["low"] == pytest.approx(difference.mean() - half, rel=1e-5)
-    assert found["high"] == pytest.approx(difference.mean() + half, rel=1e-5)
+    assert comparison["count"] == 6
+    assert comparison["below"] == (difference < 0).sum()
+    assert comparison["difference"] == pytest.approx(difference.mean())
+    assert comparison["low"] == pytest.approx(difference.mean() - half, rel=1e-5)
+    assert comparison["high"] == pytest.approx(difference.mean() + half, rel=1e-5)
 
 
 def run_command(*arguments, stdout=subprocess.PIPE, **environment):

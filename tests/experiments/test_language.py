@@ -66,7 +66,7 @@ def test_a_killed_run_continues_to_the_same_losses(corpus, tmp_path, undisturbed
         training.train(JOB, RUNS, corpus, tmp_path, progress=kill_at(4))
     (
         tmp_path / "checkpoints" / "step-00000006.tmp"
-    ).mkdir()  # what a kill in the middle of a save leaves
+    ).mkdir()  # the traces of a kill in the middle of a save
     again = training.train(JOB, RUNS, corpus, tmp_path, log_file=tmp_path / "log.jsonl")
     assert curve(again) == curve(undisturbed)
     np.testing.assert_array_equal(again.shuffled, undisturbed.shuffled)
@@ -124,8 +124,7 @@ def test_saved_tickets_have_the_logged_loss(undisturbed, corpus, tmp_path):
     valid = text.windows(corpus.valid, rows=8, length=16)
     for index, run in enumerate(RUNS):
         path = tmp_path / f"{run.name}.ticket.safetensors"
-        found = ticket.load(path)
-        params = ticket.materialize(found)
+        params = ticket.materialize(ticket.load(path))
         loss = float(models.loss(params, valid, MODEL.settings))
         assert loss == pytest.approx(float(undisturbed.best.loss[index]), rel=1e-5)
 

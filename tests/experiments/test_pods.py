@@ -1,4 +1,4 @@
-"""The batch scripts against stand-ins for srun, scontrol and gcloud that log what they are told."""
+"""The batch scripts against stand-ins for srun, scontrol and gcloud that log their arguments."""
 
 import os
 import re
@@ -32,7 +32,7 @@ esac
 
 
 @pytest.fixture
-def told(tmp_path):
+def run(tmp_path):
     """Return a function that runs a script with stand-ins and returns its status and the log."""
     log = tmp_path / "log"
 
@@ -66,9 +66,9 @@ def told(tmp_path):
 
 @pytest.mark.parametrize("script", ["slurm.sh", "slurm_array.sh"])
 @pytest.mark.parametrize("status", [0, 1, 143])
-def test_slurm_requeues_what_was_preempted_and_nothing_else(told, script, status):
-    got, log = told(script, srun_status=status)
-    assert got == status
+def test_slurm_requeues_preempted_jobs_and_no_others(run, script, status):
+    returned, log = run(script, srun_status=status)
+    assert returned == status
     assert log[1:] == (["scontrol requeue 77"] if status == 143 else [])
     command = log[0].split(" python -m experiments ")[1].replace("my results", "my_results")
     options = parser().parse_args(command.split())
@@ -78,8 +78,8 @@ def test_slurm_requeues_what_was_preempted_and_nothing_else(told, script, status
     )
 
 
-def test_cloud_tpu_makes_preempted_machines_anew_until_done(told):
-    status, log = told("cloud_tpu.sh", ssh_statuses=(255, 143, 0))
+def test_cloud_tpu_makes_preempted_machines_anew_until_done(run):
+    status, log = run("cloud_tpu.sh", ssh_statuses=(255, 143, 0))
     steps = [line.split()[1] for line in log if line.startswith("gcloud")]
     once = ["describe", "create", "ssh", "describe", "delete"]
     assert status == 0 and steps == once * 3
@@ -88,8 +88,8 @@ def test_cloud_tpu_makes_preempted_machines_anew_until_done(told):
     assert r"/shared/my\ results" in command and command.endswith("--distributed on")
 
 
-def test_cloud_tpu_stops_at_an_error_of_the_program(told):
-    status, log = told("cloud_tpu.sh", ssh_statuses=(2, 0))
+def test_cloud_tpu_stops_at_an_error_of_the_program(run):
+    status, log = run("cloud_tpu.sh", ssh_statuses=(2, 0))
     assert status == 2 and sum(line.startswith("gcloud ssh") for line in log) == 1
     assert log[-1].startswith("gcloud delete")
 

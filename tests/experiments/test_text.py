@@ -81,7 +81,7 @@ def test_missing_and_truncated_texts(folder, monkeypatch):
 
 
 def test_the_hub_gives_the_same_text(folder, monkeypatch):
-    """The hub stores a line a row, and an empty line as an empty string."""
+    """The hub stores one line per row, and an empty line as an empty string."""
     lines = (LINE * 5).splitlines(keepends=True)
     rows = [{"text": "" if line == " \n" else line} for line in lines]
     hub = types.SimpleNamespace(
@@ -103,8 +103,8 @@ def test_batches_are_a_function_of_seed_and_step():
     starts = np.sort(epoch[..., 0].reshape(-1))
     assert len(np.unique(starts)) == 60 and len(np.unique(starts % 16)) == 1
     for step in (0, 7, 15, 40):
-        one, two = (text.batch(tokens, seed=3, step=step, **options) for _ in range(2))
-        np.testing.assert_array_equal(one, two)
+        first, second = (text.batch(tokens, seed=3, step=step, **options) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
     other = text.batch(tokens, seed=4, step=0, **options)
     later = text.batch(tokens, seed=3, step=15, **options)
     assert not np.array_equal(other, epoch[0]) and not np.array_equal(later, epoch[0])

@@ -58,10 +58,12 @@ def pair(request, tmp_path_factory):
 
 
 def test_logits_are_those_of_transformers(pair):
-    folder, tokens, wanted = pair
+    folder, tokens, logits_of_transformers = pair
     reader = models.weights.open(folder)
     params = reader.load()
-    np.testing.assert_allclose(models.apply(params, tokens, reader.settings), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        models.apply(params, tokens, reader.settings), logits_of_transformers, atol=1e-4
+    )
     shapes = jax.tree.map(jnp.shape, params)
     assert reader.num_bytes == 4 * sum(int(np.prod(shape)) for shape in shapes.values())
 
@@ -75,27 +77,27 @@ def test_a_cache_gives_the_logits_of_the_whole(pair):
     first, cache = models.extend(params, cache, tokens[:, :12], reader.settings)
     rest = []
     for i in range(12, 19):
-        one, cache = models.extend(params, cache, tokens[:, i : i + 1], reader.settings)
-        rest.append(one)
+        logits, cache = models.extend(params, cache, tokens[:, i : i + 1], reader.settings)
+        rest.append(logits)
     together = jnp.concatenate([first, *rest], axis=1)
     np.testing.assert_allclose(together, whole, atol=2e-5)
 
 
 def test_what_is_written_is_read_again(pair, tmp_path):
-    folder, tokens, wanted = pair
+    folder, tokens, logits_of_transformers = pair
     reader = models.weights.open(folder)
     models.weights.save(tmp_path / "again", reader.load(), reader.settings)
     again = models.weights.open(tmp_path / "again")
-    got = models.apply(again.load(), tokens, again.settings)
-    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    logits = models.apply(again.load(), tokens, again.settings)
+    np.testing.assert_allclose(logits, logits_of_transformers, atol=1e-4)
 
 
 def settings(**changes):
-    made = {
+    values = {
         "vocab_size": 11, "width": 6, "num_blocks": 2, "num_heads": 2, "num_kv_heads": 1,
         "head_width": 4, "hidden_width": 5, "max_length": 9, "tied": False, **changes,
     }  # fmt: skip
-    return make_settings(**made)
+    return make_settings(**values)
 
 
 def drawn(shape, biases=()):
@@ -148,8 +150,8 @@ def test_contract_of_apply(name):
     np.testing.assert_allclose(lifted[0], eager, atol=1e-5)
     by_hand = decoder.embed(params, jnp.asarray(tokens), shape)
     for b in range(shape.num_blocks):
-        one = {n[2:]: w[b] for n, w in params.items() if n.startswith("h.")}
-        by_hand = decoder.block(one, by_hand, shape)
+        block = {n[2:]: w[b] for n, w in params.items() if n.startswith("h.")}
+        by_hand = decoder.block(block, by_hand, shape)
     np.testing.assert_allclose(decoder.unembed(params, by_hand, shape), eager, atol=1e-6)
 
 
@@ -169,15 +171,15 @@ def test_bad_settings_and_tokens_are_named():
 def test_generating_takes_the_likeliest_or_the_luckiest():
     shape = settings(max_length=9)
     params = drawn(shape)
-    found = models.generate(params, shape, [2, 3], 5)
-    assert found[:2] == [2, 3] and len(found) == 7
-    logits = models.apply(params, np.asarray([found]), shape)[0]
-    assert found[2:] == list(np.asarray(logits.argmax(-1))[1:-1])
+    generated = models.generate(params, shape, [2, 3], 5)
+    assert generated[:2] == [2, 3] and len(generated) == 7
+    logits = models.apply(params, np.asarray([generated]), shape)[0]
+    assert generated[2:] == list(np.asarray(logits.argmax(-1))[1:-1])
     assert len(models.generate(params, shape, [2, 3], 50)) == 9, "the context ends"
     warm = [models.generate(params, shape, [2], 6, temperature=2.0, key=KEY) for _ in range(2)]
     assert warm[0] == warm[1]
-    stopped = models.generate(params, shape, [2, 3], 5, stop={found[4]})
-    assert stopped == found[: found.index(found[4], 2)]
+    stopped = models.generate(params, shape, [2, 3], 5, stop={generated[4]})
+    assert stopped == generated[: generated.index(generated[4], 2)]
     with refusals("key must be given"):
         models.generate(params, shape, [2], 1, temperature=1.0)
     with refusals("prompt must be at least one token"):
@@ -210,5 +212,5 @@ def test_the_story_model_tells_its_story():
     reader = models.weights.open(STORIES)
     tokenizer = models.tokens.load(STORIES.with_name("tok512.bin"))
     tokens = models.generate(reader.load(), reader.settings, tokenizer.encode(""), 50)
-    told = "Once upon a time, there was a little girl named Lily. She loved to play outside in "
-    assert tokenizer.decode(tokens).startswith(told + "the park.")
+    story = "Once upon a time, there was a little girl named Lily. She loved to play outside in "
+    assert tokenizer.decode(tokens).startswith(story + "the park.")

@@ -165,7 +165,7 @@ def test_random_configurations_are_read_as_transformers_reads_them_or_refused(
     kind, number, tmp_path
 ):
     base, changes, refused = draw(kind, number)
-    # The class is built with what transformers supports; the file gets all changes.
+    # The class is built with the changes that transformers supports; the file gets all.
     build = {k: v for k, v in changes.items() if k not in refused and not k.startswith("rope_")}
     config = transformers.AutoConfig.for_model(kind, **(base | build))
     folder = written(tmp_path, kind, config)

@@ -1,4 +1,4 @@
-"""A run's folder: who may use it, what its pieces are, and what is refused."""
+"""A run's folder: its owner, its pieces, and its refusals."""
 
 import hashlib
 import json

@@ -95,10 +95,10 @@ def test_json_round_trip_and_values_that_json_lacks(tmp_path):
     path = tmp_path / "a.json"
     value = {"a": np.float32(0.1), "b": (1, np.arange(2)), "c": [math.nan, math.inf, -math.inf]}
     storage.write_json(path, value, checksum=True)
-    got = storage.read_json(path, checksum=True)
-    assert got["a"] == float(np.float32(0.1)) and got["b"] == [1, [0, 1]]
-    assert [float(entry) for entry in got["c"][1:]] == [math.inf, -math.inf]
-    assert got["c"][0] == "NaN" and math.isnan(float(got["c"][0]))
+    values = storage.read_json(path, checksum=True)
+    assert values["a"] == float(np.float32(0.1)) and values["b"] == [1, [0, 1]]
+    assert [float(entry) for entry in values["c"][1:]] == [math.inf, -math.inf]
+    assert values["c"][0] == "NaN" and math.isnan(float(values["c"][0]))
     rows = [{"seed": 1, "error": math.nan}, {"seed": 2, "error": 0.5}]
     storage.write_rows(tmp_path / "rows.jsonl", rows)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
@@ -206,9 +206,9 @@ def test_trees_through_orbax(tmp_path):
         "mask": np.empty(2, bool),
         "deep": {"half": np.empty(3, jnp.bfloat16), "one": np.empty((), np.float32)},
     }
-    got = storage.load_tree(tmp_path / "t", like)
+    again = storage.load_tree(tmp_path / "t", like)
     for name, leaf in storage.named_leaves(tree).items():
-        loaded = storage.named_leaves(got)[name]
+        loaded = storage.named_leaves(again)[name]
         assert loaded.dtype == leaf.dtype
         np.testing.assert_array_equal(loaded, leaf)
     with pytest.raises(Damaged) as caught:

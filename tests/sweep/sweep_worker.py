@@ -37,11 +37,11 @@ def make_trial():
 
 def digest(results):
     """Return a checksum of all rows and masks."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for index in range(len(results)):
-        found.update(json.dumps(results.row(index)).encode())
-        found.update(results.arrays(index)["mask"].tobytes())
-    return found.hexdigest()
+        hashed.update(json.dumps(results.row(index)).encode())
+        hashed.update(results.arrays(index)["mask"].tobytes())
+    return hashed.hexdigest()
 
 
 def main(index, port, out, scenario):
@@ -56,15 +56,15 @@ def main(index, port, out, scenario):
 
         sweep.run(trial, out=out, progress=progress, **SWEEP)
         raise AssertionError("the sweep went on after SIGTERM")
-    told = {"memory": digest(sweep.run(trial, **SWEEP))}
+    digests = {"memory": digest(sweep.run(trial, **SWEEP))}
     saved = sweep.run(trial, out=out, **SWEEP)
-    told["saved"] = digest(saved)
-    told["resumed"] = digest(sweep.run(trial, out=out, **SWEEP))
+    digests["saved"] = digest(saved)
+    digests["resumed"] = digest(sweep.run(trial, out=out, **SWEEP))
     try:
         sweep.run(trial, out=f"{out}/table.csv", **SWEEP)
     except CheckpointError as error:
-        told["refused"] = str(error)
-    print("told " + json.dumps(told), flush=True)
+        digests["refused"] = str(error)
+    print("digests " + json.dumps(digests), flush=True)
 
 
 if __name__ == "__main__":

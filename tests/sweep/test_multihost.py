@@ -58,10 +58,13 @@ def test_two_processes_give_the_results_of_one(reference, tmp_path):
     statuses, texts = launch(out, "all")
     assert statuses == [0, 0], texts
     for stdout, _ in texts:
-        (line,) = [line for line in stdout.splitlines() if line.startswith("told ")]
-        told = json.loads(line.removeprefix("told "))
-        assert {told["memory"], told["saved"], told["resumed"]} == {reference}
-        assert told["refused"].startswith("cannot make the folder") and "\n" not in told["refused"]
+        (line,) = [line for line in stdout.splitlines() if line.startswith("digests ")]
+        digests = json.loads(line.removeprefix("digests "))
+        assert {digests["memory"], digests["saved"], digests["resumed"]} == {reference}
+        assert (
+            digests["refused"].startswith("cannot make the folder")
+            and "\n" not in digests["refused"]
+        )
     assert sweep_worker.digest(sweep.load(out)) == reference
 
 

@@ -1,4 +1,4 @@
-"""What a sweep refuses, in one line."""
+"""Refusals of a sweep, one line each."""
 
 import math
 

@@ -29,10 +29,10 @@ def test_tickets_do_not_depend_on_the_number_of_devices():
 
     # Widths whose square roots XLA's ways to divide round differently.
     sweeps = {"grid": {"width": [9, 11, 14, 21, 22]}, "seeds": 6, "padded": ["width"], "batch": 2}
-    one, four = (
+    on_one, on_four = (
         sweep.run(prune, mesh=mesh_of(count), buckets="largest", **sweeps) for count in (1, 4)
     )
-    same(one, four)
+    same(on_one, on_four)
 
 
 def test_a_mesh_with_other_axes(reference):

@@ -28,11 +28,11 @@ def test_rows_are_those_of_single_trials(reference):
         np.testing.assert_allclose(row["error"], metrics["error"], rtol=1e-5)
         # A normal draw that is compiled may round its inverse error function differently.
         np.testing.assert_allclose(row["sorted"], metrics["sorted"], rtol=1e-6)
-        got, mask = reference.arrays(index), arrays["layer"]["mask"]
-        assert got["layer"]["mask"].dtype == bool
-        np.testing.assert_array_equal(got["layer"]["mask"][: len(mask)], mask)
-        assert not got["layer"]["mask"][len(mask) :].any()
-        np.testing.assert_allclose(got["sum"], arrays["sum"], rtol=1e-5, atol=1e-6)
+        result, mask = reference.arrays(index), arrays["layer"]["mask"]
+        assert result["layer"]["mask"].dtype == bool
+        np.testing.assert_array_equal(result["layer"]["mask"][: len(mask)], mask)
+        assert not result["layer"]["mask"][len(mask) :].any()
+        np.testing.assert_allclose(result["sum"], arrays["sum"], rtol=1e-5, atol=1e-6)
 
 
 def test_results_do_not_depend_on_the_chunk_or_on_what_else_is_swept(reference):
@@ -159,13 +159,13 @@ def test_trials_that_are_not_finite_are_recorded(tmp_path):
     grid = {"x": [1.0, 0.0, -1.0, 2.0]}
     results = sweep.run(trial, grid=grid, seeds=[8, 9], out=tmp_path, chunk=2)
     loaded = sweep.load(tmp_path)
-    for got in (results, loaded):
-        assert got.nonfinite == [2, 3, 4, 5]
-        bad = [got.row(index) for index in got.nonfinite]
+    for result in (results, loaded):
+        assert result.nonfinite == [2, 3, 4, 5]
+        bad = [result.row(index) for index in result.nonfinite]
         assert [(row["x"], row["seed"]) for row in bad] == [(0, 8), (0, 9), (-1, 8), (-1, 9)]
         assert [row["error"] for row in bad[:2]] == [-math.inf] * 2
         assert all(math.isnan(row["error"]) for row in bad[2:])
-        assert got.row(7)["error"] == pytest.approx(math.log(2))
+        assert result.row(7)["error"] == pytest.approx(math.log(2))
     assert "0.0,8,-inf,3\n" in (tmp_path / "table.csv").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Sweeps stopped, resumed, extended, and told from one another."""
+"""Sweeps stopped, resumed, extended, and distinguished from one another."""
 
 import os
 import shutil
@@ -127,7 +127,7 @@ def test_another_version_is_refused(folder, monkeypatch):
         sweep.run(cheap, out=folder, **CHEAP)
 
 
-# What is recorded, and when
+# The records, and their times
 
 
 def test_more_seeds_are_added_to_a_finished_sweep(finished, folder, computed):
