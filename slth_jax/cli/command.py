@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from slth_jax.cli import generate, hide, outcome, tickets
+from slth_jax.cli import embed, generate, hide, outcome, tickets
 
 # Verbs by name: modules with `HELP`, `add(parser)` and `run(options)`. They import JAX in `run`
 # only, so that a verb may set environment variables that JAX reads when it is imported.
-VERBS = {"hide": hide, "generate": generate, "ticket": tickets}
+VERBS = {"hide": hide, "generate": generate, "embed": embed, "ticket": tickets}
 
 
 def parser() -> argparse.ArgumentParser:

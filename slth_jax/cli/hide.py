@@ -18,7 +18,9 @@ HELP = "hide a trained language model in random numbers: a ticket with no traine
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
-        "model", help="a Hugging Face folder, a llama2.c .bin or a TransformerLens-style .npz"
+        "model",
+        help="a Hugging Face folder or its name on the Hub, a .gguf, a llama2.c .bin or a "
+        "TransformerLens-style .npz",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     split_cpu(options.devices)
     import numpy as np
 
-    from slth_jax import hide, models, storage
+    from slth_jax import checks, hide, models, storage
     from slth_jax.construction import rules
     from slth_jax.hide import compare
 
@@ -90,10 +92,12 @@ def run(options: argparse.Namespace) -> None:
     # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
     writer = None
-    if options.prompt is not None:
-        writer = text.Writer(options, options.model, reader.settings)
-        models.decoder.check_tokens(np.asarray([writer.prompt]), reader.settings)
-    identity = hide.identity_of(options.model)
+    if options.prompt is not None or options.chat is not None:
+        if not reader.settings.causal:
+            raise checks.fail("--prompt", "absent, since an encoder writes no text", "one")
+        writer = text.Writer(options, reader.path, reader.settings)
+    tokenizer = models.tokens.find(options.tokenizer, reader.path, reader.settings.vocab_size)
+    identity = hide.identity_of(reader.path)
     with progress.bar("subset sums", options.quiet) as update:
         try:
             path = hide.solve(
@@ -115,18 +119,22 @@ def run(options: argparse.Namespace) -> None:
     if tokens is not None:
         ours, theirs = hide.logits(target, tokens), hide.logits(ticket, tokens)
         summary |= hide.measures(ours, theirs, tokens if reader.settings.causal else None)
+        if reader.settings.states:
+            pooled = [hide.embeddings(model, tokens) for model in (target, ticket)]
+            summary["mean_cosine"] = float(np.mean(np.sum(pooled[0] * pooled[1], axis=1)))
         with storage.writing(out / "logits.npz") as file:
             np.savez(file, target=ours, ticket=theirs)
     if writer is not None:
-        texts: dict[str, Any] = {"prompt": options.prompt, "length": options.length}
+        kind = "prompt" if options.chat is None else "chat"
+        texts: dict[str, Any] = {kind: getattr(options, kind), "length": options.length}
         for name, model in (("target", target), ("ticket", ticket)):
             texts[name], texts[f"{name}_text"] = writer.write(model)
         storage.write_json(out / "generated.json", texts)
         summary["equal_tokens"] = hide.equal_tokens(texts["target"], texts["ticket"])
         summary["generated_tokens"] = len(texts["target"])
-        if writer.file is not None and Path(writer.file).is_file():
-            shutil.copyfile(writer.file, out / "tokenizer.bin")
         _side_by_side(texts["target_text"], texts["ticket_text"])
+    if tokenizer is not None:  # so that the folder is all that `generate` and `embed` need
+        models.tokens.copy(tokenizer, out)
     summary["seconds"] = round(time.perf_counter() - started, 2)
     summary["peak_bytes"] = memory.peak_bytes()
     storage.write_json(out / "summary.json", summary)
@@ -194,6 +202,8 @@ def _report(summary: dict[str, Any], out: Path) -> None:
             f"{summary['rms_logit_difference']:.2g}, largest {summary['max_logit_difference']:.2g};"
             f" the same first choice in {summary['top1_agreement']:.2%}"
         )
+    if "mean_cosine" in summary:
+        print(f"embeddings: mean cosine {summary['mean_cosine']:.6f}")
     if "equal_tokens" in summary:
         same, count = summary["equal_tokens"], summary["generated_tokens"]
         print(f"{same} of {count} tokens of the target's text are the ticket's")

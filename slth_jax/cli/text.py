@@ -15,9 +15,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
     )
     parser.add_argument(
+        "--chat", metavar="TEXT", help="answer it instead, by the tokenizer's chat template"
+    )
+    tokenizer(parser)
+
+
+def tokenizer(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every verb that reads or writes texts."""
+    parser.add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="llama2.c file or folder of GPT-2's two files (default: the file beside the model)",
+        help="folder with tokenizer.json or GPT-2's two files, or a llama2.c file (default: the "
+        "files beside the model)",
     )
     parser.add_argument(
         "--devices", type=int, help="split a CPU into so many devices (default: one per core)"
@@ -25,24 +34,40 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 class Writer:
-    """Continues the prompt of a command line with different models.
+    """Continues the prompt of a command line, or answers its chat, with different models.
 
     Attributes:
-      file: the tokenizer's file.
       prompt: the tokens of the prompt.
     """
 
     def __init__(self, options: argparse.Namespace, model: str, settings: "Settings"):
-        """Find the tokenizer and encode the prompt."""
-        from slth_jax import models
+        """Find the tokenizer of the model at the path `model` and encode the prompt.
+
+        Raises:
+          ValueError: a chat beside a prompt, or without a chat template; a prompt that the model
+            cannot read.
+        """
+        import numpy as np
+
+        from slth_jax import checks, models
 
         self._options = options
-        self.file = models.tokens.find(options.tokenizer, model, settings.vocab_size)
-        self._tokenizer = models.tokens.open_tokenizer(self.file)
-        self.prompt = self._tokenizer.encode(options.prompt)
+        path = models.tokens.find(options.tokenizer, model, settings.vocab_size)
+        self._tokenizer = models.tokens.open_tokenizer(path)
+        self._chat = options.chat is not None
+        if self._chat and options.prompt:
+            raise checks.fail("--chat", "given without --prompt", "both")
+        if not self._chat:
+            self.prompt = self._tokenizer.encode(options.prompt or "")
+        elif isinstance(self._tokenizer, models.tokens.FolderTokenizer):
+            self.prompt = self._tokenizer.chat(options.chat)
+        else:
+            allowed = "given only if the tokenizer is a folder with a chat template"
+            raise checks.fail("--chat", allowed, repr(self._tokenizer))
+        models.decoder.check_tokens(np.asarray([self.prompt], np.int32), settings)
 
     def write(self, model: "Model") -> tuple[list[int], str]:
-        """Return tokens and text of the prompt and its continuation."""
+        """Return the tokens of prompt and continuation, and their text; of a chat the answer's."""
         import jax
 
         from slth_jax import models
@@ -57,4 +82,5 @@ class Writer:
             key=jax.random.key(options.seed, impl="threefry2x32"),
             stop=self._tokenizer.stop,
         )
-        return tokens, self._tokenizer.decode(tokens)
+        first = len(self.prompt) if self._chat else 0
+        return tokens, self._tokenizer.decode(tokens[first:])

@@ -23,9 +23,11 @@ Arrays = dict[str, np.ndarray]
 Entries = Callable[[Part], np.ndarray]
 # The masked factors of a part, ``left [count, rows, n], right [count, n, columns]``.
 Factors = Callable[[Part], tuple[np.ndarray, np.ndarray]]
+ONE_HOT = ("wte", "wpe", "wtt")  # rows of such inputs have no constant coordinate
 _NAMES = {
     "in": "mlp.in", "gate": "mlp.gate", "out": "mlp.out",
     "q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o",
+    "ln_e": "ln_e.map", "ln_1": "ln_1.map", "ln_2": "ln_2.map",
 }  # fmt: skip
 
 
@@ -67,8 +69,10 @@ def merged_ends(spec: Spec, entries: Entries) -> Arrays:
         w = _inputs_first(part, entries(part))
         if part.kind == "gain":
             params |= _split("unembed", w @ params["wte"].T, spec)
+        elif part.kind in ONE_HOT:
+            params[part.kind] = w
         else:
-            params |= _split(part.kind, w, spec) if part.kind == "unembed" else {part.kind: w}
+            params |= _split(_NAMES.get(part.kind, part.kind), w, spec)
     return _float32(params)
 
 
@@ -170,7 +174,7 @@ def _two_factors(
     spec: Spec,
 ) -> Arrays:
     first, second = (left, right) if part.rows_are_inputs else (right.T, left.T)
-    one_hot = part.kind in ("wte", "wpe")  # such rows have no constant coordinate
+    one_hot = part.kind in ONE_HOT
     params = {f"{name}.first": first} if one_hot else _split(f"{name}.first", first, spec)
     return params | {f"{name}.second": second}
 

@@ -172,7 +172,7 @@ def part_entries(
     compute = _entries_program(part.nameless, mesh)
     result = np.empty((part.count, part.rows, part.columns), np.float32)
     for g, scale in enumerate(network.scales[part.name]):
-        product = draw(network.seed, part, g, network.spec.construction)
+        product = draw(network.seed, part, g, network.spec.rule(part))
         for first in range(0, part.rows, step):
             block = packed[g, first : first + step]
             padded = np.pad(block, ((0, step - len(block)), (0, 0)))

@@ -86,7 +86,7 @@ def materialize(
         packed = np.asarray(bits[part.name]).reshape(part.count, -1)
         left, right = [], []
         for g, scale in enumerate(network.scales[part.name]):
-            product = products.draw(network.seed, part, g, spec.construction)
+            product = products.draw(network.seed, part, g, spec.rule(part))
             left.append(products.masked_left(product, part, scale, packed[g]))
             right.append(products.masked_right(product, part))
         return np.stack(left), np.stack(right)

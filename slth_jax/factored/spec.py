@@ -3,7 +3,7 @@
 A model of the family in `models.decoder` depends on its weights through these matrices alone, with
 z the normalised row, extended by a constant coordinate 1 if there are biases or shifts:
 
-    wte, wpe    one-hot token or position to row         [vocabulary, d], [positions, d]
+    wte, wpe, wtt    one-hot token, position or token type to row    [vocabulary, d], ...
     B.qk        z_i W z_j^T, a matrix per query head; with rotary positions two per frequency
     B.vo        z_j W, a matrix per query head
     B.in, B.gate, B.out, unembed   the other linear maps
@@ -11,6 +11,9 @@ z the normalised row, extended by a constant coordinate 1 if there are biases or
 where B is the number of a block. With factored attention there are B.q, B.k, B.v and B.o, the
 projections themselves, in the place of B.qk and B.vo. If the embedding is tied, unembed can be
 `gain`, the last normalisation's gain and shift as a map, times the transpose of wte.
+
+Norms behind the residual sums (BERT) have gains and shifts within the residual stream. These are
+linear maps of their own, ln_e, B.ln_1 and B.ln_2, and z is their output.
 
 Each matrix is approximated by a product ``left right`` of two random matrices: `right [n, r]` is
 the grouped factor, whose mask is a rule (`construction.rules`), `left [p, n]` the free factor,
@@ -30,11 +33,14 @@ from slth_jax.models import Settings
 
 FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
+SCALINGS = ("largest", "spread")
+NORMS = ("ln_e", "ln_1", "ln_2")
 KEEP = {
-    "embedding": ("wte", "wpe"),
+    "embedding": ("wte", "wpe", "wtt"),
     "unembedding": ("unembed",),
     "attention": ("qk", "vo", "q", "k", "v", "o"),
     "layers": ("in", "gate", "out"),
+    "norms": NORMS,
 }
 """The parts of a model that can be left as the target's, and the kinds of their matrices."""
 
@@ -103,10 +109,12 @@ class Spec:
         of attention.
       constant: whether rows are extended by a constant coordinate, to carry biases and shifts.
       layers: whether there are fully connected layers.
-      keep: parts left as the target's: 'embedding', 'unembedding', 'attention', 'layers'.
+      keep: parts left as the target's: 'embedding', 'unembedding', 'attention', 'layers', 'norms'.
       attention: 'merged', a product per head of the merged query-key and value-output matrices
         (the paper's construction), or 'factored', a product per projection.
       shared: whether a tied embedding is one product, used for the first and the last map.
+      scaling: 'largest', a fixed multiple of a matrix's largest entry, or 'spread', less if the
+        largest entry is far beyond the root mean square.
     """
 
     settings: Settings
@@ -118,6 +126,7 @@ class Spec:
     keep: tuple[str, ...] = ()
     attention: str = "merged"
     shared: bool = False
+    scaling: str = "largest"
 
     def __post_init__(self):
         checks.integer("samples", self.samples, low=2, high=64)
@@ -125,13 +134,14 @@ class Spec:
         for name in self.keep:
             checks.choice("keep", name, tuple(KEEP))
         checks.choice("attention", self.attention, ATTENTION)
+        checks.choice("scaling", self.scaling, SCALINGS)
         if self.shared and not can_share(self.settings, self.form, self.keep):
             allowed = "false unless the embedding is tied, random and without a ReLU"
             raise checks.fail("shared", allowed, self.shared)
 
     @property
     def inputs(self) -> int:
-        """The number of inputs of a map that reads normalised rows: d, or d + 1."""
+        """The number of inputs of a map that reads rows of the stream: d, or d + 1."""
         return self.settings.width + int(self.constant)
 
     @property
@@ -155,19 +165,41 @@ class Spec:
     def _kept(self) -> set[str]:
         return {kind for name in self.keep for kind in KEEP[name]}
 
+    def diagonal(self, part: Part) -> bool:
+        """Return whether the part is a norm's gain and shift: a diagonal and a constant row."""
+        return part.kind in NORMS or (part.kind == "gain" and self.scaling == "spread")
+
+    def rule(self, part: Part) -> Rule:
+        """Return the rule of a part: without shift units if it is diagonal.
+
+        The zeros of a diagonal are then empty subsets, which meet them exactly.
+        """
+        rule = self.construction
+        return dataclasses.replace(rule, search=Search()) if self.diagonal(part) else rule
+
     def _parts(self) -> Iterable[Part]:
         s = self.settings
         relu = self.form == "relu"
         yield self._part(None, "wte", (1, s.vocab_size, s.width), True, relu)
         if s.positions == "learned":
             yield self._part(None, "wpe", (1, s.max_length, s.width), True, relu)
+        if s.token_types:
+            yield self._part(None, "wtt", (1, s.token_types, s.width), True, relu)
+        if s.embedding_norm:
+            yield self._linear(None, "ln_e", self.inputs, s.width)
         for block in range(s.num_blocks):
             yield from self._attention(block)
+            if s.post_norm:
+                yield self._linear(block, "ln_1", self.inputs, s.width)
             if self.layers:
                 yield self._linear(block, "in", self.inputs, s.hidden_width)
                 if s.gated:
                     yield self._linear(block, "gate", self.inputs, s.hidden_width)
                 yield self._linear(block, "out", s.hidden_width + int(self.constant), s.width)
+                if s.post_norm:
+                    yield self._linear(block, "ln_2", self.inputs, s.width)
+        if s.states:
+            return
         if self.shared:
             yield self._linear(None, "gain", self.inputs, s.width)
         else:

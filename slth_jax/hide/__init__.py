@@ -14,7 +14,7 @@ In a notebook::
     hide.logits(ticket, tokens)
 """
 
-from slth_jax.hide.compare import equal_tokens, logits, measures, read_tokens
+from slth_jax.hide.compare import embeddings, equal_tokens, logits, measures, read_tokens
 from slth_jax.hide.model import Model, Opened, of_target, of_ticket, opened
 from slth_jax.hide.run import Unfinished, clean, identity_of, make_spec, solve
 
@@ -23,6 +23,7 @@ __all__ = [
     "Opened",
     "Unfinished",
     "clean",
+    "embeddings",
     "equal_tokens",
     "identity_of",
     "logits",

@@ -1,4 +1,4 @@
-"""A target and its ticket on the same inputs: logits, agreement, and equal tokens of texts."""
+"""A target and its ticket on the same inputs: logits, embeddings, agreement, equal tokens."""
 
 import os
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from slth_jax import checks, storage
 from slth_jax.hide.model import Model
-from slth_jax.models import Settings, decoder
+from slth_jax.models import Settings, decoder, encoder
 from slth_jax.types import ArrayLike
 
 # Attention logits, or logits, that are computed at once.
@@ -34,15 +34,29 @@ def read_tokens(
 
 
 def logits(
-    model: Model, tokens: Int[ArrayLike, "batch length"]
+    model: Model,
+    tokens: Int[ArrayLike, "batch length"],
+    *,
+    kept: Bool[ArrayLike, "batch length"] | None = None,
 ) -> Float[np.ndarray, "batch length outputs"]:
-    """Return the logits, float32, computed block after block."""
+    """Return the logits, or the states of an encoder, float32, computed block after block.
+
+    Args:
+      model: the model.
+      tokens: integers.
+      kept: False at padding, which no token attends to; None for no padding.
+    """
     settings = model.settings
     tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), settings))
     n, length = tokens.shape
     at_once = max(1, _ENTRIES // max(settings.num_heads * length**2, length * settings.width * 8))
-    groups = [jnp.asarray(tokens[i : i + at_once]) for i in range(0, n, at_once)]
-    masks = [decoder.padding_mask(group, settings) for group in groups]
+    places = [slice(i, i + at_once) for i in range(0, n, at_once)]
+    groups = [jnp.asarray(tokens[place]) for place in places]
+    padding = [None if kept is None else encoder.padding(jnp.asarray(kept)[p]) for p in places]
+    masks = [
+        decoder.padding_mask(group, settings, mask)
+        for group, mask in zip(groups, padding, strict=True)
+    ]
     ends = {name: jnp.asarray(value) for name, value in model.ends().items()}
     rows = [decoder.embed(ends, group, settings) for group in groups]
     for b in range(settings.num_blocks):
@@ -57,6 +71,29 @@ def logits(
         for i in range(0, len(x), step):
             results.append(np.asarray(decoder.unembed(ends, x[i : i + step], settings)))
     return np.concatenate(results)
+
+
+def embeddings(
+    model: Model,
+    tokens: Int[ArrayLike, "batch length"],
+    *,
+    kept: Bool[ArrayLike, "batch length"] | None = None,
+    pooling: str = "mean",
+    normalise: bool = True,
+) -> Float[np.ndarray, "batch width"]:
+    """Return the embeddings of texts as `models.embeddings` does, computed block after block.
+
+    Raises:
+      ValueError: a decoder, or arguments that do not fit.
+    """
+    encoder.check(model.settings, pooling)
+    tokens = np.asarray(tokens)
+    kept = np.ones(tokens.shape, bool) if kept is None else np.asarray(kept)
+    states = logits(model, tokens, kept=kept)
+    pooled = encoder.pool(
+        jnp.asarray(states), jnp.asarray(kept), pooling=pooling, normalise=normalise
+    )
+    return np.asarray(pooled)
 
 
 def measures(

@@ -26,6 +26,9 @@ from slth_jax.models.weights import Reader
 from slth_jax.storage import RunFolder
 from slth_jax.ticket import Tensor, Ticket
 
+# More subset sums than this take a rule with fewer re-rolls, and scales by a matrix's entries.
+_MANY = 1 << 23
+
 # Called with (subset sums done, subset sums in all).
 Progress = Callable[[int, int], None]
 
@@ -86,7 +89,8 @@ def make_spec(
     Args:
       reader: the model to hide.
       samples, form, keep: see `factored.Spec`.
-      construction: a rule or its name; None for the rule that served best at so many samples.
+      construction: a rule or its name; None for the rule, and the scales, that served best at so
+        many samples and entries.
       attention: 'merged' or 'factored'; None for the form with fewer subset sums.
       tied: 'once' for one product in the place of a tied embedding and the last map, if that is
         possible (see `factored.spec.can_share`); 'twice' for two.
@@ -107,11 +111,19 @@ def make_spec(
     specs = [
         Spec(
             reader.settings, samples, rule, form,
-            keep=kept, attention=name, shared=shared, **targets.traits(reader),
+            keep=kept, attention=name, shared=shared, scaling="largest", **targets.traits(reader),
         )
         for name in (ATTENTION if attention is None else (attention,))
     ]  # fmt: skip
-    return min(specs, key=lambda spec: sum(part.num_sums for part in spec.every_part))
+
+    def num_sums(spec: Spec) -> int:
+        return sum(part.num_sums for part in spec.every_part)
+
+    spec = min(specs, key=num_sums)
+    if construction is None and num_sums(spec) > _MANY:
+        rule = rules.for_samples(samples, many=True)
+        spec = dataclasses.replace(spec, construction=rule, scaling="spread")
+    return spec
 
 
 def solve(

@@ -1,7 +1,8 @@
 """The parts of a trained model as matrices: the targets of a random network's products.
 
-Gains and shifts of the normalisation fold into the maps behind them, and biases are the row of the
-constant coordinate, in NumPy float64. See `factored.spec` for the parts.
+Gains and shifts of norms in front of maps fold into these maps; of norms behind residual sums they
+are maps of their own. Biases are the row of the constant coordinate. All in NumPy float64; see
+`factored.spec` for the parts.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slth_jax import checks
-from slth_jax.factored import Part, Spec
+from slth_jax.factored import Part, Spec, assemble
 from slth_jax.models.weights import Reader
 
 Arrays = Mapping[str, np.ndarray]
@@ -25,7 +26,12 @@ _MAPS = {
     "out": ("mlp.out", ""),
     "gain": ("identity", "ln_f"),
     "unembed": ("unembed", "ln_f"),
+    "ln_e": ("identity", "ln_e"),
+    "ln_1": ("identity", "ln_1"),
+    "ln_2": ("identity", "ln_2"),
 }
+# The norms whose gain and shift fold into other maps only if they are in front of these.
+_IN_BLOCKS = ("ln_1", "ln_2")
 
 
 def traits(reader: Reader) -> dict[str, bool]:
@@ -38,8 +44,6 @@ def traits(reader: Reader) -> dict[str, bool]:
 def check(reader: Reader) -> None:
     """Refuse a model that this construction does not cover, or with entries that are not finite."""
     s = reader.settings
-    if s.post_norm or s.states:
-        raise checks.fail("model", "a pre-norm decoder", "an encoder with norms behind the sums")
     if s.positions == "rotary" and s.rotary_repeat != 1:
         raise checks.fail("model", "one with each rotary frequency once", s.rotary_repeat)
     reader.check_entries()
@@ -60,7 +64,7 @@ class Targets:
           ValueError: it overflows float32.
         """
         arrays = self._arrays(part.block)
-        if part.kind in ("wte", "wpe"):
+        if part.kind in assemble.ONE_HOT:
             matrix = arrays[part.kind]
         elif part.kind == "qk":
             matrix = self._query_key(arrays, g)
@@ -78,8 +82,8 @@ class Targets:
     def _arrays(self, block: int | None) -> Arrays:
         if self._cached is None or self._cached[0] != block:
             arrays = self._reader.ends() if block is None else self._reader.block(block)
+            arrays["identity"] = np.eye(self._spec.settings.width, dtype=np.float32)
             if block is None:
-                arrays["identity"] = np.eye(self._spec.settings.width, dtype=np.float32)
                 arrays.setdefault("unembed", arrays["wte"].T)  # tied
             self._cached = block, arrays
         return self._cached[1]
@@ -128,6 +132,8 @@ class Targets:
     def _folded(self, arrays: Arrays, name: str, norm: str) -> Float[np.ndarray, "inputs outputs"]:
         """Return ``[gain W; shift W + b]``, the last row only with the constant, in float64."""
         w = np.asarray(arrays[name], np.float64)
+        if self._spec.settings.post_norm and norm in _IN_BLOCKS and name != "identity":
+            norm = ""  # the map reads rows that have gain and shift already
         rows = w * arrays[f"{norm}.gain"][:, None] if f"{norm}.gain" in arrays else w
         if not self._spec.constant:
             return rows

@@ -36,9 +36,7 @@ def embeddings(
     Raises:
       ValueError: settings of a decoder, or arguments that do not fit.
     """
-    if not settings.states or settings.causal:
-        raise checks.fail("settings", "of an encoder: causal False, states True", "a decoder's")
-    checks.choice("pooling", pooling, POOLINGS)
+    check(settings, pooling)
     tokens = decoder.check_tokens(tokens, settings)
     if kept is None:
         kept = jnp.ones(tokens.shape, bool)
@@ -47,6 +45,13 @@ def embeddings(
         params, tokens, settings, attn_mask=padding(kept), token_types=token_types
     )
     return pool(states, kept, pooling=pooling, normalise=normalise)
+
+
+def check(settings: Settings, pooling: str) -> None:
+    """Refuse the settings of a decoder, and an unknown pooling."""
+    if not settings.states or settings.causal:
+        raise checks.fail("settings", "of an encoder: causal False, states True", "a decoder's")
+    checks.choice("pooling", pooling, POOLINGS)
 
 
 def padding(kept: Bool[Array, "n t"]) -> Bool[Array, "n t t"]:

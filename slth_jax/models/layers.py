@@ -69,7 +69,8 @@ def norm(
 ) -> Float[Array, "*rows d"]:
     """Return x normalised over its last axis, times a gain, plus a shift.
 
-    'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``.
+    'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``. Gain and shift
+    can be a linear map NAME.map instead, whole or as two factors.
     """
     if settings.norm != "none":
         y = x.astype(wide(x.dtype))
@@ -77,6 +78,8 @@ def norm(
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + settings.norm_eps)
         x = (y * scale).astype(x.dtype)
+    if has(params, f"{name}.map"):
+        return linear(params, f"{name}.map", x, settings)
     if f"{name}.gain" in params:
         x = x * jnp.expand_dims(params[f"{name}.gain"], range(x.ndim - 1))
     return _plus(x, params.get(f"{name}.bias"))

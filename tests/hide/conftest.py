@@ -55,6 +55,17 @@ def plain_llama():
     return scattered(transformers.LlamaForCausalLM(config), seed=2)
 
 
+def bert():
+    """An encoder: norms behind the sums, token types, a norm behind the embeddings."""
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=8, intermediate_size=10, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=LENGTH,
+    )  # fmt: skip
+    return scattered(transformers.BertModel(config), seed=4)
+
+
 def classifier(path):
     """Write a bidirectional classifier with padding, LayerNorm and biases, as TransformerLens."""
     rng = np.random.default_rng(3)
@@ -87,11 +98,11 @@ def models_on_disk(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (3, LENGTH))
     models = {}
-    for make in (llama, gpt2, plain_llama):
+    for make in (llama, gpt2, plain_llama, bert):
         model = make()
         model.save_pretrained(root / make.__name__)
         with torch.no_grad():
-            logits = model(torch.tensor(tokens)).logits.numpy()
+            logits = model(torch.tensor(tokens))[0].numpy()  # the states of an encoder
         models[make.__name__] = (root / make.__name__, tokens, logits)
     classifier(root / "classifier.npz")
     brackets = np.random.default_rng(1).integers(0, 5, (3, LENGTH))

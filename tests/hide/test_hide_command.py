@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from slth_jax import cli
+from slth_jax.models import embeddings as embed
+from slth_jax.models import weights
 
 
 @pytest.fixture
@@ -76,6 +78,78 @@ def test_hide_compare_generate_show_verify_export(models_on_disk, tmp_path, run)
         status, printed, err = run(*verb)
         assert status == 2 and not printed and "checksum of its masks" in err
     assert not (tmp_path / "y.npz").exists()
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Return a folder with a tokenizer of 23 tokens, and a template that repeats a chat."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    names = ["<end>", "[UNK]", *"abcdefghijklmnopqrstu"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path / "words"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}a {{ message['content'] }} b{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return folder
+
+
+def test_chat_with_a_folder(models_on_disk, tmp_path, run, words):
+    """The tokenizer is copied beside the ticket; without it there are numbers."""
+    path, _, _ = models_on_disk["plain_llama"]
+    out = tmp_path / "out"
+    chat = ("--chat", "c d", "--length", 5)
+    status, _, err = run(
+        "hide", path, "--samples", 12, "--construction", "reach", "--out", out, "--quiet",
+        "--tokenizer", words, *chat,
+    )  # fmt: skip
+    assert status == 0, err
+    generated = json.loads((out / "generated.json").read_text())
+    assert generated["chat"] == "c d" and generated["ticket"][:4] == [2, 4, 5, 3]
+    status, printed, err = run("generate", out / "ticket.safetensors", *chat)
+    assert status == 0, err
+    assert printed.rstrip("\n") == generated["ticket_text"]  # the answer alone
+    status, _, err = run("generate", out / "ticket.safetensors", "--prompt", "a", *chat)
+    assert status == 2 and "--chat must be given without --prompt" in err
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (out / name).unlink()
+    status, printed, _ = run(
+        "generate", out / "ticket.safetensors", "--prompt", "2 4 5 3", *chat[2:]
+    )
+    assert status == 0 and printed.split() == [str(token) for token in generated["ticket"]]
+    status, _, err = run("generate", out / "ticket.safetensors", *chat)
+    assert status == 2 and "a folder with a chat template" in err
+
+
+def test_embed_texts(models_on_disk, tmp_path, run, words):
+    path, tokens, _ = models_on_disk["bert"]
+    out = tmp_path / "out"
+    np.save(tmp_path / "tokens.npy", tokens)
+    status, _, err = run(
+        "hide", path, "--samples", 12, "--out", out, "--quiet", "--tokenizer", words,
+        "--construction", "shift:5,5", "--inputs", tmp_path / "tokens.npy",
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads((out / "summary.json").read_text())["mean_cosine"] > 0.99
+    file, texts = out / "ticket.safetensors", ("--text", "a b c d", "--text", "q")
+    status, printed, err = run("embed", file, *texts, "--out", tmp_path / "x.npz")
+    assert status == 0, err
+    assert "2 embeddings of width 8" in printed and "cosines" in printed
+    with np.load(tmp_path / "x.npz") as arrays:
+        embeddings = arrays["embeddings"]
+    reader = weights.open(path)
+    target = embed(reader.load(), np.array([[18]]), reader.settings)
+    assert float((embeddings[1:] * target).sum()) > 0.98
+    status, printed, _ = run("embed", file, "--text", "q")
+    np.testing.assert_allclose([float(x) for x in printed.split()], embeddings[1], rtol=1e-4)
+    status, _, err = run("generate", file, "--prompt", "a")
+    assert status == 2 and "must be causal" in err
+    status, _, err = run("embed", file, "--text", "a", "--tokenizer", tmp_path / "tokens.npy")
+    assert status == 2 and "a folder with tokenizer.json" in err
+    status, _, err = run("hide", path, "--out", tmp_path / "other", "--prompt", "a")
+    assert status == 2 and "an encoder writes no text" in err
 
 
 def test_bad_input_is_one_line(models_on_disk, tmp_path, run):

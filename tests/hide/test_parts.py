@@ -11,8 +11,8 @@ from slth_jax.factored import assemble, from_json
 from slth_jax.hide import Model
 from slth_jax.hide.targets import Targets
 
-NEW_FIELDS = ("attention", "shared")  # of a spec; older files lack them
-NAMES = ("llama", "gpt2", "plain_llama", "classifier")
+NEW_FIELDS = ("attention", "shared", "scaling")  # of a spec; older files lack them
+NAMES = ("llama", "gpt2", "plain_llama", "classifier", "bert")
 
 
 @pytest.mark.parametrize("attention", ["merged", "factored"])
@@ -37,6 +37,17 @@ def test_the_merged_matrices_compute_the_reference(name, attention, models_on_di
         np.testing.assert_allclose(ours, expected, atol=1e-4)
     np.testing.assert_allclose(hide.logits(merged, tokens), ours, atol=2e-4)
     assert not any("gain" in name for name in merged.ends()), "normalisation is parameter-free"
+
+
+def test_norms_in_the_residual_stream_are_maps(models_on_disk):
+    reader = models.weights.open(models_on_disk["bert"][0])
+    spec = hide.make_spec(reader, samples=6, attention="factored")
+    block = [f"0.{kind}" for kind in ("q", "k", "v", "o", "ln_1", "in", "out", "ln_2")]
+    names = [part.name for part in spec.parts]
+    assert names == ["wte", "wpe", "wtt", "ln_e", *block, *(f"1{name[1:]}" for name in block)]
+    norm = Targets(reader, spec).product(spec.parts[8], 0)  # 8 columns and the constant's row
+    expected = np.diag(reader.block(0)["ln_1.gain"]), reader.block(0)["ln_1.bias"]
+    np.testing.assert_array_equal(norm.T if norm.shape[0] == 8 else norm, np.vstack(expected))
 
 
 def test_no_part_is_forgotten_and_all_is_counted(models_on_disk):

@@ -37,7 +37,7 @@ def llama(models_on_disk, tmp_path_factory):
 
 
 @pytest.mark.parametrize("attention", ["merged", "factored"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "classifier"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "classifier", "bert"])
 def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
     options = {"samples": 14, "construction": shift, "attention": attention}
@@ -52,6 +52,21 @@ def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_
     chex.assert_trees_all_equal(params, ticket.materialize(opened.ticket))
     as_it_is = np.asarray(models.apply(jax.tree.map(jnp.asarray, params), tokens, settings))
     np.testing.assert_allclose(as_it_is, logits, atol=2e-4 * measured["logit_sd"] + 2e-4)
+
+
+def test_sentence_embeddings_of_a_ticket(models_on_disk, tmp_path_factory):
+    """Masked, padded, pooled: close to the target's, and not changed by padding."""
+    options = {"samples": 14, "construction": rules.shift(2, 4, 0.5), "attention": "factored"}
+    reader, _, tokens, path, _ = solved(models_on_disk, tmp_path_factory, "bert", **options)
+    kept = np.arange(tokens.shape[1])[None] < np.array([16, 5, 9])[:, None]
+    target = np.asarray(models.embeddings(reader.load(), tokens, reader.settings, kept=kept))
+    model = hide.of_ticket(path)
+    ours = hide.embeddings(model, tokens, kept=kept)
+    assert ((target * ours).sum(axis=1) > 0.999).all()
+    alone = hide.embeddings(model, tokens[1:2, :5])
+    np.testing.assert_allclose(alone, ours[1:2], atol=1e-5)
+    with refusals("settings must be of an encoder"):
+        hide.embeddings(model._replace(settings=models.preset("nano").settings), tokens)
 
 
 def test_every_mask_is_the_best_of_its_samples(llama):

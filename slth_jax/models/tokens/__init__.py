@@ -2,23 +2,27 @@
 
 `open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`),
 or a folder with GPT-2's first two files (`gpt2`). Each tokenizer has `encode`, `decode` and `stop`,
-the tokens that end a text; `numbers` stands in if there is none.
+the tokens that end a text; `numbers` stands in if there is none. `sentences` makes padded batches
+of texts for encoders.
 """
 
 import os
 from pathlib import Path
 
 from slth_jax import checks, storage
-from slth_jax.models.tokens.folder import FILES, FolderTokenizer
+from slth_jax.models.tokens import sentences
+from slth_jax.models.tokens.folder import FILES, FolderTokenizer, stated_ends
 from slth_jax.models.tokens.gpt2 import BytePairs
 from slth_jax.models.tokens.llama2c import Tokenizer, load
 from slth_jax.models.tokens.numbers import Numbers
+from slth_jax.models.tokens.sentences import Sentences
 
 __all__ = [
     "AnyTokenizer",
     "BytePairs",
     "FolderTokenizer",
     "Numbers",
+    "Sentences",
     "Tokenizer",
     "copy",
     "find",
@@ -82,10 +86,10 @@ def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     if source.is_file():
         storage.write_bytes(folder / "tokenizer.bin", storage.read_bytes(source))
         return
-    for name in (*FILES, "vocab.bpe", "encoder.json"):
+    for name in (*FILES, *sentences.FILES, "vocab.bpe", "encoder.json"):
         if (source / name).exists():
+            storage.make_folder((folder / name).parent)
             storage.write_bytes(folder / name, storage.read_bytes(source / name))
-    tokenizer = open_tokenizer(source)
-    if isinstance(tokenizer, FolderTokenizer):
-        ends = {"eos_token_id": sorted(tokenizer.stop)}
-        storage.write_json(folder / "generation_config.json", ends)
+    ends = stated_ends(source)
+    if ends:
+        storage.write_json(folder / "generation_config.json", {"eos_token_id": sorted(ends)})

@@ -1,7 +1,7 @@
 """Tokenizers of Hugging Face folders, through the library `tokenizers`, with chat templates."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class FolderTokenizer:
             message = f'{folder} needs the library tokenizers: pip install "slth-jax[models]"'
             raise ModuleNotFoundError(message) from error
         self._folder = folder
-        self._config = _object(folder / "tokenizer_config.json")
+        self._config = read_object(folder / "tokenizer_config.json")
         try:
             if (folder / "tokenizer.json").exists():
                 text = storage.read_bytes(folder / "tokenizer.json").decode()
@@ -69,6 +69,13 @@ class FolderTokenizer:
         tokens = self._tokenizer.encode(text).ids
         return tokens or ([] if self.start is None else [self.start])
 
+    def encode_texts(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Return the tokens of each text, with special tokens, cut to at most `length`."""
+        self._tokenizer.enable_truncation(length)
+        encoded = self._tokenizer.encode_batch(list(texts))
+        self._tokenizer.no_truncation()
+        return [text.ids for text in encoded]
+
     def chat(self, text: str) -> list[int]:
         """Return the tokens of a chat in which a user says `text`, up to the assistant's turn.
 
@@ -93,11 +100,8 @@ class FolderTokenizer:
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
 
     def _stop_tokens(self) -> frozenset[int]:
-        stop = {self._id("eos_token")}
-        for name in ("generation_config.json", "config.json"):
-            ends = _object(self._folder / name).get("eos_token_id")
-            stop |= set(ends if isinstance(ends, list) else [ends])
-        return frozenset(token for token in stop if isinstance(token, int))
+        end = self._id("eos_token")
+        return frozenset(stated_ends(self._folder) | ({end} if end is not None else set()))
 
     def _template(self) -> str:
         path = self._folder / "chat_template.jinja"
@@ -113,7 +117,16 @@ class FolderTokenizer:
         return template
 
 
-def _object(path: Path) -> dict[str, Any]:
+def stated_ends(folder: Path) -> set[int]:
+    """Return the numbers of the tokens that end a text, by the configurations of the model."""
+    ends: set[Any] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = read_object(folder / name).get("eos_token_id")
+        ends |= set(value if isinstance(value, list) else [value])
+    return {token for token in ends if isinstance(token, int)}
+
+
+def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an absent file is empty."""
     value = storage.read_json(path) if path.exists() else {}
     if not isinstance(value, dict):
