@@ -9,8 +9,9 @@ free factor keeps exactly one unit per column, its *digit* ``d_j``. Entry j of a
 
 a walk through a trellis: the state before column j holds the last L - 1 digits, a step chooses the
 next, and its length is the squared error of entry j. The walk of least squared error is found by
-dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states, rows last, so that every operation
-is elementwise in the rows.
+dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states: on a CPU in C++
+(`subset_sum/native/shortest_paths.cc`), elsewhere, or without a compiler, by the program of this
+file, with equal bits. Here rows are the last axis, so that every operation is elementwise in them.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from slth_jax.subset_sum import kernel
 from slth_jax.types import Array, ArrayLike
 
 _MEMORY = 1 << 27  # bytes of predecessors that are held at once
@@ -61,14 +63,12 @@ def solve(
     real = 2 ** jnp.sum(jnp.asarray(width) // r >= powers, dtype=jnp.int32)
     column = jnp.arange(r, dtype=jnp.int32)
     digit = jnp.arange(m, dtype=jnp.int32)
-    usable = digit < real
-    unit = jnp.where(usable[None], column[:, None] * real + digit[None], 0)  # [r, M]
+    unit = jnp.where((digit < real)[None], column[:, None] * real + digit[None], 0)  # [r, M]
     reached = (column[:, None] + jnp.arange(window, dtype=jnp.int32)[None]) % r  # [r, L]
     weights = right[unit[:, :, None], reached[:, None, :]]  # [r, M, L]
 
     def rows(free: Float[Array, "rows n"], goal: Float[Array, "rows r"]) -> Int[Array, "rows r"]:
-        left, right, goal = (x.astype(jnp.float32) for x in (free[:, unit], weights, goal))
-        return _shortest(left, right, goal, usable)
+        return shortest(free[:, unit], weights, goal, real)
 
     states = m ** (window - 1)
     at_once = max(8, min(64, _MEMORY // (r * states)))
@@ -97,17 +97,48 @@ def _in_batches(function, size: int, left: Array, target: Array) -> Int[Array, "
     return jax.lax.map(lambda rows: function(*rows), tuple(batches)).reshape(p + empty, -1)[:p]
 
 
-def _shortest(
+def shortest(
     left: Float[Array, "p r M"],
     right: Float[Array, "r M L"],
     target: Float[Array, "p r"],
-    usable: Bool[Array, " M"],
+    usable: ArrayLike,
 ) -> Int[Array, "p r"]:
-    """Return the digits of the shortest closed walk through a state at the seam.
+    """Return the digits, below `usable`, of the shortest closed walk through a state at the seam.
 
     The walk is the shortest of all that pass that state; the state is the one that the shortest
     open walk around the seam passes.
+
+    Args:
+      left: weight ``left[i, j, d]`` of row i to unit d of the units that start at column j.
+      right: weight ``right[j, d, t]`` of that unit to column j + t.
+      target: the rows to approximate.
+      usable: an integer, at most M; may be traced.
     """
+    left, right, target = (x.astype(jnp.float32) for x in (left, right, target))
+    usable = jnp.asarray(usable, jnp.int32)
+    if right.shape[-1] == 1:  # no entry depends on two digits
+        length = jnp.square(target[..., None] - left * right[None, ..., 0])
+        barred = jnp.arange(left.shape[-1]) >= usable
+        length = jnp.where(barred[None, None], jnp.inf, length)
+        return jnp.argmin(length, axis=-1).astype(jnp.int32)
+    if not kernel.ready():
+        return _by_xla(left, right, target, usable)
+    return jax.lax.platform_dependent(left, right, target, usable, cpu=_by_kernel, default=_by_xla)
+
+
+def _by_kernel(left: Array, right: Array, target: Array, usable: Array) -> Int[Array, "p r"]:
+    r, _, window = right.shape
+    digits = jax.ShapeDtypeStruct(target.shape, jnp.int32)
+    call = jax.ffi.ffi_call(kernel.WALKS, digits, vmap_method="broadcast_all")
+    return call(left, right, target, usable, settle=min(r, _SETTLE * window))
+
+
+def _by_xla(
+    left: Float[Array, "p r M"],
+    right: Float[Array, "r M L"],
+    target: Float[Array, "p r"],
+    usable: Int[Array, ""],
+) -> Int[Array, "p r"]:
     p, r, m = left.shape
     window = right.shape[-1]
     chex.assert_shape([right, target], [(r, m, window), (p, r)])
@@ -115,7 +146,7 @@ def _shortest(
     # Products of rounded numbers are exact, so that fused and separate operations agree to the
     # bit and masks do not depend on how a program was compiled.
     terms = _rounded(free[:, :, None] * right[..., None])  # [r, M, L, p]
-    forward = partial(_forward, terms, goal, usable)
+    forward = partial(_forward, terms, goal, jnp.arange(m) < usable)
     settle = min(r, _SETTLE * window)
     states = m ** (window - 1)
     cost = jnp.zeros((states, p), jnp.float32)
@@ -134,9 +165,8 @@ def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array,
     r, m, window, p = terms.shape
 
     def step(cost, j):
-        left_over = goal[j][
-            None
-        ]  # target of entry j minus chosen terms, by the digits of columns j-L+1 .. j-1
+        # Target of entry j minus chosen terms, by the digits of columns j-L+1 .. j-1.
+        left_over = goal[j][None]
         for t in range(window - 1, 0, -1):
             term = terms[(j - t) % r, :, t]
             left_over = (left_over[:, None] - term[None]).reshape(-1, p)
@@ -146,12 +176,17 @@ def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array,
         so_far = cost.reshape(m, -1, p) + left_over * left_over
         twice = 2 * left_over
         best = jnp.full((so_far.shape[1], m, p), jnp.inf, jnp.float32)
-        dropped = jnp.zeros(best.shape, jnp.uint8)
-        for digit in range(m):
+        dropped = jnp.zeros(best.shape, jnp.uint8 if m <= 256 else jnp.uint16)
+
+        def shorter(digit, least):
+            best, dropped = least
             length = so_far[digit][:, None] - twice[digit][:, None] * term[None]
             better = length < best
-            best = jnp.where(better, length, best)
-            dropped = jnp.where(better, jnp.uint8(digit), dropped)
+            digit = jnp.asarray(digit).astype(dropped.dtype)
+            return jnp.where(better, length, best), jnp.where(better, digit, dropped)
+
+        unroll = m if m <= 16 else None
+        best, dropped = jax.lax.fori_loop(0, m, shorter, (best, dropped), unroll=unroll)
         best = best + jnp.where(usable[:, None], term * term, jnp.inf)[None]
         best = best.reshape(-1, p)
         best = best - jnp.min(best, axis=0, keepdims=True)  # so that float32 stays fine

@@ -28,6 +28,7 @@ _log = logging.getLogger("slth_jax.subset_sum")
 
 SOURCES = sorted(Path(__file__).with_name("native").iterdir())
 TARGET = "slth_jax_closest_subsets"
+WALKS = "slth_jax_shortest_walks"
 # Contraction would fuse a product into a sum and change bits.
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 
@@ -43,8 +44,11 @@ def ready() -> bool:
         return False
     try:
         library = ctypes.CDLL(str(_built()))
-        handler = jax.ffi.pycapsule(library.ClosestSubsets)
-        jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
+        for target, function in (
+            (TARGET, library.ClosestSubsets),
+            (WALKS, library.ShortestWalks),
+        ):
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(function), platform="cpu")
         jax.ffi.register_ffi_target_as_batch_partitionable(TARGET)
     except (OSError, AttributeError, storage.CheckpointError, subprocess.SubprocessError) as error:
         _log.warning("no compiled subset-sum solver, XLA's is slower: %s", _line(error))
@@ -106,9 +110,9 @@ def _compile(compiler: str, options: Sequence[str], library: Path) -> None:
     """Compile aside and rename, so that nobody loads half a library."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="compiling-") as folder:
         built = Path(folder) / library.name
-        source = next(path for path in SOURCES if path.suffix == ".cc")
+        sources = [str(path) for path in SOURCES if path.suffix == ".cc"]
         include = f"-I{jax.ffi.include_dir()}"
-        command = [compiler, *options, include, "-o", str(built), str(source)]
+        command = [compiler, *options, include, "-o", str(built), *sources]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
         os.replace(built, library)
 

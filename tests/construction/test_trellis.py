@@ -12,6 +12,7 @@ from refusals import refusals
 from slth_jax import construction
 from slth_jax.construction import trellis
 from slth_jax.construction.trellis import Band
+from slth_jax.subset_sum import kernel
 
 KEY = jax.random.key(7, impl="threefry2x32")
 
@@ -50,6 +51,37 @@ def test_the_walk_is_the_best_of_all_choices(bits, window, r):
     assert np.all(errors >= best * (1 - 1e-5))
     assert np.mean(errors <= best * 1.002 + 1e-6) >= 0.9
     assert np.sum(errors) <= 1.03 * np.sum(best)
+
+
+@pytest.mark.skipif(not kernel.ready(), reason="no C++ compiler")
+@pytest.mark.parametrize("bits, window", [(1, 4), (2, 3), (3, 3), (4, 2), (5, 2), (6, 2)])
+def test_the_compiled_kernel_has_the_bits_of_the_program(bits, window):
+    p, r, m = 3, 9, 2**bits
+    keys = jax.random.split(jax.random.fold_in(KEY, bits), 3)
+    left = 4 * jax.random.normal(keys[0], (2, p, r, m))
+    right = jax.random.uniform(keys[1], (r, m, window), minval=-1.0)
+    target = jax.random.normal(keys[2], (2, p, r))
+    usable = jnp.array([m, m // 2])
+
+    @jax.jit
+    def by_program(left, target, usable):
+        return jnp.stack(
+            [trellis._by_xla(x, right, y, n) for x, y, n in zip(left, target, usable, strict=True)]
+        )
+
+    solve = jax.vmap(trellis.shortest, in_axes=(0, None, 0, 0))
+    digits = solve(left, right, target, usable)
+    np.testing.assert_array_equal(digits, by_program(left, target, usable))
+    assert digits[1].max() < m // 2
+
+
+def test_a_window_of_one_column_keeps_the_nearest_product():
+    left, right, target = problem(5, 7, 3, 1)
+    masks = trellis.solve(left, right, target, left.shape[1], Band(3, 1))
+    to_own = jnp.stack([right[8 * j : 8 * j + 8, j] for j in range(7)])
+    terms = left.reshape(5, 7, 8) * to_own[None]
+    nearest = jnp.min(jnp.abs(terms - target[..., None]), axis=-1)
+    np.testing.assert_allclose(masks[2], nearest, atol=1e-6)
 
 
 def test_masks_are_a_band_and_one_unit_per_column_and_row():
