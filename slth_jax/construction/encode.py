@@ -17,6 +17,7 @@ from slth_jax.types import Array, ArrayLike, Key
 # The free and the grouped factor's distributions, and the variance of a product of their entries.
 SOURCES = {
     "uniform": (initializers.uniform, initializers.uniform, 1 / 9),
+    "sign_uniform": (initializers.signs, initializers.uniform, 1 / 3),
     "sign_normal": (initializers.signs, initializers.normal, 1.0),
     "signs": (initializers.signs, initializers.signs, 1.0),
 }
@@ -66,10 +67,10 @@ def encode_matrix(
       key: a typed PRNG key. Row i of `left` is drawn from ``fold_in(fold_in(key, 0), i)``, unit k
         of `right` from ``fold_in(fold_in(key, 1), k)``.
       target: `[p, r]`, not all zeros. A row is one code word: long rows are better met.
-      bits: b, from 1 to 8.
+      bits: b, from 1 to 12.
       states: the base-2 logarithm of the number of states of the search, see `band`.
-      source: 'uniform', the paper's U[-1, 1] for both factors; 'sign_normal', signs and standard
-        normals, which lose less; 'signs', signs for both.
+      source: 'uniform', the paper's U[-1, 1] for both factors; 'sign_uniform' and 'sign_normal',
+        signs for the free factor, with which errors are smaller; 'signs', signs for both.
       scale: the free factor's; None for the best of seven on up to 16 of the rows.
 
     Raises:

@@ -5,6 +5,6 @@ finds the masks of rows, `assemble` turns masked parts into the parameters of `m
 `source` makes the weights of a ticket from its header and masks.
 """
 
-from slth_jax.factored.spec import Network, Part, Spec, from_json, num_bits
+from slth_jax.factored.spec import Bands, Network, Part, Spec, from_json, num_bits
 
-__all__ = ["Network", "Part", "Spec", "from_json", "num_bits"]
+__all__ = ["Bands", "Network", "Part", "Spec", "from_json", "num_bits"]

@@ -4,7 +4,11 @@ A part's weights are defined without being held together: product g of the part 
 and row i of its free factor `left` is drawn from ``fold_in`` of i, so any rows can be drawn alone,
 on any device, in any order.
 
-Letters in shapes: p rows of a free factor, r columns of the grouped factor, n hidden units.
+The grouped factor of a band has weights on its band alone: diagonal t, the weights of all units to
+the t-th column from their start, is drawn from ``fold_in`` of t.
+
+Letters in shapes: p rows of a free factor, r columns of the grouped factor, n hidden units; of a
+band M units start at each column, each connected to L columns.
 """
 
 import hashlib
@@ -18,7 +22,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Bool, Float, Int, UInt8
 
-from slth_jax.construction import engine, search
+from slth_jax import initializers
+from slth_jax.construction import choices, engine, search
+from slth_jax.construction.encode import SOURCES
 from slth_jax.construction.rules import Assignment, Rule
 from slth_jax.factored.spec import Network, Part
 from slth_jax.types import Array, Key
@@ -30,18 +36,20 @@ class Product(NamedTuple):
     """A product of a part: its key, the grouped factor and the assignment of its units."""
 
     key: Key
-    right: Float[Array, "n r"]
-    assignment: Assignment
+    right: Float[Array, "n r"] | Float[Array, "r M L"]  # of a band its weights alone
+    assignment: Assignment | None  # None for a band
     halves: tuple[Assignment, Assignment] | None  # units by the sign of their weight, for a ReLU
 
 
 def draw(seed: int, part: Part, g: int, rule: Rule) -> Product:
-    """Draw the grouped factor of product `g` with entries ``U[-1, 1]`` and assign its units."""
+    """Draw the grouped factor of product `g`, ``U[-1, 1]`` but for bands; assign its units."""
     # Inputs of a ReLU that may have either sign need units of either sign.
     signs = part.relu and not part.rows_are_inputs
     if part.relu:
         rule = rule.for_relu()
     key = product_key(seed, part, g)
+    if part.band is not None:
+        return Product(key, _right(key, part.nameless), None, None)
     return Product(key, *_grouped(key, (part.units, part.columns), rule, signs))
 
 
@@ -56,7 +64,7 @@ def _grouped(
     key: Key, shape: tuple[int, int], rule: Rule, signs: bool
 ) -> tuple[Array, Assignment, tuple[Assignment, Assignment] | None]:
     n, r = shape
-    right = _right(key, shape)
+    right = initializers.uniform(jax.random.fold_in(key, 1), shape, jnp.float32)
     assignment = rule.assignment(right, n)
     if not signs:
         return right, assignment, None
@@ -70,24 +78,48 @@ def _grouped(
 
 
 @partial(jax.jit, static_argnums=1)
-def _right(key: Key, shape: tuple[int, int]) -> Float[Array, "n r"]:
-    return _uniform(jax.random.fold_in(key, 1), shape)
+def _right(key: Key, part: Part) -> Float[Array, "..."]:
+    """Draw the grouped factor: ``[n, r]``, or the weights ``[r, M, L]`` of a band."""
+    key = jax.random.fold_in(key, 1)
+    if part.band is None:
+        return initializers.uniform(key, (part.units, part.columns), jnp.float32)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(_window(part)))
+    draw = SOURCES[part.weights][1]
+    shape = part.columns, 1 << part.band.bits
+    return jnp.moveaxis(jax.vmap(lambda k: draw(k, shape, jnp.float32))(keys), 0, -1)
+
+
+def _window(part: Part) -> int:
+    assert part.band is not None
+    return min(part.band.window, part.columns)
 
 
 def left_rows(
-    key: Key, rows: Int[Array, " p"], scale: Float[Array, ""], units: int
+    key: Key, rows: Int[Array, " p"], scales: Float[Array, " p"], part: Part
 ) -> Float[Array, "p n"]:
-    """Draw rows of the free factor with entries ``U[-scale, scale]``."""
+    """Draw rows of the free factor, ``U[-scale, scale]`` but for bands."""
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(rows)
-    return scale * jax.vmap(lambda row_key: _uniform(row_key, (units,)))(keys)
+    draw = initializers.uniform if part.band is None else SOURCES[part.weights][0]
+    return scales[:, None] * jax.vmap(lambda row_key: draw(row_key, (part.units,), jnp.float32))(
+        keys
+    )
 
 
 _left_rows = jax.jit(left_rows, static_argnums=3)
 
 
-def _uniform(key: Key, shape: tuple[int, ...]) -> Array:
-    # 2u - 1 is exact for JAX's u, so compiled and eager draws agree to the bit.
-    return 2 * jax.random.uniform(key, shape, jnp.float32) - 1
+def band_entries(
+    left: Float[Array, "p n"], digits: Int[Array, "p r"], right: Float[Array, "r M L"]
+) -> Float[Array, "p r"]:
+    """Return rows of a band's masked product: L terms per entry, see `construction.trellis`."""
+    r, m, window = right.shape
+    p = left.shape[0]
+    left = jnp.take_along_axis(left.reshape(p, r, m), digits[..., None], axis=-1)  # [p, r, 1]
+    terms = left * right[jnp.arange(r)[None], digits]  # [p, r, L], by the column of the start
+    total = terms[..., 0]
+    for t in range(1, window):
+        total = total + jnp.roll(terms[..., t], t, axis=1)
+    return total
 
 
 def entries(
@@ -98,6 +130,7 @@ def entries(
     With a ReLU between the factors: rows of the product that acts on positive inputs.
     """
     assignment = product.assignment if product.halves is None else product.halves[0]
+    assert assignment is not None
     if part.relu and part.rows_are_inputs:
         left = jax.nn.relu(left)
     kept = jnp.where(mask, left, 0)
@@ -108,18 +141,33 @@ def entries(
 
 
 def masked_left(
-    product: Product, part: Part, scale: float, bits: UInt8[np.ndarray, " bytes"]
+    product: Product,
+    part: Part,
+    scales: Float[np.ndarray, " p"],
+    bits: UInt8[np.ndarray, " bytes"],
 ) -> Float[np.ndarray, "p n"]:
-    """Return the masked free factor of packed masks."""
-    left = _left_rows(product.key, jnp.arange(part.rows), jnp.float32(scale), part.units)
-    mask = np.unpackbits(bits, count=part.rows * part.units).reshape(part.rows, part.units)
-    return np.where(mask.astype(bool), np.asarray(left), np.float32(0))
+    """Return the masked free factor of packed masks, whose rows have these scales."""
+    left = _left_rows(product.key, jnp.arange(part.rows), scales, part.nameless)
+    packed = bits.reshape(part.rows, -1)
+    if part.band is None:
+        mask = np.unpackbits(packed, axis=-1).astype(bool)
+    else:
+        digits = choices.unpack(packed, part.columns, part.band.bits)
+        mask = np.asarray(choices.mask(digits, part.band.bits))
+    return np.where(mask, np.asarray(left), np.float32(0))
 
 
 def masked_right(product: Product, part: Part) -> Float[np.ndarray, "n r"]:
     """Return the masked grouped factor."""
-    mask = engine.right_mask(product.assignment, part.units)
-    return np.asarray(jnp.where(mask, product.right, 0))
+    if product.assignment is not None:
+        mask = engine.right_mask(product.assignment, part.units)
+        return np.asarray(jnp.where(mask, product.right, 0))
+    r, m, window = product.right.shape
+    right = np.zeros((r, m, r), np.float32)
+    column = np.arange(r)
+    for t in range(window):
+        right[column, :, (column + t) % r] = product.right[:, :, t]
+    return right.reshape(r * m, r)
 
 
 def fingerprint(key: Key, part: Part, scale: float) -> str:
@@ -128,8 +176,8 @@ def fingerprint(key: Key, part: Part, scale: float) -> str:
     `key` is the product's, see `product_key`.
     """
     ends = jnp.array([0, part.rows - 1])
-    left = _left_rows(key, ends, jnp.float32(scale), part.units)
-    digest = hashlib.sha256(np.asarray(_right(key, (part.units, part.columns))).tobytes())
+    left = _left_rows(key, ends, jnp.full(2, scale, jnp.float32), part.nameless)
+    digest = hashlib.sha256(np.asarray(_right(key, part.nameless)).tobytes())
     digest.update(np.asarray(left).tobytes())
     return digest.hexdigest()
 
@@ -164,28 +212,33 @@ def part_entries(
     Args:
       network: the spec, seed and scales.
       part: a random part of it.
-      bits: packed masks of the free factors, ``count rows units / 8`` bytes.
+      bits: packed masks of the free factors, `Part.num_bytes` bytes.
       mesh: see `mesh`.
     """
     step = ROWS * mesh.size
-    packed = bits.reshape(part.count, part.rows, part.units // 8)
+    packed = bits.reshape(part.count, part.rows, -1)
     compute = _entries_program(part.nameless, mesh)
     result = np.empty((part.count, part.rows, part.columns), np.float32)
-    for g, scale in enumerate(network.scales[part.name]):
+    for g in range(part.count):
+        scales = network.row_scales(part, g)
         product = draw(network.seed, part, g, network.spec.rule(part))
         for first in range(0, part.rows, step):
             block = packed[g, first : first + step]
             padded = np.pad(block, ((0, step - len(block)), (0, 0)))
-            rows = compute(first + np.arange(step), padded, jnp.float32(scale), product)
+            numbers = first + np.arange(step)
+            rows = compute(numbers, padded, scales[np.minimum(numbers, part.rows - 1)], product)
             result[g, first : first + step] = np.asarray(rows)[: len(block)]
     return result
 
 
 @cache
 def _entries_program(part: Part, mesh: Mesh) -> Callable[..., Array]:
-    def step(numbers: Array, packed: Array, scale: Array, product: Product) -> Array:
-        left = left_rows(product.key, numbers, scale, part.units)
+    def step(numbers: Array, packed: Array, scales: Array, product: Product) -> Array:
+        left = left_rows(product.key, numbers, scales, part)
+        if part.band is not None:
+            digits = choices.unpack(packed, part.columns, part.band.bits)
+            return band_entries(left, digits, product.right)
         mask = jnp.unpackbits(packed, axis=-1).astype(bool)
         return entries(left, mask, product, part)
 
-    return over_rows(step, mesh, 2)
+    return over_rows(step, mesh, 3)

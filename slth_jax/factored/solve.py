@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 
-from slth_jax.construction import engine
+from slth_jax.construction import choices, engine, trellis
+from slth_jax.construction.encode import SOURCES
 from slth_jax.construction.rules import Rule
 from slth_jax.factored import products
 from slth_jax.factored.products import Product
-from slth_jax.factored.spec import Part
+from slth_jax.factored.spec import LEVELS, Part
 from slth_jax.types import Array
 
 # The largest error of a row that is accepted, in units of scale / 2^(samples - 1).
@@ -31,8 +32,10 @@ class Problem(NamedTuple):
       product: its grouped factor, with assigned units.
       part: the part that it belongs to.
       rule: the rule that assigned.
-      scale: the largest possible entry of the free factor.
-      samples: the number of samples per subset sum.
+      scale: the largest possible entry of the free factor, for bands its scale.
+      samples: the number of samples per subset sum, or of units per column of a band.
+      levels: the levels of the scales of all rows of the product (see `spec.LEVELS`); None for
+        rows of one scale.
     """
 
     product: Product
@@ -40,12 +43,18 @@ class Problem(NamedTuple):
     rule: Rule
     scale: float
     samples: int
+    levels: UInt8[np.ndarray, " rows"] | None = None
+
+    def row_scales(self, numbers: Int[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
+        """Return the scales of these rows."""
+        factors = np.ones(len(numbers)) if self.levels is None else LEVELS[self.levels[numbers]]
+        return np.float32(self.scale) * factors.astype(np.float32)
 
 
 class Masks(NamedTuple):
     """Packed masks of rows, and their errors summed over each row."""
 
-    bits: Any  # uint8 [p, n / 8]
+    bits: Any  # uint8 [p, bytes]
     squared_error: Any  # float32 [p]
     largest_error: Any  # float32 [p]
     out_of_reach: Any  # int32 [p]
@@ -66,7 +75,7 @@ def rows(problem: Problem, target: Float[np.ndarray, "p r"], start: int, mesh: M
     numbers = start + np.arange(len(target))
     masks = _in_steps(problem, target, numbers, mesh, products.ROWS)
     search = problem.rule.search
-    if search.rerolls is None or problem.part.relu:
+    if search.rerolls is None or problem.part.relu or problem.part.band is not None:
         return masks
     limit = _TOLERANCE * problem.scale * 2.0 ** (1 - problem.samples)
     bad = np.flatnonzero(masks.largest_error > limit)
@@ -80,12 +89,58 @@ def rows(problem: Problem, target: Float[np.ndarray, "p r"], start: int, mesh: M
     return masks
 
 
+# Standard deviations of a sum of L terms that are tried, relative to the target's entries.
+_SPREADS = (0.9, 1.05, 1.2, 1.4, 1.65, 2.0, 2.5, 3.2)
+_TRIED = 16  # rows on which they are tried, at even distances
+
+
+def band_scale(problem: Problem, target: Float[np.ndarray, "p r"], mesh: Mesh) -> float:
+    """Return the scale of a band's free factor with the least squared error on some rows.
+
+    Args:
+      problem: the product; its scale is not read.
+      target: all rows of the matrix.
+      mesh: see `products.mesh`.
+    """
+    sizes = row_sizes(target)
+    if problem.levels is None:
+        size = float(np.sqrt(np.mean(np.square(sizes))))
+    else:
+        size = float(sizes.max())
+    if not size:
+        return 1.0
+    band = problem.part.band
+    assert band is not None
+    terms = min(band.window, problem.part.columns) * SOURCES[problem.part.weights][2]
+    numbers = np.unique(np.linspace(0, len(target) - 1, _TRIED).astype(int))
+    errors = {}
+    for spread in _SPREADS:
+        scale = float(f"{spread * size / terms**0.5:.3g}")  # short in the file
+        trial = problem._replace(scale=scale)
+        masks = _in_steps(trial, target[numbers], numbers, mesh, _TRIED)
+        errors[scale] = float(masks.squared_error.sum(dtype=np.float64))
+    return min(errors, key=lambda scale: errors[scale])
+
+
+def row_sizes(target: Float[np.ndarray, "p r"]) -> Float[np.ndarray, " p"]:
+    """Return the root mean square of each row."""
+    return np.sqrt(np.mean(np.square(target, dtype=np.float64), axis=1))
+
+
+def row_levels(target: Float[np.ndarray, "p r"]) -> UInt8[np.ndarray, " p"]:
+    """Return the levels of scales in proportion to the sizes of the rows."""
+    sizes = row_sizes(target)
+    share = sizes / max(float(sizes.max()), 1e-30)
+    # Between two levels the border is their mean; `LEVELS` falls, searchsorted wants it to rise.
+    borders = (LEVELS[1:] + LEVELS[:-1]) / 2
+    return np.searchsorted(-borders, -share).astype(np.uint8)
+
+
 def _in_steps(
     problem: Problem, target: np.ndarray, numbers: np.ndarray, mesh: Mesh, at_once: int
 ) -> Masks:
     step = at_once * mesh.size
     solve = _program(problem.part.nameless, problem.rule, mesh)
-    scale = jnp.float32(problem.scale)
     running: list[tuple[Masks, int]] = []
     fetched: list[Masks] = []
     for first in range(0, len(target), step):
@@ -93,7 +148,8 @@ def _in_steps(
         empty = step - len(block)
         padded = np.pad(block, ((0, empty), (0, 0)))
         padded_numbers = np.pad(numbers[first : first + step], (0, empty))
-        running.append((solve(padded_numbers, padded, scale, problem.product), len(block)))
+        scales = problem.row_scales(padded_numbers)
+        running.append((solve(padded_numbers, padded, scales, problem.product), len(block)))
         if len(running) > 1:  # one ahead, so that devices never wait and memory stays bounded
             fetched.append(_fetch(*running.pop(0)))
     fetched += [_fetch(*last) for last in running]
@@ -109,12 +165,15 @@ def _program(part: Part, rule: Rule, mesh: Mesh) -> Callable[..., Masks]:
     """Return the compiled step for parts of one shape."""
     rule = rule.for_relu() if part.relu else rule
 
-    def step(numbers: Array, target: Array, scale: Array, product: Product) -> Masks:
-        left = products.left_rows(product.key, numbers, scale, part.units)  # [p, n]
+    def step(numbers: Array, target: Array, scales: Array, product: Product) -> Masks:
+        left = products.left_rows(product.key, numbers, scales, part)  # [p, n]
+        if part.band is not None:
+            return _walks(left, product.right, target, part.band.bits)
         chex.assert_shape(product.right, (part.units, part.columns))
         chex.assert_shape(target, (left.shape[0], part.columns))
         if part.relu and part.rows_are_inputs:
             left = jax.nn.relu(left)  # inputs are one-hot: only the positive weights pass
+        assert product.assignment is not None
         assignments = product.halves or (product.assignment,)
         solve = partial(engine.solve_rows, left, product.right, target, rule=rule)
         solved = [solve(assignment) for assignment in assignments]
@@ -132,4 +191,22 @@ def _program(part: Part, rule: Rule, mesh: Mesh) -> Callable[..., Masks]:
             out_of_reach=jnp.sum(beyond, axis=1, dtype=jnp.int32),
         )
 
-    return products.over_rows(step, mesh, 2)
+    return products.over_rows(step, mesh, 3)
+
+
+def _walks(
+    left: Float[Array, "p n"],
+    right: Float[Array, "r M L"],
+    target: Float[Array, "p r"],
+    bits: int,
+) -> Masks:
+    """Return the masks of rows that are walks through a band."""
+    p, r = target.shape
+    digits = trellis.shortest(left.reshape(p, r, -1), right, target, 1 << bits)
+    error = jnp.abs(products.band_entries(left, digits, right) - target)
+    return Masks(
+        bits=choices.pack(digits, bits),
+        squared_error=jnp.sum(jnp.square(error), axis=1),
+        largest_error=jnp.max(error, axis=1),
+        out_of_reach=jnp.zeros(p, jnp.int32),
+    )

@@ -13,6 +13,7 @@ from slth_jax.models import Settings
 from slth_jax.storage import CheckpointError, reason
 
 KEPT = "kept."  # begins the names of matrices that stay the target's
+ROWS = "rows"  # the name of the levels of all rows, part by part
 
 
 def of_ticket(ticket: Any) -> Network:
@@ -38,7 +39,15 @@ def of_ticket(ticket: Any) -> Network:
             {name: tuple(shape) for name, shape in ticket.shapes.items()},
             {part.name: part.shape for part in spec.parts},
         )
+        _compare(
+            "choices",
+            dict(ticket.choices),
+            {part.name: part.band.bits for part in spec.parts if part.band is not None},
+        )
         _compare("kept", kept, {KEPT + part.name: 4 * part.num_sums for part in spec.kept_parts})
+        rows = [part.count * part.rows if spec.row_scales else 0 for part in spec.parts]
+        num_levels = ticket.bits[ROWS].size if ROWS in ticket.bits else 0
+        _compare("levels of", {ROWS: num_levels}, {ROWS: sum(rows)})
         for name, values in scales.items():
             for value in values:
                 checks.number(f"scales.{name}", value, low=0)
@@ -46,7 +55,11 @@ def of_ticket(ticket: Any) -> Network:
         _compare("scales", counts, {part.name: part.count for part in spec.parts})
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the ticket's spec is refused: {reason(error)}") from error
-    return Network(spec, ticket.seed, scales)
+    if not spec.row_scales:
+        return Network(spec, ticket.seed, scales)
+    parts = zip(spec.parts, np.split(ticket.bits[ROWS], np.cumsum(rows)[:-1]), strict=True)
+    levels = {part.name: x.reshape(part.count, part.rows) for part, x in parts}
+    return Network(spec, ticket.seed, scales, levels)
 
 
 def _compare(what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -85,9 +98,10 @@ def materialize(
     def factors(part: Part) -> tuple[np.ndarray, np.ndarray]:
         packed = np.asarray(bits[part.name]).reshape(part.count, -1)
         left, right = [], []
-        for g, scale in enumerate(network.scales[part.name]):
+        for g in range(part.count):
             product = products.draw(network.seed, part, g, spec.rule(part))
-            left.append(products.masked_left(product, part, scale, packed[g]))
+            scales = network.row_scales(part, g)
+            left.append(products.masked_left(product, part, scales, packed[g]))
             right.append(products.masked_right(product, part))
         return np.stack(left), np.stack(right)
 

@@ -26,10 +26,17 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from slth_jax import checks
-from slth_jax.construction import rules
+from slth_jax.construction import choices, encode, rules
 from slth_jax.construction.rules import Rule, Search
+from slth_jax.construction.trellis import Band
 from slth_jax.models import Settings
+
+LEVELS = np.array([(1 - i % 8 / 16) * 2.0 ** -(i // 8) for i in range(256)], np.float32)
+"""The scale of a row by its level, in units of its matrix's: falling by a sixth at most."""
 
 FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
@@ -57,6 +64,8 @@ class Part:
       rows_are_inputs: whether the rows are the inputs of the map (`left` comes first) or its
         outputs.
       relu: whether a ReLU stands between the factors.
+      band: the shape of the grouped mask if rows are walks through a band; None for subset sums.
+      weights: the distributions of the weights of a band, see `construction.encode.SOURCES`.
     """
 
     block: int | None
@@ -68,6 +77,8 @@ class Part:
     units: int
     rows_are_inputs: bool
     relu: bool
+    band: Band | None = None
+    weights: str = "uniform"
 
     @property
     def name(self) -> str:
@@ -90,9 +101,52 @@ class Part:
         return self.count, self.rows, self.units
 
     @property
+    def num_bytes(self) -> int:
+        """The bytes of the stored masks of the free factors."""
+        if self.band is None:
+            return math.prod(self.shape) // 8
+        return choices.num_bytes(self.shape, self.band.bits)
+
+    @property
     def nameless(self) -> "Part":
         """The part without its place and its number of rows: such parts share compiled programs."""
         return dataclasses.replace(self, block=None, kind="", index=0, count=1, rows=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands:
+    """Bands in the place of subset sums: b mask bits per entry, see `construction.trellis`.
+
+    Attributes:
+      bits: b.
+      states: the base-2 logarithm of the number of states of the search.
+      weights: the distributions of weights, see `construction.encode.SOURCES`.
+      row_scales: whether each row of a free factor has a scale, a byte (see `LEVELS`), beside the
+        scale of its matrix.
+      others: pairs of a kind of matrix and the bits of its entries.
+    """
+
+    bits: int
+    states: int = 12
+    weights: str = "sign_uniform"
+    row_scales: bool = True
+    others: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self):
+        self.rule()
+        for kind, _ in self.others:
+            self.band(kind)
+        checks.choice("weights", self.weights, encode.SOURCES)
+
+    def rule(self) -> Rule:
+        """Return the rule of most matrices."""
+        return rules.band(self.bits, self.states)
+
+    def band(self, kind: str) -> Band:
+        """Return the band of a kind of matrix."""
+        band = rules.band(dict(self.others).get(kind, self.bits), self.states).band
+        assert band is not None
+        return band
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +169,7 @@ class Spec:
       shared: whether a tied embedding is one product, used for the first and the last map.
       scaling: 'largest', a fixed multiple of a matrix's largest entry, or 'spread', less if the
         largest entry is far beyond the root mean square.
+      bands: the bands of the products, with ``samples = 2^bits``; None for subset sums.
     """
 
     settings: Settings
@@ -127,9 +182,12 @@ class Spec:
     attention: str = "merged"
     shared: bool = False
     scaling: str = "largest"
+    bands: Bands | None = None
 
     def __post_init__(self):
-        checks.integer("samples", self.samples, low=2, high=64)
+        if self.bands is None:
+            checks.integer("samples", self.samples, low=2, high=64)
+        self._check_bands()
         checks.choice("form", self.form, FORMS)
         for name in self.keep:
             checks.choice("keep", name, tuple(KEEP))
@@ -138,6 +196,24 @@ class Spec:
         if self.shared and not can_share(self.settings, self.form, self.keep):
             allowed = "false unless the embedding is tied, random and without a ReLU"
             raise checks.fail("shared", allowed, self.shared)
+
+    def _check_bands(self) -> None:
+        if (self.bands is None) != (self.construction.band is None):
+            allowed = "'band' if and only if bits are given"
+            raise checks.fail("construction", allowed, repr(self.construction.name))
+        if self.bands is None:
+            return
+        units = 2**self.bands.bits
+        checks.integer("samples", self.samples, low=units, high=units)
+        checks.choice("form", self.form, ("linear",))
+        kinds = sorted({part.kind for part in self.every_part})
+        for kind, _ in self.bands.others:
+            checks.choice("a kind of matrix", kind, kinds)
+
+    @property
+    def row_scales(self) -> bool:
+        """Whether the rows of the free factors have scales."""
+        return self.bands is not None and self.bands.row_scales
 
     @property
     def inputs(self) -> int:
@@ -238,7 +314,11 @@ class Spec:
         count, rows, columns = shape
         samples = 2 * self.samples if relu else self.samples
         units = max(samples * columns // 8 * 8, -(-columns // 8) * 8)  # whole bytes of mask bits
-        return Part(block, kind, 0, count, rows, columns, units, inputs, relu)
+        band, weights = None, "uniform"
+        if self.bands is not None:
+            band, weights = self.bands.band(kind), self.bands.weights
+            units = columns << band.bits
+        return Part(block, kind, 0, count, rows, columns, units, inputs, relu, band, weights)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec in JSON's types."""
@@ -250,16 +330,28 @@ class Spec:
                 "search": dataclasses.asdict(self.construction.search),
             },
             "keep": list(self.keep),
+            "bands": None if self.bands is None else dataclasses.asdict(self.bands),
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A random network: a spec, a seed, and the scale of each free factor by part and product."""
+    """A random network: a spec, a seed, and the scale of each free factor by part and product.
+
+    With `Spec.row_scales`, `levels` has the levels of rows `[count, rows]` by part.
+    """
 
     spec: Spec
     seed: int
     scales: Mapping[str, list[float]]
+    levels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def row_scales(self, part: Part, g: int) -> Float[np.ndarray, " rows"]:
+        """Return the scales of the rows of a free factor."""
+        scale = np.float32(self.scales[part.name][g])
+        if part.name not in self.levels:
+            return np.full(part.rows, scale)
+        return scale * LEVELS[self.levels[part.name][g]]
 
 
 def from_json(fields: Mapping[str, Any]) -> Spec:
@@ -274,8 +366,15 @@ def from_json(fields: Mapping[str, Any]) -> Spec:
         "settings": Settings(**settings),
         "construction": dataclasses.replace(rule, search=search),
         "keep": tuple(fields["keep"]),
+        "bands": _bands(fields.get("bands")),
     }
     return Spec(**{**fields, **read})
+
+
+def _bands(fields: Mapping[str, Any] | None) -> Bands | None:
+    if fields is None:
+        return None
+    return Bands(**{**fields, "others": tuple((kind, bits) for kind, bits in fields["others"])})
 
 
 def can_share(settings: Settings, form: str, keep: Iterable[str]) -> bool:
@@ -284,5 +383,5 @@ def can_share(settings: Settings, form: str, keep: Iterable[str]) -> bool:
 
 
 def num_bits(parts: Iterable[Part]) -> int:
-    """Return the number of mask bits of these parts."""
-    return sum(math.prod(part.shape) for part in parts)
+    """Return the number of stored mask bits of these parts."""
+    return sum(8 * part.num_bytes for part in parts)

@@ -93,11 +93,11 @@ def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
 
 def compute(
     piece: Piece, spec: Spec, seed: int, targets: Targets, mesh: Mesh
-) -> tuple[UInt8[np.ndarray, "rows bytes"], dict[str, Any]]:
-    """Return the packed masks of a piece and its report."""
+) -> tuple[dict[str, UInt8[np.ndarray, "rows ..."]], dict[str, Any]]:
+    """Return the packed masks of a piece, the levels of its rows if they have any, its report."""
     part = piece.part
     rule = spec.rule(part)
-    bits: list[np.ndarray] = []
+    arrays: dict[str, list[np.ndarray]] = {"bits": []}
     scales: dict[str, float] = {}
     prints: dict[str, str] = {}
     squared_error, squared_target, largest, beyond = 0.0, 0.0, 0.0, 0
@@ -106,8 +106,15 @@ def compute(
         scale = scale_of(matrix, part, spec)
         product = products.draw(seed, part, g, rule)
         problem = solve.Problem(product, part, rule, scale, spec.samples)
+        if part.band is not None:
+            if spec.row_scales:
+                levels = solve.row_levels(matrix)
+                problem = problem._replace(levels=levels)
+                arrays.setdefault("levels", []).append(levels[first:last])
+            scale = solve.band_scale(problem, matrix, mesh)
+            problem = problem._replace(scale=scale)
         masks = solve.rows(problem, matrix[first:last], first, mesh)
-        bits.append(masks.bits)
+        arrays["bits"].append(masks.bits)
         scales[str(g)], prints[str(g)] = scale, products.fingerprint(product.key, part, scale)
         squared_error += float(masks.squared_error.sum(dtype=np.float64))
         squared_target += float(np.square(matrix[first:last], dtype=np.float64).sum())
@@ -121,4 +128,4 @@ def compute(
         "largest_error": largest,
         "out_of_reach": beyond,
     }
-    return np.concatenate(bits), report
+    return {name: np.concatenate(parts) for name, parts in arrays.items()}, report

@@ -16,7 +16,7 @@ import numpy as np
 from slth_jax import checks, storage, ticket
 from slth_jax.construction import rules
 from slth_jax.construction.rules import Rule
-from slth_jax.factored import Part, Spec, from_json, num_bits, products, source
+from slth_jax.factored import Bands, Part, Spec, from_json, num_bits, products, source
 from slth_jax.factored.spec import ATTENTION, can_share
 from slth_jax.hide import pieces, targets
 from slth_jax.hide.model import NAME, SOURCE
@@ -55,9 +55,9 @@ class _Run:
     def targets(self) -> Targets:
         return Targets(self.reader, self.spec)
 
-    def masks(self, piece: Piece) -> np.ndarray:
+    def array(self, name: str, piece: Piece) -> np.ndarray:
         arrays, _ = self.folder.load(piece.name, contents=piece[1:])
-        return arrays["bits"]
+        return arrays[name]
 
     def report(self, piece: Piece) -> dict[str, Any]:
         _, notes = self.folder.load(piece.name, contents=piece[1:])
@@ -69,8 +69,10 @@ class _Folder(RunFolder):
 
     def recorded(self) -> dict[str, Any] | None:
         config = super().recorded()
-        if config is not None and "recipe" in config:
-            config["spec"] = storage.plain(from_json(config.pop("recipe")).to_json())
+        if config is not None and {"recipe", "spec"} & config.keys():
+            # Fields that the version of the run did not have are the defaults.
+            spec = from_json(config.pop("recipe", None) or config["spec"])
+            config["spec"] = storage.plain(spec.to_json())
         return config
 
 
@@ -83,6 +85,7 @@ def make_spec(
     keep: Sequence[str] = (),
     attention: str | None = None,
     tied: str = "once",
+    bits: int | Bands | None = None,
 ) -> Spec:
     """Return the spec of a random network for the model of `reader` (see `factored.Spec`).
 
@@ -94,27 +97,39 @@ def make_spec(
       attention: 'merged' or 'factored'; None for the form with fewer subset sums.
       tied: 'once' for one product in the place of a tied embedding and the last map, if that is
         possible (see `factored.spec.can_share`); 'twice' for two.
+      bits: mask bits per entry, for bands (`construction.rules.band`) in the place of subset sums.
+        `factored.Bands` has more choices.
 
     Raises:
       ValueError: arguments that cannot be used, or a model that cannot be hidden.
     """
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
-    rule = rules.for_samples(samples) if construction is None else rules.get(construction)
-    if rule.needs_target or rule.band is not None:
-        # The ticket of a whole model contains the masks of free factors alone, of subset sums.
-        allowed = "a rule of subset sums that assigns without the target"
-        raise checks.fail("construction", allowed, rule.name)
+    fields: dict[str, Any] = targets.traits(reader)
+    if bits is not None:
+        if construction is not None:
+            raise checks.fail("construction", "absent if bits are given", construction)
+        bands = bits if isinstance(bits, Bands) else Bands(bits)
+        rule, fields["bands"], samples = bands.rule(), bands, 2**bands.bits
+    else:
+        rule = rules.for_samples(samples) if construction is None else rules.get(construction)
+        if rule.needs_target or rule.band is not None:
+            # The ticket of a whole model contains the masks of free factors alone.
+            allowed = "a rule of subset sums that assigns without the target"
+            raise checks.fail("construction", allowed, rule.name)
     checks.choice("tied", tied, ("once", "twice"))
     kept = tuple(sorted(set(keep)))
     shared = tied == "once" and can_share(reader.settings, form, kept)
     specs = [
         Spec(
             reader.settings, samples, rule, form,
-            keep=kept, attention=name, shared=shared, scaling="largest", **targets.traits(reader),
+            keep=kept, attention=name, shared=shared, **fields,
         )
         for name in (ATTENTION if attention is None else (attention,))
     ]  # fmt: skip
+
+    if bits is not None:
+        return min(specs, key=lambda spec: num_bits(spec.parts))
 
     def num_sums(spec: Spec) -> int:
         return sum(part.num_sums for part in spec.every_part)
@@ -215,9 +230,9 @@ def _compute(run: _Run, mine: list[Piece], progress: Progress | None) -> None:
     for piece in mine:
         if not run.folder.whole(piece.name, piece[1:]):
             start = time.perf_counter()
-            bits, report = pieces.compute(piece, run.spec, run.seed, matrices, mesh)
+            arrays, report = pieces.compute(piece, run.spec, run.seed, matrices, mesh)
             report["seconds"] = round(time.perf_counter() - start, 3)
-            run.folder.save(piece.name, {"bits": bits}, report, contents=piece[1:])()
+            run.folder.save(piece.name, arrays, report, contents=piece[1:])()
         done += piece.num_sums
         if progress is not None:
             progress(done, total)
@@ -241,16 +256,21 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         errors[name] = _errors(reports) | {"num_sums": parts[0].part.num_sums}
     matrices = run.targets
 
-    def blocks(name: str) -> Iterable[np.ndarray]:
-        return (run.masks(piece) for piece in by_part[name])
+    def blocks(array: str, name: str) -> Iterable[np.ndarray]:
+        return (run.array(array, piece) for piece in by_part[name])
 
     def kept(part: Part) -> Iterable[np.ndarray]:
         return (matrices.product(part, g) for g in range(part.count))
 
     tensors = {
-        part.name: Tensor(num_bits([part]) // 8, partial(blocks, part.name))
+        part.name: Tensor(part.num_bytes, partial(blocks, "bits", part.name))
         for part in run.spec.parts
-    } | {
+    }
+    if run.spec.row_scales:
+        tensors[source.ROWS] = Tensor(
+            _num_levels(run.spec), lambda: (run.array("levels", piece) for piece in todo)
+        )
+    tensors |= {
         source.KEPT + part.name: Tensor(4 * part.num_sums, partial(kept, part))
         for part in run.spec.kept_parts
     }
@@ -262,6 +282,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         shapes={part.name: part.shape for part in run.spec.parts},
         fingerprint=prints.hexdigest(),
         metadata=_metadata(run, errors),
+        choices={part.name: part.band.bits for part in run.spec.parts if part.band is not None},
     )
     ticket.write(run.path, whole, tensors)
 
@@ -289,6 +310,7 @@ def _metadata(run: _Run, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
         # Beyond the seed, the settings and the masks.
         "numbers": {
             "scales": sum(part.count for part in spec.parts),
+            "row_scales": _num_levels(spec),
             "kept": sum(part.num_sums for part in spec.kept_parts),
         },
         "target_bytes": run.reader.num_bytes,
@@ -296,9 +318,14 @@ def _metadata(run: _Run, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _num_levels(spec: Spec) -> int:
+    return sum(part.count * part.rows for part in spec.parts) if spec.row_scales else 0
+
+
 def _check_space(run: _Run, missing: list[Piece]) -> None:
     """Refuse a disk that cannot store the missing pieces and the ticket."""
-    bits = sum((piece.stop - piece.start) * piece.part.units for piece in missing)
+    rows = [((piece.stop - piece.start), piece.part) for piece in missing]
+    masks = sum(count * part.num_bytes // (part.count * part.rows) for count, part in rows)
     kept = 4 * sum(part.num_sums for part in run.spec.kept_parts)
-    size = bits // 8 + num_bits(run.spec.parts) // 8 + kept + (1 << 20)
+    size = masks + num_bits(run.spec.parts) // 8 + kept + 2 * _num_levels(run.spec) + (1 << 20)
     storage.check_room(run.folder.path, size)

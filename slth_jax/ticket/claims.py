@@ -93,7 +93,7 @@ def verify(
             recorded = _compare(ticket, error, rounding if tolerance is None else tolerance)
     except CheckpointError as problem:
         raise CheckpointError(f"{path}: {problem}") from problem
-    kept = sum(int(np.bitwise_count(ticket.bits[name]).sum()) for name in ticket.shapes)
+    kept = sum(map(ticket.num_kept, ticket.shapes))
     return Report(ticket, ticket.size, kept, error, recorded)
 
 

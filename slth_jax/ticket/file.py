@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from slth_jax import checks, storage
+from slth_jax.construction import choices
 from slth_jax.storage import CheckpointError, Damaged
 from slth_jax.ticket.record import IMPL, Ticket
 
@@ -152,6 +153,8 @@ def _header(ticket: Ticket, masks_sha256: str) -> dict[str, str]:
         "fingerprint": ticket.fingerprint,
         "metadata": ticket.metadata,
     }
+    if ticket.choices:
+        fields["choices"] = dict(ticket.choices)
     text = json.dumps(storage.plain(fields), sort_keys=True)
     return {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
 
@@ -197,6 +200,11 @@ def _check_header(fields: Any) -> None:
             raise checks.fail(f"shapes.{name}", "a list of at most 16 integers", type(shape))
         for size in shape:
             checks.integer(f"shapes.{name}", size, low=0)
+    for name, bits in fields.setdefault("choices", {}).items():
+        checks.integer(f"choices.{name}", bits, low=1, high=12)
+        if not fields["shapes"][name] or fields["shapes"][name][-1] % 2**bits:
+            allowed = f"of a last axis in groups of {2**bits}"
+            raise checks.fail(f"shapes.{name}", allowed, fields["shapes"][name])
     if not _SHA256.fullmatch(fields["masks_sha256"]):
         raise checks.fail(
             "masks_sha256", "64 hexadecimal digits", repr(fields["masks_sha256"][:80])
@@ -221,9 +229,11 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
     for name in sorted(shapes.keys() | bits.sizes.keys()):
         if name in shapes:
             size, has = -(-math.prod(shapes[name]) // 8), bits.sizes.get(name, "no")
+            if name in fields["choices"]:
+                size = choices.num_bytes(shapes[name], fields["choices"][name])
             if has != size:
                 raise Damaged(f"{path} is no whole ticket: mask {name} has {has} bytes, not {size}")
-        elif not name.startswith("kept."):  # matrices of the target, see `hide`
+        elif name != "rows" and not name.startswith("kept."):  # see `factored.source`
             raise Damaged(f"{path} is no whole ticket: {name!r} belongs to no mask")
     if check and _masks_sum(bits) != fields["masks_sha256"]:
         raise Damaged(f"{path} is damaged: the checksum of its masks does not match")
@@ -235,6 +245,7 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
         shapes=shapes,
         fingerprint=fields["fingerprint"],
         metadata=fields["metadata"],
+        choices=fields["choices"],
     )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import checks, storage, supermask
+from slth_jax.construction import choices
 from slth_jax.storage import CheckpointError, named_leaves
 from slth_jax.ticket.sources import Source, Sources, get, other_weights
 from slth_jax.types import PyTree
@@ -33,6 +34,8 @@ class Ticket:
       shapes: the shapes of the masks by name.
       fingerprint: SHA-256 of the source's weights.
       metadata: further information in JSON's types: error, target, versions.
+      choices: by the names of masks that keep one of ``2^b`` neighbours, the number b. Their
+        `bits` are the choices, packed as `construction.choices.pack` does it.
     """
 
     source: str
@@ -42,11 +45,18 @@ class Ticket:
     shapes: dict[str, tuple[int, ...]]
     fingerprint: str
     metadata: dict[str, Any]
+    choices: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """The number of connections that are masked, kept or not."""
         return sum(map(math.prod, self.shapes.values()))
+
+    def num_kept(self, name: str) -> int:
+        """Return the number of ones in a mask."""
+        if name in self.choices:
+            return math.prod(self.shapes[name]) >> self.choices[name]
+        return int(np.bitwise_count(self.bits[name]).sum())
 
     def __repr__(self) -> str:
         error = self.metadata.get("error")
@@ -178,6 +188,11 @@ def from_row(
 
 def mask(ticket: Ticket, name: str) -> np.ndarray:
     """Return one mask by its name ('w_q', 'layers.0.w_v'), booleans."""
+    if name in ticket.choices:
+        *rows, units = ticket.shapes[name]
+        packed = np.asarray(ticket.bits[name]).reshape(*rows, -1)
+        bits = ticket.choices[name]
+        return np.asarray(choices.mask(choices.unpack(packed, units >> bits, bits), bits))
     return np.asarray(supermask.unpack(ticket.bits[name], ticket.shapes[name]))
 
 

@@ -24,13 +24,12 @@ def describe(ticket: Ticket) -> str:
     lines += [f"fingerprint  {ticket.fingerprint}", "masks, and the share of ones in each"]
     width = max((len(name) for name in ticket.shapes), default=0)
     for name, shape in ticket.shapes.items():
-        kept = int(np.bitwise_count(ticket.bits[name]).sum())
-        share = kept / max(math.prod(shape), 1)
+        share = ticket.num_kept(name) / max(math.prod(shape), 1)
         bar = "█" * round(_BAR * share) + "·" * (_BAR - round(_BAR * share))
         lines.append(
             f"  {name:<{width}}  {bar} {100 * share:5.1f} %  {' x '.join(map(str, shape))}"
         )
-    lines.append(f"connections  {ticket.size:,}, one bit each")
+    lines.append(f"connections  {ticket.size:,}, {_stored(ticket)}")
     lines.append(f"size         {_size(ticket)}")
     unmasked = [name for name in ticket.bits if name not in ticket.shapes]
     if unmasked:
@@ -41,8 +40,18 @@ def describe(ticket: Ticket) -> str:
     return "\n".join(lines)
 
 
+def _stored(ticket: Ticket) -> str:
+    """Return how the masks are stored."""
+    bits = sorted(set(ticket.choices.values()))
+    if not bits:
+        return "one bit each"
+    groups = " or ".join(f"{b} bits per {2**b}" for b in bits)
+    rest = "" if len(ticket.choices) == len(ticket.shapes) else "one bit each, or "
+    return f"{rest}{groups} of which one is kept"
+
+
 def _size(ticket: Ticket) -> str:
-    """Return the bytes of masks and target, and the bits per trained weight if they are known."""
+    """Return the bytes of masks and target, and the bits per trained weight if known."""
     size = sum(bits.size for bits in ticket.bits.values())
     text, target = f"{size:,} bytes", ticket.metadata.get("target_bytes")
     if not isinstance(target, int) or target <= 0:

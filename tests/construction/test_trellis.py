@@ -54,7 +54,7 @@ def test_the_walk_is_the_best_of_all_choices(bits, window, r):
 
 
 @pytest.mark.skipif(not kernel.ready(), reason="no C++ compiler")
-@pytest.mark.parametrize("bits, window", [(1, 4), (2, 3), (3, 3), (4, 2), (5, 2), (6, 2)])
+@pytest.mark.parametrize("bits, window", [(1, 4), (3, 3), (4, 2), (6, 2)])
 def test_the_compiled_kernel_has_the_bits_of_the_program(bits, window):
     p, r, m = 3, 9, 2**bits
     keys = jax.random.split(jax.random.fold_in(KEY, bits), 3)
@@ -135,7 +135,7 @@ def test_a_narrow_source_has_fewer_bits_and_bad_numbers_are_named():
     left, right, target = problem(4, 6, 1, 2, spare=3)
     masks = construction.prune_product(left, right, target, construction=construction.band(4, 4))
     assert np.all(np.asarray(masks[0]).sum(axis=1) == 6)
-    with refusals(r"^bits must be an integer in \[1, 8\], got 0"):
+    with refusals(r"^bits must be an integer in \[1, 12\], got 0"):
         construction.band(0)
     with refusals(r"^states must be an integer in \[0, 16\], got 20"):
         construction.band(4, 20)

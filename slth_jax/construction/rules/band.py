@@ -20,9 +20,9 @@ def band(bits: int = 4, states: int = 12) -> Rule:
         falls slowly.
 
     Raises:
-      ValueError: `bits` outside [1, 8], or `states` outside [0, 16].
+      ValueError: `bits` outside [1, 12], or `states` outside [0, 16].
     """
-    bits = checks.integer("bits", bits, low=1, high=8)
+    bits = checks.integer("bits", bits, low=1, high=12)
     states = checks.integer("states", states, low=0, high=16)
     return Rule(
         "band",
