@@ -5,6 +5,7 @@ function as the model. A stopped run is resumed; the ticket is DIR/ticket.safete
 """
 
 import argparse
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -33,6 +34,24 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--construction",
         metavar="RULE",
         help="proof, reach, shift, or shift:R,C (default: the best setting of shift measured)",
+    )
+    parser.add_argument(
+        "--bits",
+        metavar="B[,KIND=B]",
+        help="mask bits per weight, 1 to 12: bands in the place of subset sums (docs/bits.md); "
+        "KIND=B for other bits of a kind of matrix, such as wte or q",
+    )
+    parser.add_argument(
+        "--states", type=int, default=12, help="log2 of the states of a band's search (default: 12)"
+    )
+    parser.add_argument(
+        "--source-weights",
+        choices=("uniform", "sign_uniform", "sign_normal", "signs"),
+        default="sign_uniform",
+        help="distributions of a band's weights (default: sign_uniform)",
+    )
+    parser.add_argument(
+        "--one-scale", action="store_true", help="no scales of a band's rows, a byte each"
     )
     parser.add_argument(
         "--form",
@@ -88,6 +107,7 @@ def run(options: argparse.Namespace) -> None:
         keep=tuple(name for name in options.keep.split(",") if name),
         attention=options.attention,
         tied=options.tied,
+        bits=_bands(options),
     )
     # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
@@ -142,6 +162,25 @@ def run(options: argparse.Namespace) -> None:
     _report(summary, out)
 
 
+def _bands(options: argparse.Namespace) -> Any:
+    from slth_jax import checks
+    from slth_jax.factored import Bands
+
+    if options.bits is None:
+        return None
+    most, *pairs = options.bits.split(",")
+    others = [pair.partition("=") for pair in pairs]
+    if not all(bits.isdigit() for bits in (most, *(bits for *_, bits in others))):
+        raise checks.fail("--bits", "B or B,KIND=B", repr(options.bits))
+    return Bands(
+        int(most),
+        options.states,
+        options.source_weights,
+        not options.one_scale,
+        tuple(sorted((kind, int(bits)) for kind, _, bits in others)),
+    )
+
+
 def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, Any]:
     metadata, spec = opened.ticket.metadata, opened.spec
     rule, parts = spec.construction, metadata["parts"]
@@ -156,8 +195,9 @@ def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, 
         "keep": list(spec.keep),
         "attention": spec.attention,
         "shared_embedding": spec.shared,
+        "bands": None if spec.bands is None else dataclasses.asdict(spec.bands),
         **{name: metadata[name] for name in ("num_sums", "random_weights", "mask_bits", "numbers")},
-        "out_of_reach": sum(part["out_of_reach"] for part in parts.values()),
+        "out_of_reach": sum(part.get("out_of_reach", 0) for part in parts.values()),
         "solve_seconds": round(sum(part["seconds"] for part in parts.values()), 2),
         "ticket_bytes": path.stat().st_size,
         "target_bytes": metadata["target_bytes"],  # in float32
@@ -184,16 +224,23 @@ def _side_by_side(left: str, right: str) -> None:
 
 def _report(summary: dict[str, Any], out: Path) -> None:
     numbers = summary["numbers"]
+    bands = summary["bands"]
     print(
-        f"{summary['num_sums']:,} subset sums of {summary['samples']} samples "
-        f"({summary['out_of_reach']:,} values out of reach) in {summary['random_weights']:,} "
-        f"random weights; rule {summary['construction']}, {summary['seconds']:.0f} s, "
-        f"{summary['peak_bytes'] / 2**30:.2f} GiB"
+        f"{summary['num_sums']:,} "
+        + (
+            f"subset sums of {summary['samples']} samples "
+            f"({summary['out_of_reach']:,} values out of reach)"
+            if bands is None
+            else f"entries at {bands['bits']} bits"
+        )
+        + f" in {summary['random_weights']:,} random weights; rule {summary['construction']}, "
+        f"{summary['seconds']:.0f} s, {summary['peak_bytes'] / 2**30:.2f} GiB"
     )
     print(
         f"ticket {summary['ticket_bytes'] / 1e6:.2f} MB (target {summary['target_bytes'] / 1e6:.2f}"
         f" MB in float32), {summary['bits_per_weight']:.1f} bits per trained weight; numbers "
         f"beyond seed and masks: {numbers['scales']} scales"
+        + (f", {numbers['row_scales']:,} bytes of scales of rows" if numbers["row_scales"] else "")
         + (f", {numbers['kept']:,} entries kept of the target" if numbers["kept"] else "")
     )
     if "logit_sd" in summary:

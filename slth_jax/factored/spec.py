@@ -362,11 +362,14 @@ def from_json(fields: Mapping[str, Any]) -> Spec:
     search = Search(**construction.get("search", construction))
     rotary = tuple(checks.number("rotary", value) for value in fields["settings"]["rotary"])
     settings = {**fields["settings"], "rotary": rotary}
+    bands = _bands(fields.get("bands"))
+    if bands is not None:
+        rule = bands.rule()
     read = {
         "settings": Settings(**settings),
         "construction": dataclasses.replace(rule, search=search),
         "keep": tuple(fields["keep"]),
-        "bands": _bands(fields.get("bands")),
+        "bands": bands,
     }
     return Spec(**{**fields, **read})
 

@@ -94,7 +94,8 @@ def make_spec(
       samples, form, keep: see `factored.Spec`.
       construction: a rule or its name; None for the rule, and the scales, that served best at so
         many samples and entries.
-      attention: 'merged' or 'factored'; None for the form with fewer subset sums.
+      attention: 'merged' or 'factored'; None for the form with fewer subset sums, for bands
+        'factored'.
       tied: 'once' for one product in the place of a tied embedding and the last map, if that is
         possible (see `factored.spec.can_share`); 'twice' for two.
       bits: mask bits per entry, for bands (`construction.rules.band`) in the place of subset sums.
@@ -120,6 +121,8 @@ def make_spec(
     checks.choice("tied", tied, ("once", "twice"))
     kept = tuple(sorted(set(keep)))
     shared = tied == "once" and can_share(reader.settings, form, kept)
+    if attention is None and bits is not None:
+        attention = "factored"
     specs = [
         Spec(
             reader.settings, samples, rule, form,
@@ -128,14 +131,11 @@ def make_spec(
         for name in (ATTENTION if attention is None else (attention,))
     ]  # fmt: skip
 
-    if bits is not None:
-        return min(specs, key=lambda spec: num_bits(spec.parts))
-
     def num_sums(spec: Spec) -> int:
         return sum(part.num_sums for part in spec.every_part)
 
     spec = min(specs, key=num_sums)
-    if construction is None and num_sums(spec) > _MANY:
+    if construction is None and bits is None and num_sums(spec) > _MANY:
         rule = rules.for_samples(samples, many=True)
         spec = dataclasses.replace(spec, construction=rule, scaling="spread")
     return spec
@@ -253,7 +253,10 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         by_product = {int(g): s for report in reports for g, s in report["fingerprints"].items()}
         for g in sorted(by_product):
             prints.update(f"{name} {g} {by_product[g]}\n".encode())
-        errors[name] = _errors(reports) | {"num_sums": parts[0].part.num_sums}
+        errors[name] = _errors(reports)
+        if parts[0].part.band is None:
+            beyond = sum(report["out_of_reach"] for report in reports)
+            errors[name] |= {"num_sums": parts[0].part.num_sums, "out_of_reach": beyond}
     matrices = run.targets
 
     def blocks(array: str, name: str) -> Iterable[np.ndarray]:
@@ -292,11 +295,15 @@ def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     target = sum(report["squared_target"] for report in reports)
     error = sum(report["squared_error"] for report in reports)
     return {
-        "relative_error": (error / target) ** 0.5 if target else 0.0,
-        "largest_error": max(report["largest_error"] for report in reports),
-        "out_of_reach": sum(report["out_of_reach"] for report in reports),
-        "seconds": round(sum(report["seconds"] for report in reports), 3),
+        "relative_error": _short((error / target) ** 0.5 if target else 0.0),
+        "largest_error": _short(max(report["largest_error"] for report in reports)),
+        "seconds": round(sum(report["seconds"] for report in reports), 2),
     }
+
+
+def _short(value: float) -> float:
+    """Return a number that takes few characters of the ticket's file."""
+    return float(f"{value:.4g}")
 
 
 def _metadata(run: _Run, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def describe(ticket: Ticket) -> str:
         )
     lines.append(f"connections  {ticket.size:,}, {_stored(ticket)}")
     lines.append(f"size         {_size(ticket)}")
-    unmasked = [name for name in ticket.bits if name not in ticket.shapes]
+    if "rows" in ticket.bits:
+        lines.append(f"row scales   {ticket.bits['rows'].size:,}, a byte each")
+    unmasked = [name for name in ticket.bits if name not in ticket.shapes and name != "rows"]
     if unmasked:
         lines.append(f"kept arrays  {', '.join(unmasked)}")
     if ticket.metadata:

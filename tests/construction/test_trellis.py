@@ -10,7 +10,7 @@ import pytest
 from refusals import refusals
 
 from slth_jax import construction
-from slth_jax.construction import trellis
+from slth_jax.construction import choices, trellis
 from slth_jax.construction.trellis import Band
 from slth_jax.subset_sum import kernel
 
@@ -157,3 +157,16 @@ def test_an_encoded_matrix_is_masked_random_factors(source):
 def test_a_target_of_zeros_cannot_be_encoded():
     with refusals(r"^target must be a matrix with an entry other than 0, got shape \(2, 3\)"):
         construction.encode_matrix(KEY, jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 8, 11])
+def test_choices_are_packed_at_b_bits(bits):
+    digits = np.random.default_rng(bits).integers(0, 2**bits, (2, 3, 7), dtype=np.int32)
+    packed = np.asarray(choices.pack(jnp.asarray(digits), bits))
+    assert packed.nbytes == choices.num_bytes((2, 3, 7 * 2**bits), bits) == 6 * -(-7 * bits // 8)
+    np.testing.assert_array_equal(choices.unpack(packed, 7, bits), digits)
+    first = int.from_bytes(packed[0, 0].tobytes(), "big") >> (8 * packed.shape[-1] - bits)
+    assert first == digits[0, 0, 0]
+    mask = np.asarray(choices.mask(jnp.asarray(digits), bits)).reshape(2, 3, 7, 2**bits)
+    np.testing.assert_array_equal(mask.argmax(-1), digits)
+    assert np.all(mask.sum(-1) == 1)

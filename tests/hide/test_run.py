@@ -76,7 +76,8 @@ def test_every_mask_is_the_best_of_its_samples(llama):
     opened = hide.opened(path)
     scale = opened.network.scales[part.name][0]
     drawn = products.draw(0, part, 0, spec.construction)
-    left = products.masked_left(drawn, part, scale, opened.ticket.bits[part.name]).astype(
+    scales = np.full(part.rows, scale, np.float32)
+    left = products.masked_left(drawn, part, scales, opened.ticket.bits[part.name]).astype(
         np.float64
     )
     product = left @ products.masked_right(drawn, part).astype(np.float64)
