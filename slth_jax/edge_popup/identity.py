@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from slth_jax import storage
 from slth_jax.types import PyTree
@@ -37,11 +37,36 @@ def of_function(function: Callable[..., Any], *args: PyTree) -> str:
     return digest.hexdigest()
 
 
+def has_convolution(function: Callable[..., Any], *args: PyTree) -> bool:
+    """Return whether a function of arrays computes a convolution."""
+    traced = jax.make_jaxpr(function)(*args)
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        for program in _programs(traced.jaxpr)
+        for equation in program.eqns
+    )
+
+
 def _constants(traced: ClosedJaxpr) -> list[Any]:
     """Return the arrays that a program and the programs inside it hold."""
     arrays = list(traced.consts)
-    for equation in traced.jaxpr.eqns:
-        for value in equation.params.values():
-            if isinstance(value, ClosedJaxpr):
-                arrays += _constants(value)
+    for program in _programs(traced.jaxpr):
+        for closed in _inside(program, ClosedJaxpr):
+            arrays += closed.consts
     return arrays
+
+
+def _programs(program: Jaxpr) -> Iterator[Jaxpr]:
+    """Yield a program and all programs inside it."""
+    yield program
+    for inner in _inside(program, (Jaxpr, ClosedJaxpr)):
+        yield from _programs(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+
+
+def _inside(program: Jaxpr, kinds: Any) -> Iterator[Any]:
+    """Yield the programs that are parameters of a program's equations."""
+    for equation in program.eqns:
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(part, kinds):
+                    yield part

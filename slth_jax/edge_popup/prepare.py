@@ -70,7 +70,13 @@ class Prepared:
         if mesh is not None:
             shapes = jax.eval_shape(lambda: self._start(settings, controls))
         program = Program(
-            self._task, len(settings), keep=static, shared=True, mesh=mesh, shapes=shapes
+            self._task,
+            len(settings),
+            keep=static,
+            shared=True,
+            mesh=mesh,
+            shapes=shapes,
+            together=self._together(batches(0)),
         )
         return Runs(
             program,
@@ -91,7 +97,6 @@ class Prepared:
         training, task = self._training, self._task
         arrays, model = self._sources[0]
         batch = jax.tree.map(lambda x: x[0], runs.batches(0, 1))
-        rest = (batch,) if model is None else (model, batch, self._keys[0])
         state = self._started(settings[0], None)
         scores = state.trainable.scores
         result = {
@@ -103,7 +108,7 @@ class Prepared:
             "learned": sorted(self.parts.learned),
             "key": [identity.of_arrays(key) for key in self._keys],
             "params": identity.of_arrays(self._sources),
-            "loss": identity.of_function(task.loss, arrays, *rest),
+            "loss": identity.of_function(task.loss, *self._arguments(batch)),
             "optimizer": identity.of_function(
                 task.optimizer.update, state.trainable, state.opt_state, state.trainable
             )
@@ -150,6 +155,17 @@ class Prepared:
                 )
             )
         return Fits(fits)
+
+    def _together(self, batch: PyTree) -> int | None:
+        """Return 1 for a convolutional network on a CPU (see `Program`), else None: all runs."""
+        if self._training.mesh is not None or jax.default_backend() != "cpu":
+            return None
+        return 1 if identity.has_convolution(self._task.loss, *self._arguments(batch)) else None
+
+    def _arguments(self, batch: PyTree) -> tuple[PyTree, ...]:
+        """Return arguments of the loss."""
+        arrays, model = self._sources[0]
+        return (arrays, batch) if model is None else (arrays, model, batch, self._keys[0])
 
     def _factors(self, key: Key, step: Array, scores: Arrays, arrays: Arrays) -> PyTree:
         """Return masked parameters, and their derivative: the variant as a program."""
