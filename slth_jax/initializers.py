@@ -8,9 +8,9 @@ draws the same weights.
 A distribution of attention is one function and an entry of `ATTENTION`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,16 @@ from slth_jax.types import (
     Array,
     ArrayLike,
     AttentionParams,
+    Block,
     Key,
+    Linear,
     PaddedAttention,
     Projections,
     PyTree,
 )
 
 DTypeLike = jax.typing.DTypeLike
+_LAYERS = 2**31  # folded into a key with a block's number, for its ReLU layers
 # Draws numbers of mean zero in [-1, 1]: ``draw(key, shape, dtype)``.
 Draw = Callable[[Key, tuple[int, ...], DTypeLike], Array]
 
@@ -172,7 +175,63 @@ def theory_blocks(
     return tuple(theory_attention(k, num_heads=num_heads, d_in=d, d_out=d, **options) for k in keys)
 
 
-SOURCES: dict[str, Callable[..., PyTree]] = {**ATTENTION, "theory_blocks": theory_blocks}
+def theory_layers(key: Key, widths: Sequence[int], units: Sequence[int]) -> tuple[Linear, ...]:
+    """Draw two layers with entries ``U[-1, 1]`` for each layer of a ReLU network (Lemma 2).
+
+    Args:
+      key: a typed PRNG key; unit j of pair l is drawn from ``fold_in(fold_in(key, l), j)``.
+      widths: the network's inputs, the outputs of its first layer, of its second, and so on.
+      units: hidden units of each pair.
+
+    Returns:
+      Layers without biases, `[n, i]` and `[o, n]` of each pair in turn.
+    """
+    if len(units) != len(widths) - 1:
+        allowed = f"{len(widths) - 1} numbers, as many as layers"
+        raise checks.fail("units", allowed, len(units))
+    layers: list[Linear] = []
+    for l, (i, o, n) in enumerate(zip(widths, widths[1:], units, strict=False)):
+        checks.integer(f"units[{l}]", n, low=1)
+        rows = uniform_units(jax.random.fold_in(key, l), n, (i + o,))
+        layers += [Linear(rows[:, :i]), Linear(rows[:, i:].T)]
+    return tuple(layers)
+
+
+def theory_transformer(
+    key: Key,
+    *,
+    num_blocks: int,
+    num_heads: int,
+    d: int,
+    hidden: Sequence[int],
+    units: Sequence[int],
+    **options: Any,
+) -> tuple[Block, ...]:
+    """Draw the random transformer of the theory (paper, Theorems 11 and 14), without biases.
+
+    Block b has the attention of `theory_blocks`, and `theory_layers` of ``fold_in(key, 2^31 + b)``
+    for a ReLU network with inputs and outputs of width d and layers of widths `hidden` in between.
+
+    Args:
+      key: a typed PRNG key.
+      num_blocks, num_heads, d: as in `theory_blocks`.
+      hidden: widths of the target's ReLU network between its layers.
+      units: hidden units of the source for each of the target's layers, one more than `hidden`.
+      options: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
+    """
+    attentions = theory_blocks(key, num_blocks=num_blocks, num_heads=num_heads, d=d, **options)
+    widths = (d, *hidden, d)
+    return tuple(
+        Block(attention, theory_layers(jax.random.fold_in(key, _LAYERS + b), widths, units))
+        for b, attention in enumerate(attentions)
+    )
+
+
+SOURCES: dict[str, Callable[..., PyTree]] = {
+    **ATTENTION,
+    "theory_blocks": theory_blocks,
+    "theory_transformer": theory_transformer,
+}
 """Distributions that a ticket can name as its source."""
 
 

@@ -4,28 +4,15 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import attention, checks
-from slth_jax.types import Array, ArrayLike, Projections
+from slth_jax.types import Array, ArrayLike, Block, Linear
 
-
-class Linear(NamedTuple):
-    """A fully connected layer ``x w^T + b``; without `b` it has no bias."""
-
-    w: Array  # [o, i]
-    b: Array | None = None  # [o]
-
-
-class Block(NamedTuple):
-    """One block: attention and the layers of the ReLU network F."""
-
-    attention: Projections
-    layers: tuple[Linear, ...]
+__all__ = ["Block", "Linear", "apply", "apply_block", "apply_layers", "validate_biases"]
 
 
 def apply_layers(layers: Sequence[Linear], x: ArrayLike, *, precision: str = "highest") -> Array:

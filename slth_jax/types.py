@@ -98,6 +98,20 @@ class PaddedAttention:
 Projections = AttentionParams | PaddedAttention
 
 
+class Linear(NamedTuple):
+    """A fully connected layer ``x w^T + b``; without `b` it has no bias."""
+
+    w: Array  # [o, i]
+    b: Array | None = None  # [o]
+
+
+class Block(NamedTuple):
+    """One block: attention and the layers of the ReLU network F."""
+
+    attention: Projections
+    layers: tuple[Linear, ...]
+
+
 class MergedParams(NamedTuple):
     """The two matrices per head that attention depends on (paper, section 2)."""
 

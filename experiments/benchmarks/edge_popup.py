@@ -6,12 +6,13 @@ Every round times each step once, in rotating order; the report has medians over
 of the times and of the ratios within a round. Steps: ours (threshold by counting), dense (the same
 program without masks, all weights training), the same with `jnp.sort` and with `lax.top_k`, and
 PyTorch as published code does it (one sort per layer) and dense. Then eight seeds of a small
-model under one vmap against the eight one after another.
+model under one vmap against the eight one after another, in JAX and in PyTorch.
 """
 
 import argparse
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -173,7 +174,7 @@ def picture(rows: list[dict[str, Any]], title: str):
     colors = [COLORS[1] if name == rows[0]["step"] else COLORS[5] for name in names]
     bars = axes.barh(names, times, color=colors)
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-    axes.set_xlabel("milliseconds a training step (median)")
+    axes.set_xlabel("milliseconds per training step (median)")
     axes.set_title(title, fontsize=9)
     axes.grid(False, axis="y")
     return drawn
@@ -205,22 +206,29 @@ def main() -> None:
     if options.part in ("seeds", "both"):
         together = Runner(SMALL, seeds=SEEDS)
         alone = Runner(SMALL)
-
-        def one_after_another(tokens: np.ndarray) -> None:
-            for _ in range(SEEDS):
-                alone(tokens)
-
         tokens = draw_tokens(SMALL, 16)
         name = f"ours, {SEEDS} seeds in one vmap"
-        seconds = paired(
-            {name: together, f"{SEEDS} seeds, one after another": one_after_another},
-            tokens,
-            options.rounds,
-        )
+        ways = {
+            name: together,
+            f"ours, {SEEDS} seeds one after another": functools.partial(_repeated, alone),
+        }
+        for step_name, step in torch_runners(SMALL).items():
+            ways[f"{step_name}, {SEEDS} seeds one after another"] = functools.partial(
+                _repeated, step
+            )
+        seconds = paired(ways, tokens, options.rounds)
         count = SMALL.num_parameters
         what = f"GPT-2, {count / 1e6:.2f} M parameters, {tokens[:, 1:].size} tokens a seed"
-        rows = table(seconds, name, SEEDS * tokens[:, 1:].size)
+        rows = [
+            {**row, "steps_per_second": 1e3 * SEEDS / row["milliseconds"]}
+            for row in table(seconds, name, SEEDS * tokens[:, 1:].size)
+        ]
         _write(out / "edge_popup_seeds", rows, what, options.rounds)
+
+
+def _repeated(step: Callable[[np.ndarray], Any], tokens: np.ndarray) -> None:
+    for _ in range(SEEDS):
+        step(tokens)
 
 
 def draw_tokens(model: Model, rows: int) -> np.ndarray:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.pages import guarantees, law, results
+from experiments.pages import guarantees, law, results, supermasks
 from experiments.pages.blocks import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = (law, results, guarantees, supermasks)
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -21,7 +22,7 @@ def rendered(page: Path) -> str:
     def block(match: re.Match[str]) -> str:
         name = match[2]
         functions: list[Callable[[], str]] = [
-            vars(module)[name] for module in (law, results, guarantees) if name in vars(module)
+            vars(module)[name] for module in MODULES if name in vars(module)
         ]
         if len(functions) != 1:
             raise ValueError(f"{page.name}: {len(functions)} functions write the block {name}")

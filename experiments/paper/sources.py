@@ -46,12 +46,15 @@ def random_layers(
     key: Key, target: Sequence[Linear], *, widths: Sequence[ArrayLike], padded: Sequence[int]
 ) -> tuple[Linear, ...]:
     """Draw two layers with entries ``U[-1, 1]`` for each of `target`, which keeps its bias."""
+    shape = (target[0].w.shape[1], *(layer.w.shape[0] for layer in target))
+    drawn = initializers.theory_layers(key, shape, padded)
     layers: list[Linear] = []
-    for l, (layer, width, size) in enumerate(zip(target, widths, padded, strict=True)):
-        o, i = layer.w.shape
-        units = initializers.uniform_units(jax.random.fold_in(key, l), size, (i + o,))
-        units = jnp.where((jnp.arange(size) < width)[:, None], units, 0)
-        layers += [Linear(units[:, :i]), Linear(units[:, i:].T, layer.b)]
+    for layer, width, first, second in zip(target, widths, drawn[::2], drawn[1::2], strict=True):
+        real = jnp.arange(first.w.shape[0]) < width
+        layers += [
+            Linear(jnp.where(real[:, None], first.w, 0)),
+            Linear(jnp.where(real[None], second.w, 0), layer.b),
+        ]
     return tuple(layers)
 
 

@@ -1,6 +1,10 @@
 """Show a ticket's file, check it, or write its weights as NumPy arrays."""
 
 import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from slth_jax.cli import outcome
@@ -23,6 +27,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         action.add_argument("file", help="NAME.ticket.safetensors")
     verify.add_argument(
         "--target", metavar="X.npz", help="recompute the error against this attention (w_q ... w_o)"
+    )
+    verify.add_argument(
+        "--source",
+        metavar="MODULE:FUNCTION",
+        help="FUNCTION(key, **options) draws the source's weights, for a source of your own",
     )
     verify.add_argument(
         "--inputs", metavar="X.npy", help="the sequences [s, t, m] of the recorded error"
@@ -54,7 +63,10 @@ def run(options: argparse.Namespace) -> None:
         inputs = None if options.inputs is None else storage.read_numpy(options.inputs)
         if isinstance(inputs, dict):
             raise checks.fail("--inputs", "one array, NAME.npy", options.inputs)
-        report = ticket.verify(options.file, target=target, inputs=inputs)
+        sources = None
+        if options.source is not None:
+            sources = {ticket.read_header(options.file)["source"]: _function(options.source)}
+        report = ticket.verify(options.file, target=target, inputs=inputs, sources=sources)
         outcome.show(f"{options.file}: intact, and its source is generated as recorded")
         if report.error is not None:
             print(f"error {report.error:.6g} against the target, {report.recorded:.6g} recorded")
@@ -67,6 +79,26 @@ def run(options: argparse.Namespace) -> None:
     else:
         count = ticket.export(ticket.open(options.file, check=True), options.out)
         print(f"{options.out}: {count} arrays")
+
+
+def _function(place: str) -> Callable[..., Any]:
+    """Return the function of a text 'module:function'; modules of the working directory count."""
+    from slth_jax import checks
+
+    module, _, name = place.partition(":")
+    if not module or not name:
+        raise checks.fail("--source", "MODULE:FUNCTION", repr(place))
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        allowed = "in a module that can be imported"
+        raise checks.fail("--source", allowed, f"{place!r} ({error})") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(function):
+        raise checks.fail("--source", f"a function of {module}", repr(place))
+    return function
 
 
 def _plot(opened: Any, out: str) -> str:

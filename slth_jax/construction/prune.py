@@ -169,6 +169,8 @@ def solve_transformer(
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
     """Return ``source * mask`` leaf by leaf; weights whose mask is None stay as they are.
 
+    Lists and tuples are equal, as in `prune_transformer`; the result has tuples.
+
     Raises:
       ValueError: masks that are no booleans, or of other shapes than the weights.
     """
@@ -182,7 +184,17 @@ def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
             raise checks.fail("masks", allowed, f"{kind} of shape {jnp.shape(mask)}")
         return weight * mask.astype(weight.dtype)
 
-    return jax.tree.map(masked, masks, source, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(
+        masked, _with_tuples(masks), _with_tuples(source), is_leaf=lambda leaf: leaf is None
+    )
+
+
+def _with_tuples(tree: PyTree) -> PyTree:
+    """Return a tree with tuples in place of lists."""
+    if not isinstance(tree, (list, tuple)):
+        return tree
+    parts = map(_with_tuples, tree)
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
 
 
 def validate_attention(source: Projections, target: Projections, rule: Rule) -> None:

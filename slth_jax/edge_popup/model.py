@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from slth_jax import checks
+from slth_jax.edge_popup.schedule import VECTORS
 from slth_jax.edge_popup.variants import Variant
 from slth_jax.types import Key, PyTree
 
 Choose = Callable[[str, Array], bool]
 Loss = Callable[..., Any]
 Arrays = dict[str, Shaped[Array, "..."]]
-VECTORS = ("bias", "scale", "gain")  # names of parameters that are no matrices, whatever their rank
 
 
 class Stateful(NamedTuple):

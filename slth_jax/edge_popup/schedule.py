@@ -1,12 +1,16 @@
 """The paper's optimiser: AdamW with linear warm-up and cosine decay."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from slth_jax import checks
-from slth_jax.types import ArrayLike
+from slth_jax.types import ArrayLike, PyTree
+
+VECTORS = {"bias", "scale", "gain"}  # names of parameters that are no matrices, whatever their rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Schedule:
       steps: optimiser steps, warm-up included.
       warmup: steps of the linear warm-up from 0.
       final: last learning rate as a fraction of the highest; 0.1 in the paper.
-      weight_decay: AdamW's decay of the scores. The paper states none; this is PyTorch's default.
+      weight_decay: AdamW's decay of scores and of matrices that train; biases and gains do not
+        decay. The paper states none; this is PyTorch's default.
       b1, b2: decay rates of the two moments.
     """
 
@@ -52,4 +57,16 @@ class Schedule:
             b1=self.b1,
             b2=self.b2,
             weight_decay=self.weight_decay,
+            mask=_decays,
         )
+
+
+def _decays(params: PyTree) -> PyTree:
+    """Return which arrays decay; the decay of a gain would scale its whole layer down."""
+
+    def is_matrix(path: tuple[Any, ...], array: Shaped[Array, "..."]) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = name.removesuffix(".value")  # of a Flax variable
+        return array.ndim >= 2 and name.rpartition(".")[2] not in VECTORS
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -40,7 +40,17 @@ def _evaluate(
         allowed = "a mapping of metrics, or such a mapping and a tree of arrays"
         raise checks.fail("trial's result", allowed, type(metrics).__name__)
     named = {name: jnp.asarray(leaf) for name, leaf in named_leaves(arrays).items()}
-    return {str(name): jnp.asarray(value) for name, value in metrics.items()}, named
+    return {str(name): _metric(str(name), value) for name, value in metrics.items()}, named
+
+
+def _metric(name: str, value: Any) -> Array:
+    """Return a metric as an array."""
+    try:
+        if value is not None:
+            return jnp.asarray(value)
+    except (TypeError, ValueError):  # text, dictionaries, lists of several lengths
+        pass
+    raise checks.fail(f"trial's metric {name!r}", "a number or an array of numbers", repr(value))
 
 
 def _packed(arrays: dict[str, Array]) -> dict[str, Array]:

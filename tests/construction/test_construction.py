@@ -248,6 +248,21 @@ def test_masks_that_are_no_booleans_of_the_weights_are_refused(change, message):
         construction.apply_masks(source, changed)
 
 
+def test_masks_are_applied_to_lists_of_blocks_as_to_tuples():
+    shape = {"num_blocks": 2, "num_heads": 2, "d": 2, "hidden": [], "n_k": 8, "n_v": 8}
+    source = list(initializers.theory_transformer(KEY, units=[12], **shape))
+    source = [block._replace(layers=list(block.layers)) for block in source]
+    target = [
+        Block(a, (Linear(jnp.eye(2)),))
+        for a in initializers.theory_blocks(KEY, num_blocks=2, num_heads=2, d=2, n_k=2, n_v=2)
+    ]
+    masks = construction.prune_transformer(source, target)
+    ticket = construction.apply_masks(source, masks)
+    plain = tuple(block._replace(layers=tuple(block.layers)) for block in source)
+    chex.assert_trees_all_equal(ticket, construction.apply_masks(plain, masks))
+    chex.assert_trees_all_equal(ticket, construction.apply_masks(source, list(masks)))
+
+
 def test_no_heads_and_no_widths_are_refused():
     source, target = attention_pair()
     empty = jax.tree.map(lambda w: w[:0], target)

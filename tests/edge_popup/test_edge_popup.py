@@ -164,6 +164,18 @@ def test_dense_training_is_ordinary_training():
         assert name == "h.attn.k.bias" or sure.any()
 
 
+def test_weight_decay_moves_scores_and_matrices_but_no_gains():
+    ones = jnp.ones((3, 2))
+    learned = {"wte": ones, "norm.gain": jnp.ones(2), "h.norm.gain": ones, "h.attn.bias": ones}
+    trainable = edge_popup.Trainable({"w": ones}, learned)
+    optimizer = edge_popup.Schedule(steps=5, weight_decay=0.5).optimizer(0.1)
+    still = jax.tree.map(jnp.zeros_like, trainable)
+    updates, _ = optimizer.update(still, optimizer.init(trainable), trainable)
+    np.testing.assert_allclose(updates.scores["w"], -0.05 * ones, rtol=1e-6)
+    moved = {name: bool(jnp.any(update != 0)) for name, update in updates.learned.items()}
+    assert moved == {"wte": True, "norm.gain": False, "h.norm.gain": False, "h.attn.bias": False}
+
+
 def test_learned_parts_train_beside_the_scores():
     model = dataclasses.replace(MODEL, embeddings="learned", gains="learned")
     state = start(model=model)

@@ -97,3 +97,20 @@ def test_bad_widths_are_named():
         initializers.theory_attention(KEY, n_k=1, n_v=9, padded=8, **SHAPE)
     with refusals(r"^d_in must be an integer >= 1"):
         initializers.theory_attention(KEY, n_k=1, n_v=1, num_heads=1, d_in=0, d_out=1)
+
+
+def test_a_transformer_of_the_theory_has_two_relu_layers_for_each_of_the_targets():
+    shape = {"num_blocks": 2, "num_heads": 2, "d": 3, "hidden": [5], "n_k": 4, "n_v": 4}
+    blocks = initializers.theory_transformer(KEY, units=[20, 30], **shape)
+    attention = initializers.theory_blocks(KEY, num_blocks=2, num_heads=2, d=3, n_k=4, n_v=4)
+    chex.assert_trees_all_equal(tuple(block.attention for block in blocks), attention)
+    for block in blocks:
+        assert [layer.w.shape for layer in block.layers] == [(20, 3), (5, 20), (30, 5), (3, 30)]
+    entries = np.concatenate([np.ravel(layer.w) for b in blocks for layer in b.layers])
+    assert 0.98 < np.abs(entries).max() <= 1
+    assert abs((entries**2).mean() - 1 / 3) < 5 * np.sqrt(4 / 45 / entries.size)
+    wide = initializers.theory_transformer(KEY, units=[40, 30], **shape)
+    np.testing.assert_array_equal(wide[1].layers[0].w[:20], blocks[1].layers[0].w)
+    np.testing.assert_array_equal(wide[1].layers[1].w[:, :20], blocks[1].layers[1].w)
+    with refusals("^units must be 2 numbers, as many as layers, got 1$"):
+        initializers.theory_transformer(KEY, units=[20], **shape)

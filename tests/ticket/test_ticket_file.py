@@ -326,3 +326,48 @@ def test_the_bits_per_trained_weight_are_shown():
     assert "size         9 bytes" in ticket.describe(_ticket())
     shown = ticket.describe(_ticket(metadata={"target_bytes": 144}))
     assert "9 bytes; target 144 bytes in float32, 2.00 bits per trained weight" in shown
+
+
+MINE = """
+import jax, jax.numpy as jnp
+def draw(key, *, size):
+    return {"w": jax.random.uniform(key, (size, 2))}
+other = 3
+"""
+
+
+def test_a_source_of_ones_own_is_named_on_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_sources.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+
+    def draw(key, *, size):
+        return {"w": jax.random.uniform(key, (size, 2))}
+
+    mask = {"w": jnp.ones((4, 2), bool).at[0].set(False)}
+    ticket.save("mine.ticket.safetensors", ticket.create(
+        "mine", {"size": 4}, SEED, mask, sources={"mine": draw}
+    ))  # fmt: skip
+    verify = ["ticket", "verify", "mine.ticket.safetensors"]
+    assert not cli.main([*verify, "--source", "my_sources:draw"])
+    assert "6 of 8 connections kept" in capsys.readouterr().out
+    for place, message in {
+        "my_sources": "--source must be MODULE:FUNCTION, got 'my_sources'",
+        "my_sources:other": "--source must be a function of my_sources, got 'my_sources:other'",
+        "no_such:draw": "--source must be in a module that can be imported, got 'no_such:draw'",
+    }.items():
+        assert cli.main([*verify, "--source", place]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(verify) == 2
+    assert "source must be one of" in capsys.readouterr().err
+
+
+def test_a_ticket_of_a_whole_transformer_names_its_source(tmp_path):
+    options = {"num_blocks": 1, "num_heads": 1, "d": 2, "hidden": [], "units": [3]}
+    options |= {"n_k": 2, "n_v": 2}
+    source = initializers.theory_transformer(jax.random.key(SEED, impl=ticket.IMPL), **options)
+    masks = jax.tree.map(lambda w: w > 0, source)
+    ticket.save(tmp_path / "t.ticket.safetensors", ticket.create(
+        "theory_transformer", options, SEED, masks
+    ))  # fmt: skip
+    weights = ticket.materialize(ticket.load(tmp_path / "t.ticket.safetensors"))
+    chex.assert_trees_all_equal(weights, jax.tree.map(lambda w: w * (w > 0), source))

@@ -1,0 +1,343 @@
+"""Edge-popup on the convolutional networks of its paper, beside controls and PyTorch.
+
+    python -m experiments.benchmarks.convolutions --preset full --out experiments/benchmarks/results
+
+Conv-2, Conv-4 and Conv-6 (Ramanujan et al. 2020; shapes of Frankle and Carbin 2019): pairs of 3 x 3
+convolutions and a max-pooling each, three fully connected layers, no biases, weights +-sqrt(2 /
+fan_in). Accuracy on scikit-learn's digits by the share of weights kept, with the learning rate
+of every method and share chosen from one grid by validation; and times of a training step, paired
+within a run, on digits and on synthetic images of CIFAR's shape. The optimiser of the times is the
+paper's, SGD; accuracies come from Adam, which needs fewer steps.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from experiments import machine
+from experiments.benchmarks.edge_popup import paired, table
+from slth_jax import edge_popup, initializers, storage
+from slth_jax.types import Key
+
+CHANNELS = {
+    "conv2": (64, 64),
+    "conv4": (64, 64, 128, 128),
+    "conv6": (64, 64, 128, 128, 256, 256),
+}
+RATE, RUNS, KEEP = 0.1, 8, 0.5  # of the times
+TRAIN, VALIDATION = slice(0, 1000), slice(1000, 1300)  # the remaining 497 digits are the test
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Settings of a run; `rates` is the grid of learning rates of Adam."""
+
+    networks: tuple[str, ...] = tuple(CHANNELS)
+    width: float = 0.125
+    steps: int = 150
+    rows: int = 64
+    keeps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    seeds: int = 4
+    rounds: int = 7
+
+
+PRESETS = {
+    "quick": Preset(("conv2", "conv4"), 0.0625, steps=40, keeps=(0.1, 0.5, 0.9), seeds=2, rounds=2),
+    "full": Preset(),
+}
+
+
+def sgd(learning_rate: float) -> optax.GradientTransformation:
+    """Return the paper's optimiser, momentum 0.9 and weight decay 1e-4, at a constant rate."""
+    return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(learning_rate, momentum=0.9))
+
+
+def signed_constant(
+    key: Key, shape: tuple[int, ...], dtype: Any, **_: Any
+) -> Float[Array, "*shape"]:
+    """Draw +-sqrt(2 / fan_in), the paper's signed constant."""
+    return initializers.signs(key, shape, dtype) * math.sqrt(2 / math.prod(shape[:-1]))
+
+
+class ConvNet(nnx.Module):
+    """A network of `CHANNELS` for images of side `size`, its widths multiplied by `width`."""
+
+    def __init__(self, name: str, size: int, channels: int, *, width: float, rngs: nnx.Rngs):
+        widths = [max(1, round(width * count)) for count in CHANNELS[name]]
+        hidden = max(1, round(width * 256))
+        options = {"kernel_init": signed_constant, "use_bias": False, "rngs": rngs}
+        inputs = (channels, *widths[:-1])
+        self.convs = nnx.List(
+            [nnx.Conv(i, o, (3, 3), **options) for i, o in zip(inputs, widths, strict=True)]
+        )
+        side = size // 2 ** (len(widths) // 2)
+        shape = ((side**2 * widths[-1], hidden), (hidden, hidden), (hidden, 10))
+        self.dense = nnx.List([nnx.Linear(i, o, **options) for i, o in shape])
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n 10"]:
+        """Return the logits."""
+        for index, conv in enumerate(self.convs):
+            x = nnx.relu(conv(x))
+            if index % 2:
+                n, h, w, c = x.shape  # the gradient of `nnx.max_pool` is slow on a CPU
+                x = x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+        x = x.reshape(len(x), -1)
+        for index, layer in enumerate(self.dense):
+            x = layer(nnx.relu(x) if index else x)
+        return x
+
+
+Images = tuple[Float[Array | np.ndarray, "n h w c"], Int[Array | np.ndarray, " n"]]
+
+
+def loss_of(model: nnx.Module, batch: Images) -> Float[Array, ""]:
+    """Return the mean cross-entropy."""
+    logits = model(batch[0])  # type: ignore[operator]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+
+def measure(model: nnx.Module, batch: Images) -> dict[str, Array]:
+    """Return loss and accuracy."""
+    right = model(batch[0]).argmax(axis=1) == batch[1]  # type: ignore[operator]
+    return {"loss": loss_of(model, batch), "accuracy": right.mean()}
+
+
+@functools.cache
+def digits() -> Images:
+    """Return scikit-learn's digits, 1,797 images of 8 x 8."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32), labels.astype(np.int32)
+
+
+def synthetic(rows: int) -> Images:
+    """Return noise in the shape of CIFAR's images, for times."""
+    draw = np.random.default_rng(0)
+    images = draw.normal(size=(rows, 32, 32, 3)).astype(np.float32)
+    return images, draw.integers(10, size=rows).astype(np.int32)
+
+
+def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
+    """Return a row per method and share kept: test accuracies at the best rate of the grid."""
+    x, y = digits()
+
+    def batch(step: int) -> Images:
+        rows = np.random.default_rng(step).integers(0, TRAIN.stop, preset.rows)
+        return x[rows], y[rows]
+
+    def adam(learning_rate: Any) -> optax.GradientTransformation:
+        decay = optax.cosine_decay_schedule(1.0, preset.steps)
+        return optax.adam(lambda step: learning_rate * decay(step))
+
+    fits = edge_popup.fit(
+        jax.random.key(0),
+        lambda key: ConvNet(name, 8, 1, width=preset.width, rngs=nnx.Rngs(key)),
+        loss_of,
+        batch,
+        keep=list(preset.keeps),
+        seeds=preset.seeds,
+        controls=("dense", "random"),
+        training=edge_popup.Training(
+            preset.steps,
+            optax.inject_hyperparams(adam)(learning_rate=0.0),
+            sweep={"learning_rate": preset.rates},
+            validation=[(x[VALIDATION], y[VALIDATION])],
+            evaluate=measure,
+            evaluate_every=max(1, preset.steps // 4),
+        ),
+    )
+    groups: dict[tuple[str, Any], dict[float, list[edge_popup.Fit]]] = {}
+    for fit in fits:
+        rates = groups.setdefault((fit.setting.method, fit.setting.keep), {})
+        rates.setdefault(fit.setting.hyperparameters["learning_rate"], []).append(fit)
+    test = x[VALIDATION.stop :], y[VALIDATION.stop :]
+    measured = nnx.jit(measure)
+    rows = []
+    for (method, keep), rates in groups.items():
+        best = max(rates, key=lambda r: np.mean([fit.row["accuracy"] for fit in rates[r]]))
+        values = [float(measured(fit.ticket, test)["accuracy"]) for fit in rates[best]]
+        rows.append(
+            {"network": name, "method": method, "keep": keep, "learning_rate": best}
+            | interval(values)
+        )
+    return rows
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean over seeds and its 95 % interval by Student's t."""
+    from scipy import stats
+
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * error)
+    return {"accuracy": float(np.mean(values)), "half": half, "values": list(values)}
+
+
+def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
+    """Return a row per way to make a step: medians, and ratios within a round."""
+    size, channels = batch[0].shape[1], batch[0].shape[3]
+    model = ConvNet(name, size, channels, width=preset.width, rngs=nnx.Rngs(0))
+    weights = named(model)
+    alone, lifted = (stepper(model, runs, together=1) for runs in (1, RUNS))
+    batched = stepper(model, RUNS, together=None)
+    ways: dict[str, Callable[[Any], Any]] = {
+        "ours": alone,
+        "ours, dense": stepper(model, 1, together=1, dense=True),
+        f"ours, {RUNS} runs in one call": lifted,
+        f"ours, {RUNS} runs under one vmap": batched,
+        f"ours, {RUNS} runs one after another": lambda rows: [alone(rows) for _ in range(RUNS)],
+    }
+    try:
+        from experiments.benchmarks import convolutions_torch
+    except ModuleNotFoundError:
+        pass
+    else:
+        scores = edge_popup.init_scores(
+            jax.random.key(1), weights, edge_popup.VARIANTS["ramanujan"]
+        )
+        popup = convolutions_torch.EdgePopup(weights, scores, keep=KEEP, learning_rate=RATE)
+        ways["PyTorch"] = popup.step
+        ways["PyTorch, dense"] = convolutions_torch.EdgePopup(
+            weights, scores, keep=None, learning_rate=RATE
+        ).step
+        ways[f"PyTorch, {RUNS} runs one after another"] = lambda rows: [
+            popup.step(rows) for _ in range(RUNS)
+        ]
+    rows = []
+    single = {way: call for way, call in ways.items() if str(RUNS) not in way}
+    several = {way: call for way, call in ways.items() if str(RUNS) in way}
+    for base, chosen in (("ours", single), (f"ours, {RUNS} runs in one call", several)):
+        seconds = paired(chosen, batch, preset.rounds)  # type: ignore[arg-type]
+        count = 1 if base == "ours" else RUNS
+        rows += [
+            {
+                "network": name,
+                "images": size,
+                "step": row["step"],
+                "steps_per_second": row["tokens_per_second"],
+                **{k: v for k, v in row.items() if k not in ("step", "tokens_per_second")},
+            }
+            for row in table(seconds, base, count)
+        ]
+    return rows
+
+
+def named(model: nnx.Module) -> dict[str, Float[Array, "..."]]:
+    """Return the kernels by their places."""
+    return {
+        ".".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+
+
+def loss_of_arrays(model: nnx.Module) -> Callable[[Any, Images], Float[Array, ""]]:
+    """Return the loss as a function of the kernels by name, see `named`."""
+    graph, params = nnx.split(model, nnx.Param)
+    paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(params)}
+
+    def loss(arrays: dict[str, Array], batch: Images) -> Float[Array, ""]:
+        state = nnx.from_flat_state([(path, arrays[name]) for name, path in paths.items()])
+        return loss_of(nnx.merge(graph, state), batch)
+
+    return loss
+
+
+def stepper(
+    model: nnx.Module, runs: int, *, together: int | None, dense: bool = False
+) -> Callable[[Images], None]:
+    """Return a call that makes one step of SGD of `runs` runs, and waits for its end."""
+    variant, optimizer, weights = edge_popup.VARIANTS["ramanujan"], sgd(RATE), named(model)
+    task = edge_popup.Task(loss_of_arrays(model), optimizer, variant)
+    program = edge_popup.Program(task, runs, keep=KEEP, shared=True, together=together)
+    keys = jax.random.split(jax.random.key(1), runs)
+    if dense:
+        states = [edge_popup.start({}, edge_popup.Trainable({}, weights), optimizer)] * runs
+    else:
+        states = [
+            edge_popup.start(
+                weights,
+                edge_popup.Trainable(edge_popup.init_scores(key, weights, variant), {}),
+                optimizer,
+            )
+            for key in keys
+        ]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    keeps = jnp.full(runs, KEEP)
+
+    def call(batch: Images) -> None:
+        nonlocal state
+        stretch = jax.tree.map(lambda leaf: leaf[None], batch)
+        state, _ = program.advance(keys, state, stretch, keeps, None)
+        jax.block_until_ready(state)
+
+    return call
+
+
+def picture(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Any:
+    """Draw the accuracy by the share kept, a panel per network."""
+    from experiments import plots
+
+    drawn, panels = plots.several(len(networks), 3.1 * len(networks), 3.1, shared=True)
+    for axes, name in zip(panels, networks, strict=True):
+        for color, method in enumerate(("edge-popup", "random", "dense")):
+            chosen = [r for r in rows if r["network"] == name and r["method"] == method]
+            mean = np.array([row["accuracy"] for row in chosen])
+            half = np.array([row["half"] for row in chosen])
+            if method == "dense":
+                axes.axhspan(*(mean + half * [[-1], [1]]).ravel(), color=plots.COLORS[5], alpha=0.3)
+                axes.axhline(mean[0], color=plots.COLORS[5], label="dense, trained")
+                continue
+            label = "random mask, trained" if method == "random" else method
+            keeps = [row["keep"] for row in chosen]
+            axes.errorbar(
+                keeps, mean, half, color=plots.COLORS[color], marker="o", capsize=3, label=label
+            )
+        axes.set(title=name.replace("conv", "Conv-"), xlabel="share of weights kept")
+    panels[0].set_ylabel("test accuracy on digits")
+    panels[0].legend()
+    return drawn
+
+
+def main() -> None:
+    """Run the benchmark, print its rows and write them as JSON and PNG."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="full")
+    parser.add_argument("--out", default="experiments/benchmarks/results")
+    options = parser.parse_args()
+    preset, out = PRESETS[options.preset], storage.make_folder(options.out)
+    begun = time.perf_counter()
+    x, y = digits()
+    batches = [(x[:128], y[:128]), synthetic(128)]
+    times = [row for n in preset.networks for batch in batches for row in speed(n, preset, batch)]
+    rows = [row for name in preset.networks for row in accuracy(name, preset)]
+    result = {
+        "preset": dataclasses.asdict(preset),
+        "accuracy": rows,
+        "speed": times,
+        "seconds": time.perf_counter() - begun,
+        "load_average": os.getloadavg()[0],
+        **machine.report(),
+    }
+    print(json.dumps(result, indent=1))
+    storage.write_json(out / "convolutions.json", result)
+    from experiments import plots
+
+    plots.save(picture(rows, preset.networks), out / "convolutions.png")
+
+
+if __name__ == "__main__":
+    main()

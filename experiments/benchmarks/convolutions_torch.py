@@ -1,0 +1,104 @@
+"""Edge-popup on convolutional networks in PyTorch, written from the paper's description.
+
+Ramanujan et al. (2020), section 3: the forward pass keeps the share of a layer's weights with the
+largest |score|; the backward pass moves every score by the gradient of its weight's product.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from slth_jax import supermask
+
+
+class Largest(torch.autograd.Function):
+    """The mask of the `count` largest numbers; its gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx, sizes, count):
+        """Return ones at the largest numbers."""
+        mask = torch.zeros_like(sizes)
+        mask.view(-1)[sizes.reshape(-1).topk(count).indices] = 1
+        return mask
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Return the gradient unchanged."""
+        return gradient, None
+
+
+class EdgePopup:
+    """A network of `convolutions.ConvNet` and its training by SGD.
+
+    Args:
+      weights, scores: arrays by name, 'convs.0.kernel' [3, 3, in, out], 'dense.0.kernel' [in, out].
+      keep: fraction kept; None for training of the weights without masks.
+      learning_rate: the rate of SGD, with momentum 0.9 and weight decay 1e-4.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Any],
+        scores: Mapping[str, Any],
+        *,
+        keep: float | None,
+        learning_rate: float,
+    ):
+        self._keep = keep
+        self._weights = {name: _tensor(value) for name, value in weights.items()}
+        moving = weights if keep is None else scores
+        self._moving = {name: _tensor(value).requires_grad_() for name, value in moving.items()}
+        self._optimizer = torch.optim.SGD(
+            self._moving.values(), learning_rate, momentum=0.9, weight_decay=1e-4
+        )
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Return the masks as booleans in the layout of the arrays."""
+        return {
+            name: _array(self._mask(name)).astype(bool) for name in self._moving
+        }  # [3, 3, in, out]
+
+    def step(self, batch: tuple[Any, Any]) -> float:
+        """Make one step; return the loss before it."""
+        images = torch.from_numpy(np.asarray(batch[0])).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(np.asarray(batch[1]).astype(np.int64))
+        self._optimizer.zero_grad()
+        loss = F.cross_entropy(self._logits(images), labels)
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _mask(self, name: str) -> torch.Tensor:
+        assert self._keep is not None
+        scores = self._moving[name]
+        return Largest.apply(scores.abs(), supermask.num_kept(scores.numel(), self._keep))
+
+    def _kernel(self, name: str) -> torch.Tensor:
+        if self._keep is None:
+            return self._moving[name]
+        return self._weights[name] * self._mask(name)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(sum(name.startswith("convs") for name in self._weights)):
+            x = F.relu(F.conv2d(x, self._kernel(f"convs.{index}.kernel"), padding=1))
+            if index % 2:
+                x = F.max_pool2d(x, 2)
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        for index in range(3):
+            x = F.linear(F.relu(x) if index else x, self._kernel(f"dense.{index}.kernel"))
+        return x
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """Return an array with outputs first, as PyTorch stores kernels."""
+    array = np.asarray(array)
+    axes = (3, 2, 0, 1) if array.ndim == 4 else (1, 0)
+    return torch.tensor(np.ascontiguousarray(array.transpose(axes)))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    array = tensor.detach().numpy()
+    return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))

@@ -1,0 +1,67 @@
+"""Blocks of the page on learned masks."""
+
+from typing import Any
+
+from experiments.pages.blocks import pick, read, table, wrapped
+
+
+def convolutions_accuracy() -> str:
+    """The table of accuracies by network, method and share kept, and its conditions."""
+    run = read("convolutions")
+    preset, rows = run["preset"], run["accuracy"]
+    header = ["network", "mask", *(f"keep {keep:g}" for keep in preset["keeps"]), "dense"]
+    lines = []
+    for name in preset["networks"]:
+        dense = pick(rows, network=name, method="dense")
+        for method, words in (("edge-popup", "learned"), ("random", "random, weights trained")):
+            cells = [
+                _percent(pick(rows, network=name, method=method, keep=keep))
+                for keep in preset["keeps"]
+            ]
+            last = _percent(dense) if method == "edge-popup" else ""
+            lines.append([name.replace("conv", "Conv-"), words, *cells, last])
+    rates = ", ".join(f"{rate:g}" for rate in preset["rates"])
+    text = wrapped(
+        f"Test accuracy in per cent, with 95 % intervals over {preset['seeds']} seeds, each with weights of "
+        f"its own. Widths are {preset['width']:g} of the paper's, {preset['steps']} steps of Adam with "
+        f"cosine decay, batches of {preset['rows']}. The rate of each cell is the best of {rates} by the "
+        f"mean validation accuracy, for controls as for learned masks; the grid's bounds were chosen once. "
+        f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']}, beside other programs."
+    )
+    return f"{table(header, lines)}\n\n{text}"
+
+
+def convolutions_speed() -> str:
+    """The table of times of a training step, single and for several runs."""
+    run = read("convolutions")
+    rows = run["speed"]
+    names = list(dict.fromkeys(row["step"] for row in rows))
+    cases = list(dict.fromkeys((row["network"], row["images"]) for row in rows))
+    header = [
+        "steps per second",
+        *(f"{name.replace('conv', 'Conv-')}, {size} x {size}" for name, size in cases),
+    ]
+    lines = [
+        [step, *(_speed(pick(rows, network=n, images=s, step=step)) for n, s in cases)]
+        for step in names
+    ]
+    return table(header, lines)
+
+
+def edge_popup_seeds() -> str:
+    """The table of eight runs of a small GPT-2, at once and one after another."""
+    run = read("edge_popup_seeds")
+    lines = [
+        [row["step"], f"{row['steps_per_second']:.1f}", f"{row['ours_over_this']:.2f}"]
+        for row in run["rows"]
+    ]
+    header = ["way", "steps of a run per second", "time of the first way / this way"]
+    return table(header, lines)
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f} ± {100 * row['half']:.1f}"
+
+
+def _speed(row: dict[str, Any]) -> str:
+    return f"{row['steps_per_second']:.3g} ({row['ours_over_this']:.2f})"
