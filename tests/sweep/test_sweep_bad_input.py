@@ -62,9 +62,9 @@ def test_bad_arguments_are_one_line(changes, words, tmp_path, monkeypatch):
         (lambda h: {h["kind"]: h["scale"]}, "trial's metrics must be"),
         (
             lambda h: {"error": h["scale"], "label": "wide"},
-            "^trial's metric 'label' must be a number or an array of numbers, got 'wide'$",
+            "^trial's metric 'label' must be a number or an array of numbers, got 'wide'",
         ),
-        (lambda h: {"error": None}, "^trial's metric 'error' must be a number .*, got None$"),
+        (lambda h: {"error": None}, "^trial's metric 'error' must be a number .*, got None"),
     ],
 )
 def test_bad_trials_are_one_line(result, words):
