@@ -52,7 +52,7 @@ class Preset:
     keeps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     seeds: int = 4
-    rounds: int = 7
+    rounds: int = 5
 
 
 PRESETS = {
@@ -79,7 +79,7 @@ class ConvNet(nnx.Module):
     def __init__(self, name: str, size: int, channels: int, *, width: float, rngs: nnx.Rngs):
         widths = [max(1, round(width * count)) for count in CHANNELS[name]]
         hidden = max(1, round(width * 256))
-        options = {"kernel_init": signed_constant, "use_bias": False, "rngs": rngs}
+        options: dict[str, Any] = {"kernel_init": signed_constant, "use_bias": False, "rngs": rngs}
         inputs = (channels, *widths[:-1])
         self.convs = nnx.List(
             [nnx.Conv(i, o, (3, 3), **options) for i, o in zip(inputs, widths, strict=True)]
@@ -209,13 +209,18 @@ def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
         scores = edge_popup.init_scores(
             jax.random.key(1), weights, edge_popup.VARIANTS["ramanujan"]
         )
-        popup = convolutions_torch.EdgePopup(weights, scores, keep=KEEP, learning_rate=RATE)
-        ways["PyTorch"] = popup.step
-        ways["PyTorch, dense"] = convolutions_torch.EdgePopup(
-            weights, scores, keep=None, learning_rate=RATE
-        ).step
-        ways[f"PyTorch, {RUNS} runs one after another"] = lambda rows: [
-            popup.step(rows) for _ in range(RUNS)
+        popup, dense = (
+            convolutions_torch.EdgePopup(weights, scores, keep=keep, learning_rate=RATE).step
+            for keep in (KEEP, None)
+        )
+        one_thread = functools.partial(convolutions_torch.on_one_thread, popup)
+        ways["PyTorch"] = popup
+        ways["PyTorch, one thread"] = one_thread
+        ways["PyTorch, one thread, dense"] = functools.partial(
+            convolutions_torch.on_one_thread, dense
+        )
+        ways[f"PyTorch, one thread, {RUNS} runs one after another"] = lambda rows: [
+            one_thread(rows) for _ in range(RUNS)
         ]
     rows = []
     single = {way: call for way, call in ways.items() if str(RUNS) not in way}

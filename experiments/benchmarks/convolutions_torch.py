@@ -4,7 +4,7 @@ Ramanujan et al. (2020), section 3: the forward pass keeps the share of a layer'
 largest |score|; the backward pass moves every score by the gradient of its weight's product.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,16 @@ class EdgePopup:
         for index in range(3):
             x = F.linear(F.relu(x) if index else x, self._kernel(f"dense.{index}.kernel"))
         return x
+
+
+def on_one_thread(step: Callable[[Any], Any], batch: Any) -> Any:
+    """Make a step on one thread: several threads wait for each other beside other programs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return step(batch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _tensor(array: Any) -> torch.Tensor:

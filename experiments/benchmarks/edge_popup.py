@@ -208,14 +208,18 @@ def main() -> None:
         alone = Runner(SMALL)
         tokens = draw_tokens(SMALL, 16)
         name = f"ours, {SEEDS} seeds in one vmap"
-        ways = {
+        ways: dict[str, Callable[[np.ndarray], Any]] = {
             name: together,
             f"ours, {SEEDS} seeds one after another": functools.partial(_repeated, alone),
         }
         for step_name, step in torch_runners(SMALL).items():
-            ways[f"{step_name}, {SEEDS} seeds one after another"] = functools.partial(
-                _repeated, step
-            )
+            several = functools.partial(_repeated, step)
+            ways[f"{step_name}, {SEEDS} seeds one after another"] = several
+            if "sort" in step_name:
+                from experiments.benchmarks.convolutions_torch import on_one_thread
+
+                label = f"{step_name}, one thread, {SEEDS} seeds one after another"
+                ways[label] = functools.partial(on_one_thread, several)
         seconds = paired(ways, tokens, options.rounds)
         count = SMALL.num_parameters
         what = f"GPT-2, {count / 1e6:.2f} M parameters, {tokens[:, 1:].size} tokens a seed"
@@ -227,6 +231,7 @@ def main() -> None:
 
 
 def _repeated(step: Callable[[np.ndarray], Any], tokens: np.ndarray) -> None:
+    """Make a step of every seed."""
     for _ in range(SEEDS):
         step(tokens)
 
