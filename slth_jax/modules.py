@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from slth_jax import attention, edge_popup, initializers, models, storage
-from slth_jax.edge_popup.model import Masking, parts_of
+from slth_jax import attention, checks, edge_popup, initializers, models, storage
+from slth_jax.edge_popup.model import Masking, by_name, fraction, parts_of
 from slth_jax.edge_popup.variants import variant_of
 from slth_jax.types import ArrayLike, AttentionParams
 
@@ -49,11 +49,16 @@ class Supermask(nnx.Module):
     Args:
       model: any module; the wrapper works on a copy.
       keep: fraction of each array that is kept, or a dictionary of fractions by the arrays' names
-        ('conv.kernel').
+        or the beginnings of their names ('conv' for 'conv.kernel').
       rngs: the stream 'params' draws the scores, 'masks' the masks of variants that sample them.
       variant: a form of edge-popup, or its name in `edge_popup.VARIANTS`; its scope is 'array'
-        unless arrays are stacks of matrices.
+        unless arrays are stacks of matrices. Forms that depend on the step, by `keep_at` or
+        `redraw_every`, need `edge_popup.fit`.
       mask: ``mask(name, array)`` says which parameters are masked, see `edge_popup.Masking`.
+
+    Raises:
+      ValueError: a fraction outside (0, 1], a name that no array has, nothing to mask, or a variant
+        that depends on the step.
     """
 
     def __init__(
@@ -65,10 +70,17 @@ class Supermask(nnx.Module):
         variant: edge_popup.Variant | str = "ramanujan",
         mask: Callable[[str, Array], bool] | None = None,
     ):
-        self.keep, self.variant = keep, variant_of(variant)
+        self.variant = variant_of(variant)
+        if self.variant.redraw_every or self.variant.keep_at is not None:
+            allowed = "a form without redraw_every and keep_at, which need the steps of `fit`"
+            raise checks.fail("variant", allowed, f"redraw_every={self.variant.redraw_every}")
         graph, params, rest = _split(model)
         named = {_name(path): variable.get_value() for path, variable in params}
         masked = parts_of(named, Masking(mask=mask)).masked
+        if isinstance(keep, Mapping):
+            self.keep: Any = by_name(keep, masked)
+        else:
+            self.keep = keep if isinstance(keep, jax.Array) else fraction(keep)
         frozen = [
             (path, Frozen(v.get_value()) if _name(path) in masked else v) for path, v in params
         ]

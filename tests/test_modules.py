@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from refusals import refusals
 
 from slth_jax import attention, edge_popup, initializers, models, storage, supermask, ticket
 from slth_jax.modules import Attention, Decoder, Frozen, Score, Supermask
@@ -318,6 +319,22 @@ def test_other_parameters_train_if_asked_and_fractions_differ_by_name():
     gradient = nnx.grad(loss_of)(model, *batch())
     optimizer.update(model, gradient)
     assert np.any(np.asarray(model.model.layers[0].bias[...]) != 0)
+
+
+def test_forms_that_depend_on_the_step_and_wrong_fractions_are_refused():
+    rngs = nnx.Rngs(KEY)
+    annealed = edge_popup.Variant(keep_at=lambda keep, step: keep)
+    for arguments, message in (
+        ({"variant": "iterand"}, "variant must be a form without redraw_every and keep_at"),
+        ({"variant": annealed}, "variant must be a form without redraw_every and keep_at"),
+        ({"keep": 1.5}, r"keep must be a number in \(0, 1\], got 1.5"),
+        ({"keep": {"layers.0": 0.5}}, "keep must be a dictionary with one entry for 'layers.2.k"),
+        ({"keep": {"layers": 0.5, "other": 0.1}}, "keep must be a dictionary by names in"),
+    ):
+        with refusals(message):
+            Supermask(MODELS["sequential"](rngs), rngs=rngs, **{"keep": KEEP, **arguments})
+    model = Supermask(MODELS["sequential"](rngs), keep={"layers": 0.5}, rngs=rngs)
+    assert model.keep == {"layers.0.kernel": 0.5, "layers.2.kernel": 0.5}
 
 
 def test_the_decoder_is_the_functions_of_models():

@@ -41,10 +41,8 @@ def convolutions_speed() -> str:
         "steps per second",
         *(f"{name.replace('conv', 'Conv-')}, {size} x {size}" for name, size in cases),
     ]
-    lines = [
-        [step, *(_speed(pick(rows, network=n, images=s, step=step)) for n, s in cases)]
-        for step in names
-    ]
+    measured = {(row["network"], row["images"], row["step"]): _speed(row) for row in rows}
+    lines = [[step, *(measured.get((*case, step), "") for case in cases)] for step in names]
     return table(header, lines)
 
 

@@ -3,14 +3,13 @@
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from slth_jax import checks
 from slth_jax.edge_popup.loop import train
-from slth_jax.edge_popup.model import Loss, Masking, Parts
+from slth_jax.edge_popup.model import Loss, Masking, Parts, by_name, fraction
 from slth_jax.edge_popup.prepare import Prepared
 from slth_jax.edge_popup.results import Fits, Setting
 from slth_jax.edge_popup.scores import Keep
@@ -114,7 +113,7 @@ def _settings(
     """Return the settings of all runs."""
     keeps = list(keep) if isinstance(keep, Sequence) else [keep]
     several = any(isinstance(fractions, Mapping) for fractions in keeps)
-    expanded: list[Keep] = [_by_name(k, parts.masked) if several else _fraction(k) for k in keeps]
+    expanded: list[Keep] = [by_name(k, parts.masked) if several else fraction(k) for k in keeps]
     if not expanded:
         raise checks.fail("keep", "at least one fraction", keeps)
     for name in controls:
@@ -129,24 +128,3 @@ def _settings(
         for swept in itertools.product(*values)
         for seed in range(seeds)
     ]
-
-
-def _fraction(keep: Any, name: str = "keep") -> float:
-    return checks.number(name, keep, low=0, high=1, open_low=True)
-
-
-def _by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, float]:
-    """Return a fraction for each masked array."""
-    if not isinstance(keep, Mapping):
-        return dict.fromkeys(masked, _fraction(keep))
-    result = {}
-    for name in masked:
-        chosen = [k for k in keep if name == k or name.startswith(f"{k}.")]
-        if len(chosen) != 1:
-            allowed = f"a dictionary with one entry for {name!r}"
-            raise checks.fail("keep", allowed, f"entries {sorted(keep)}")
-        result[name] = _fraction(keep[chosen[0]], f"keep[{chosen[0]!r}]")
-    for name in keep:
-        if not any(array == name or array.startswith(f"{name}.") for array in masked):
-            raise checks.fail("keep", f"a dictionary by names in {sorted(masked)}", repr(name))
-    return result

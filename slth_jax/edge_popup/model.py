@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from slth_jax import checks
 from slth_jax.edge_popup.schedule import VECTORS
+from slth_jax.edge_popup.scores import Keep
 from slth_jax.edge_popup.variants import Variant
 from slth_jax.types import Key, PyTree
 
@@ -182,6 +183,32 @@ def parts_of(named: Arrays, masking: Masking) -> Parts:
     rest = {n: x for n, x in floating.items() if n not in masked}
     learned = tuple(n for n, x in rest.items() if masking.learn and masking.learn(n, x))
     return Parts(masked, learned, tuple(n for n in rest if n not in learned))
+
+
+def fraction(keep: Any, name: str = "keep") -> float:
+    """Return a fraction kept, refused outside (0, 1]."""
+    return checks.number(name, keep, low=0, high=1, open_low=True)
+
+
+def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, float]:
+    """Return a fraction for each masked array.
+
+    Raises:
+      ValueError: a name without a fraction, with two, or without an array.
+    """
+    if not isinstance(keep, Mapping):
+        return dict.fromkeys(masked, fraction(keep))
+    result = {}
+    for name in masked:
+        chosen = [k for k in keep if name == k or name.startswith(f"{k}.")]
+        if len(chosen) != 1:
+            allowed = f"a dictionary with one entry for {name!r}"
+            raise checks.fail("keep", allowed, f"entries {sorted(keep)}")
+        result[name] = fraction(keep[chosen[0]], f"keep[{chosen[0]!r}]")
+    for name in keep:
+        if not any(array == name or array.startswith(f"{name}.") for array in masked):
+            raise checks.fail("keep", f"a dictionary by names in {sorted(masked)}", repr(name))
+    return result
 
 
 def _is_matrix(name: str, array: Float[Array, "..."]) -> bool:
