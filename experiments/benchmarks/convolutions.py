@@ -47,7 +47,7 @@ class Preset:
 
     networks: tuple[str, ...] = tuple(CHANNELS)
     width: float = 0.125
-    steps: int = 150
+    steps: int = 120
     rows: int = 64
     keeps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)

@@ -1,6 +1,7 @@
 """The compiled functions of edge-popup: many runs under one vmap, spread over a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from slth_jax.edge_popup import scores as edge
 from slth_jax.edge_popup.scores import Keep, State
 from slth_jax.edge_popup.step import Loss, step
 from slth_jax.edge_popup.variants import Variant
-from slth_jax.types import Key, PyTree
+from slth_jax.types import ArrayLike, Key, PyTree
 
 _STEP = 1 << 23  # folded into a run's key, for the keys of its steps
 
@@ -89,6 +90,9 @@ class Program:
         shapes: PyTree = None,
         together: int | None = None,
     ):
+        if together is not None and (mesh is not None or runs % together):
+            allowed = f"a divisor of {runs} runs, without a mesh"
+            raise checks.fail("together", allowed, together)
         self.task, self.runs = task, runs
         self._keep, self._shared, self._mesh, self._together = keep, shared, mesh, together
         if (mesh is None) != (shapes is None):
@@ -134,26 +138,37 @@ class Program:
     ) -> Callable[..., Any]:
         """Compile a function of one run for all of them, `together` at a time."""
         compiled = jax.jit(jax.vmap(function, in_axes=axes), **options)
-        size = self.runs if self._together is None else min(self._together, self.runs)
+        size = self.runs if self._together is None else self._together
         if size == self.runs:
             return compiled
-        starts = range(0, self.runs, size)
         parted = [index for index, axis in enumerate(axes) if axis == 0]
 
         @jax.jit
-        def split(leaves: PyTree) -> list[PyTree]:
-            return [jax.tree.map(lambda x: x[at : at + size], leaves) for at in starts]  # noqa: B023
+        def take(leaves: PyTree, start: ArrayLike) -> PyTree:
+            cut = functools.partial(
+                jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size
+            )
+            return jax.tree.map(cut, leaves)
 
         @jax.jit
-        def join(parts: list[PyTree]) -> PyTree:
-            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        def empty(part: PyTree) -> PyTree:
+            return jax.tree.map(lambda x: jnp.zeros((self.runs, *x.shape[1:]), x.dtype), part)
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def put(leaves: PyTree, part: PyTree, start: ArrayLike) -> PyTree:
+            write = functools.partial(
+                jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0
+            )
+            return jax.tree.map(write, leaves, part)
 
         def call(*args: Any) -> Any:
-            results = []
-            for part in split([args[index] for index in parted]):
+            results = None
+            for start in range(0, self.runs, size):
+                part = take([args[index] for index in parted], start)
                 of_part = dict(zip(parted, part, strict=True))
-                results.append(compiled(*(of_part.get(i, arg) for i, arg in enumerate(args))))
-            return join(results)
+                result = compiled(*(of_part.get(i, arg) for i, arg in enumerate(args)))
+                results = put(empty(result) if results is None else results, result, start)
+            return results
 
         return call
 
