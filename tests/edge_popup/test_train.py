@@ -177,3 +177,13 @@ def test_what_does_not_go_together_is_refused(runs):
     mesh = jax.make_mesh((8,), ("run",))
     with refusals(r"^mesh must be given together with shapes"):
         edge_popup.Program(runs.program.task, 2, mesh=mesh)
+
+
+def test_runs_in_groups_are_the_runs_together(runs):
+    grouped = edge_popup.Program(runs.program.task, 2, together=1)
+    together = edge_popup.train(runs, evaluate_every=4)
+    alone = edge_popup.train(dataclasses.replace(runs, program=grouped), evaluate_every=4)
+    for ours, theirs in zip(alone.log, together.log, strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-3)
+    with refusals(r"^together must be a divisor of 3 runs, without a mesh, got 2$"):
+        edge_popup.Program(runs.program.task, 3, together=2)
