@@ -11,7 +11,7 @@ older versions. With ``--against`` the entries that differ are printed and the e
 import argparse
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -184,9 +184,12 @@ def trained_target(out: Path) -> dict[str, Any]:
 
 
 def hide(out: Path) -> dict[str, Any]:
-    """Return the packed masks of stories260K."""
+    """Return the packed masks of stories260K, in the form that version 0.1 had alone."""
     model = f"{os.environ['SLTH_DATA']}/pretrained/stories260K.bin"
-    _run("slth_jax", "hide", model, "--samples", "20", "--out", str(out / "hide"))
+    options = ["--samples", "20", "--out", str(out / "hide")]
+    if importlib.util.find_spec("slth_jax.factored"):
+        options += ["--attention", "merged", "--tied", "twice"]
+    _run("slth_jax", "hide", model, *options)
     return {"hide stories260K": packed(out / "hide" / "ticket.safetensors")}
 
 
