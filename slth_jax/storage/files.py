@@ -22,7 +22,11 @@ from slth_jax.storage.hashes import json_hash
 
 
 class CheckpointError(Exception):
-    """A file or folder that cannot be used; the message is one line."""
+    """A file or folder that cannot be used; the message is one line, without control characters."""
+
+    def __init__(self, message: str):
+        """Escape control characters: names of files come from strangers."""
+        super().__init__(checks.one_line(message))
 
 
 class Damaged(CheckpointError):
@@ -205,7 +209,7 @@ def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) ->
     """
     try:
         value = json.loads(read_bytes(path).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is damaged: not JSON ({reason(error)})") from error
     recorded = None
     if checksum is not False and isinstance(value, dict):

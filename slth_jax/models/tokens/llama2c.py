@@ -1,12 +1,16 @@
 """The tokenizer of llama2.c (Karpathy)."""
 
 import itertools
+import math
 import os
+import re
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from slth_jax import storage
+
+_BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer(NamedTuple):
@@ -47,7 +51,7 @@ class Tokenizer(NamedTuple):
             if token == self.start:
                 continue
             piece = self.pieces[token] if token < len(self.pieces) else "\ufffd".encode()
-            if len(piece) == 6 and piece.startswith(b"<0x"):
+            if _BYTE.fullmatch(piece):
                 piece = bytes([int(piece[3:5], 16)])
             raw += piece
         return raw.decode("utf-8", "replace").removeprefix(" ")
@@ -83,6 +87,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             at += 8 + length
     except struct.error as error:
         raise storage.Damaged(f"{path} is no llama2.c tokenizer, or cut short") from error
-    if len(pieces) < 3:
-        raise storage.Damaged(f"{path} is no llama2.c tokenizer, or cut short")
+    if len(pieces) < 3 + 256:
+        raise storage.Damaged(f"{path} is no llama2.c tokenizer: it lacks pieces of single bytes")
+    if not all(map(math.isfinite, scores)):
+        raise storage.Damaged(f"{path} is damaged: scores that are not finite")
     return Tokenizer(tuple(pieces), tuple(scores))
