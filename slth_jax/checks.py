@@ -7,13 +7,16 @@ Every refusal is one line of one form: the argument, the allowed values, the val
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slth_jax.types import Array, ArrayLike
+from slth_jax.types import Array, ArrayLike, Key
+
+_LONGEST = 300  # characters of a received value in a message
 
 _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "float": ((jnp.floating,), "a floating-point array"),
@@ -24,8 +27,54 @@ _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def fail(name: str, allowed: str, received: Any) -> ValueError:
-    """Return a `ValueError`: argument `name` must be `allowed`, and `received` is not."""
-    return ValueError(f"{name} must be {allowed}, got {received}")
+    """Return a `ValueError`: argument `name` must be `allowed`, and `received` is not.
+
+    The message is one line: control characters are escaped, and a long `received` is cut.
+    """
+    return ValueError(one_line(f"{name} must be {allowed}, got {_brief(str(received))}"))
+
+
+def one_line(text: str) -> str:
+    """Return `text` in one line: white space is joined, other control characters are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def record(name: str, value: Any, kind: type | UnionType) -> Any:
+    """Return `value`, which must be an instance of a type, or of one of several joined by ``|``."""
+    if not isinstance(value, kind):
+        allowed = " or ".join(part.__name__ for part in get_args(kind) or (kind,))
+        raise fail(name, allowed, f"{type(value).__name__} {value!r}")
+    return value
+
+
+def sequence(name: str, value: Any, kind: type | UnionType = object) -> Sequence[Any]:
+    """Return `value`, which must be a list, tuple or the like, of instances of `kind`."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise fail(name, "a list or tuple", f"{type(value).__name__} {value!r}")
+    for index, entry in enumerate(value):
+        record(f"{name}[{index}]", entry, kind)
+    return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Return `value`, which must be callable."""
+    if not callable(value):
+        raise fail(name, "a function", f"{type(value).__name__} {value!r}")
+    return value
+
+
+def key(name: str, value: Any) -> Key:
+    """Return `value` as a typed PRNG key; the uint32 pair of `jax.random.PRNGKey` is wrapped."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and value.shape == ():
+        return value
+    if dtype == np.uint32 and value.shape == (2,):
+        return jax.random.wrap_key_data(value, impl="threefry2x32")
+    raise fail(name, "a key, jax.random.key(seed)", f"{type(value).__name__} {value!r}")
 
 
 def number(
@@ -41,23 +90,38 @@ def number(
     left = "(" if open_low or low == -math.inf else "["
     right = ")" if open_high or high == math.inf else "]"
     allowed = f"a number in {left}{low:g}, {high:g}{right}"
+    value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise fail(name, allowed, repr(value))
+    try:
+        converted = float(value)
+    except OverflowError as error:
+        raise fail(name, allowed, value) from error
     below = value <= low if open_low else value < low
     above = value >= high if open_high else value > high
-    if not math.isfinite(value) or below or above:
+    if not math.isfinite(converted) or below or above:
         raise fail(name, allowed, value)
-    return float(value)
+    return converted
 
 
 def integer(name: str, value: Any, *, low: int, high: int | None = None) -> int:
     """Return `value` as an int that lies between `low` and `high`, both included."""
     allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
+    value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise fail(name, allowed, repr(value))
     if value < low or (high is not None and value > high):
         raise fail(name, allowed, value)
     return int(value)
+
+
+def _scalar(value: Any) -> Any:
+    """Return a concrete array of no dimensions as its entry, anything else as it is."""
+    plain = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
+    if not plain or value.shape or not jnp.issubdtype(value.dtype, np.number):
+        return value
+    wide = float if jnp.issubdtype(value.dtype, np.inexact) else int  # bfloat16 among them
+    return np.asarray(value).astype(wide).item()
 
 
 def choice(name: str, value: Any, allowed: Collection[str]) -> str:
@@ -122,6 +186,8 @@ def array(
     if given.dtype == np.float64 and not isinstance(given, jax.Array):
         with np.errstate(over="ignore"):  # infinities are refused below
             given = np.asarray(given).astype(jax.dtypes.canonicalize_dtype(given.dtype))
+    if isinstance(given, np.ndarray) and not given.dtype.isnative:
+        given = given.astype(given.dtype.newbyteorder("="))
     dtype = given.dtype
     allowed, words = _KINDS[kind]
     if not any(jnp.issubdtype(dtype, parent) for parent in allowed):

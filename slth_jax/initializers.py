@@ -34,6 +34,8 @@ _LAYERS = 2**31  # folded into a key with a block's number, for its ReLU layers
 # Draws numbers of mean zero in [-1, 1]: ``draw(key, shape, dtype)``.
 Draw = Callable[[Key, tuple[int, ...], DTypeLike], Array]
 
+_LARGEST = 2**31 - 1  # the largest size of a dimension
+
 
 def uniform(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "*shape"]:
     """Draw ``U[-1, 1]``."""
@@ -282,7 +284,9 @@ def _shape(
     dtype: DTypeLike,
 ) -> _Shape:
     for name, value in {"num_heads": num_heads, "d_in": d_in, "d_out": d_out}.items():
-        checks.integer(name, value, low=1)
+        checks.integer(name, value, low=1, high=_LARGEST)
+    if padded is not None:
+        checks.integer("padded", padded, low=1, high=_LARGEST)
     sizes = _size("n_k", n_k, padded), _size("n_v", n_v, padded)
     real_k, real_v = (jnp.arange(size) < n for size, n in zip(sizes, (n_k, n_v), strict=True))
     return _Shape(
@@ -301,6 +305,7 @@ def _draw_attention(
     draw: Draw, key: Key, shape: _Shape, scales: tuple[Array, Array, Array, Array]
 ) -> Projections:
     """Draw the four projections with their scales."""
+    key = checks.key("key", key)
     real_k, real_v = shape.real
     count, dtype = max(real_k.size, real_v.size), shape.n_k.dtype
     drawn = _projections(draw, key, count, shape.heads_and_width, dtype.name)
@@ -333,8 +338,8 @@ def _fourth_root(n: Float[Array, ""]) -> Float[Array, ""]:
 def _size(name: str, n: ArrayLike, padded: int | None) -> int:
     """Return the static width of a projection: `padded`, or `n` itself."""
     if padded is None:
-        return checks.integer(name, n, low=1)
+        return checks.integer(name, n, low=1, high=_LARGEST)
     known = checks.concrete(n)
     if known is not None:
         checks.integer(name, known.item(), low=1, high=padded)
-    return checks.integer("padded", padded, low=1)
+    return padded

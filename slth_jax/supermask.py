@@ -155,7 +155,7 @@ def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array
     Raises:
       ValueError: `bits` is not uint8 or its length does not fit `shape`.
     """
-    shape = tuple(shape)
+    shape = tuple(checks.integer("shape", size, low=0) for size in checks.sequence("shape", shape))
     bits = checks.array("bits", bits, ndim=1, kind="int")
     if bits.dtype != jnp.uint8:
         raise checks.fail("bits", "of dtype uint8", f"dtype {bits.dtype}")
@@ -167,6 +167,8 @@ def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array
 
 def _checked_keep(keep: ArrayLike) -> ArrayLike:
     """Return a concrete `keep` in its own precision, refused outside (0, 1]."""
+    if isinstance(keep, jax.Array):
+        keep = checks.array("keep", keep, ndim=0)
     value = np.asarray(keep)[()] if isinstance(keep, jax.Array) else keep
     checks.number("keep", value, low=0, high=1, open_low=True)
     return value

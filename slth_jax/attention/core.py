@@ -137,7 +137,7 @@ def apply_merged(
 
     ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``. Arguments, shapes and errors as in `apply`.
     """
-    w_qk, w_vo = merged
+    w_qk, w_vo = checks.record("merged", merged, MergedParams)
     h, m, _ = checks.array("merged.w_qk", w_qk, ndim=3).shape
     checks.array("merged.w_qk", w_qk, shape=(h, m, m))
     checks.array("merged.w_vo", w_vo, shape=(h, m, None))
@@ -183,6 +183,8 @@ def error(
       ValueError: as in `apply`.
     """
     sequences = checks.array("x", x, min_ndim=2)
+    for name, params in (("ticket", ticket), ("target", target)):
+        checks.record(name, params, Projections)
     dtype = jnp.result_type(sequences, ticket.w_q, target.w_q)
     # Weights too, not only activations: ``sqrt(k)`` has the dtype of the weights.
     ticket, target, sequences = (_cast(part, dtype) for part in (ticket, target, sequences))
@@ -200,6 +202,7 @@ def error(
 
 def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
     """Return the causal attention mask: row i attends to columns j <= i."""
+    length = checks.integer("length", length, low=0)
     return jnp.tril(jnp.ones((length, length), bool))
 
 
@@ -290,6 +293,7 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
 
 def _validated(params: Projections) -> AttentionParams:
     """Refuse projections whose heads or widths do not fit together; return their JAX arrays."""
+    checks.record("params", params, Projections)
     w_q = checks.array("params.w_q", params.w_q, ndim=3)
     h, m, k = w_q.shape
     if 0 in w_q.shape:

@@ -78,6 +78,7 @@ def encode_matrix(
     """
     rule = rules.band(bits, states)
     assert rule.band is not None
+    key = checks.key("key", key)
     checks.choice("source", source, SOURCES)
     target = checks.array("target", target, ndim=2, kind="wide").astype(jnp.float32)
     p, r = target.shape

@@ -157,6 +157,10 @@ def solve_transformer(
     Raises:
       ValueError: different numbers of blocks or layers, or an error of `solve_attention`.
     """
+    checks.sequence("source", source, Block)
+    checks.sequence("target", target, Block)
+    if not target:
+        raise checks.fail("target", "at least one block", "none")
     if len(source) != len(target):
         raise checks.fail("source", f"{len(target)} blocks, as many as target", len(source))
     rule = rules.get(construction)
@@ -172,8 +176,9 @@ def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
     Lists and tuples are equal, as in `prune_transformer`; the result has tuples.
 
     Raises:
-      ValueError: masks that are no booleans, or of other shapes than the weights.
+      ValueError: masks that are no booleans, or of another tree or other shapes than the weights.
     """
+    masks, source = _with_tuples(masks), _with_tuples(source)
 
     def masked(mask: Any, weight: Any) -> Any:
         if mask is None:
@@ -182,11 +187,18 @@ def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
         if kind != "bool" or jnp.shape(mask) != jnp.shape(weight):
             allowed = f"booleans of the shape {jnp.shape(weight)} of their weights"
             raise checks.fail("masks", allowed, f"{kind} of shape {jnp.shape(mask)}")
-        return weight * mask.astype(weight.dtype)
+        return weight * jnp.asarray(mask).astype(weight.dtype)
 
-    return jax.tree.map(
-        masked, _with_tuples(masks), _with_tuples(source), is_leaf=lambda leaf: leaf is None
-    )
+    try:
+        tree: Any = jax.tree.structure(masks, is_leaf=_is_none)
+        weights = tree.flatten_up_to(source)
+    except ValueError as error:
+        raise checks.fail("masks", "of the tree of the weights", type(masks).__name__) from error
+    return tree.unflatten(map(masked, tree.flatten_up_to(masks), weights))
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _with_tuples(tree: PyTree) -> PyTree:
@@ -199,6 +211,8 @@ def _with_tuples(tree: PyTree) -> PyTree:
 
 def validate_attention(source: Projections, target: Projections, rule: Rule) -> None:
     """Refuse a source and a target that do not fit together."""
+    for name, params in (("source", source), ("target", target)):
+        checks.record(name, params, Projections)
     wide = partial(checks.array, kind="wide")
     h, m, _ = wide("target.w_q", target.w_q, ndim=3).shape
     if 0 in target.w_q.shape:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from slth_jax import checks
 from slth_jax.construction import engine, rules
@@ -44,8 +43,9 @@ def solve_relu_layer(
       ValueError: shapes that do not fit, values that are not finite, or fewer than two hidden
         units per input.
     """
-    source = (Linear(jnp.asarray(w1)), Linear(jnp.asarray(w2)))
-    linear = (Linear(jnp.asarray(target)),)
+    given = {"w1": w1, "w2": w2, "target": target}
+    w1, w2, target = (checks.array(n, w, ndim=2, kind="wide") for n, w in given.items())
+    source, linear = (Linear(w1), Linear(w2)), (Linear(target),)
     rule = rules.get(construction)
     validate_layers(source, linear, ("w1", "w2", "target"))
     (mask1, mask2), (report,) = _solve_layers(source, linear, rule=rule)

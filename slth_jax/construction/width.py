@@ -66,10 +66,13 @@ def find_width(
     """
     allowed = checks.number("error", error, low=0, open_low=True)
     rule = rules.get(construction)
+    checks.record("target", target, AttentionParams)
     h, m, _ = checks.array("target.w_q", target.w_q, ndim=3, kind="wide").shape
     checks.integer("seeds", seeds, low=1)
     checks.integer("largest", largest, low=m)
-    for_inputs, for_sources = jax.random.split(key)
+    max_norm = checks.number("max_norm", max_norm, low=0, open_low=True)
+    checks.function("source", source)
+    for_inputs, for_sources = jax.random.split(checks.key("key", key))
     if inputs is None:
         x = jax.random.normal(for_inputs, (16, 8, m))
         x = x * (max_norm / jnp.linalg.norm(x, axis=-1, keepdims=True))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slth_jax import checks
 from slth_jax.edge_popup.loop import train
@@ -83,8 +84,12 @@ def fit(
       >>> bool((result.masks["w"] == hidden).all())
       True
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise checks.fail("key", "a typed key, jax.random.key(seed)", f"dtype {key.dtype}")
+    if not jnp.issubdtype(getattr(key, "dtype", np.dtype(bool)), jax.dtypes.prng_key):
+        raise checks.fail("key", "a typed key, jax.random.key(seed)", type(key).__name__)
+    checks.function("loss", loss)
+    checks.function("batches", batches)
+    checks.record("training", training, Training)
+    checks.record("masking", masking, Masking)
     keys = [key] if seeds is None else [
         jax.random.fold_in(key, seed) for seed in range(checks.integer("seeds", seeds, low=1))
     ]  # fmt: skip
@@ -116,7 +121,7 @@ def _settings(
     expanded: list[Keep] = [by_name(k, parts.masked) if several else fraction(k) for k in keeps]
     if not expanded:
         raise checks.fail("keep", "at least one fraction", keeps)
-    for name in controls:
+    for name in checks.sequence("controls", controls):
         checks.choice("controls", name, CONTROLS)
     dense: Keep = dict.fromkeys(parts.masked, 1.0) if several else 1.0
     of_method = {"edge-popup": expanded, "dense": [dense], "random": expanded}

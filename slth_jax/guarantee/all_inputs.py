@@ -87,7 +87,7 @@ def guarantee(
     source, masks, target, max_norm: float, *, num_tokens: int = 1024, dtype: Any = None
 ) -> Guarantee:
     """Return the bound of `guaranteed_error` with its parts; the same arguments."""
-    max_norm = checks.number("max_norm", float(max_norm), low=0)
+    max_norm = checks.number("max_norm", max_norm, low=0)
     checks.integer("num_tokens", num_tokens, low=1)
     network = pairs.compare(source, masks, target, dtype)
     steps = propagate(network, np.array([max_norm]), num_tokens)

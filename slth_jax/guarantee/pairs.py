@@ -129,6 +129,12 @@ def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
         connected to more than one coordinate.
     """
     alone = isinstance(target, Projections)
+    networks = {"source": source, "masks": masks, "target": target}
+    for name, network in networks.items():
+        if alone:
+            checks.record(name, network, Projections)
+        else:
+            checks.sequence(name, network, Block)
     if alone:
         source, masks, target = ((Block(part, ()),) for part in (source, masks, target))
     if not len(source) == len(masks) == len(target):
@@ -136,7 +142,12 @@ def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
     if dtype is None:
         given = (block.attention.w_q.dtype for block in (*source, *target))
         dtype = max(map(jax.dtypes.canonicalize_dtype, given), key=lambda d: jnp.finfo(d).eps)
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise checks.fail("dtype", "a floating-point dtype", repr(dtype))
     pairs = tuple(
         _pair(from_block, mask, to_block, dtype)
         for from_block, mask, to_block in zip(source, masks, target, strict=True)

@@ -1,6 +1,7 @@
 """A key-value cache, to feed a network a few tokens at a time."""
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
@@ -56,6 +57,7 @@ def extend(
         `used` is traced, this cannot be checked, and later positions overwrite earlier ones.
     """
     tokens = decoder.check_tokens(tokens, settings)
+    checks.record("params", params, Mapping)
     n, length = cache.keys.shape[1:3]
     used = checks.concrete(cache.used)
     if tokens.shape[0] != n:

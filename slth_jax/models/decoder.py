@@ -53,6 +53,7 @@ def apply(
       ValueError: tokens of the wrong kind, too long, or (unless traced) outside the vocabulary.
     """
     tokens = check_tokens(tokens, settings)
+    checks.record("params", params, Mapping)
     mask = padding_mask(tokens, settings, _check_mask(attn_mask, tokens))
     types = check_types(token_types, tokens, settings)
     return _apply(dict(params), tokens, settings, mask, jnp.dtype(dtype), remat, types)
@@ -215,6 +216,7 @@ def check_types(
 
 def check_tokens(tokens: ArrayLike, settings: Settings) -> Int[Array, "n t"]:
     """Return tokens after checking their dtype, length and, unless traced, their range."""
+    checks.record("settings", settings, Settings)
     tokens = checks.array("tokens", tokens, ndim=2, kind="int")
     if tokens.shape[1] > settings.max_length:
         allowed = f"at most max_length = {settings.max_length} long"

@@ -39,13 +39,22 @@ def generate(
     Raises:
       ValueError: an empty or too long prompt, tokens outside the vocabulary, no key.
     """
+    checks.record("settings", settings, Settings)
     checks.integer("length", length, low=0)
     checks.number("temperature", temperature, low=0)
-    if not prompt:
+    if isinstance(prompt, Sequence) and not prompt:
         raise checks.fail("prompt", "at least one token", "none")
-    if temperature > 0 and key is None:
-        raise checks.fail("key", "given with a temperature above 0", "None")
-    tokens = [int(token) for token in prompt]
+    tokens = [
+        checks.integer(f"prompt[{index}]", token, low=0, high=settings.vocab_size - 1)
+        for index, token in enumerate(
+            checks.array("prompt", np.asarray(prompt), ndim=1, kind="int").tolist()
+        )
+    ]
+    if temperature > 0:
+        if key is None:
+            raise checks.fail("key", "given with a temperature above 0", "None")
+        key = checks.key("key", key)
+    checks.record("stop", stop, Collection)
     end = min(len(tokens) + length, settings.max_length)
     if len(tokens) > settings.max_length:
         raise checks.fail("prompt", f"at most {settings.max_length} tokens long", len(tokens))

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from slth_jax import checks
@@ -48,7 +50,6 @@ GPT2 = Initial()
 LLAMA = Initial(residual=False, biases=())
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "initial", "dtype"))
 def initialise(
     key: Key,
     settings: Settings,
@@ -69,7 +70,22 @@ def initialise(
       initial: standard deviations, and which maps have biases.
       qk_scale: a number, traced or not; ``n_K^(1/4)`` in the paper's proposal.
       dtype: the dtype of the weights.
+
+    Raises:
+      ValueError: an argument of another type.
     """
+    checks.record("settings", settings, Settings)
+    checks.record("initial", initial, Initial)
+    number = isinstance(qk_scale, (int, float))
+    scale = checks.number("qk_scale", qk_scale) if number else qk_scale
+    scale = checks.array("qk_scale", np.asarray(scale) if number else scale, ndim=0)
+    return _initialise(checks.key("key", key), settings, initial, scale, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "initial", "dtype"))
+def _initialise(
+    key: Key, settings: Settings, initial: Initial, qk_scale: Array, dtype: Any
+) -> dict[str, Array]:
     embedding = initial.sd if initial.embedding_sd is None else initial.embedding_sd
     residual = initial.sd / math.sqrt(2 * settings.num_blocks) if initial.residual else initial.sd
     sds = {

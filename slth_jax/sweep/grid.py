@@ -16,6 +16,7 @@ def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> UInt32[np.
     """Return the listed seeds, or 0 ... n - 1 for a number n."""
     if isinstance(seeds, (int, np.integer)):
         return np.arange(checks.integer("seeds", seeds, low=1), dtype=np.uint32)
+    checks.record("seeds", seeds, Iterable)
     listed = [checks.integer("seeds", seed, low=0, high=2**32 - 1) for seed in seeds]
     if not listed:
         raise checks.fail("seeds", "a count or at least one integer", "none")
@@ -36,7 +37,7 @@ def points_of(grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -
             for combination in itertools.product(*columns.values())
         ]
     else:
-        points = [dict(point) for point in grid]
+        points = [dict(point) for point in checks.sequence("grid", grid, Mapping)]
     if not points:
         raise checks.fail("grid", "at least one point", "none")
     for point in points:

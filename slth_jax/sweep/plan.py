@@ -111,7 +111,7 @@ def make_plan(
     points, numbers = points_of(grid), seeds_of(seeds)  # a list [point]; uint32 [seed]
     columns = {name: [point[name] for point in points] for name in points[0]}  # name: [point]
     for kind, names in (("static", static), ("padded", padded)):
-        for name in names:
+        for name in checks.sequence(kind, names):
             checks.choice(kind, name, tuple(columns))
     for name in padded:
         if name in static or f"{name}_max" in columns:

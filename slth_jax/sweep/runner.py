@@ -107,6 +107,7 @@ def run(
         raise TypeError(f"run() got an unexpected keyword argument {unknown[0]!r}")
     shard, progress, on_start = work.get("shard"), work.get("progress"), work.get("on_start")
     index, count = checks.shard(shard)
+    checks.function("trial", trial)
     numbers = seeds_of(seeds)
     before = None if out is None else on_first(lambda: store.recorded(out))
     earlier = continued(numbers, None if before is None else before["plan"])

@@ -113,7 +113,7 @@ def create(
     named = {n: checks.array(f"masks.{n}", m, kind="bool") for n, m in named_leaves(masks).items()}
     ticket = Ticket(
         source=source,
-        options=dict(options),
+        options=dict(checks.record("options", options, Mapping)),
         seed=seed,
         bits={name: np.asarray(supermask.pack(leaf)) for name, leaf in named.items()},
         shapes={name: tuple(leaf.shape) for name, leaf in named.items()},
