@@ -13,11 +13,17 @@ def refusals(match: str, error: type[Exception] = ValueError) -> Iterator[pytest
 
     The checks of signatures are off inside, as they are for users: the library itself must refuse.
     """
+    with signatures_unchecked(), pytest.raises(error, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value), "a refusal must be one line"
+
+
+@contextlib.contextmanager
+def signatures_unchecked() -> Iterator[None]:
+    """Switch the checks of signatures off, as they are for users."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(error, match=match) as caught:
-            yield caught
+        yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
-    assert "\n" not in str(caught.value), "a refusal must be one line"

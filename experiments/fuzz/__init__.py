@@ -1,0 +1,7 @@
+"""Damaged and crafted files, folders and arguments: each is refused in one line, or read right.
+
+    python -m experiments.fuzz [--cases 1000] [--seed 0] [--only ticket,model] [--out FILE.json]
+
+`mutations` changes bytes, JSON and arrays, `subjects` has the files and the calls that read them,
+`arguments` calls public functions with values that they do not expect, `run` judges every case.
+"""
