@@ -172,6 +172,7 @@ def pruned_transformer(n):
     return (source, target, *construction.solve_transformer(source, target, construction="proof"))
 
 
+@pytest.mark.slow
 def test_transformer_ticket_keeps_biases_and_its_error_falls():
     x = uniform(60, 5, 2)
     errors = []

@@ -114,6 +114,7 @@ def test_with_every_reroll_each_block_gets_the_best_of_all_patterns_and_subsets(
             )
 
 
+@pytest.mark.slow
 def test_more_rolls_are_never_worse_and_end_the_tail():
     left, right, target = uniform(3, 32, 40), uniform(4, 40, 4), 0.5 * uniform(5, 32, 4)
     worst = []
@@ -123,6 +124,7 @@ def test_more_rolls_are_never_worse_and_end_the_tail():
     assert worst[0] > 10 * worst[1] and worst[1] >= worst[2]
 
 
+@pytest.mark.slow
 def test_centred_patterns_are_tried_in_the_order_that_numpy_finds():
     left, right, target = uniform(0, 3, 24), uniform(1, 24, 4), 1.5 * uniform(2, 3, 4)
     rule = rules.shift(3, 2, reroll=1.0, rerolls=3, centred=True)
@@ -221,6 +223,7 @@ def test_narrow_sources_have_fewer_shift_units_and_every_column_a_unit():
         assert int(assignment.filled.sum()) == int(alone.filled.sum()) == width - 2 * rounds
 
 
+@pytest.mark.slow
 def test_one_batch_of_problems_gives_what_each_gives_alone():
     rule = RULES["few rolls"]
     first, second = problem(), (uniform(7, 2, 3, 17), uniform(8, 2, 17, 4), uniform(9, 2, 3, 4))

@@ -52,6 +52,7 @@ def test_padding_and_tracing_the_width_change_no_mask(name):
             assert int(padded.sum()) == int(mask.sum()) and padded.dtype == bool
 
 
+@pytest.mark.slow
 def test_a_padded_source_without_any_option_has_the_error_of_the_source_alone():
     x = uniform(2, 6, 2)
     errors, bounds = {}, {}

@@ -28,6 +28,7 @@ def mean_error(n, x, seeds):
     return float(jnp.mean(jnp.stack(errors)))
 
 
+@pytest.mark.slow
 def test_it_is_good_and_one_less_is_not():
     x = jax.random.normal(KEY, (3, 4, 2))
     before = width._errors._cache_size()

@@ -186,6 +186,7 @@ def test_state_in_a_tree_goes_on_with_keys_of_its_own(tmp_path):
         edge_popup.fit(KEY, model, loss, batch, keep=0.4, training=unmeasured)
 
 
+@pytest.mark.slow
 def test_many_runs_are_fits_of_their_own_and_a_table():
     training = dataclasses.replace(
         TRAINING, sweep={"learning_rate": [0.02, 0.05]}, validation=[batch(99)]
@@ -334,6 +335,7 @@ print(result.best_loss)
 """
 
 
+@pytest.mark.slow
 def test_another_process_sees_the_same_fit(tmp_path):
     """Fingerprints of programs do not depend on addresses in memory."""
     runs = [

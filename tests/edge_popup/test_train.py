@@ -76,6 +76,7 @@ def numbers(log):
     return [{k: v for k, v in entry.items() if k != "steps_per_second"} for entry in log]
 
 
+@pytest.mark.slow
 def test_runs_in_one_program_are_fits_of_their_own(runs):
     trained = edge_popup.train(runs, evaluate_every=4, evaluate_first=True)
     assert [entry["step"] for entry in trained.log] == [0, 4, 8]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cells import cells
 from refusals import refusals
 
 from slth_jax import edge_popup, supermask
@@ -41,7 +42,7 @@ VARIANTS = {
         keep_at=lambda keep, step: jnp.maximum(keep, 1 - (1 - keep) * step / 10)
     ),
 }
-pytestmark = pytest.mark.parametrize("name", VARIANTS)
+pytestmark = pytest.mark.parametrize("name", cells(VARIANTS, fast=("ramanujan", "sampled")))
 
 
 def source(seed):

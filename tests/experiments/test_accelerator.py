@@ -15,6 +15,7 @@ MODEL = Model(
 )
 
 
+@pytest.mark.slow
 def test_it_leaves_one_file_and_a_table(tmp_path, monkeypatch, capsys):
     tiny = accelerator.Preset(8, 64, 2**16, MODEL, 2, 1)
     monkeypatch.setitem(accelerator.PRESETS, "quick", tiny)

@@ -22,6 +22,7 @@ def test_slopes_within_groups_are_found_whatever_the_groups_levels():
     assert curves.within([1, 2], [[1.0, 2.0]], [1.0, 2.0]) == []
 
 
+@pytest.mark.slow
 def test_a_draw_has_rows_up_to_alpha_and_other_numbers_at_other_widths():
     shape = trial.Shape("proof", d=3, heads=2, depth=2)
     key = jax.random.key(0, impl="threefry2x32")

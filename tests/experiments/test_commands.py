@@ -45,6 +45,7 @@ def without_extras(*lines):
     return re.findall(r"^status (\d)$", done.stdout, re.MULTILINE), done
 
 
+@pytest.mark.slow
 def test_names_help_and_estimates_need_no_extra(tmp_path):
     helps = [[name, "--help"] for name in registry.EXPERIMENTS]
     estimate = ["hidden-dim", "--out", str(tmp_path / "out"), *SMALL, "--dry-run"]
@@ -93,6 +94,7 @@ def test_mistakes_get_one_line_and_leave_nothing(arguments, message, tmp_path, c
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_before_its_first_result_refuses_nothing_later(tmp_path, monkeypatch):
     out = tmp_path / "out"
 
@@ -206,6 +208,7 @@ def small_run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_its_configuration(small_run, tmp_path, capsys):
     again, config = tmp_path / "again", str(small_run / "config.json")
     assert main(["--config", config, "--out", str(again), "--quiet"]) == 0

@@ -34,6 +34,7 @@ def test_one_ticket_approximates_its_target():
     assert jnp.median(errors / outputs) < 1e-3
 
 
+@pytest.mark.slow
 def test_masks_of_one_ticket_keep_each_hidden_unit_for_one_input():
     source, target = (one_ticket.draw(jax.random.key(1), n) for n in (one_ticket.N, 4))
     _, m_k, m_v, _ = one_ticket.prune_attention(source, target)

@@ -61,6 +61,7 @@ def curve(outcome):
     return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in outcome.log]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_losses(corpus, tmp_path, undisturbed):
     with pytest.raises(Killed):
         training.train(JOB, RUNS, corpus, tmp_path, progress=kill_at(4))
@@ -80,6 +81,7 @@ def test_a_killed_run_continues_to_the_same_losses(corpus, tmp_path, undisturbed
     ]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(corpus, tmp_path):
     """With weights that are re-drawn, so that a resume must restore them as well."""
     variant = edge_popup.Variant(scope="matrix", redraw_every=3)
@@ -97,6 +99,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(corpus, tmp_path):
     assert curve(from_the_beginning) == curve(whole)
 
 
+@pytest.mark.slow
 def test_runs_do_not_depend_on_their_company_or_the_mesh(corpus, tmp_path, undisturbed):
     job = dataclasses.replace(JOB, mesh=(1, 2, 4))
     alone = training.train(job, RUNS[1:], corpus, tmp_path)
@@ -139,6 +142,7 @@ def test_source_weights_do_not_change(corpus):
             np.testing.assert_array_equal(state.weights[name][index], weights)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_nan_names_the_step_and_the_run(corpus, tmp_path):
     job = dataclasses.replace(JOB, dense=True, schedule=edge_popup.Schedule(steps=8, warmup=6))
     runs = [Run("dense", 0, 1.0, 1.0, 1e37)]
@@ -199,6 +203,7 @@ def test_dry_run_numbers():
     assert cost.flops_per_token(small, 0) == 6 * weights_in_products
 
 
+@pytest.mark.slow
 def test_the_paper_recipe():
     config = weight_scale.PRESETS["paper"]
     job = config.job("mini")

@@ -24,6 +24,7 @@ def key(seed=0):
     return jax.random.key(seed, impl="threefry2x32")
 
 
+@pytest.mark.slow
 def test_initial_weights():
     settings = dataclasses.replace(
         SETTINGS, num_blocks=3, vocab_size=500, outputs=500, max_length=64
@@ -74,6 +75,7 @@ def test_parts_that_learn_are_a_setting():
     chex.assert_trees_all_equal({**weights, **trainable.learned}, drawn)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_ticket_of_its_key_and_loads_as_a_published_model(tmp_path):
     """The source is drawn by one program, so a ticket's recipe gives the run's own bits."""
     weights, trainable = MODEL.start(key(5), RAMANUJAN, 2.83)
@@ -94,6 +96,7 @@ def test_a_run_is_a_ticket_of_its_key_and_loads_as_a_published_model(tmp_path):
     assert jnp.all(jnp.isfinite(ours))
 
 
+@pytest.mark.slow
 def test_loss_recomputed_blocks_and_bfloat16():
     params = MODEL.init(key(), 1.0)
     params = {name: 5 * value if value.ndim > 1 else value for name, value in params.items()}

@@ -82,6 +82,7 @@ def test_the_law_in_bits_recovers_its_constants_and_clusters_by_shape():
     assert regression.in_bits(rows[:8]) == {}
 
 
+@pytest.mark.slow
 def test_failing_entries_are_counted_as_numpy_does():
     d, n = 3, 9
     of_target, of_source = jax.random.split(jax.random.key(5))

@@ -107,6 +107,7 @@ def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):
             ticket.verify(path, target=target.params, inputs=2 * x)
 
 
+@pytest.mark.slow
 def test_a_trial_does_not_depend_on_what_else_is_in_the_batch(hidden_dim, tmp_path):
     """Neither on the other widths, nor on the padded size, nor on the number of seeds."""
     out = tmp_path / "alone"
@@ -128,6 +129,7 @@ def test_a_trial_does_not_depend_on_what_else_is_in_the_batch(hidden_dim, tmp_pa
         np.testing.assert_allclose(batched.rows[j]["error"], row["error"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_blocks_and_input_length_run(tmp_path):
     small = ["--seeds", "2", "--set", "test_sequences=2", "--quiet"]
     out = tmp_path / "blocks"

@@ -13,6 +13,7 @@ from experiments.trained_target import pretrained
 SHARED = Path(os.environ.get("SLTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_to_add_and_is_read_back_in_both_layouts(small_network):
     network, files = small_network
     task = pretrained.task_of(network)
@@ -38,6 +39,7 @@ def test_networks_that_the_theory_does_not_cover_are_refused(tmp_path):
         pretrained.load(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "pretrained").is_dir(), reason=f"no published networks under {SHARED}"
 )

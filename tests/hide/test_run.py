@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from cells import cells
 from jax.sharding import AxisType
 from refusals import refusals
 
@@ -36,7 +37,7 @@ def llama(models_on_disk, tmp_path_factory):
     return solved(models_on_disk, tmp_path_factory, "llama", **options)
 
 
-@pytest.mark.parametrize("attention", ["merged", "factored"])
+@pytest.mark.parametrize("attention", cells(["merged", "factored"], fast=["factored"]))
 @pytest.mark.parametrize("name", ["llama", "gpt2", "classifier", "bert"])
 def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
@@ -69,6 +70,7 @@ def test_sentence_embeddings_of_a_ticket(models_on_disk, tmp_path_factory):
         hide.embeddings(model._replace(settings=models.preset("nano").settings), tokens)
 
 
+@pytest.mark.slow
 def test_every_mask_is_the_best_of_its_samples(llama):
     """Recomputed in float64 from the factors, entry by entry, for one small product."""
     reader, spec, _, path, _ = llama
@@ -160,6 +162,7 @@ def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
         ticket.materialize(opened.ticket)
 
 
+@pytest.mark.slow
 def test_relu_form_meets_both_signs(models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
     options = {

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cells import cells
 from refusals import refusals
 
 from slth_jax import initializers
@@ -27,6 +28,10 @@ def bound(name, n_k, n_v):
     }[name]
 
 
+# The distributions differ, the machinery is shared: one cell shows its properties.
+FEW = pytest.mark.parametrize("name", cells(initializers.ATTENTION, fast=("theory",)))
+
+
 @pytest.mark.parametrize("name", initializers.ATTENTION)
 def test_distribution(name):
     n_k, n_v = 900, 400
@@ -43,7 +48,7 @@ def test_distribution(name):
     assert not np.array_equal(params.w_q, params.w_k)
 
 
-@pytest.mark.parametrize("name", initializers.ATTENTION)
+@FEW
 def test_padding_tracing_and_batching_do_not_change_a_bit(name):
     draw = initializers.ATTENTION[name]
     alone = draw(KEY, n_k=5, n_v=6, **SHAPE)
@@ -73,7 +78,7 @@ def test_compiled_as_eager_and_the_second_call_compiles_nothing(name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("name", initializers.ATTENTION)
+@FEW
 def test_weights_are_of_the_dtype_asked_for(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = initializers.ATTENTION[name](KEY, n_k=5, n_v=6, dtype=dtype, **SHAPE)

@@ -53,6 +53,7 @@ def reference():
     return sweep_worker.digest(sweep.run(sweep_worker.make_trial(), **sweep_worker.SWEEP))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(reference, tmp_path):
     out = tmp_path / "out"
     statuses, texts = launch(out, "all")
@@ -95,6 +96,7 @@ with distributed.joined(f"localhost:{port},{index}/3"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "victim"), [("collective", 0), ("collective", 2), ("computing", 1), ("error", 1)]
 )

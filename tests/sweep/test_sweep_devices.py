@@ -14,6 +14,7 @@ def test_results_do_not_depend_on_the_number_of_devices(reference, count):
     same(sweep.run(trial, mesh=mesh_of(count), **KW), reference)
 
 
+@pytest.mark.slow
 def test_tickets_do_not_depend_on_the_number_of_devices():
     target = initializers.theory_attention(
         jax.random.key(1), num_heads=1, d_in=2, d_out=1, n_k=2, n_v=2

@@ -99,6 +99,7 @@ def test_a_file_cannot_widen_its_own_tolerance(honest, tmp_path, dtype):
             ticket.verify(path, target=target(), inputs=X)
 
 
+@pytest.mark.slow
 def test_claims_of_transformer_blocks(tmp_path):
     options = {"num_blocks": 2, "num_heads": 1, "d": 3, "n_k": 4, "n_v": 4}
     blocks = initializers.theory_blocks(jax.random.key(2, impl=ticket.IMPL), **options)
