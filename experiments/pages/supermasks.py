@@ -21,12 +21,15 @@ def convolutions_accuracy() -> str:
             last = _percent(dense) if method == "edge-popup" else ""
             lines.append([name.replace("conv", "Conv-"), words, *cells, last])
     rates = ", ".join(f"{rate:g}" for rate in preset["rates"])
+    edges = min(preset["rates"]), max(preset["rates"])
+    at_edge = sum(row["learning_rate"] in edges for row in rows)
     text = wrapped(
         f"Test accuracy in per cent, with 95 % intervals over {preset['seeds']} seeds, each with weights of "
         f"its own. Widths are {preset['width']:g} of the paper's, {preset['steps']} steps of Adam with "
         f"cosine decay, batches of {preset['rows']}. The rate of each cell is the best of {rates} by the "
-        f"mean validation accuracy, for controls as for learned masks; the grid's bounds were chosen once. "
-        f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']}, beside other programs."
+        f"mean validation accuracy, for controls as for learned masks; in {at_edge} of {len(rows)} cells it is "
+        f"the least or the largest of the grid, so a wider grid may do better. "
+        f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']} with a load of {run['load_average']:.0f}."
     )
     return f"{table(header, lines)}\n\n{text}"
 
