@@ -1,4 +1,4 @@
-"""Show a ticket's file, check it, or write its weights as NumPy arrays."""
+"""Show a ticket's file, check it, or write its weights as NumPy arrays or for transformers."""
 
 import argparse
 import importlib
@@ -22,7 +22,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "verify",
         help="check checksums, generate the source again and compare it with the fingerprint",
     )
-    export = actions.add_parser("export", help="write source times masks as .npz")
+    export = actions.add_parser(
+        "export", help="write source times masks as .npz, or a whole model as a folder"
+    )
     for action in (show, verify, export):
         action.add_argument("file", help="NAME.ticket.safetensors")
     verify.add_argument(
@@ -36,7 +38,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--inputs", metavar="X.npy", help="the sequences [s, t, m] of the recorded error"
     )
-    export.add_argument("--out", required=True, metavar="X.npz", help="the file to write")
+    export.add_argument(
+        "--out", required=True, metavar="X.npz", help="the file to write, or the folder"
+    )
+    export.add_argument(
+        "--to", choices=("huggingface",), help="write a folder that transformers loads"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -74,6 +81,11 @@ def run(options: argparse.Namespace) -> None:
             f"{report.num_kept:,} of {report.size:,} connections kept "
             f"({100 * report.num_kept / max(report.size, 1):.1f} %)"
         )
+    elif options.to == "huggingface":
+        from slth_jax import hide
+
+        hide.to_huggingface(options.file, options.out)
+        print(f"{options.out}: the merged network as transformers loads it")
     elif ticket.read_header(options.file)["source"] == "decoder":
         print(_export_model(options.file, options.out))
     else:
@@ -122,14 +134,20 @@ def _export_model(file: str, out: str) -> str:
 
     if not out.endswith(".npz"):
         raise checks.fail("out", "NAME.npz", repr(out))
-    model = hide.of_ticket(file)
+    opened = hide.opened(file)
+    model = hide.of_ticket(opened)
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in model.load().items()}
     settings = json.dumps(dataclasses.asdict(model.settings))
     arrays["settings"] = np.frombuffer(settings.encode(), np.uint8)
-    with storage.writing(out) as opened:
-        np.savez(opened, **arrays)
+    with storage.writing(out) as archive:
+        np.savez(archive, **arrays)
+    merged = opened.spec.attention == "merged"
     return (
         f"{out}: the merged network as {len(arrays) - 1} arrays under the names of "
-        "slth_jax.models, its settings as JSON in 'settings'. Its attention heads are as wide as "
-        "the model, which no Hugging Face layout holds."
+        "slth_jax.models, its settings as JSON in 'settings'."
+        + (
+            " Its attention heads are as wide as the model, which no Hugging Face layout holds."
+            if merged
+            else " A folder for transformers: --to huggingface."
+        )
     )

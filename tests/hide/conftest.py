@@ -19,6 +19,12 @@ def scattered(model, seed=0):
     return model.eval()
 
 
+@pytest.fixture
+def scatter():
+    """Return `scattered`."""
+    return scattered
+
+
 def llama():
     """Grouped queries, heads of another width than d / h, biases, an output layer of its own."""
     import transformers

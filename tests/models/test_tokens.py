@@ -174,3 +174,84 @@ def test_numbers_stand_in_for_a_tokenizer_that_is_not_there(tmp_path):
     assert tokenizer.decode([5, 7, 11]) == "5 7 11"
     with refusals("--prompt must be token numbers"):
         tokenizer.encode("Once upon")
+
+
+def write_gguf(path, trained, model="gpt2", pre="gpt-2", start=False):
+    """Write a GGUF file of the tokenizer alone."""
+    import gguf
+
+    saved = json.loads(trained.to_str())
+    vocabulary = saved["model"]["vocab"]
+    names = sorted(vocabulary, key=vocabulary.get)
+    special = {token["content"] for token in saved["added_tokens"]}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name in special else 1 for name in names])
+    writer.add_token_merges([" ".join(pair) for pair in saved["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(start)
+    writer.add_chat_template(TEMPLATE)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_the_tokenizer_in_a_gguf_file(hugging_face, tmp_path):
+    folder, fast, trained = hugging_face
+    path = write_gguf(tmp_path / "model.gguf", trained)
+    assert tokens.find(None, path, 300) == path
+    tokenizer = tokens.open_tokenizer(path)
+    for text in TEXTS[:-1]:
+        assert tokenizer.encode(text) == fast(text)["input_ids"]
+        assert tokenizer.decode(tokenizer.encode(text)) == fast.decode(
+            tokenizer.encode(text), skip_special_tokens=True
+        )
+    assert tokenizer.stop == {2} and tokenizer.start == 0
+    assert tokenizer.chat("hello") == tokens.open_tokenizer(folder).chat("hello")
+    (tmp_path / "out").mkdir()
+    tokens.copy(path, tmp_path / "out")
+    copied = tokens.open_tokenizer(tmp_path / "out")
+    assert copied.chat("hello") == tokenizer.chat("hello") and copied.stop == {2}
+    digits = tokens.open_tokenizer(write_gguf(tmp_path / "d.gguf", trained, pre="smollm"))
+    assert digits.decode(digits.encode("a 12")) == "a 12"
+    first = tokens.open_tokenizer(write_gguf(tmp_path / "s.gguf", trained, start=True))
+    assert first.encode("hello") == [0, *tokenizer.encode("hello")]
+
+
+def test_another_tokenizer_in_a_gguf_file_is_refused(hugging_face, tmp_path):
+    _, _, trained = hugging_face
+    pieces = write_gguf(tmp_path / "pieces.gguf", trained, model="llama")
+    with refusals("tokenizer.ggml.model must be one of 'gpt2', got 'llama'"):
+        tokens.open_tokenizer(pieces)
+    with refusals("tokenizer.ggml.pre must be one of"):
+        tokens.open_tokenizer(write_gguf(tmp_path / "pre.gguf", trained, pre="viking"))
+    (tmp_path / "out").mkdir()
+    tokens.copy(pieces, tmp_path / "out")  # a ticket can do without
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_sentences_are_cut_and_padded(hugging_face, tmp_path):
+    folder, fast, _ = hugging_face
+    tokens.copy(folder, tmp_path)
+    sentences = tokens.Sentences(tmp_path, 9)
+    texts = ["the lion said hello to the end of the turn and the turn", "the lion"]
+    rows, kept = sentences.batch(texts)
+    assert rows.shape == kept.shape == (2, 9) and kept[0].all()
+    ids = fast(texts[1])["input_ids"]
+    assert rows[1, : len(ids)].tolist() == ids and kept[1].sum() == len(ids)
+    assert (sentences.length, sentences.pooling, sentences.normalise) == (9, "mean", True)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true}')
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Pooling"}]')
+    sentences = tokens.Sentences(tmp_path, 9)
+    assert (sentences.length, sentences.pooling, sentences.normalise) == (4, "first", False)
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with refusals("pooling must be one of 'pooling_mode_mean_tokens', 'pooling_mode_cls_token'"):
+        tokens.Sentences(tmp_path, 9)
+    with refusals("texts must be at least one text"):
+        sentences.batch([])

@@ -1,16 +1,17 @@
 """Text to tokens and back, with the tokenizer files that models come with.
 
-`open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`),
-or a folder with GPT-2's first two files (`gpt2`). Each tokenizer has `encode`, `decode` and `stop`,
-the tokens that end a text; `numbers` stands in if there is none. `sentences` makes padded batches
-of texts for encoders.
+`open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`), a
+folder with GPT-2's first two files (`gpt2`), or a GGUF file (`gguf`). Each tokenizer has `encode`,
+`decode` and `stop`, the tokens that end a text; `numbers` stands in if there is none. `sentences`
+makes padded batches of texts for encoders.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
 from slth_jax import checks, storage
-from slth_jax.models.tokens import sentences
+from slth_jax.models.tokens import gguf, sentences
 from slth_jax.models.tokens.folder import FILES, FolderTokenizer, stated_ends
 from slth_jax.models.tokens.gpt2 import BytePairs
 from slth_jax.models.tokens.llama2c import Tokenizer, load
@@ -41,15 +42,17 @@ AnyTokenizer = Tokenizer | FolderTokenizer | BytePairs | Numbers
 
 
 def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
-    """Return the tokenizer at `path`: a llama2.c file, or a folder; without a path, `Numbers`.
+    """Return the tokenizer at `path`: a llama2.c or GGUF file, or a folder; None for `Numbers`.
 
     Raises:
-      ValueError: a folder without tokenizer files.
+      ValueError: a folder without tokenizer files, or a type that is not supported.
       CheckpointError: a file is missing or damaged.
     """
     if path is None:
         return Numbers()
     path = Path(path)
+    if path.suffix == ".gguf":
+        return gguf.open_gguf(path)
     if not path.is_dir():
         return load(path)
     for names, kind in _FOLDERS.items():
@@ -71,7 +74,9 @@ def find(
         if (folder / name).is_file():
             return folder / name
     has = any(all((folder / name).exists() for name in names) for names in _FOLDERS)
-    return folder if has else None
+    if has:
+        return folder
+    return place if place.suffix == ".gguf" and place.is_file() else None
 
 
 def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
@@ -83,6 +88,12 @@ def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
       CheckpointError: a file cannot be read or written.
     """
     source, folder = Path(path), Path(folder)
+    if source.suffix == ".gguf":
+        # A tokenizer of another type is refused when a text needs it; a ticket can do without.
+        with contextlib.suppress(ValueError):
+            for name, content in gguf.folder_files(source).items():
+                storage.write_bytes(folder / name, content)
+        return
     if source.is_file():
         storage.write_bytes(folder / "tokenizer.bin", storage.read_bytes(source))
         return

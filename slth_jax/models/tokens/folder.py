@@ -23,8 +23,8 @@ class FolderTokenizer:
       start: the token that stands for an empty text, or None.
     """
 
-    def __init__(self, folder: Path):
-        """Read the files.
+    def __init__(self, folder: Path, *, name: str | None = None):
+        """Read the files; `name` stands for the folder in messages.
 
         Raises:
           CheckpointError: a file is missing or damaged.
@@ -35,7 +35,7 @@ class FolderTokenizer:
         except ModuleNotFoundError as error:
             message = f'{folder} needs the library tokenizers: pip install "slth-jax[models]"'
             raise ModuleNotFoundError(message) from error
-        self._folder = folder
+        self._folder, self._name = folder, name or str(folder)
         self._config = read_object(folder / "tokenizer_config.json")
         try:
             if (folder / "tokenizer.json").exists():
@@ -91,7 +91,7 @@ class FolderTokenizer:
 
     def __repr__(self) -> str:
         """Return the folder and the number of tokens."""
-        return f"FolderTokenizer({str(self._folder)!r}: {self._tokenizer.get_vocab_size()} tokens)"
+        return f"FolderTokenizer({self._name!r}: {self._tokenizer.get_vocab_size()} tokens)"
 
     def _id(self, name: str) -> int | None:
         """Return the number of a special token of the configuration."""
@@ -113,7 +113,7 @@ class FolderTokenizer:
             template = named.get("default")
         if not isinstance(template, str):
             allowed = "given only if the tokenizer's folder has a chat template"
-            raise checks.fail("--chat", allowed, f"none in {self._folder}")
+            raise checks.fail("--chat", allowed, f"none in {self._name}")
         return template
 
 

@@ -98,3 +98,44 @@ def settings(fields: Mapping[str, Any]) -> Settings:
         token_types=keys.size(values, "type_vocab_size"),
         embedding_norm=True,
     )
+
+
+def fields(settings: Settings) -> dict[str, Any]:
+    """Return the fields of a Hugging Face ``BertConfig``.
+
+    Raises:
+      ValueError: settings that BERT does not have; the line names the first.
+    """
+    s = settings
+    plain = make_settings(
+        vocab_size=s.vocab_size,
+        width=s.width,
+        num_blocks=s.num_blocks,
+        num_heads=s.num_heads,
+        hidden_width=s.hidden_width,
+        max_length=s.max_length,
+        norm_eps=s.norm_eps,
+        activation=s.activation,
+        causal=False,
+        post_norm=True,
+        states=True,
+        token_types=s.token_types,
+        embedding_norm=True,
+    )
+    for name, value in vars(plain).items():
+        if getattr(s, name) != value and name != "factor":
+            raise checks.fail(name, f"{value!r} in a BERT", repr(getattr(s, name)))
+    activations = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": s.vocab_size,
+        "hidden_size": s.width,
+        "num_hidden_layers": s.num_blocks,
+        "num_attention_heads": s.num_heads,
+        "intermediate_size": s.hidden_width,
+        "hidden_act": activations[s.activation],
+        "max_position_embeddings": s.max_length,
+        "type_vocab_size": s.token_types,
+        "layer_norm_eps": s.norm_eps,
+    }

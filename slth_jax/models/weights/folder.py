@@ -77,7 +77,9 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
 def save(
     path: str | os.PathLike[str], params: Mapping[str, Any], settings: Settings, **fields: Any
 ) -> None:
-    """Write a folder that `transformers` reads: GPT-2, or Llama or Qwen2 if positions are rotary.
+    """Write a folder that `transformers` reads: of the Llama, Qwen2, BERT or GPT-2 type.
+
+    Rotary positions make a Llama or a Qwen2, states as outputs a BERT.
 
     It contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2 has all
     gains, shifts and biases; a Llama may have the biases of its attention or of its networks, a
@@ -91,7 +93,8 @@ def save(
         module: ModuleType = llama
         fields = llama.fields(settings, frozenset(params)) | fields
     else:
-        module, fields = gpt2, gpt2.fields(settings) | fields
+        module = bert if settings.states else gpt2
+        fields = module.fields(settings) | fields
     state = to_state(params, settings, module.layout(fields), module.PREFIX)
     folder = storage.make_folder(path)
     data = safetensors.numpy.save(state, metadata={"format": "pt"})

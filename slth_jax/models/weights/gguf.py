@@ -49,21 +49,8 @@ def open_gguf(path: str | os.PathLike[str]) -> Reader:
       ModuleNotFoundError: the library `gguf` is not installed.
     """
     path = Path(path)
-    check_file(path)
-    try:
-        import gguf
-    except ModuleNotFoundError as error:
-        message = 'GGUF files need the library gguf: pip install "slth-jax[models]"'
-        raise ModuleNotFoundError(message) from error
-    try:
-        opened = gguf.GGUFReader(path)
-        fields = {
-            name: field.contents()
-            for name, field in opened.fields.items()
-            if not name.startswith("tokenizer.")
-        }
-    except Exception as error:  # the library raises errors of many types
-        raise Damaged(f"{path} is damaged or no GGUF file: {reason(error)}") from error
+    gguf, opened = _opened(path)
+    fields = _contents(path, opened, tokenizer=False)
     architecture = fields.pop("general.architecture", None)
     checks.choice("general.architecture", architecture, ("llama",))
     ignored = ("general.", "quantize.", "GGUF.", "split.")
@@ -74,6 +61,42 @@ def open_gguf(path: str | os.PathLike[str]) -> Reader:
     )
     tensors = {tensor.name: tensor for tensor in opened.tensors}
     return _reader(path, values, tensors, partial(_dequantised, gguf))
+
+
+def tokenizer_fields(path: Path) -> dict[str, Any]:
+    """Return the fields of a GGUF file that describe its tokenizer, 'tokenizer.*'.
+
+    Raises:
+      CheckpointError: the file is missing or damaged.
+      ModuleNotFoundError: the library `gguf` is not installed.
+    """
+    return _contents(path, _opened(path)[1], tokenizer=True)
+
+
+def _opened(path: Path) -> tuple[Any, Any]:
+    """Return the library and its reader of a file."""
+    check_file(path)
+    try:
+        import gguf
+    except ModuleNotFoundError as error:
+        message = 'GGUF files need the library gguf: pip install "slth-jax[models]"'
+        raise ModuleNotFoundError(message) from error
+    try:
+        return gguf, gguf.GGUFReader(path)
+    except Exception as error:  # the library raises errors of many types
+        raise Damaged(f"{path} is damaged or no GGUF file: {reason(error)}") from error
+
+
+def _contents(path: Path, opened: Any, *, tokenizer: bool) -> dict[str, Any]:
+    """Return the fields of the tokenizer, or all others."""
+    try:
+        return {
+            name: field.contents()
+            for name, field in opened.fields.items()
+            if name.startswith("tokenizer.") == tokenizer
+        }
+    except Exception as error:  # the library raises errors of many types
+        raise Damaged(f"{path} is damaged or no GGUF file: {reason(error)}") from error
 
 
 def _dequantised(gguf: Any, tensor: Any) -> np.ndarray:

@@ -72,7 +72,7 @@ _IGNORED = """
     initializer_range initializer_factor bos_token_id eos_token_id pad_token_id sep_token_id
     cls_token_id mask_token_id unk_token_id decoder_start_token_id forced_bos_token_id
     forced_eos_token_id begin_suppress_tokens suppress_tokens prefix finetuning_task
-    task_specific_params tokenizer_class name_or_path _name_or_path _commit_hash
+    task_specific_params tokenizer_class name_or_path _name_or_path _model_name_or_path _commit_hash
     _attn_implementation _attn_implementation_autoset _experts_implementation
     attn_implementation _flash_attn_2_enabled model_type max_length min_length do_sample
     early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p

@@ -1,0 +1,94 @@
+"""A ticket's network as a folder that `transformers` loads.
+
+The merged matrices of a ticket with factored attention have the shapes of the target's own. Gains
+and shifts are folded into them, so norms in front of maps get gains of 1 and shifts of 0.
+"""
+
+import os
+
+import numpy as np
+from jaxtyping import Float
+
+from slth_jax import checks, models
+from slth_jax.factored.spec import NORMS
+from slth_jax.hide.model import Opened, of_ticket, opened
+from slth_jax.models import Settings
+from slth_jax.models.settings import vector_shapes
+from slth_jax.models.weights import stacked
+
+Arrays = dict[str, np.ndarray]
+# The largest residual of the output layer's bias, in root mean square norms of its columns.
+_RESIDUAL = 0.01
+
+
+def to_huggingface(ticket: str | os.PathLike[str], out: str | os.PathLike[str]) -> Opened:
+    """Write the merged network of the ticket at `ticket` to the folder `out`; return the ticket.
+
+    Llama, GPT-2 and BERT types. Tokenizer files beside the ticket are copied.
+
+    Raises:
+      ValueError: merged attention, or a network that these types do not have.
+      CheckpointError: the ticket is damaged, or the folder cannot be written to.
+    """
+    whole = opened(ticket)
+    if whole.spec.attention != "factored":
+        allowed = "'factored' in an export, since merged heads are as wide as the model"
+        raise checks.fail("attention", allowed, repr(whole.spec.attention))
+    model = of_ticket(whole)
+    settings = model.settings
+    params = stacked(model.ends(), map(model.block, range(settings.num_blocks)))
+    _norms(params, settings)
+    _output_bias(params, settings)
+    for name, shape in vector_shapes(settings).items():
+        if name.endswith(".bias") and settings.positions != "rotary" and name != "unembed.bias":
+            params.setdefault(name, np.zeros(shape, np.float32))
+    models.weights.save(out, params, settings)
+    tokenizer = models.tokens.find(None, ticket, settings.vocab_size)
+    if tokenizer is not None and tokenizer.is_dir():
+        models.tokens.copy(tokenizer, out)
+    return whole
+
+
+def _norms(params: Arrays, settings: Settings) -> None:
+    """Replace norms' maps by gains and shifts; add gains of 1 and shifts of 0 to other norms."""
+    for norm in NORMS:
+        name = norm if norm == "ln_e" else f"h.{norm}"
+        if f"{name}.map" not in params:
+            continue
+        matrix = params.pop(f"{name}.map")  # [d, d] or [b, d, d]
+        gain = np.diagonal(matrix, axis1=-2, axis2=-1)
+        if np.any(matrix - gain[..., None] * np.eye(settings.width, dtype=np.float32)):
+            raise checks.fail(f"{norm}.map", "a diagonal in an export", "other entries")
+        params[f"{name}.gain"] = np.ascontiguousarray(gain)
+        if f"{name}.map.bias" in params:
+            params[f"{name}.bias"] = params.pop(f"{name}.map.bias")
+    for name, shape in vector_shapes(settings).items():
+        if name.rpartition(".")[0].removeprefix("h.") in ("ln_1", "ln_2", "ln_f"):
+            value = 1.0 if name.endswith(".gain") else 0.0
+            params.setdefault(name, np.full(shape, value, np.float32))
+
+
+def _output_bias(params: Arrays, settings: Settings) -> None:
+    """Replace the output layer's bias, which these types lack, by a shift of the last norm.
+
+    The shift s solves ``s W = bias`` in least squares. RMS norms have no shift, so s is 0.
+
+    Raises:
+      ValueError: the rest of the bias would change logits.
+    """
+    bias = params.pop("unembed.bias", None)
+    if bias is None:
+        return
+    w = params["unembed"].astype(np.float64)  # [d, outputs]
+    shift: np.ndarray = np.zeros(settings.width)
+    if settings.norm == "layer":
+        shift = np.linalg.lstsq(w @ w.T, w @ bias)[0]
+        params["ln_f.bias"] = shift.astype(np.float32)
+    rest = np.abs(shift @ w - bias).max()
+    if rest > _RESIDUAL * _column_norm(w):
+        raise checks.fail("unembed.bias", "a shift of the last norm in an export", "another bias")
+
+
+def _column_norm(w: Float[np.ndarray, "d outputs"]) -> float:
+    """Return the root mean square of the columns' norms."""
+    return float(np.sqrt(np.square(w).sum() / w.shape[1]))
