@@ -45,7 +45,7 @@ def of_ticket(ticket: Any) -> Network:
             {part.name: part.band.bits for part in spec.parts if part.band is not None},
         )
         _compare("kept", kept, {KEPT + part.name: 4 * part.num_sums for part in spec.kept_parts})
-        rows = [part.count * part.rows if spec.row_scales else 0 for part in spec.parts]
+        rows = [spec.num_levels(part) for part in spec.parts]
         num_levels = ticket.bits[ROWS].size if ROWS in ticket.bits else 0
         _compare("levels of", {ROWS: num_levels}, {ROWS: sum(rows)})
         for name, values in scales.items():
@@ -58,7 +58,7 @@ def of_ticket(ticket: Any) -> Network:
     if not spec.row_scales:
         return Network(spec, ticket.seed, scales)
     parts = zip(spec.parts, np.split(ticket.bits[ROWS], np.cumsum(rows)[:-1]), strict=True)
-    levels = {part.name: x.reshape(part.count, part.rows) for part, x in parts}
+    levels = {part.name: x.reshape(part.count, part.rows) for part, x in parts if x.size}
     return Network(spec, ticket.seed, scales, levels)
 
 

@@ -42,6 +42,7 @@ FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
 SCALINGS = ("largest", "spread")
 NORMS = ("ln_e", "ln_1", "ln_2")
+_SAMPLES = 16  # of a norm's map beside bands
 KEEP = {
     "embedding": ("wte", "wpe", "wtt"),
     "unembedding": ("unembed",),
@@ -246,12 +247,18 @@ class Spec:
         return part.kind in NORMS or (part.kind == "gain" and self.scaling == "spread")
 
     def rule(self, part: Part) -> Rule:
-        """Return the rule of a part: without shift units if it is diagonal.
+        """Return the rule of a part: subset sums without shift units if it is diagonal.
 
         The zeros of a diagonal are then empty subsets, which meet them exactly.
         """
-        rule = self.construction
-        return dataclasses.replace(rule, search=Search()) if self.diagonal(part) else rule
+        if not self.diagonal(part):
+            return self.construction
+        rule = rules.RULES["reach"] if self.construction.band is not None else self.construction
+        return dataclasses.replace(rule, search=Search())
+
+    def num_levels(self, part: Part) -> int:
+        """Return the number of rows of a part that have scales, 0 for subset sums."""
+        return part.count * part.rows if self.row_scales and part.band is not None else 0
 
     def _parts(self) -> Iterable[Part]:
         s = self.settings
@@ -315,7 +322,9 @@ class Spec:
         samples = 2 * self.samples if relu else self.samples
         units = max(samples * columns // 8 * 8, -(-columns // 8) * 8)  # whole bytes of mask bits
         band, weights = None, "uniform"
-        if self.bands is not None:
+        if self.bands is not None and kind in NORMS:
+            units = _SAMPLES * columns // 8 * 8
+        elif self.bands is not None:
             band, weights = self.bands.band(kind), self.bands.weights
             units = columns << band.bits
         return Part(block, kind, 0, count, rows, columns, units, inputs, relu, band, weights)

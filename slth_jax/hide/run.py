@@ -271,7 +271,8 @@ def _join(run: _Run, todo: list[Piece]) -> None:
     }
     if run.spec.row_scales:
         tensors[source.ROWS] = Tensor(
-            _num_levels(run.spec), lambda: (run.array("levels", piece) for piece in todo)
+            _num_levels(run.spec),
+            lambda: (run.array("levels", p) for p in todo if run.spec.num_levels(p.part)),
         )
     tensors |= {
         source.KEPT + part.name: Tensor(4 * part.num_sums, partial(kept, part))
@@ -326,7 +327,7 @@ def _metadata(run: _Run, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _num_levels(spec: Spec) -> int:
-    return sum(part.count * part.rows for part in spec.parts) if spec.row_scales else 0
+    return sum(map(spec.num_levels, spec.parts))
 
 
 def _check_space(run: _Run, missing: list[Piece]) -> None:

@@ -281,3 +281,20 @@ def test_a_damaged_ticket_is_noticed(llama, tmp_path):
         hide.opened(bad)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert all(entry.get("dtype", "U8") == "U8" for entry in header.values())
+
+
+def test_norms_stay_exact_beside_bands(models_on_disk, tmp_path_factory):
+    """In a post-norm model at few bits, the norms' maps are subset sums with exact zeros."""
+    reader, spec, tokens, path, _ = solved(models_on_disk, tmp_path_factory, "bert", bits=8)
+    bands = {part.name: part.band is not None for part in spec.parts}
+    assert not bands["ln_e"] and not bands["0.ln_1"] and bands["0.q"] and bands["wtt"]
+    opened = hide.opened(path)
+    part = next(part for part in spec.parts if part.name == "1.ln_2")
+    matrix, target = opened.entries(part)[0], Targets(reader, spec).product(part, 0)
+    assert not matrix[target == 0].any()
+    model = hide.of_ticket(opened)
+    ours, theirs = (hide.embeddings(m, tokens) for m in (hide.of_target(reader), model))
+    assert ((ours * theirs).sum(axis=1) > 0.98).all()
+    params, settings = source.materialize(opened.network, opened.ticket.bits)
+    as_it_is = np.asarray(models.apply(jax.tree.map(jnp.asarray, params), tokens, settings))
+    np.testing.assert_allclose(as_it_is, hide.logits(model, tokens), atol=1e-3)
