@@ -4,8 +4,10 @@
 
 Targets are Gaussian and Laplace matrices, and the matrices of stories260K if ``$SLTH_DATA`` names
 the folder of `pretrained`. Each method may spend b mask bits, or b bits of a quantiser, per entry;
-scales are counted: 32 bits per matrix for masks, 16 bits per 128 entries for rounding.
-Errors are mean squared errors divided by the mean square of the target.
+scales are counted: 32 bits per matrix for masks, 16 bits per 128 entries for rounding. Errors are
+mean squared errors divided by the mean square of the target. The bits of `fitted` include those of
+its assignment, which depends on the target: the logarithm of the number of grouped masks with as
+many ones.
 """
 
 import argparse
@@ -25,8 +27,8 @@ from slth_jax.plots import style
 
 Row = dict[str, Any]
 PRESETS = {
-    "quick": {"shape": (128, 128), "bits": (2, 3, 4), "states": 8, "seeds": 1},
-    "full": {"shape": (256, 256), "bits": (1, 2, 3, 4, 5, 6), "states": 12, "seeds": 3},
+    "quick": {"shape": (32, 128), "bits": (2, 3, 4, 5), "states": 12, "seeds": 1},
+    "full": {"shape": (128, 128), "bits": (1, 2, 3, 4, 5, 6), "states": 15, "seeds": 3},
 }
 
 
@@ -56,11 +58,46 @@ def rounded(target: np.ndarray, bits: int, group: int = 128) -> np.ndarray:
     return best.reshape(target.shape)
 
 
-def by_rule(rule: Any) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
-    """Return the method that spends `bits` samples per entry of a square target on subset sums."""
+# Entries of a block, and coefficients: 16 bits of a seed, 4 of an exponent, 4 per coefficient.
+SEEDLM = {3: (12, 4), 4: (8, 3)}
+
+
+def seedlm(target: np.ndarray, bits: int) -> np.ndarray:
+    """Return `target` in blocks ``U t`` of a pseudo-random matrix U (SeedLM, arXiv 2410.10714).
+
+    Each block has the best of ``2^16 - 1`` seeds. U is drawn by NumPy in the place of a shift
+    register. Of a large target only the first 128 blocks are computed, and the rest is NaN.
+    """
+    size, terms = SEEDLM[bits]
+    blocks = target.ravel()[: min(target.size // size, 128) * size].reshape(-1, size)
+    best, least = np.zeros_like(blocks), np.full(len(blocks), np.inf)
+    drawn = np.random.default_rng(0).uniform(-1, 1, (2**16 - 1, size, terms)).astype(np.float32)
+    for u in np.array_split(drawn, 64):
+        t = np.linalg.pinv(u)[:, None] @ blocks[None, :, :, None]  # [seeds, blocks, terms, 1]
+        largest = np.abs(t).max(axis=(2, 3), keepdims=True) + 1e-30
+        step = 2.0 ** np.ceil(np.log2(largest / 7.5))
+        values = (u[:, None] @ (np.clip(np.round(t / step), -8, 7) * step))[..., 0]
+        error = np.sum((values - blocks) ** 2, axis=-1)
+        seed = error.argmin(axis=0)
+        error = error[seed, np.arange(len(blocks))]
+        best = np.where((error < least)[:, None], values[seed, np.arange(len(blocks))], best)
+        least = np.minimum(error, least)
+    result = np.full(target.size, np.nan)
+    result[: best.size] = best.ravel()
+    return result.reshape(target.shape)
+
+
+def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
+    """Return the method that spends `bits` samples per entry of a target on subset sums.
+
+    `overhead` receives the bits per entry of a grouped mask that depends on the target.
+    """
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
-        (p, r), n = target.shape, bits * target.shape[1]
+        (p, r), of = target.shape, construction.RULES[rule]
+        swapped = of.either_side and p < r  # the smaller side is grouped
+        columns = p if swapped else r
+        n = bits * columns
         keys = jax.random.split(key, 2)
         right = jax.random.uniform(keys[1], (n, r), minval=-1.0)
         largest = float(np.abs(target).max())
@@ -68,6 +105,10 @@ def by_rule(rule: Any) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
         def product(factor: float) -> np.ndarray:
             left = factor * largest * jax.random.uniform(keys[0], (p, n), minval=-1.0)
             masks = construction.prune_product(left, right, target, construction=rule)
+            if of.needs_target:
+                share = np.clip(float(np.mean(masks[0 if swapped else 1])), 1e-9, 1 - 1e-9)
+                entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+                overhead[bits] = float(n * columns / target.size * entropy)
             return np.asarray((left * masks[0]) @ (right * masks[1]))
 
         return min(map(product, (0.3, 0.6, 0.9, 1.25)), key=lambda x: np.sum((x - target) ** 2))
@@ -101,32 +142,44 @@ def targets(shape: tuple[int, int], seeds: int) -> Iterator[tuple[str, int, np.n
 def measure(preset: dict[str, Any]) -> list[Row]:
     """Return a row per target, method and number of bits."""
     states = preset["states"]
-    methods: dict[str, tuple[Callable, Callable[[tuple[int, int]], float]]] = {
-        "band, uniform": (by_band("uniform", states), lambda shape: 32 / np.prod(shape)),
-        "band, sign x normal": (by_band("sign_normal", states), lambda shape: 32 / np.prod(shape)),
-        "proof": (by_rule("proof"), lambda shape: 32 / np.prod(shape)),
-        "fitted": (by_rule("fitted"), lambda shape: 32 / np.prod(shape)),
-        "Lloyd-Max": (lambda _, w, b: lloyd_max(w, b), lambda shape: 0.0),
-        "rounding, best clip": (lambda _, w, b: rounded(w, b), lambda shape: 16 / 128),
+    assignment: dict[int, float] = {}
+    methods: dict[str, Callable[[jax.Array, np.ndarray, int], np.ndarray]] = {
+        "band, uniform": by_band("uniform", states),
+        "band, sign x uniform": by_band("sign_uniform", states),
+        "band, sign x normal": by_band("sign_normal", states),
+        "proof": by_rule("proof", {}),
+        "fitted": by_rule("fitted", assignment),
+        "Lloyd-Max": lambda _, w, b: lloyd_max(w, b),
+        "rounding, best clip": lambda _, w, b: rounded(w, b),
+        "SeedLM": lambda _, w, b: seedlm(w, b),
     }
     rows: list[Row] = []
     for kind, seed, target in targets(preset["shape"], preset["seeds"]):
         for bits in preset["bits"]:
-            for name, (method, overhead) in methods.items():
+            for name, method in methods.items():
+                if name == "SeedLM" and bits not in SEEDLM:
+                    continue
                 start = time.perf_counter()
                 reached = method(jax.random.key(seed), target, bits)
-                error = float(np.mean((reached - target) ** 2) / np.mean(target**2))
+                known = ~np.isnan(reached)
+                error = np.sum((reached - target)[known] ** 2) / np.sum(target[known] ** 2)
+                overhead = 32 / target.size
+                if name in ("Lloyd-Max", "SeedLM", "rounding, best clip"):
+                    overhead = 16 / 128 if name == "rounding, best clip" else 0.0
+                elif name == "fitted":
+                    overhead += assignment[bits]
                 rows.append(
                     {
                         "target": kind,
                         "seed": seed,
                         "method": name,
-                        "bits": bits + float(overhead(target.shape)),
-                        "error": error,
+                        "nominal": bits,
+                        "bits": bits + overhead,
+                        "error": float(error),
                         "seconds": round(time.perf_counter() - start, 2),
                     }
                 )
-                print(f"{kind} {seed}: {name}, {bits} bits: {error:.5f}", flush=True)
+                print({name: rows[-1][name] for name in rows[-1]}, flush=True)
     return rows
 
 
@@ -136,12 +189,14 @@ def draw(rows: list[Row], path: Path) -> None:
     figure, axes = style.several(len(kinds), 4.2 * len(kinds), 3.8)
     for axis, kind in zip(axes, kinds, strict=True):
         for name in dict.fromkeys(row["method"] for row in rows):
-            points: dict[float, list[float]] = {}
-            for row in rows:
-                if (row["target"], row["method"]) == (kind, name):
-                    points.setdefault(row["bits"], []).append(row["error"])
-            axis.plot(list(points), [np.mean(v) for v in points.values()], marker="o", label=name)
-        bits = np.array(sorted({row["bits"] for row in rows}))
+            mine = [row for row in rows if (row["target"], row["method"]) == (kind, name)]
+            nominal = sorted({row["nominal"] for row in mine})
+            x, y = (
+                [np.mean([row[value] for row in mine if row["nominal"] == b]) for b in nominal]
+                for value in ("bits", "error")
+            )
+            axis.plot(x, y, marker="o", markersize=4, label=name)
+        bits = np.array(sorted({row["nominal"] for row in rows}))
         axis.plot(bits, 4.0**-bits, "k--", label="Shannon, Gaussian")
         axis.set(xlabel="bits per entry", yscale="log", title=kind)
     axes[0].set_ylabel("relative squared error")

@@ -39,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--bits",
         metavar="B[,KIND=B]",
         help="mask bits per weight, 1 to 12: bands in the place of subset sums (docs/bits.md); "
-        "KIND=B for other bits of a kind of matrix, such as wte or q",
+        "KIND=B for other bits of a kind of matrix, such as wte or q, or of a matrix, such as 3.q",
     )
     parser.add_argument(
         "--states", type=int, default=12, help="log2 of the states of a band's search (default: 12)"
@@ -51,7 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="distributions of a band's weights (default: sign_uniform)",
     )
     parser.add_argument(
-        "--one-scale", action="store_true", help="no scales of a band's rows, a byte each"
+        "--one-scale", action="store_true", help="no scales of a band's rows, 4 bits each"
     )
     parser.add_argument(
         "--form",
@@ -198,7 +198,7 @@ def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, 
         "bands": None if spec.bands is None else dataclasses.asdict(spec.bands),
         **{name: metadata[name] for name in ("num_sums", "random_weights", "mask_bits", "numbers")},
         "out_of_reach": sum(part.get("out_of_reach", 0) for part in parts.values()),
-        "solve_seconds": round(sum(part["seconds"] for part in parts.values()), 2),
+        "solve_seconds": metadata["seconds"],
         "ticket_bytes": path.stat().st_size,
         "target_bytes": metadata["target_bytes"],  # in float32
         "bits_per_weight": round(8 * path.stat().st_size / (metadata["target_bytes"] / 4), 3),
@@ -240,7 +240,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
         f"ticket {summary['ticket_bytes'] / 1e6:.2f} MB (target {summary['target_bytes'] / 1e6:.2f}"
         f" MB in float32), {summary['bits_per_weight']:.1f} bits per trained weight; numbers "
         f"beyond seed and masks: {numbers['scales']} scales"
-        + (f", {numbers['row_scales']:,} bytes of scales of rows" if numbers["row_scales"] else "")
+        + (f", {numbers['row_scales']:,} scales of rows of 4 bits" if numbers["row_scales"] else "")
         + (f", {numbers['kept']:,} entries kept of the target" if numbers["kept"] else "")
     )
     if "logit_sd" in summary:

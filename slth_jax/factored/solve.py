@@ -131,7 +131,7 @@ def row_levels(target: Float[np.ndarray, "p r"]) -> UInt8[np.ndarray, " p"]:
     """Return the levels of scales in proportion to the sizes of the rows."""
     sizes = row_sizes(target)
     share = sizes / max(float(sizes.max()), 1e-30)
-    # Between two levels the border is their mean; `LEVELS` falls, searchsorted wants it to rise.
+    # The border of two levels is their mean. Negated, since searchsorted wants rising numbers.
     borders = (LEVELS[1:] + LEVELS[:-1]) / 2
     return np.searchsorted(-borders, -share).astype(np.uint8)
 

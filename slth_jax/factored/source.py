@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from slth_jax import checks
 from slth_jax.factored import assemble, products
@@ -14,6 +15,12 @@ from slth_jax.storage import CheckpointError, reason
 
 KEPT = "kept."  # begins the names of matrices that stay the target's
 ROWS = "rows"  # the name of the levels of all rows, part by part
+
+
+def packed_levels(levels: UInt8[np.ndarray, " rows"]) -> UInt8[np.ndarray, " bytes"]:
+    """Return levels, two per byte."""
+    pairs = np.pad(levels, (0, levels.size % 2)).reshape(-1, 2)
+    return pairs[:, 0] << 4 | pairs[:, 1]
 
 
 def of_ticket(ticket: Any) -> Network:
@@ -46,8 +53,8 @@ def of_ticket(ticket: Any) -> Network:
         )
         _compare("kept", kept, {KEPT + part.name: 4 * part.num_sums for part in spec.kept_parts})
         rows = [spec.num_levels(part) for part in spec.parts]
-        num_levels = ticket.bits[ROWS].size if ROWS in ticket.bits else 0
-        _compare("levels of", {ROWS: num_levels}, {ROWS: sum(rows)})
+        num_bytes = ticket.bits[ROWS].size if ROWS in ticket.bits else 0
+        _compare("levels of", {ROWS: num_bytes}, {ROWS: -(-sum(rows) // 2)})
         for name, values in scales.items():
             for value in values:
                 checks.number(f"scales.{name}", value, low=0)
@@ -57,7 +64,9 @@ def of_ticket(ticket: Any) -> Network:
         raise CheckpointError(f"the ticket's spec is refused: {reason(error)}") from error
     if not spec.row_scales:
         return Network(spec, ticket.seed, scales)
-    parts = zip(spec.parts, np.split(ticket.bits[ROWS], np.cumsum(rows)[:-1]), strict=True)
+    packed = ticket.bits[ROWS]
+    whole = np.stack([packed >> 4, packed & 15], axis=1).ravel()[: sum(rows)]
+    parts = zip(spec.parts, np.split(whole, np.cumsum(rows)[:-1]), strict=True)
     levels = {part.name: x.reshape(part.count, part.rows) for part, x in parts if x.size}
     return Network(spec, ticket.seed, scales, levels)
 

@@ -35,8 +35,8 @@ from slth_jax.construction.rules import Rule, Search
 from slth_jax.construction.trellis import Band
 from slth_jax.models import Settings
 
-LEVELS = np.array([(1 - i % 8 / 16) * 2.0 ** -(i // 8) for i in range(256)], np.float32)
-"""The scale of a row by its level, in units of its matrix's: falling by a sixth at most."""
+LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.float32)
+"""The scale of a row by its level, 4 bits, in units of its matrix's: 1, 3/4, 1/2, 3/8, ..."""
 
 FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
@@ -122,9 +122,9 @@ class Bands:
       bits: b.
       states: the base-2 logarithm of the number of states of the search.
       weights: the distributions of weights, see `construction.encode.SOURCES`.
-      row_scales: whether each row of a free factor has a scale, a byte (see `LEVELS`), beside the
+      row_scales: whether each row of a free factor has a scale, 4 bits (see `LEVELS`), beside the
         scale of its matrix.
-      others: pairs of a kind of matrix and the bits of its entries.
+      others: pairs of a kind of matrix, or of the name of one, and the bits of its entries.
     """
 
     bits: int
@@ -135,17 +135,19 @@ class Bands:
 
     def __post_init__(self):
         self.rule()
-        for kind, _ in self.others:
-            self.band(kind)
+        for name, _ in self.others:
+            self.band(name)
         checks.choice("weights", self.weights, encode.SOURCES)
 
     def rule(self) -> Rule:
         """Return the rule of most matrices."""
         return rules.band(self.bits, self.states)
 
-    def band(self, kind: str) -> Band:
-        """Return the band of a kind of matrix."""
-        band = rules.band(dict(self.others).get(kind, self.bits), self.states).band
+    def band(self, name: str) -> Band:
+        """Return the band of a matrix by its name, as in '3.q'."""
+        others = dict(self.others)
+        bits = others.get(name, others.get(name.rpartition(".")[2], self.bits))
+        band = rules.band(bits, self.states).band
         assert band is not None
         return band
 
@@ -207,9 +209,11 @@ class Spec:
         units = 2**self.bands.bits
         checks.integer("samples", self.samples, low=units, high=units)
         checks.choice("form", self.form, ("linear",))
-        kinds = sorted({part.kind for part in self.every_part})
-        for kind, _ in self.bands.others:
-            checks.choice("a kind of matrix", kind, kinds)
+        names = {part.name for part in self.every_part}
+        for name, _ in self.bands.others:
+            if name not in names:
+                kinds = sorted({part.kind for part in self.every_part})
+                checks.choice("a kind of matrix", name, kinds)
 
     @property
     def row_scales(self) -> bool:
@@ -325,7 +329,8 @@ class Spec:
         if self.bands is not None and kind in NORMS:
             units = _SAMPLES * columns // 8 * 8
         elif self.bands is not None:
-            band, weights = self.bands.band(kind), self.bands.weights
+            name = kind if block is None else f"{block}.{kind}"
+            band, weights = self.bands.band(name), self.bands.weights
             units = columns << band.bits
         return Part(block, kind, 0, count, rows, columns, units, inputs, relu, band, weights)
 

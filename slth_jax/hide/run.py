@@ -245,7 +245,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         by_part[piece.part.name].append(piece)
     scales: dict[str, list[float]] = {}
     errors: dict[str, dict[str, Any]] = {}
-    prints = hashlib.sha256()
+    prints, total = hashlib.sha256(), 0.0
     for name, parts in by_part.items():
         reports = [run.report(piece) for piece in parts]
         by_product = {int(g): s for report in reports for g, s in report["scales"].items()}
@@ -254,9 +254,12 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         for g in sorted(by_product):
             prints.update(f"{name} {g} {by_product[g]}\n".encode())
         errors[name] = _errors(reports)
+        seconds = round(sum(report["seconds"] for report in reports), 2)
         if parts[0].part.band is None:
             beyond = sum(report["out_of_reach"] for report in reports)
             errors[name] |= {"num_sums": parts[0].part.num_sums, "out_of_reach": beyond}
+            errors[name] |= {"seconds": seconds}
+        total += seconds
     matrices = run.targets
 
     def blocks(array: str, name: str) -> Iterable[np.ndarray]:
@@ -270,10 +273,10 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         for part in run.spec.parts
     }
     if run.spec.row_scales:
-        tensors[source.ROWS] = Tensor(
-            _num_levels(run.spec),
-            lambda: (run.array("levels", p) for p in todo if run.spec.num_levels(p.part)),
-        )
+        with_levels = [piece for piece in todo if run.spec.num_levels(piece.part)]
+        levels = np.concatenate([run.array("levels", piece) for piece in with_levels])
+        packed = source.packed_levels(levels)
+        tensors[source.ROWS] = Tensor(packed.size, lambda: (packed,))
     tensors |= {
         source.KEPT + part.name: Tensor(4 * part.num_sums, partial(kept, part))
         for part in run.spec.kept_parts
@@ -285,7 +288,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         bits={},
         shapes={part.name: part.shape for part in run.spec.parts},
         fingerprint=prints.hexdigest(),
-        metadata=_metadata(run, errors),
+        metadata=_metadata(run, errors, total),
         choices={part.name: part.band.bits for part in run.spec.parts if part.band is not None},
     )
     ticket.write(run.path, whole, tensors)
@@ -298,7 +301,6 @@ def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "relative_error": _short((error / target) ** 0.5 if target else 0.0),
         "largest_error": _short(max(report["largest_error"] for report in reports)),
-        "seconds": round(sum(report["seconds"] for report in reports), 2),
     }
 
 
@@ -307,11 +309,12 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _metadata(run: _Run, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _metadata(run: _Run, errors: dict[str, dict[str, Any]], seconds: float) -> dict[str, Any]:
     spec = run.spec
     return {
         "model": run.identity,
         "parts": errors,
+        "seconds": round(seconds, 2),
         "num_sums": sum(part.num_sums for part in spec.parts),
         "random_weights": sum(part.num_weights for part in spec.parts),
         "mask_bits": num_bits(spec.parts),

@@ -32,7 +32,7 @@ def describe(ticket: Ticket) -> str:
     lines.append(f"connections  {ticket.size:,}, {_stored(ticket)}")
     lines.append(f"size         {_size(ticket)}")
     if "rows" in ticket.bits:
-        lines.append(f"row scales   {ticket.bits['rows'].size:,}, a byte each")
+        lines.append(f"row scales   {ticket.bits['rows'].size:,} bytes, 4 bits each")
     unmasked = [name for name in ticket.bits if name not in ticket.shapes and name != "rows"]
     if unmasked:
         lines.append(f"kept arrays  {', '.join(unmasked)}")

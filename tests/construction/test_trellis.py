@@ -141,7 +141,7 @@ def test_a_narrow_source_has_fewer_bits_and_bad_numbers_are_named():
         construction.band(4, 20)
 
 
-@pytest.mark.parametrize("source", ["uniform", "sign_normal", "signs"])
+@pytest.mark.parametrize("source", ["uniform", "sign_uniform", "sign_normal", "signs"])
 def test_an_encoded_matrix_is_masked_random_factors(source):
     target = 0.02 * jax.random.normal(KEY, (20, 24))
     encoded = construction.encode_matrix(KEY, target, bits=3, states=3, source=source)

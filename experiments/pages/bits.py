@@ -1,0 +1,75 @@
+"""Blocks of the page on mask bits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.pages.blocks import g, read, table, wrapped
+
+
+def readme_bits() -> str:
+    """The README's sentences on the smallest tickets."""
+    stories = read("bits_stories")["rows"]
+    tickets = [row for row in stories if row["method"] == "band"]
+    small = min((r for r in tickets if r["perplexity"] <= 1.9), key=lambda row: row["bytes"])
+    equal = min((r for r in tickets if r["equal_texts"] == r["texts"]), key=lambda r: r["bytes"])
+    rows = [r for r in read("bits")["rows"] if (r["target"], r["nominal"]) == ("gaussian", 4)]
+    band, lloyd = (
+        np.mean([row["error"] for row in rows if row["method"] == method])
+        for method in ("band, sign x uniform", "Lloyd-Max")
+    )
+    return wrapped(
+        f"Masks can be as small as a quantised model. With `hide --bits B` each row of a factor keeps "
+        f"one of 2^B units per column, chosen by a shortest path. At 4 bits per weight the squared "
+        f"error of Gaussian weights is {g(float(band))} of their variance; the best scalar quantiser "
+        f"has {g(float(lloyd))}. stories260K fits into {small['bytes'] / 1e6:.3f} MB with perplexity "
+        f"{small['perplexity']:.2f} (target {small['target_perplexity']:.2f}), and into "
+        f"{equal['bytes'] / 1e6:.2f} MB with ten equal texts of ten. [Bits](docs/bits.md) has the "
+        f"code, a bound with its proof, and comparisons."
+    )
+
+
+def bits_errors() -> str:
+    """Relative squared errors of Gaussian entries by method and bits."""
+    result = read("bits")
+    rows = [row for row in result["rows"] if row["target"] == "gaussian"]
+    columns = sorted({row["nominal"] for row in rows})
+    lines: list[Sequence[Any]] = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for bits in columns:
+            mine = [r for r in rows if (r["method"], r["nominal"]) == (method, bits)]
+            if not mine:
+                cells.append("")
+                continue
+            error, size = (np.mean([r[name] for r in mine]) for name in ("error", "bits"))
+            note = f" ({size:.2f} bits)" if size > bits + 0.05 else ""
+            cells.append(f"{g(float(error))}{note}")
+        lines.append([method, *cells])
+    lines.append(["Shannon's bound", *(g(4.0**-bits) for bits in columns)])
+    return table(["method", *(f"{bits} bits" for bits in columns)], lines)
+
+
+def bits_stories() -> str:
+    """Bytes, perplexity and equal texts of stories260K by bits."""
+    rows = sorted(read("bits_stories")["rows"], key=lambda row: (row["method"], row["bytes"]))
+    lines = []
+    for row in rows:
+        name = row["method"]
+        if name == "band":
+            others = "".join(f", {kind} {bits}" for kind, bits in row["others"].items())
+            name = f"ticket, {row['weights']}, 2^{row['states']} states, seed {row['seed']}{others}"
+        lines.append(
+            (
+                name,
+                row["bits"],
+                f"{row['bytes'] / 1e6:.3f}",
+                f"{row['perplexity']:.3f}",
+                f"{100 * row['top1_agreement']:.1f}",
+                f"{row['equal_texts']} of {row['texts']}",
+            )
+        )
+    names = ("model", "bits", "MB", "perplexity", "same first choice (%)", "equal texts")
+    note = f"\n\nThe target's perplexity is {rows[0]['target_perplexity']:.3f}."
+    return table(names, lines) + note
