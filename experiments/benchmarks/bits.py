@@ -200,7 +200,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.plot(bits, 4.0**-bits, "k--", label="Shannon, Gaussian")
         axis.set(xlabel="bits per entry", yscale="log", title=kind)
     axes[0].set_ylabel("relative squared error")
-    axes[-1].legend(fontsize=7)
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     style.save(figure, path)
 
 
