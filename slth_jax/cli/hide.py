@@ -198,7 +198,7 @@ def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, 
         "bands": None if spec.bands is None else dataclasses.asdict(spec.bands),
         **{name: metadata[name] for name in ("num_sums", "random_weights", "mask_bits", "numbers")},
         "out_of_reach": sum(part.get("out_of_reach", 0) for part in parts.values()),
-        "solve_seconds": metadata["seconds"],
+        "solve_seconds": metadata.get("seconds", sum(p.get("seconds", 0) for p in parts.values())),
         "ticket_bytes": path.stat().st_size,
         "target_bytes": metadata["target_bytes"],  # in float32
         "bits_per_weight": round(8 * path.stat().st_size / (metadata["target_bytes"] / 4), 3),
