@@ -14,6 +14,8 @@ def readme_bits() -> str:
     tickets = [row for row in stories if row["method"] == "band"]
     small = min((r for r in tickets if r["perplexity"] <= 1.9), key=lambda row: row["bytes"])
     close = max(tickets, key=lambda row: row["top1_agreement"])
+    rounding = [row for row in stories if row["method"] == "rounding"]
+    peer = min((r for r in rounding if r["perplexity"] <= 1.9), key=lambda row: row["bytes"])
     rows = [r for r in read("bits")["rows"] if (r["target"], r["nominal"]) == ("gaussian", 4)]
     band, lloyd = (
         np.mean([row["error"] for row in rows if row["method"] == method])
@@ -24,7 +26,8 @@ def readme_bits() -> str:
         f"one of 2^B units per column, chosen by a shortest path. At 4 bits per weight the squared "
         f"error of Gaussian weights is {g(float(band))} of their variance; the best scalar quantiser "
         f"has {g(float(lloyd))}. stories260K fits into {small['bytes'] / 1e6:.3f} MB with perplexity "
-        f"{small['perplexity']:.2f} (target {small['target_perplexity']:.2f}), and into "
+        f"{small['perplexity']:.2f} (target {small['target_perplexity']:.2f}; rounded weights of "
+        f"{peer['bytes'] / 1e6:.3f} MB {peer['perplexity']:.2f}), and into "
         f"{close['bytes'] / 1e6:.2f} MB with {100 * close['top1_agreement']:.1f} % of the target's "
         f"first choices. [Bits](docs/bits.md) has the "
         f"code, a bound with its proof, and comparisons."
