@@ -80,7 +80,11 @@ class Folders:
 
 
 class Files:
-    """A piece as one safetensors file: NumPy arrays by name; notes and checksum in its metadata."""
+    """A piece as one safetensors file: NumPy arrays by name; notes and checksums in its metadata.
+
+    The metadata entry is a checksum of the notes, a space, and the notes as JSON, in which the
+    checksum of the arrays is 'sha256'.
+    """
 
     suffix = ".safetensors"
 
@@ -100,20 +104,31 @@ class Files:
         self, aside: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
     ) -> Callable[[], None]:
         """Return the call that writes the file `aside`."""
-        described = json.dumps({**notes, "sha256": array_hash(arrays)})
-        data = safetensors.numpy.save(dict(arrays), metadata={"piece": described})
+        text = json.dumps({**notes, "sha256": array_hash(arrays)})
+        entry = f"{_sum(text)} {text}"
+        data = safetensors.numpy.save(dict(arrays), metadata={"piece": entry})
         return lambda: on_first(lambda: write_bytes(aside, data))
 
     def _read(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         try:
             with safetensors.safe_open(path, "numpy") as opened:
-                notes = json.loads(opened.metadata()["piece"])
+                entry = opened.metadata()["piece"]
+                recorded_sum, _, text = entry.partition(" ")
+                sealed = recorded_sum == _sum(text)
+                notes = json.loads(text if sealed else entry)
                 arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             recorded = notes.pop("sha256")
-        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (
+            safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError,
+            RecursionError,
+        ) as error:  # fmt: skip
             raise Damaged(f"{path} is damaged: {reason(error)}") from error
-        # Pieces of the first versions have a sum of the bytes alone.
+        # Pieces of the first versions have a sum of the arrays' bytes alone.
         plain = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
-        if recorded != array_hash(arrays) and ("run" in notes or recorded != plain):
+        if recorded != (array_hash(arrays) if sealed else plain) or sealed != ("run" in notes):
             raise Damaged(f"{path} is damaged: its checksum does not match")
         return arrays, notes
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
