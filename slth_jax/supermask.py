@@ -1,7 +1,7 @@
 """From scores to masks: the only place where a fraction becomes a count.
 
 A mask is 1 where a connection is kept. It keeps the connections with the largest |score|
-(edge-popup, Ramanujan et al. 2020), exactly `num_kept` of them, whatever ties there are. The
+(edge-popup, Ramanujan et al. 2020), exactly `num_kept` of them even if scores are equal. The
 threshold is found by bisection on the bits of the scores and counting, never by sorting: a count
 over shards is a sum, so sharded scores stay where they are.
 """

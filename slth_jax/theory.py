@@ -93,7 +93,7 @@ def relu_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
 
 
 def softmax_error(logit_error: float, *, d_in: int, alpha: float) -> float:
-    """Bound the move of attention's average of tokens with its logits (Lemmas 5 and 8).
+    """Bound the change of attention's output if its logits change (Lemmas 5 and 8).
 
     ``||p X - p' X|| <= sqrt(d_in) alpha (exp(2 e) - 1)`` for logits that move by at most
     e = `logit_error` and tokens of norm at most `alpha`; independent of the number of tokens.

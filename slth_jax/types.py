@@ -62,7 +62,7 @@ class PaddedAttention:
 
     A record of its own: it cannot be unpacked or taken for `AttentionParams`, which has the widths
     of its arrays. To JAX it is six arrays: `vmap`, stacking, changes of dtype and products
-    with masks keep the number of real units, the count of nonzero entries of `k_units`, `v_units`.
+    with masks do not change which entries of `k_units` and `v_units` are nonzero: the real units.
     """
 
     # JAX puts other leaves than arrays into its records (shapes, shardings), so `Any`.

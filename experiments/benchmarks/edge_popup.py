@@ -1,4 +1,4 @@
-"""A training step under masks against others of the same shapes, paired in one run.
+"""Time of a training step with masks, beside steps without masks, paired in one run.
 
     python -m experiments.benchmarks.edge_popup --rounds 9 --out experiments/benchmarks/results
 

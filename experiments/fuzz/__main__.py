@@ -11,7 +11,7 @@ from experiments import fuzz
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases; print counts and failures; 1 if a case failed."""
+    """Run the cases and print the counts; return 1 if a case failed."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.fuzz",
         description=fuzz.__doc__,

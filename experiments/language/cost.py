@@ -45,9 +45,9 @@ def num_nonzero(model: Model, keep: float) -> int:
 def flops_per_token(model: Model, length: int) -> float:
     """Return the operations of a training step per token, forward and backward.
 
-    ``6 (12 b d^2 + v d) + 6 b d t``: six a weight of a matrix product, the embedding counted once
+    ``6 (12 b d^2 + v d) + 6 b d t``: six per weight of a matrix product, the embedding counted once
     as the output layer, and causal attention's two products at half of the t x t pairs. Masks add
-    a few dozen comparisons a weight and *step*, nothing a token.
+    a few dozen comparisons per weight and *step*, nothing per token.
     """
     shape = model.settings
     b, d = shape.num_blocks, shape.width

@@ -38,7 +38,7 @@ def wrapped(text: str, width: int = 104) -> str:
 
 
 def g(value: float, digits: int = 2) -> str:
-    """Return a number with some significant digits."""
+    """Return a number rounded to `digits` significant digits."""
     text = f"{value:.{digits}g}"
     if 100 <= abs(value) < 1e7:
         return f"{float(text):,.0f}"

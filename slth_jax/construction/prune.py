@@ -49,8 +49,9 @@ def solve_product(
     ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj``. Rules differ in how they
     assign the n hidden units to groups:
 
-    - 'proof': in order, to r groups of ``n' = n // r``, one per column of `right`. `right_mask`
-      keeps exactly group j in column j, and both masks drop the ``n - r n'`` remaining units.
+    - 'proof': r groups of ``n' = n // r`` units in order, one group per column of `right`.
+      `right_mask` keeps exactly group j in column j, and both masks drop the ``n - r n'``
+      remaining units.
       Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group j.
     - 'reach': over the smaller outer dimension, without a remainder; the groups choose in turn
       the unit with the largest weight, so the same width reaches larger targets.

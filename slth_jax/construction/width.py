@@ -1,4 +1,4 @@
-"""The smallest width of a source for an error, by trial."""
+"""Search for the smallest source width that meets an error."""
 
 from collections.abc import Callable
 from functools import partial

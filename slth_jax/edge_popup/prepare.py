@@ -157,7 +157,7 @@ class Prepared:
         return Fits(fits)
 
     def _together(self, batch: PyTree) -> int | None:
-        """Return 1 for a convolutional network on a CPU (see `Program`), else None: all runs."""
+        """Return the number of runs per group: 1 for convolutions on a CPU, None for one group."""
         if self._training.mesh is not None or jax.default_backend() != "cpu":
             return None
         return 1 if identity.has_convolution(self._task.loss, *self._arguments(batch)) else None

@@ -1,6 +1,6 @@
 """The random factors of a part, drawn row by row, and the matrices that masks make of them.
 
-A part's weights are defined without being held together: product g of the part has its own key,
+A part's weights need never be in memory all at once: product g of the part has its own key,
 and row i of its free factor `left` is drawn from ``fold_in`` of i, so any rows can be drawn alone,
 on any device, in any order.
 

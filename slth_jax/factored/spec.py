@@ -124,7 +124,7 @@ class Bands:
       weights: the distributions of weights, see `construction.encode.SOURCES`.
       row_scales: whether each row of a free factor has a scale, 4 bits (see `LEVELS`), beside the
         scale of its matrix.
-      others: pairs of a kind of matrix, or of the name of one, and the bits of its entries.
+      others: exceptions, each a kind of matrix or a matrix's name, and its bits per entry.
     """
 
     bits: int
@@ -253,7 +253,7 @@ class Spec:
     def rule(self, part: Part) -> Rule:
         """Return the rule of a part: subset sums without shift units if it is diagonal.
 
-        The zeros of a diagonal are then empty subsets, which meet them exactly.
+        The zeros outside a diagonal are then met exactly, by empty subsets.
         """
         if not self.diagonal(part):
             return self.construction

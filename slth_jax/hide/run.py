@@ -305,7 +305,7 @@ def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """Return a number that takes few characters of the ticket's file."""
+    """Return a number rounded to four digits, to save space in the ticket's file."""
     return float(f"{value:.4g}")
 
 

@@ -26,8 +26,8 @@ def masks(
 ) -> Figure:
     """Draw masks, one below the other: a cell per connection, coloured if it is kept.
 
-    Matrices lie on their long side, so hidden units run to the right. Of a larger matrix the first
-    1024 rows and columns are drawn, and the picture says so.
+    Matrices lie on their long side, so hidden units run to the right. Larger
+    matrices are cut to their first 1024 rows and columns, as a note in the picture says.
 
     Args:
       masks: booleans in any tree: `AttentionParams [h, m, n]`, `ticket.masks(ticket)`, the masks of

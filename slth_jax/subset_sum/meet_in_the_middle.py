@@ -64,7 +64,7 @@ def closest_subset(
 
 
 def _apart(running: Bool[Array, ""] | None, function: Callable, *operands: Array):
-    """Return `function(*operands)`; XLA compiles it by itself if `running`, a true flag, is given.
+    """Return `function(*operands)`, compiled apart from its surroundings if `running` is given.
 
     Otherwise operations around it, such as slicing a tile, would be fused into its loops.
     """

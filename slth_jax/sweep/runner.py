@@ -97,7 +97,7 @@ def run(
       The results of this call's trials, computed now or before.
 
     Raises:
-      ValueError: an argument that cannot be used, or a trial that returns something else.
+      ValueError: an argument that cannot be used, or a trial that returns no metrics by name.
       CheckpointError: `out` holds another sweep, is in use, or cannot be written to.
       SystemExit: with status 143 after SIGTERM, if `out` is given and this is the main thread.
         Finished chunks are safe; the current one is abandoned.

@@ -119,7 +119,7 @@ def write(path: Path, ticket: Ticket, tensors: Mapping[str, Tensor]) -> None:
     Args:
       path: the file.
       ticket: the ticket; its `bits` are not read.
-      tensors: the packed masks by name, and further bytes.
+      tensors: the packed masks and any other bytes, by name.
     """
     names = sorted(tensors)
     blocks = ((n, "uint8", (tensors[n].size,), tensors[n].blocks()) for n in names)

@@ -107,7 +107,7 @@ def _suitable_size(
 
 
 def _to_integers(x: Float[Array, "a b"], bits: int) -> tuple[Int[Array, "a b"], Int[Array, ""]]:
-    """Return x as integers up to 2^bits, and the exponent of the power of two that 2^bits means."""
+    """Return integers up to 2^bits and an exponent e: x is near ``integers 2^(e - bits)``."""
     _, exponent = jnp.frexp(jnp.max(jnp.abs(x)))
     return jnp.round(jnp.ldexp(x, bits - exponent)).astype(jnp.int32), exponent
 

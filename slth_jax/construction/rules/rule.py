@@ -74,9 +74,10 @@ class Search:
         then `rerolls` times this share: always the blocks that are worst so far, each with its
         next pattern. With 1 every block is solved with every pattern.
       rerolls: None for ``2^R - 1``.
-      centred: try the patterns of a block in the order in which they centre its targets. If the
-        samples of column j sum to 2 mu and their squares to 4 sigma^2, the order is that of the
-        largest ``(v_j - mu_j)^2 / sigma_j^2`` of the shifted targets v_j. Subset sums are densest
+      centred: begin with the patterns that bring a block's targets nearest to the middle of
+        their subset sums. Let the samples of column j sum to 2 mu and their squares to
+        4 sigma^2. Patterns are sorted by the largest ``(v_j - mu_j)^2 / sigma_j^2`` over the
+        shifted targets v_j, smallest first. Subset sums are densest
         at mu, so one of the first few patterns is nearly always the best. Otherwise by number.
 
     Raises:
@@ -187,7 +188,7 @@ def take_turns(
       weigh: ``weigh(turn, state)``, `[n]`: the value of each unit to column ``turn % num_columns``.
       num_columns: r.
       span: the units to be assigned.
-      n: the number of all units.
+      n: the total number of units.
       state: further values that `weigh` reads.
       taken: ``taken(turn, unit, state)``: the state after that unit was assigned.
     """

@@ -64,7 +64,7 @@ KEYS = {
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names; `fields` determine which biases exist, and whether tied."""
+    """Return the table of names; it depends on which biases exist and if `wte` is tied."""
     kind = fields["model_type"]
     attention = kind == "llama" and bool(fields.get("attention_bias"))
     biased = {f"attn.{name}" for name in "qkv"} if attention or kind == "qwen2" else set()
