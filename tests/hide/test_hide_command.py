@@ -22,12 +22,15 @@ def run(capsys):
 
 
 def tokenizer(path, count):
-    """Write a llama2.c tokenizer of `count` pieces: three of its own, letters, pairs of them."""
+    """Write a llama2.c tokenizer: three pieces of its own, letters, pairs of them, up to `count`.
+
+    The reader asks for at least as many pieces as there are bytes; no text has the others.
+    """
     pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", b" ", *(bytes([c]) for c in b"abcdefgh")]
     pieces += [a + b for a in pieces[4:8] for b in pieces[4:8]]
     with open(path, "wb") as file:
         file.write(struct.pack("i", 8))
-        for i, piece in enumerate(pieces[:count]):
+        for i, piece in enumerate([*pieces[:count], *(b"<0x%02X>" % c for c in range(256))]):
             file.write(struct.pack("fi", -float(i), len(piece)) + piece)
 
 
