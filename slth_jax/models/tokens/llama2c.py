@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from slth_jax import storage
+from slth_jax import checks, storage
 
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
@@ -24,12 +24,20 @@ class Tokenizer(NamedTuple):
     start: int = 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text`, the start token first; the best-scored pair merges first."""
+        """Return the tokens of `text`, the start token first; the best-scored pair merges first.
+
+        Raises:
+          ValueError: a character for which there is no piece, nor pieces of its bytes.
+        """
         lookup = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         tokens = [self.start]
         for letter in f" {text}" if text else "":
             raw = letter.encode()
-            tokens += [lookup[raw]] if raw in lookup else [byte + 3 for byte in raw]
+            bytewise = [byte + 3 for byte in raw]
+            if raw not in lookup and max(bytewise) >= len(self.pieces):
+                allowed = f"of characters that the tokenizer's {len(self.pieces)} pieces contain"
+                raise checks.fail("text", allowed, repr(letter))
+            tokens += [lookup[raw]] if raw in lookup else bytewise
         while True:
             merges = [
                 (self.scores[merged], -i, merged)
@@ -87,8 +95,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             at += 8 + length
     except struct.error as error:
         raise storage.Damaged(f"{path} is no llama2.c tokenizer, or cut short") from error
-    if len(pieces) < 3 + 256:
-        raise storage.Damaged(f"{path} is no llama2.c tokenizer: it lacks pieces of single bytes")
+    if len(pieces) < 3:
+        raise storage.Damaged(f"{path} is no llama2.c tokenizer, or cut short")
     if not all(map(math.isfinite, scores)):
         raise storage.Damaged(f"{path} is damaged: scores that are not finite")
     return Tokenizer(tuple(pieces), tuple(scores))
