@@ -284,9 +284,9 @@ def _shape(
     dtype: DTypeLike,
 ) -> _Shape:
     for name, value in {"num_heads": num_heads, "d_in": d_in, "d_out": d_out}.items():
-        checks.integer(name, value, low=1, high=_LARGEST)
+        _checked_size(name, value)
     if padded is not None:
-        checks.integer("padded", padded, low=1, high=_LARGEST)
+        _checked_size("padded", padded)
     sizes = _size("n_k", n_k, padded), _size("n_v", n_v, padded)
     real_k, real_v = (jnp.arange(size) < n for size, n in zip(sizes, (n_k, n_v), strict=True))
     return _Shape(
@@ -335,10 +335,18 @@ def _fourth_root(n: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sqrt(n))
 
 
+def _checked_size(name: str, size: ArrayLike) -> int:
+    """Return the size of a dimension, which JAX counts in 32 bits."""
+    checked = checks.integer(name, size, low=1)
+    if checked > _LARGEST:
+        raise checks.fail(name, f"at most {_LARGEST}", checked)
+    return checked
+
+
 def _size(name: str, n: ArrayLike, padded: int | None) -> int:
     """Return the static width of a projection: `padded`, or `n` itself."""
     if padded is None:
-        return checks.integer(name, n, low=1, high=_LARGEST)
+        return _checked_size(name, n)
     known = checks.concrete(n)
     if known is not None:
         checks.integer(name, known.item(), low=1, high=padded)
