@@ -84,8 +84,9 @@ def fit(
       >>> bool((result.masks["w"] == hidden).all())
       True
     """
-    if not jnp.issubdtype(getattr(key, "dtype", np.dtype(bool)), jax.dtypes.prng_key):
-        raise checks.fail("key", "a typed key, jax.random.key(seed)", type(key).__name__)
+    dtype = getattr(key, "dtype", np.dtype(object))
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise checks.fail("key", "a typed key, jax.random.key(seed)", f"dtype {dtype}")
     checks.function("loss", loss)
     checks.function("batches", batches)
     checks.record("training", training, Training)
