@@ -46,6 +46,8 @@ def random_layers(
     key: Key, target: Sequence[Linear], *, widths: Sequence[ArrayLike], padded: Sequence[int]
 ) -> tuple[Linear, ...]:
     """Draw two layers with entries ``U[-1, 1]`` for each of `target`, which keeps its bias."""
+    if not target:  # attention alone
+        return ()
     shape = (target[0].w.shape[1], *(layer.w.shape[0] for layer in target))
     drawn = initializers.theory_layers(key, shape, padded)
     layers: list[Linear] = []
