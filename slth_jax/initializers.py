@@ -216,7 +216,9 @@ def theory_transformer(
 
     Args:
       key: a typed PRNG key.
-      num_blocks, num_heads, d: as in `theory_blocks`.
+      num_blocks: number of blocks.
+      num_heads: heads per block.
+      d: width of the tokens.
       hidden: widths of the target's ReLU network between its layers.
       units: hidden units of the source for each of the target's layers, one more than `hidden`.
       options: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.

@@ -12,7 +12,13 @@ from slth_jax.models.settings import Settings, make_settings
 from slth_jax.models.weights import keys
 from slth_jax.models.weights.gpt2 import ACTIVATIONS
 from slth_jax.models.weights.keys import Keys
-from slth_jax.models.weights.layout import Layout, Row
+from slth_jax.models.weights.layout import (
+    WRITTEN_ACTIVATIONS,
+    Layout,
+    Row,
+    check_kind,
+    plain_fields,
+)
 
 PREFIX = "bert."
 IGNORED = re.compile(r"(pooler\.dense\.(weight|bias)|embeddings\.position_ids)$")
@@ -107,25 +113,10 @@ def fields(settings: Settings) -> dict[str, Any]:
       ValueError: settings that BERT does not have; the line names the first.
     """
     s = settings
-    plain = make_settings(
-        vocab_size=s.vocab_size,
-        width=s.width,
-        num_blocks=s.num_blocks,
-        num_heads=s.num_heads,
-        hidden_width=s.hidden_width,
-        max_length=s.max_length,
-        norm_eps=s.norm_eps,
-        activation=s.activation,
-        causal=False,
-        post_norm=True,
-        states=True,
-        token_types=s.token_types,
-        embedding_norm=True,
+    plain = plain_fields(
+        s, causal=False, post_norm=True, states=True, token_types=s.token_types, embedding_norm=True
     )
-    for name, value in vars(plain).items():
-        if getattr(s, name) != value and name != "factor":
-            raise checks.fail(name, f"{value!r} in a BERT", repr(getattr(s, name)))
-    activations = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
+    check_kind(s, "BERT", plain)
     return {
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -134,7 +125,7 @@ def fields(settings: Settings) -> dict[str, Any]:
         "num_hidden_layers": s.num_blocks,
         "num_attention_heads": s.num_heads,
         "intermediate_size": s.hidden_width,
-        "hidden_act": activations[s.activation],
+        "hidden_act": WRITTEN_ACTIVATIONS[s.activation],
         "max_position_embeddings": s.max_length,
         "type_vocab_size": s.token_types,
         "layer_norm_eps": s.norm_eps,

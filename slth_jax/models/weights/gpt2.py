@@ -8,7 +8,13 @@ from slth_jax import checks
 from slth_jax.models.settings import Settings, make_settings
 from slth_jax.models.weights import keys
 from slth_jax.models.weights.keys import Keys
-from slth_jax.models.weights.layout import Layout, Row
+from slth_jax.models.weights.layout import (
+    WRITTEN_ACTIVATIONS,
+    Layout,
+    Row,
+    check_kind,
+    plain_fields,
+)
 
 PREFIX = "transformer."
 IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # buffers: causal masks
@@ -112,22 +118,8 @@ def fields(settings: Settings) -> dict[str, Any]:
       ValueError: settings that GPT-2 does not have; the line names the first.
     """
     s = settings
-    plain = make_settings(
-        vocab_size=s.vocab_size,
-        width=s.width,
-        num_blocks=s.num_blocks,
-        num_heads=s.num_heads,
-        hidden_width=s.hidden_width,
-        max_length=s.max_length,
-        norm_eps=s.norm_eps,
-        activation=s.activation,
-        tied=s.tied,
-        logit_scale=1.0 if s.logit_scale == 1.0 else None,
-    )
-    for name, value in vars(plain).items():
-        if getattr(s, name) != value and name != "factor":
-            raise checks.fail(name, f"{value!r} in a GPT-2", repr(getattr(s, name)))
-    activations = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
+    plain = plain_fields(s, tied=s.tied, logit_scale=1.0 if s.logit_scale == 1.0 else None)
+    check_kind(s, "GPT-2", plain)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -137,7 +129,7 @@ def fields(settings: Settings) -> dict[str, Any]:
         "n_layer": s.num_blocks,
         "n_head": s.num_heads,
         "n_inner": None if s.hidden_width == 4 * s.width else s.hidden_width,
-        "activation_function": activations[s.activation],
+        "activation_function": WRITTEN_ACTIVATIONS[s.activation],
         "layer_norm_epsilon": s.norm_eps,
         "scale_attn_weights": s.logit_scale != 1.0,
         "tie_word_embeddings": s.tied,

@@ -6,7 +6,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slth_jax import checks
-from slth_jax.models.settings import Settings, matrix_shapes, vector_shapes
+from slth_jax.models.settings import Settings, make_settings, matrix_shapes, vector_shapes
+
+# The names of activations that `transformers` reads.
+WRITTEN_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
+_SIZES = (
+    "vocab_size", "width", "num_blocks", "num_heads", "hidden_width", "max_length", "norm_eps",
+    "activation",
+)  # fmt: skip
+
+
+def check_kind(settings: Settings, kind: str, expected: Mapping[str, Any]) -> None:
+    """Refuse settings that a kind of network does not have; the line names the first."""
+    for name, value in expected.items():
+        if getattr(settings, name) != value:
+            raise checks.fail(name, f"{value!r} in a {kind}", repr(getattr(settings, name)))
+
+
+def plain_fields(settings: Settings, **options: Any) -> dict[str, Any]:
+    """Return all fields of the settings that have these sizes, these options, and defaults."""
+    sizes = {name: getattr(settings, name) for name in _SIZES}
+    fields = dict(vars(make_settings(**sizes, **options)))
+    del fields["factor"]  # the form of a masked source, which no configuration contains
+    return fields
+
 
 Read = Callable[[str], np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -12,7 +12,7 @@ from slth_jax.models.settings import Settings, make_settings, rotary_frequencies
 from slth_jax.models.weights import keys, rope
 from slth_jax.models.weights.gpt2 import ACTIVATIONS
 from slth_jax.models.weights.keys import Keys
-from slth_jax.models.weights.layout import Layout, Row
+from slth_jax.models.weights.layout import WRITTEN_ACTIVATIONS, Layout, Row, check_kind
 
 PREFIX = "model."
 IGNORED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq$")  # computed from settings
@@ -203,9 +203,7 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
         "logit_scale": s.head_width**-0.5,
         "outputs": s.vocab_size,
     }
-    for name, value in expected.items():
-        if getattr(s, name) != value:
-            raise checks.fail(name, f"{value!r} in a Llama", repr(getattr(s, name)))
+    check_kind(s, "Llama", expected)
     base = 10_000.0 if s.head_width == 2 else s.rotary[1] ** (-s.head_width / 2)
     base = float(f"{base:.12g}")  # without the round-off of computing it from a frequency
     plain = rotary_frequencies(s.head_width, base)
@@ -214,7 +212,6 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
     biases, mlp_biases = "h.attn.q.bias" in names, "h.mlp.in.bias" in names
     # Llama has biases on all four maps of attention, Qwen2 on queries, keys and values.
     qwen2 = biases and not mlp_biases and "h.attn.o.bias" not in names
-    activations = {"relu": "relu", "gelu": "gelu_new", "gelu_exact": "gelu", "silu": "silu"}
     return {
         "architectures": ["Qwen2ForCausalLM" if qwen2 else "LlamaForCausalLM"],
         "model_type": "qwen2" if qwen2 else "llama",
@@ -229,7 +226,7 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
         "rms_norm_eps": s.norm_eps,
         "rope_theta": base,
         "rope_scaling": None,
-        "hidden_act": activations[s.activation],
+        "hidden_act": WRITTEN_ACTIVATIONS[s.activation],
         **({} if qwen2 else {"attention_bias": biases, "mlp_bias": mlp_biases}),
         "tie_word_embeddings": s.tied,
         "bos_token_id": min(1, s.vocab_size - 1),
