@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.fuzz import run_folders, tickets, trained_models
 from experiments.fuzz.arguments import CALLS
-from experiments.fuzz.subjects import SUBJECTS, Subject, equal
+from experiments.fuzz.subject import Subject, equal
 from slth_jax.storage import CheckpointError
 
+SUBJECTS = (*tickets.SUBJECTS, *trained_models.SUBJECTS, *run_folders.SUBJECTS)
 MOST_BYTES = 3 << 29  # 1.5 GiB
 SECONDS = 120
 REFUSALS = (ValueError, CheckpointError, ModuleNotFoundError)
@@ -104,7 +106,7 @@ def _arguments(rng: random.Random) -> str:
 
 def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> str:
     """Return 'refused', 'same' or 'read', or the fault: a word, a colon and its place."""
-    before = _peak()
+    before = _reset_peak()
 
     def too_slow(*_):
         raise Slow
@@ -144,5 +146,15 @@ def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> 
     return kind if grown < MOST_BYTES else f"memory: {grown / 2**30:.1f} GiB"
 
 
+def _reset_peak() -> int:
+    """Begin a new peak of memory if the system allows it; return the peak so far, in bytes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes the present size
+    return _peak()
+
+
 def _peak() -> int:
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

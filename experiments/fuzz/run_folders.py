@@ -1,0 +1,76 @@
+"""Folders of runs: a sweep, a fit, a finished experiment."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.fuzz import mutations
+from experiments.fuzz.subject import Subject
+from slth_jax import edge_popup, sweep
+
+KEY = jax.random.key(0, impl="threefry2x32")
+
+
+def _trial(key, hparams):
+    x = jax.random.normal(key, (3,)) * hparams["scale"]
+    return {"error": jnp.sum(x**2)}, {"mask": x > 0}
+
+
+def _sweep(folder: Path) -> Any:
+    grid = {"scale": [1.0, 2.0]}
+    return sweep.run(_trial, seeds=3, grid=grid, out=folder / "sweep", chunk=2)
+
+
+def _read_sweep(folder: Path) -> Any:
+    results = sweep.load(folder / "sweep")
+    again = _sweep(folder)
+    rows = [results.row(index) for index in range(len(results))]
+    arrays = [results.arrays(index) for index in range(len(results))]
+    return rows, arrays, [again.row(index) for index in range(len(again))]
+
+
+def _loss(params, batch):
+    return jnp.mean((batch @ params["w"] - jnp.sum(batch, axis=1, keepdims=True)) ** 2)
+
+
+def _batches(step):
+    return jax.random.normal(jax.random.fold_in(KEY, step), (8, 4))
+
+
+def _fit(folder: Path, steps: int = 4) -> Any:
+    training = edge_popup.Training(
+        steps=steps, optimizer=edge_popup.Schedule(steps=4).optimizer(0.05), evaluate_every=2
+    )
+    params = {"w": jax.random.normal(KEY, (4, 1))}
+    return edge_popup.fit(
+        KEY, params, _loss, _batches, keep=0.5, training=training, out=folder / "fit"
+    )
+
+
+def _read_fit(folder: Path) -> Any:
+    [fit] = _fit(folder)
+    return fit.masks
+
+
+def _write_experiment(folder: Path) -> None:
+    from experiments.__main__ import main
+
+    options = ["--set", "widths=8", "--set", "targets=2", "--seeds", "2", "--quiet"]
+    if main(["hidden-dim", "--preset", "quick", "--out", str(folder / "run"), *options]):
+        raise RuntimeError("the experiment failed")
+
+
+def _read_report(folder: Path) -> Any:
+    from experiments import report
+
+    report.write([folder / "run"], folder / "page.html")
+    return None
+
+
+SUBJECTS: tuple[Subject, ...] = (
+    Subject("sweep folder", _sweep, mutations.change_folder, _read_sweep),
+    Subject("fit folder", _fit, mutations.change_folder, _read_fit),
+    Subject("report", _write_experiment, mutations.change_folder, _read_report, sealed=False),
+)  # fmt: skip
