@@ -142,6 +142,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].axhline(rows[0]["target_perplexity"], color="k", linestyle="--", label="target")
     axes[0].set(ylabel="perplexity of the target's texts", yscale="log")
     axes[1].set_ylabel("same first choice (%)")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
     for axis in axes:
         axis.set_xlabel("megabytes")
         axis.legend(fontsize=8)

@@ -321,27 +321,30 @@ def main() -> None:
     """Run the benchmark, print its rows and write them as JSON and PNG."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="full")
+    parser.add_argument("--part", choices=("all", "speed"), default="all", help="'speed' keeps the "
+                        "accuracies that OUT has")  # fmt: skip
     parser.add_argument("--out", default="experiments/benchmarks/results")
     options = parser.parse_args()
     preset, out = PRESETS[options.preset], storage.make_folder(options.out)
     begun = time.perf_counter()
     x, y = digits()
     batches = [(x[:128], y[:128]), synthetic(128)]
-    rows = [row for name in preset.networks for row in accuracy(name, preset)]
+    path = out / "convolutions.json"
+    if options.part == "speed":
+        result = storage.read_json(path)
+    else:
+        rows = [row for name in preset.networks for row in accuracy(name, preset)]
+        result = {"preset": dataclasses.asdict(preset), "accuracy": rows}
+        result |= {"seconds": time.perf_counter() - begun, "load_average": os.getloadavg()[0]}
+        result |= machine.report()
+    load = os.getloadavg()[0]
     times = [row for n in preset.networks for batch in batches for row in speed(n, preset, batch)]
-    result = {
-        "preset": dataclasses.asdict(preset),
-        "accuracy": rows,
-        "speed": times,
-        "seconds": time.perf_counter() - begun,
-        "load_average": os.getloadavg()[0],
-        **machine.report(),
-    }
+    result |= {"speed": times, "speed_machine": {"load_average": load, **machine.report()}}
     print(json.dumps(result, indent=1))
-    storage.write_json(out / "convolutions.json", result)
+    storage.write_json(path, result)
     from experiments import plots
 
-    plots.save(picture(rows, preset.networks), out / "convolutions.png")
+    plots.save(picture(result["accuracy"], preset.networks), out / "convolutions.png")
 
 
 if __name__ == "__main__":

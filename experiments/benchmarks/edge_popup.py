@@ -222,7 +222,7 @@ def main() -> None:
                 ways[label] = functools.partial(on_one_thread, several)
         seconds = paired(ways, tokens, options.rounds)
         count = SMALL.num_parameters
-        what = f"GPT-2, {count / 1e6:.2f} M parameters, {tokens[:, 1:].size} tokens a seed"
+        what = f"GPT-2, {count / 1e6:.2f} M parameters, {tokens[:, 1:].size} tokens per seed"
         rows = [
             {**row, "steps_per_second": 1e3 * SEEDS / row["milliseconds"]}
             for row in table(seconds, name, SEEDS * tokens[:, 1:].size)
