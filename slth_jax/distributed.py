@@ -1,7 +1,9 @@
 """The processes of one run: joining them, and agreement on values, errors and when to stop."""
 
 import contextlib
+import contextvars
 import ctypes
+import itertools
 import os
 import pickle
 import signal
@@ -23,6 +25,11 @@ PREEMPTED = 128 + signal.SIGTERM
 LOST = 75
 # Seconds without a report after which a process counts as lost.
 _SILENCE = 25.0
+# Milliseconds that a process waits for the others to finish their parts: no limit, since `joined`
+# ends every process once another one is lost.
+_FOREVER = 30 * 24 * 3600 * 1000
+_barriers = itertools.count()
+_is_alone = contextvars.ContextVar("alone", default=False)
 # Words in errors of collectives and of the coordination service whose other side was lost.
 _BROKEN = ("Gloo", "Connection", "coordination", "UNAVAILABLE", "NCCL", "DEADLINE_EXCEEDED")
 
@@ -32,7 +39,7 @@ def on_first(step: Callable[[], Any]) -> Any:
 
     Otherwise one process would stop at a full disk and the rest would wait for it forever.
     """
-    if jax.process_count() == 1:
+    if not _several():
         return step()
     value, error = None, None
     if jax.process_index() == 0:
@@ -44,6 +51,36 @@ def on_first(step: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return value
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work by itself while the block runs: it agrees with no other on anything."""
+    before = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(before)
+
+
+def _several() -> bool:
+    return jax.process_count() > 1 and not _is_alone.get()
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the run calls this, however long their work takes."""
+    if jax.process_count() > 1:
+        client: Any = jax_distributed.global_state.client
+        client.wait_at_barrier(f"slth/{next(_barriers)}", _FOREVER)
+
+
+def whole(array: Any) -> np.ndarray:
+    """Return an array in NumPy, on every process if it is spread over the processes."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _travels(error: Exception) -> bool:
@@ -79,7 +116,7 @@ def until_sigterm() -> Iterator[Callable[..., None]]:
 
     def check(last: Callable[[], None] | None = None) -> None:
         stop = stop_requested.is_set()
-        if jax.process_count() > 1:
+        if _several():
             stop = bool(np.any(multihost_utils.process_allgather(np.array(stop))))
         if stop:
             if last is not None:
@@ -128,6 +165,7 @@ def joined(how: str, report: Callable[[BaseException], int] | None = None) -> It
     watch = _Watch()
     try:
         yield
+        wait_for_all()  # otherwise JAX gives the slower ones five minutes
     except SystemExit as stop:
         if stop.code == PREEMPTED:  # every process raises it
             watch.finished()

@@ -5,10 +5,29 @@ Axes that a mesh may have: 'run' (many runs under one vmap), 'data' (rows of a b
 counting, so sharded scores stay where they are.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
-from jax.sharding import Mesh, NamedSharding
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from slth_jax.types import PyTree
+
+
+def mesh_of_all(runs: int, rows: int) -> Mesh:
+    """Return a mesh of every device of every process: along runs first, then along rows.
+
+    Args:
+      runs: the number of runs.
+      rows: rows that go through the model together.
+    """
+    devices = jax.device_count()
+    along_runs = math.gcd(runs, devices)
+    along_rows = math.gcd(rows, devices // along_runs)
+    sizes = (along_runs, along_rows, devices // along_runs // along_rows)
+    return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=(AxisType.Auto,) * 3)
 
 
 def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:
@@ -36,6 +55,74 @@ def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = Fal
         return NamedSharding(mesh, jax.P(*spec))
 
     return jax.tree.map(sharding, batch)
+
+
+def put(tree: PyTree, places: PyTree) -> PyTree:
+    """Return arrays with these shardings; each process copies the shards of its own devices.
+
+    Args:
+      tree: arrays, the same ones on every process; or arrays that are spread over the processes
+        already.
+      places: a sharding for each leaf.
+    """
+
+    def array_on_mesh(leaf, place: NamedSharding):
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if spread or place.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # no callback can return keys
+            return jax.jit(lambda: leaf, out_shardings=place)()
+        return jax.make_array_from_callback(leaf.shape, place, np.asarray(leaf).__getitem__)
+
+    return jax.tree.map(array_on_mesh, tree, places)
+
+
+def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
+    """Return the trees ``start(0), start(1), ...`` as one tree with a first axis of runs.
+
+    Each process starts the runs that its devices hold, one after another, and keeps its shards.
+
+    Args:
+      start: returns the tree of one run.
+      shapes: a `jax.ShapeDtypeStruct` with a sharding for each leaf of the result.
+    """
+    leaves, structure = jax.tree.flatten(shapes)
+    blocks: list[dict[tuple, list[np.ndarray]]] = []  # of each leaf: its shards, run after run
+    for leaf in leaves:
+        indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        blocks.append({_bounds(index, leaf.shape): [] for index in indices})
+    for run in range(leaves[0].shape[0]):
+        if not any(first <= run < last for block in blocks for (first, last), *_ in block):
+            continue
+        for leaf, block in zip(jax.tree.leaves(start(run)), blocks, strict=True):
+            array = np.asarray(leaf)
+            for ((first, last), *inner), shards in block.items():
+                if first <= run < last:
+                    shards.append(array[tuple(slice(*bounds) for bounds in inner)].copy())
+
+    def array_of(leaf, block):
+        return jax.make_array_from_callback(
+            leaf.shape,
+            leaf.sharding,
+            lambda index: np.stack(block[_bounds(index or (), leaf.shape)]),
+        )
+
+    return jax.tree.unflatten(structure, map(array_of, leaves, blocks))
+
+
+def of_this_process(tree: PyTree) -> PyTree:
+    """Return arrays that every process has whole as arrays of this process alone."""
+
+    def local(leaf):
+        whole = leaf.is_fully_replicated and not leaf.is_fully_addressable
+        return leaf.addressable_data(0) if whole else leaf
+
+    return jax.tree.map(local, tree)
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Return the first and the last entry of an index along each axis."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
 def _spec(shape: tuple[int, ...], mesh: Mesh, runs: bool) -> jax.P:

@@ -4,10 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+
 from experiments.language import text
 from experiments.language.job import Job, Work
 from experiments.language.model import Model
 from slth_jax import checks, edge_popup, models
+from slth_jax.distributed import on_first
 
 GPT2 = tuple(name for name, (_, start) in models.PRESETS.items() if start == models.initial.GPT2)
 """Names of the networks in `models.PRESETS` that are a GPT-2."""
@@ -109,9 +112,18 @@ PAPER_RECIPE: dict[str, Any] = {
 
 def load_text(settings: Settings) -> text.Corpus:
     """Return the corpus that the settings name."""
-    return text.load(
-        settings.data,
-        corpus=settings.corpus,
-        tokenizer=settings.tokenizer,
-        cache=settings.cache,
-    )
+
+    def load() -> text.Corpus:
+        return text.load(
+            settings.data,
+            corpus=settings.corpus,
+            tokenizer=settings.tokenizer,
+            cache=settings.cache,
+        )
+
+    def make_cache() -> None:
+        load()
+
+    if jax.process_count() > 1:
+        on_first(make_cache)  # hosts may share it
+    return load()

@@ -17,10 +17,12 @@ from experiments.language import text
 from experiments.language.job import Job, Run
 from experiments.language.model import Model, Params
 from experiments.language.outcome import Outcome, rows_of, save_tickets
-from slth_jax import checks, edge_popup, models, storage, supermask
-from slth_jax.distributed import on_first
+from slth_jax import checks, edge_popup, models, placement, storage, supermask
+from slth_jax.distributed import on_first, whole
 from slth_jax.types import Array, Key, PyTree
 
+# A call of the program is not cut: after SIGTERM it is made to its end, within seconds.
+_TOKENS_PER_CALL = 1 << 20
 _SHUFFLE = 1 << 22  # folded into a run's key
 
 
@@ -71,6 +73,7 @@ def train(
         progress=report,
     )
     write(log)
+    best = best._replace(masks=jax.tree.map(whole, best.masks))  # bits are small
     shuffled = np.full(len(runs), np.nan)
     if not job.dense:
         shuffled = group.evaluate(state, _shuffled(job, runs, best))["loss"]
@@ -97,7 +100,7 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
     scales = jnp.array([run.qk_scale for run in runs], jnp.float32)
 
     def start() -> edge_popup.State:
-        return program.place(_stack([_start(job, run) for run in runs]))
+        return program.stacked(lambda index: _start(job, runs[index]))
 
     return edge_popup.Runs(
         program,
@@ -108,6 +111,7 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
         batches=functools.partial(_batches, job, runs, corpus),
         validation=[_validation(job, corpus)],
         draw=lambda keys: _draw(keys, scales, job.model),
+        stretch=_stretch(job, len(runs)),
         names=lambda index: runs[index].words,
     )
 
@@ -163,16 +167,18 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def _mesh(job: Job, runs: int) -> Mesh:
-    devices = jax.device_count()
-    if job.mesh:
-        sizes = tuple(checks.integer("mesh", size, low=1) for size in job.mesh)
-        if math.prod(sizes) != devices:
-            raise checks.fail("mesh", f"of {devices} devices in all", job.mesh)
-    else:
-        along_runs = math.gcd(runs, devices)
-        along_rows = math.gcd(job.rows // job.accumulate, devices // along_runs)
-        sizes = (along_runs, along_rows, devices // along_runs // along_rows)
+    if not job.mesh:
+        return placement.mesh_of_all(runs, job.rows // job.accumulate)
+    sizes = tuple(checks.integer("mesh", size, low=1) for size in job.mesh)
+    if math.prod(sizes) != jax.device_count():
+        raise checks.fail("mesh", f"of {jax.device_count()} devices in all", job.mesh)
     return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+
+
+def _stretch(job: Job, runs: int) -> int:
+    """Return the steps of one call: a divisor of `chunk`, so that one length is compiled."""
+    most = max(1, _TOKENS_PER_CALL // (runs * job.rows * job.length))
+    return max(n for n in range(1, min(most, job.chunk) + 1) if job.chunk % n == 0)
 
 
 def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
@@ -31,7 +32,7 @@ class Best(NamedTuple):
         better = losses < self.loss
         arrays = now.masks, now.moving
         if not np.all(better):
-            arrays = _picked(better, arrays, (self.masks, self.moving))
+            arrays = _picked(np.asarray(better), arrays, (self.masks, self.moving))
         return Best(
             np.where(better, losses, self.loss).astype(np.float32),
             np.where(better, step, self.step).astype(np.int32),
@@ -46,10 +47,11 @@ def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
     return parts | ({"weights": state.weights} if redraws else {})
 
 
-def _picked(better: Bool[np.ndarray, " run"], now: PyTree, before: PyTree) -> PyTree:
+@jax.jit
+def _picked(better: Bool[Array | np.ndarray, " run"], now: PyTree, before: PyTree) -> PyTree:
     """Return `now` for the runs that got better, `before` for the others."""
 
     def pick(new, old):
-        return np.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
+        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
 
     return jax.tree.map(pick, now, before)

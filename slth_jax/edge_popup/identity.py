@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from slth_jax import storage
+from slth_jax.distributed import whole
 from slth_jax.types import PyTree
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")  # of functions that a program names
@@ -20,7 +21,8 @@ def of_arrays(tree: PyTree) -> str:
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        named[jax.tree_util.keystr(path)] = jax.random.key_data(leaf) if is_key else leaf
+        array = jax.random.key_data(leaf) if is_key else leaf
+        named[jax.tree_util.keystr(path)] = whole(array)
     return storage.array_hash(named)
 
 

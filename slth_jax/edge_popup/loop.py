@@ -78,6 +78,9 @@ def train(
     checks.integer("evaluate_every", evaluate_every, low=1)
     if evaluate_first and not runs.validation:
         raise checks.fail("evaluate_first", "False without validation batches", True)
+    if out is not None and runs.program.processes < jax.process_count():
+        allowed = f"devices of all {jax.process_count()} processes, which share `out`"
+        raise checks.fail("mesh", allowed, f"one of {runs.program.processes}")
     report = progress or (lambda step, steps, entry: None)
     with _opened(out, config) as (folder, check):
         training = _begin(runs, folder, best_params)
@@ -189,7 +192,8 @@ def _begin(runs: Runs, folder: storage.RunFolder | None, best_params: bool) -> _
             like = runs.program.shapes or runs.start()
             shapes = {"state": like, "best": _best_shapes(runs, like, best_params)}
             arrays, notes = folder.load(name, shapes)
-            best = Best(*(jax.tree.map(np.asarray, part) for part in arrays["best"]))
+            loss, at, *rest = arrays["best"]
+            best = Best(np.asarray(loss), np.asarray(at), *rest)
             losses = np.asarray(notes["losses"], np.float32).reshape(runs.program.runs, -1)
             training = _Training(runs, arrays["state"], best, best_params, notes["step"])
             training.log = notes["log"]
@@ -207,19 +211,18 @@ def _newest(folder: storage.RunFolder) -> str | None:
 def _best(runs: Runs, state: State, best_params: bool) -> Best:
     """Return the masks and moving parts of a state, its loss still open."""
     # Copied, since the next steps reuse the state's memory.
-    parts = jax.tree.map(np.array, _moving(runs, state, best_params))
+    parts = jax.tree.map(jnp.copy, _moving(runs, state, best_params))
     return _open(runs, runs.packed(state), parts)
 
 
 def _best_shapes(runs: Runs, like: State, best_params: bool) -> Best:
-    """Return zeros of the shapes of `_best`."""
+    """Return the shapes of `_best`, or zeros of these shapes if there is no mesh."""
 
     def arrays(state: State) -> tuple[dict, dict]:
         masks = runs.program.packed(runs.keys, state, runs.keep, runs.control)
         return masks, _moving(runs, state, best_params)
 
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(arrays, like))
-    return _open(runs, *zeros)
+    return _open(runs, *runs.program.like(jax.eval_shape(arrays, like)))
 
 
 def _open(runs: Runs, masks: dict[str, Any], parts: dict[str, Any]) -> Best:

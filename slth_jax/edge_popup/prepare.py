@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool
+from jax.sharding import Mesh
+from jaxtyping import Array
 
-from slth_jax import checks, supermask
+from slth_jax import checks, placement, supermask
 from slth_jax.edge_popup import identity
 from slth_jax.edge_popup import scores as edge
 from slth_jax.edge_popup.loop import Trained
@@ -51,6 +52,10 @@ class Prepared:
         kind: Kind = kind_of(models[0])
         self._kind = kind
         self._sources = [kind.split(model) for model in models]
+        for leaf in jax.tree.leaves(self._sources):
+            if not leaf.is_fully_addressable:
+                allowed = "arrays of this process, the same ones on every process"
+                raise checks.fail("params", allowed, "arrays that are spread over processes")
         self.parts = parts_of(self._sources[0][0], masking)
         self._task = Task(
             lambda named, *rest: kind.loss(loss, named, *rest),
@@ -66,9 +71,18 @@ class Prepared:
         control = jnp.array([setting.method != "edge-popup" for setting in settings])
         static = keeps[0] if all(keep == keeps[0] for keep in keeps) else None
         controls = control if bool(control.any()) else None
-        mesh, shapes = self._training.mesh, None
+        flags = [None] * len(settings) if controls is None else np.asarray(control).tolist()
+        batch = batches(0)
+        mesh, shapes = self._mesh(len(settings), batch), None
         if mesh is not None:
-            shapes = jax.eval_shape(lambda: self._start(settings, controls))
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((len(settings), *x.shape), x.dtype),
+                self._started(settings[0], flags[0]),
+            )
+
+        def start() -> State:
+            return program.stacked(lambda run: self._started(settings[run], flags[run]))
+
         program = Program(
             self._task,
             len(settings),
@@ -76,14 +90,14 @@ class Prepared:
             shared=True,
             mesh=mesh,
             shapes=shapes,
-            together=self._together(batches(0)),
+            together=None if mesh is not None else self._together(batch),
         )
         return Runs(
             program,
             jnp.stack([self._keys[setting.seed] for setting in settings]),
             jax.tree.map(lambda *fractions: jnp.array(fractions, jnp.float32), *keeps),
             self._training.steps,
-            start=lambda: program.place(self._start(settings, controls)),
+            start=start,
             batches=lambda begin, end: jax.tree.map(_one_step, batches(begin)),
             validation=self._training.validation,
             draw=None if self._draw is None else self._fresh,
@@ -136,19 +150,23 @@ class Prepared:
             scores = trained.state.trainable.scores
             state = state._replace(trainable=state.trainable._replace(scores=scores))
         fits = []
-        for run, setting in enumerate(settings):
-            one_run = jax.tree.map(lambda x, run=run: jnp.asarray(x[run]), state)
+
+        def of_run(run: Any, bits: Arrays, state: State) -> tuple[Arrays, Arrays, PyTree]:
             masks = {
-                name: supermask.unpack(bits[run], self.parts.masked[name])
-                for name, bits in best.masks.items()
+                name: supermask.unpack(bits[name][run], shape)
+                for name, shape in self.parts.masked.items()
             }
+            one_run = jax.tree.map(lambda x: x[run], state)
             control = None if runs.control is None else runs.control[run]
-            params = edge.masked(one_run, masks, control)
+            return masks, edge.masked(one_run, masks, control), one_run.model
+
+        for run, setting in enumerate(settings):
+            masks, params, model = runs.program.alone(of_run, run, best.masks, state)
             fits.append(
                 Fit(
                     setting,
                     self._kind.masks({name: masks.get(name) for name in self._kind.names}),
-                    self._kind.join(params, one_run.model),
+                    self._kind.join(params, model),
                     float(best.loss[run]),
                     int(best.step[run]),
                     log_of(trained.log, run),
@@ -158,7 +176,7 @@ class Prepared:
 
     def _together(self, batch: PyTree) -> int | None:
         """Return the number of runs per group: 1 for convolutions on a CPU, None for one group."""
-        if self._training.mesh is not None or jax.default_backend() != "cpu":
+        if jax.default_backend() != "cpu":
             return None
         return 1 if identity.has_convolution(self._task.loss, *self._arguments(batch)) else None
 
@@ -180,13 +198,15 @@ class Prepared:
         masked, pull = jax.vjp(params, scores)
         return masked, pull(masked)
 
-    def _start(self, settings: Sequence[Setting], controls: Bool[Array, " run"] | None) -> State:
-        """Return the state of all runs before the first step."""
-        flags = [None] * len(settings) if controls is None else np.asarray(controls).tolist()
-        states = [self._started(*pair) for pair in zip(settings, flags, strict=True)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    def _mesh(self, runs: int, batch: PyTree) -> Mesh | None:
+        """Return the mesh: by default every device in a run of several processes."""
+        if self._training.mesh is not None or jax.process_count() == 1:
+            return self._training.mesh
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        return placement.mesh_of_all(runs, rows // self._training.accumulate)
 
     def _started(self, setting: Setting, control: bool | None) -> State:
+        """Return the state of a run before the first step."""
         arrays, model = self._source(setting.seed)
         matrices = {name: arrays[name] for name in self.parts.masked}
         scores = self._scores(setting.seed)

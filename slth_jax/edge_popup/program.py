@@ -97,27 +97,61 @@ class Program:
         self._keep, self._shared, self._mesh, self._together = keep, shared, mesh, together
         if (mesh is None) != (shapes is None):
             raise checks.fail("mesh", "given together with shapes", "one of them alone")
-        self.shapes, places = None, None
+        self.shapes = None if mesh is None else self.like(shapes)
+        places = whole = by_run = both = None
         if mesh is not None:
             places = placement.of(shapes, mesh, runs=True)
-            self.shapes = jax.tree.map(
-                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                *(shapes, places),
-            )
-        both = None if places is None else (places, None)
+            whole = NamedSharding(mesh, jax.P())  # numbers that every process reads
+            by_run = placement.of(jax.ShapeDtypeStruct((runs,), np.float32), mesh, runs=True)
+            both = places, whole
         batch_axis = None if shared else 0
         advance, evaluate = (0, 0, batch_axis, 0, 0), (0, 0, None, 0)
         self.advance = self._lifted(self._steps, advance, donate_argnums=1, out_shardings=both)
-        self.evaluate = self._lifted(self._evaluate, evaluate)
+        self.evaluate = self._lifted(self._evaluate, evaluate, out_shardings=whole)
         self.masks = jax.jit(jax.vmap(self._masks))
-        self.packed = jax.jit(jax.vmap(self._packed))
+        self.packed = jax.jit(jax.vmap(self._packed), out_shardings=by_run)
         self.redraw = jax.jit(jax.vmap(self._redraw), out_shardings=places)
 
-    def place(self, state: State) -> State:
-        """Return the state of all runs where it lives on the mesh."""
+    @property
+    def processes(self) -> int:
+        """The number of processes whose devices the program runs on."""
+        if self._mesh is None:
+            return 1
+        return len({device.process_index for device in self._mesh.devices.flat})
+
+    def stacked(self, start: Callable[[int], State]) -> State:
+        """Return the state of all runs from ``start(run)``, on the mesh."""
         if self.shapes is None:
-            return state
-        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.shapes))
+            states = [start(run) for run in range(self.runs)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return placement.stacked(start, self.shapes)
+
+    def place(self, tree: PyTree) -> PyTree:
+        """Return arrays with a first axis of runs, the same on every process, on the mesh."""
+        if self._mesh is None:
+            return tree
+        return placement.put(tree, placement.of(tree, self._mesh, runs=True))
+
+    def like(self, shapes: PyTree) -> PyTree:
+        """Return shapes with their shardings on the mesh, or zeros if there is no mesh."""
+        if self._mesh is None:
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            *(shapes, placement.of(shapes, self._mesh, runs=True)),
+        )
+
+    def alone(self, function: Callable[..., PyTree], run: int, *trees: PyTree) -> PyTree:
+        """Return ``function(run, *trees)``, arrays without an axis of runs.
+
+        Every process gets them whole, except if the mesh splits them along 'model'.
+        """
+        if self._mesh is None:
+            return jax.jit(function)(run, *trees)
+        # As a constant, so that XLA does not gather the other runs.
+        of_run = functools.partial(function, run)
+        places = placement.of(jax.eval_shape(of_run, *trees), self._mesh)
+        return placement.of_this_process(jax.jit(of_run, out_shardings=places)(*trees))
 
     def place_batches(self, batches: PyTree) -> PyTree:
         """Return NumPy batches as `advance` takes them, on the mesh."""
@@ -131,7 +165,7 @@ class Program:
         if self._mesh is None:
             return batches
         places = placement.of_batch(batches, self._mesh, runs=runs, steps=steps)
-        return jax.tree.map(_put, batches, places)
+        return placement.put(batches, places)
 
     def _lifted(
         self, function: Callable, axes: tuple[int | None, ...], **options: Any
@@ -217,7 +251,3 @@ class Program:
 
 def _step_key(key: Key, state: State) -> Key:
     return jax.random.fold_in(jax.random.fold_in(key, _STEP), state.step)
-
-
-def _put(array: np.ndarray, place: NamedSharding) -> Array:
-    return jax.make_array_from_callback(array.shape, place, array.__getitem__)

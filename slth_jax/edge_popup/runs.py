@@ -1,6 +1,7 @@
 """The runs that train together in one program."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -53,6 +54,11 @@ class Runs:
             allowed = "a function of a key for a variant that re-draws weights"
             raise checks.fail("draw", allowed, None)
 
+    @functools.cached_property
+    def _placed(self) -> tuple[Key, Keep, Bool[Array, " run"] | None]:
+        """Keys, fractions and controls where they live on the mesh."""
+        return self.program.place((self.keys, self.keep, self.control))
+
     def advance(
         self, state: State, begin: int, end: int
     ) -> tuple[State, dict[str, Float[Array, "run step"]]]:
@@ -60,10 +66,12 @@ class Runs:
         every = self.program.task.variant.redraw_every
         if self.draw is not None and every and begin and begin % every == 0:
             for_fresh, for_choice = self._split(begin)
-            fresh = self.draw(for_fresh)
-            state = self.program.redraw(for_choice, state, fresh, self.keep, self.control)
+            fresh = self.program.place(dict(self.draw(for_fresh)))
+            for_choice, (_, keep, control) = self.program.place(for_choice), self._placed
+            state = self.program.redraw(for_choice, state, fresh, keep, control)
         batches = self.program.place_batches(self.batches(begin, end))
-        return self.program.advance(self.keys, state, batches, self.keep, self.control)
+        keys, keep, control = self._placed
+        return self.program.advance(keys, state, batches, keep, control)
 
     def end_of_stretch(self, begin: int, until: int) -> int:
         """Return the last step of one call: `until` at most, and none across a re-drawing."""
@@ -74,19 +82,22 @@ class Runs:
         self, state: State, masks: Named | None = None
     ) -> dict[str, Shaped[np.ndarray, " run"]]:
         """Return the mean measurements on the validation batches, under other `masks` if given."""
+        keys, keep, control = self._placed
         if masks is None:
-            masks = self.program.masks(self.keys, state, self.keep, self.control)
+            masks = self.program.masks(keys, state, keep, control)
+        else:
+            masks = self.program.place(dict(masks))
         parts = []
         for batch in self.validation:
             rows = self.program.place_validation(batch)
-            measured = self.program.evaluate(state, masks, rows, self.control)
+            measured = self.program.evaluate(state, masks, rows, control)
             parts.append({name: np.asarray(x, np.float64) for name, x in measured.items()})
         return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
 
-    def packed(self, state: State) -> dict[str, UInt8[np.ndarray, "run bytes"]]:
+    def packed(self, state: State) -> dict[str, UInt8[Array, "run bytes"]]:
         """Return the masks by name, one bit per connection."""
-        bits = self.program.packed(self.keys, state, self.keep, self.control)
-        return jax.tree.map(np.asarray, bits)
+        keys, keep, control = self._placed
+        return self.program.packed(keys, state, keep, control)
 
     def _split(self, step: int) -> tuple[Key, Key]:
         def split(key: Key) -> Key:

@@ -32,7 +32,8 @@ class Training:
         random masks.
       progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry,
         whose losses are lists over runs.
-      mesh: devices along axes 'run', 'data' and 'model'; None for the default device.
+      mesh: devices along axes 'run', 'data' and 'model'; None for the default device, in a run of
+        several processes for all devices, along runs first and then along rows.
     """
 
     steps: int

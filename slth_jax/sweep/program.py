@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Int64, Shaped, UInt32
 
 from slth_jax import checks
+from slth_jax.distributed import whole
 from slth_jax.storage import named_leaves
 from slth_jax.sweep.plan import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
@@ -226,16 +226,10 @@ class Program:
 def collect(started: tuple[Any, int]) -> Record:
     """Wait for a step and return its results, on every process."""
     outputs, count = started
-    metrics, arrays = jax.tree.map(lambda array: _to_host(array)[:count], outputs)
+    metrics, arrays = jax.tree.map(lambda array: whole(array)[:count], outputs)
     return {"metrics": metrics, "arrays": arrays}
 
 
 def join(records: list[Record]) -> Record:
     """Return several records as one record, in order."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *records)
-
-
-def _to_host(array: Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

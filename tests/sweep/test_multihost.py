@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,39 +11,15 @@ from pathlib import Path
 import jax
 import pytest
 import sweep_worker
+from processes import finish, free_port, start
 
 from slth_jax import distributed, sweep
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def launch(out, scenario):
     """Run two workers; return their exit statuses and their texts."""
-    port = free_port()
-    # Programs of several processes are not shared with programs of a single process.
-    no_cache = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", **no_cache}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, sweep_worker.__file__, str(index), str(port), str(out), scenario],
-            env=environment,
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        texts = [worker.communicate(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    return [worker.returncode for worker in workers], texts
+    file = sweep_worker.__file__
+    return finish(start(lambda index, port: (file, index, port, out, scenario), 2, devices=4))
 
 
 @pytest.fixture(scope="module")
@@ -102,29 +77,16 @@ with distributed.joined(f"localhost:{port},{index}/3"):
 )
 def test_no_process_waits_for_a_lost_one(kind, victim):
     """All end within a minute, and the last line says which process was lost."""
-    port, start = free_port(), time.monotonic()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOSES, str(index), str(port), str(victim), kind],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(3)
-    ]
-    try:
-        texts = [worker.communicate(timeout=150)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert time.monotonic() - start < 120  # with the start of three processes
+    begin = time.monotonic()
+    workers = start(lambda index, port: ("-c", LOSES, index, port, victim, kind), 3, devices=1)
+    statuses, texts = finish(workers, 150)
+    assert time.monotonic() - begin < 120  # with the start of three processes
     words = "has failed (the loss is NaN)" if kind == "error" else "is lost"
-    for index, (worker, text) in enumerate(zip(workers, texts, strict=True)):
+    for index, (status, (_, text)) in enumerate(zip(statuses, texts, strict=True)):
         if index == victim:
-            assert worker.returncode == (1 if kind == "error" else -signal.SIGKILL)
+            assert status == (1 if kind == "error" else -signal.SIGKILL)
         else:
-            assert worker.returncode == distributed.LOST, text
+            assert status == distributed.LOST, text
             line = f"error: process {victim} of 3 {words}; the same command continues"
             assert text.splitlines()[-1] == line
 
