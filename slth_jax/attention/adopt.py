@@ -9,6 +9,7 @@ Every array and option of a layer is used, has no effect on its output (dropout,
 training, and the dtype and precision of the computation), or is refused by name.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,8 +84,7 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
         `add_zero_attn`), or names or shapes that such a layer does not have.
     """
     if not isinstance(source, Mapping):
-        if not hasattr(source, "state_dict"):
-            raise checks.fail("source", "a torch.nn.MultiheadAttention", type(source).__name__)
+        _check_module(source)
         if getattr(source, "add_zero_attn", False):
             raise checks.fail("source", "attention without add_zero_attn", "a layer with it")
         if num_heads not in (None, source.num_heads):
@@ -92,7 +92,7 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
         num_heads, source = source.num_heads, source.state_dict()
     if num_heads is None:
         raise checks.fail("num_heads", "given for a state dict", None)
-    weights = {name: _numpy(value) for name, value in source.items() if value is not None}
+    weights = {name: _numpy(name, value) for name, value in source.items() if value is not None}
     if "bias_k" in weights:
         raise checks.fail("source", "attention without add_bias_kv", "a layer with it")
     required = {"in_proj_weight", "out_proj.weight"}
@@ -144,7 +144,9 @@ def from_flax(source: Any) -> AttentionParams:
                 raise checks.fail("source", allowed, f"an array {unknown!r}")
     kernels, biases = {}, {}
     for name in _LAYERS:
-        arrays = {part: _numpy(value) for part, value in tree.get(name, {}).items()}
+        arrays = {
+            part: _numpy(f"{name}.{part}", value) for part, value in tree.get(name, {}).items()
+        }
         if "kernel" not in arrays:
             raise checks.fail("source", "an attention layer of Flax", f"no kernel of {name!r}")
         kernels[name] = checks.array(f"{name}.kernel", arrays["kernel"], ndim=3)
@@ -175,9 +177,15 @@ def _nnx_parameters(module: Any) -> dict[str, Any]:
     """Return the parameters of an `nnx.MultiHeadAttention` as a tree, after its options."""
     from flax import nnx  # takes a second, which other users of attention need not wait for
 
+    kind = type(module)
     if not isinstance(module, nnx.MultiHeadAttention):
-        raise checks.fail("source", "nnx.MultiHeadAttention or parameters", type(module).__name__)
+        raise checks.fail("source", "nnx.MultiHeadAttention or parameters", kind.__name__)
+    if kind.__call__ is not nnx.MultiHeadAttention.__call__:
+        raise checks.fail("source", "a layer with the __call__ of its class", kind.__name__)
     default = {
+        "qkv_promote_dtype": nnx.nn.dtypes.promote_dtype,
+        "out_promote_dtype": nnx.nn.dtypes.promote_dtype,
+        "ln_promote_dtype": nnx.nn.dtypes.promote_dtype,
         "attention_fn": nnx.dot_product_attention,
         "decode": False,
         "qkv_dot_general": None,
@@ -188,12 +196,33 @@ def _nnx_parameters(module: Any) -> dict[str, Any]:
     for name, value in default.items():
         given = getattr(module, name, value)
         if given is not None and given is not value:
-            raise checks.fail("source", f"attention with the default {name}", repr(given))
+            word = getattr(given, "__name__", repr(given))
+            raise checks.fail("source", f"attention with the default {name}", word)
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
-def _numpy(value: Any) -> np.ndarray:
-    """Return a tensor of PyTorch or an array in NumPy float32."""
+def _check_module(source: Any) -> None:
+    """Refuse a module whose output is not the one of its state dict in PyTorch's own layer."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(source, torch.nn.MultiheadAttention):
+        raise checks.fail("source", "a torch.nn.MultiheadAttention", type(source).__name__)
+    if type(source).forward is not torch.nn.MultiheadAttention.forward:
+        allowed = "a layer with the forward of its class"
+        raise checks.fail("source", allowed, type(source).__name__)
+    if source._forward_hooks or source._forward_pre_hooks:
+        raise checks.fail("source", "a layer without forward hooks", "a layer with one")
+
+
+def _numpy(name: str, value: Any) -> np.ndarray:
+    """Return a tensor of PyTorch or an array in NumPy float32.
+
+    Raises:
+      ValueError: complex numbers, integers, or narrower than 16 bits: such weights have scales.
+    """
+    dtype = getattr(value, "dtype", None)
+    dtype = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if dtype not in ("float16", "bfloat16", "float32", "float64"):
+        raise checks.fail(name, "of 16, 32 or 64 bit floating point", f"dtype {dtype}")
     if hasattr(value, "detach"):
         value = value.detach().cpu().float().numpy()
     return np.asarray(value, np.float32)

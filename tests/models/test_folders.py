@@ -373,6 +373,13 @@ def test_weights_of_torch(tied, copy):
     np.testing.assert_array_equal(logits(folder), logits(tied))
 
 
+def test_an_adapter_beside_the_weights_is_not_passed_over(tied, copy):
+    folder = copy(tied)
+    (folder / "adapter_config.json").write_text("{}")
+    with refusals("model must be a folder without adapter_config.json"):
+        models.weights.open(folder)
+
+
 def test_files_that_are_none_are_said_to_be(tied, copy):
     folder = copy(tied)
     weights = folder / "model.safetensors"

@@ -40,6 +40,9 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     """
     folder = Path(path)
     check_file(folder / "config.json")
+    if (folder / "adapter_config.json").exists():  # transformers adds its arrays to the model's
+        allowed = "a folder without adapter_config.json: merge the adapter into the weights"
+        raise checks.fail("model", allowed, str(folder))
     fields = storage.read_json(folder / "config.json")
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     module = ARCHITECTURES[checks.choice("model_type", kind, ARCHITECTURES)]

@@ -29,12 +29,15 @@ KEYS = Keys(
         "attention.head_count_kv": None, "attention.layer_norm_rms_epsilon": 1e-5,
         "attention.key_length": None, "attention.value_length": None, "vocab_size": None,
         "rope.freq_base": 10_000.0, "rope.dimension_count": None,
-        "rope.scaling.type": "none", "rope.scaling.factor": None,
+        "rope.scaling.type": "linear", "rope.scaling.factor": None,
     },
     only={"attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,)},
     ignored=frozenset({"rope.scaling.finetuned", "rope.scaling.original_context_length"}),
 )  # fmt: skip
-"""The keys ``llama.*``; ``general.*``, ``tokenizer.*`` and ``quantize.*`` have no effect."""
+"""The keys ``llama.*``, with the defaults of llama.cpp.
+
+``general.*``, ``tokenizer.*`` and ``quantize.*`` have no effect.
+"""
 
 
 def open_gguf(path: str | os.PathLike[str]) -> Reader:
@@ -197,7 +200,7 @@ def _frequencies(
     """Return the rotary frequencies; Llama 3's scaling is an array of divisors in the file."""
     scaling = checks.choice("rope.scaling.type", values["rope.scaling.type"], ("none", "linear"))
     parameters = {"rope_type": "default"}
-    if scaling == "linear":
+    if scaling == "linear" and values["rope.scaling.factor"] not in (None, 0.0):
         parameters = {"rope_type": "linear", "factor": values["rope.scaling.factor"]}
     fields = {
         **rope.KEYS,

@@ -1,0 +1,44 @@
+"""The kinds of networks and layers: their draws, their named cases, counts of verdicts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.networks import archives, hugging_face, layers, single_files
+from experiments.networks.judge import Case, Verdict, judge
+
+DRAWS: dict[str, Callable[[str], Case]] = {
+    **{kind: partial(hugging_face.draw, kind) for kind in hugging_face.FAMILIES},
+    "archive": archives.draw,
+    "llama2.c": partial(single_files.draw, "llama2.c"),
+    "gguf": partial(single_files.draw, "gguf"),
+    **{kind: partial(layers.draw, kind) for kind in ("torch", "linen", "nnx")},
+}
+"""A function of a seed that draws a case, by kind."""
+
+CASES = (*hugging_face.CASES, *archives.CASES, *single_files.CASES, *layers.CASES)
+
+
+def named(only: Sequence[str]) -> Iterator[Callable[[Path], Verdict]]:
+    """Yield a function per named case of the kinds; it returns the verdict."""
+    for case in CASES:
+        if case.name.partition(":")[0] in only:
+            yield partial(judge, case)
+
+
+def drawn(kind: str, seed: str) -> Callable[[Path], Verdict]:
+    """Return the function of a drawn case, which returns the verdict."""
+    return partial(judge, DRAWS[kind](seed))
+
+
+def counts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return the numbers of verdicts, and the largest difference of networks that are read."""
+    read = [v.difference for v in verdicts if v.kind == "read" and v.difference is not None]
+    return {
+        "drawn": len(verdicts),
+        "read": len(read),
+        "refused": sum(v.kind == "refused" for v in verdicts),
+        "faults": sum(v.fault for v in verdicts),
+        "largest_difference": max(read, default=0.0),
+    }
