@@ -130,10 +130,13 @@ def test_a_chat_is_rendered_as_transformers_does(hugging_face):
 def test_a_template_runs_in_a_sandbox(hugging_face, tmp_path):
     folder, _, _ = hugging_face
     tokens.copy(folder, tmp_path)
-    for template in ("{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}", "{% if"):
+    large = ("{{ 'a' * 10 ** 9 }}", "{{ 9 ** 9999999 }}", "{{ '%999999999s' % 1 }}")
+    for template in ("{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}", "{% if", *large):
         (tmp_path / "chat_template.jinja").write_text(template)
         with refusals("the chat template must be one that renders"):
             tokens.open_tokenizer(tmp_path).chat("hello")
+    (tmp_path / "chat_template.jinja").write_text("{{ '-' * 3 }}{{ 7 % 4 }}{{ '%s' % 'x' }}")
+    assert tokens.open_tokenizer(tmp_path).chat("hello")
     (tmp_path / "chat_template.jinja").unlink()
     with refusals("--chat must be given only if .* has a chat template"):
         tokens.open_tokenizer(tmp_path).chat("hello")
@@ -234,6 +237,38 @@ def test_another_tokenizer_in_a_gguf_file_is_refused(hugging_face, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def steps(*names):
+    """Return the list of modules of sentence-transformers."""
+    paths = ("", "1_Pooling", "2_Normalize")
+    kinds = (f"sentence_transformers.models.{name}" for name in names)
+    return json.dumps([{"type": t, "path": p} for t, p in zip(kinds, paths, strict=False)])
+
+
+@pytest.mark.parametrize(
+    "name, content, line",
+    [
+        ("modules.json", steps("Transformer", "Pooling", "Dense"), "modules.json must be Transf"),
+        ("modules.json", steps("Transformer"), "modules.json must be Transformer, Pooling"),
+        ("modules.json", '[{"type": "Transformer"}, {"type": "Pooling"}]', "a pooling in 1_Pool"),
+        ("sentence_bert_config.json", '{"do_lower_case": true}', "do_lower_case must be false"),
+        ("sentence_bert_config.json", '{"max_seq_length": -1}', "max_seq_length must be an int"),
+        ("1_Pooling/config.json", '{"pooling_mode": "cls"}', "'pooling_mode' must be absent"),
+        ("config_sentence_transformers.json",
+         '{"prompts": {"query": "query: "}, "default_prompt_name": "query"}',
+         "default_prompt_name must be null"),
+    ],
+)  # fmt: skip
+def test_steps_of_an_encoder_are_used_or_refused(name, content, line, hugging_face, tmp_path):
+    tokens.copy(hugging_face[0], tmp_path / "from")
+    (tmp_path / "from" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "from" / name).write_text(content)
+    tokens.copy(tmp_path / "from", tmp_path)  # the folder of a ticket has the same files
+    with refusals(line):
+        tokens.Sentences(tmp_path, 9)
+    (tmp_path / name).write_text(steps("Transformer", "Pooling") if "modules" in name else "{}")
+    tokens.Sentences(tmp_path, 9)
+
+
 def test_sentences_are_cut_and_padded(hugging_face, tmp_path):
     folder, fast, _ = hugging_face
     tokens.copy(folder, tmp_path)
@@ -247,7 +282,7 @@ def test_sentences_are_cut_and_padded(hugging_face, tmp_path):
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true}')
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
-    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Pooling"}]')
+    (tmp_path / "modules.json").write_text(steps("Transformer", "Pooling"))
     sentences = tokens.Sentences(tmp_path, 9)
     assert (sentences.length, sentences.pooling, sentences.normalise) == (4, "first", False)
     (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')

@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face folders, through the library `tokenizers`, with chat templates."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja",
     "special_tokens_map.json", "generation_config.json",
 )  # fmt: skip
+
+_LARGEST = 9999  # in a template, of a power or a repetition
 
 
 class FolderTokenizer:
@@ -146,7 +149,22 @@ def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
     def refuse(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
+    class Bounded(ImmutableSandboxedEnvironment):
+        """Small products, powers and widths of numbers: a template must not take all memory."""
+
+        intercepted_binops = frozenset(("*", "**", "%"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sides = [side for side in (left, right) if isinstance(side, (int, float))]
+            repeats = operator == "*" and len(sides) < 2
+            text = isinstance(left, str) and re.search(r"\d{5}", left)
+            if (operator == "**" or repeats) and any(abs(side) > _LARGEST for side in sides):
+                refuse(f"{operator} with a number beyond {_LARGEST}")
+            if operator == "%" and text:
+                refuse(f"% with a width beyond {_LARGEST}")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Bounded(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(

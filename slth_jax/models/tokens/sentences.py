@@ -1,18 +1,23 @@
 """The files of a sentence encoder: texts to padded tokens, and the pooling of their states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from slth_jax import checks
+from slth_jax import checks, storage
 from slth_jax.models.tokens.folder import FolderTokenizer, read_object
 
 # The files of the library sentence-transformers that change an embedding.
-FILES = ("sentence_bert_config.json", "1_Pooling/config.json", "modules.json")
+FILES = (
+    "sentence_bert_config.json", "1_Pooling/config.json", "modules.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+_STEPS = ("Transformer", "Pooling", "Normalize")
+_WIDTHS = ("word_embedding_dimension", "embedding_dimension", "include_prompt")
 
 
 class Batch(NamedTuple):
@@ -35,22 +40,21 @@ class Sentences:
         """Read the files of the folder; `max_length` is the longest text of the model.
 
         Raises:
-          ValueError: a pooling that is not supported.
+          ValueError: a pooling, a step, a prompt or a change of texts that is not supported.
           CheckpointError: a file is missing or damaged.
         """
         self._tokenizer = FolderTokenizer(folder)
-        stated = read_object(folder / FILES[0]).get("max_seq_length")
-        self.length = min(max_length, stated) if isinstance(stated, int) else max_length
-        pooling = read_object(folder / FILES[1])
-        modes = [name for name in pooling if name.startswith("pooling_mode_") and pooling[name]]
-        if modes:
-            checks.choice("pooling", modes[0], _POOLINGS)
-            if len(modes) > 1:
-                raise checks.fail("pooling", "one mode", ", ".join(modes))
-        self.pooling = _POOLINGS[modes[0]] if modes else "mean"
+        config = read_object(folder / FILES[0])
+        self.length = max_length
+        if config.get("max_seq_length") is not None:
+            stated = checks.integer("max_seq_length", config["max_seq_length"], low=1)
+            self.length = min(max_length, stated)
+        if config.get("do_lower_case"):
+            raise checks.fail("do_lower_case", "false: texts are not changed", "true")
+        self.pooling = _pooling(read_object(folder / FILES[1]))
         # A list of steps without a normalisation leaves embeddings as they are.
-        steps = folder / FILES[2]
-        self.normalise = not steps.exists() or "Normalize" in steps.read_text(errors="replace")
+        self.normalise = "Normalize" in _steps(folder / FILES[2])
+        _check_prompt(read_object(folder / FILES[3]))
 
     def batch(self, texts: Sequence[str]) -> Batch:
         """Return the tokens of `texts`, each with the special tokens, filled up with padding.
@@ -68,3 +72,38 @@ class Sentences:
             tokens[i, : len(row)] = row
             kept[i, : len(row)] = True
         return Batch(tokens, kept)
+
+
+def _pooling(config: Mapping[str, Any]) -> str:
+    """Return the pooling that a configuration names; 'mean' if it is empty."""
+    modes = [name for name in config if name.startswith("pooling_mode_")]
+    for name in config.keys() - {*modes, *_WIDTHS}:
+        raise checks.fail(repr(name)[:80], "absent from the pooling", repr(config[name])[:80])
+    chosen = [name for name in modes if config[name]]
+    if len(chosen) > 1:
+        raise checks.fail("pooling", "one mode", ", ".join(chosen))
+    return _POOLINGS[checks.choice("pooling", chosen[0], _POOLINGS)] if chosen else "mean"
+
+
+def _steps(path: Path) -> tuple[str, ...]:
+    """Return the steps of an encoder in a list of modules; all of them if there is no list."""
+    if not path.exists():
+        return _STEPS
+    modules = storage.read_json(path)
+    entries = modules if isinstance(modules, list) else [None]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise storage.Damaged(f"{path} is damaged: no list of modules")
+    steps = tuple(str(entry.get("type")).rpartition(".")[2] for entry in entries)
+    if steps not in (_STEPS, _STEPS[:2]):
+        raise checks.fail("modules.json", ", ".join(_STEPS), ", ".join(steps))
+    if entries[1].get("path") != "1_Pooling":
+        raise checks.fail("modules.json", "a pooling in 1_Pooling", repr(entries[1].get("path")))
+    return steps
+
+
+def _check_prompt(config: Mapping[str, Any]) -> None:
+    """Refuse a prompt that the library sentence-transformers puts before every text."""
+    name, prompts = config.get("default_prompt_name"), config.get("prompts")
+    if name is not None and (not isinstance(prompts, dict) or prompts.get(name) != ""):
+        allowed = "null: no text is put before the texts"
+        raise checks.fail("default_prompt_name", allowed, repr(name)[:80])
