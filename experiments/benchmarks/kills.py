@@ -1,0 +1,161 @@
+"""Send SIGKILL to runs at random moments, resume them, compare each with an undisturbed run.
+
+    python -m experiments.benchmarks.kills [--only sweep,'figure 4'] [--kills 25] [--seed 0]
+
+`killed_work` has the runs. A run is killed and started again until it ends; then its results (rows,
+masks, tickets, figures) must have the bits of an undisturbed run, and the next run begins in a new
+folder, until there are enough kills. A moment is a random share of the time of an undisturbed run,
+counted from the end of the imports. Every second kill then waits for the next save to begin, so
+that some kills land in the middle of a save. ``--save`` writes the counts into
+``results/kills.json``, beside the counts of other runs and seeds.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.killed_work import CHUNK, WORK, begun_trials, write_inputs
+
+RESULTS = Path(__file__).parent / "results" / "kills.json"
+
+
+def _start(name: str, out: Path, inputs: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.benchmarks.killed_work", name]
+    _begun(out).unlink(missing_ok=True)
+    # Compiled programs are kept, so that kills do not all land in compilations. JAX compiles a
+    # program again if a kill left a part of its file, and warns.
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": str(inputs.with_name("programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
+    }
+    return subprocess.Popen(
+        [*command, str(out), str(inputs)],
+        cwd=Path(__file__).parents[2],
+        env=programs | os.environ,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _begun(out: Path) -> Path:
+    return out.with_name(f"{out.name}.begun")
+
+
+def _wait_for_imports(process: subprocess.Popen, out: Path) -> None:
+    while process.poll() is None and not _begun(out).exists():
+        time.sleep(0.002)
+
+
+def _finish(name: str, out: Path, inputs: Path) -> float:
+    """Do a run without a kill; return the seconds after the imports."""
+    process = _start(name, out, inputs)
+    _wait_for_imports(process, out)
+    begin = time.perf_counter()
+    assert process.wait() == 0, f"{name} fails without a kill"
+    return time.perf_counter() - begin
+
+
+def _saving(out: Path) -> bool:
+    return any(out.glob("**/*.tmp"))
+
+
+def _kill(process: subprocess.Popen, out: Path, delay: float, *, in_a_save: bool) -> bool:
+    """Send SIGKILL after a delay, or at the next save behind it; return whether it was killed."""
+    _wait_for_imports(process, out)
+    until = time.perf_counter() + delay
+    while process.poll() is None and time.perf_counter() < until:
+        time.sleep(0.002)
+    while in_a_save and process.poll() is None and not _saving(out):
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    status = process.wait()
+    assert status in (0, -signal.SIGKILL), f"the run ended with status {status}"
+    return status != 0
+
+
+def run(name: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Kill one of `WORK` so many times; return the counts.
+
+    Raises:
+      AssertionError: a result differs from the undisturbed run's, a run fails, a saved piece is
+        lost, or a trial of a sweep outside the chunk in flight was computed twice.
+    """
+    work, rng = WORK[name], random.Random(f"{seed} {name}")
+    inputs, undisturbed = folder / "inputs", folder / "undisturbed"
+    write_inputs(inputs)
+    _finish(name, undisturbed, inputs)
+    expected = work.digest(undisturbed)
+    # Programs are compiled by now, as they are for every run that follows.
+    seconds = _finish(name, folder / "again", inputs)
+    assert work.digest(folder / "again") == expected, f"two undisturbed runs of {name} differ"
+    counts = {"kills": 0, "kills_in_a_save": 0, "runs": 0, "trials_computed_again": 0}
+    while counts["kills"] < kills:
+        out = folder / f"killed-{counts['runs']}"
+        finished: set[str] = set()
+        ended = False
+        while not ended and counts["kills"] < kills:
+            in_a_save = rng.random() < 0.5
+            process = _start(name, out, inputs)
+            ended = not _kill(process, out, rng.uniform(0, seconds), in_a_save=in_a_save)
+            pieces = {path.name for path in out.glob(work.pieces)}
+            assert work.drops or finished <= pieces, f"{name} lost {sorted(finished - pieces)}"
+            finished = pieces
+            if not ended:
+                counts["kills"] += 1
+                counts["kills_in_a_save"] += _saving(out)
+        if not ended:
+            _finish(name, out, inputs)
+        assert work.digest(out) == expected, f"killed {name} differs from the undisturbed run"
+        again = len(begun_trials(out)) - len(set(begun_trials(out)))
+        assert again <= CHUNK * counts["kills"], "more than the chunk in flight was lost"
+        counts["trials_computed_again"] += again
+        counts["runs"] += 1
+    return {"work": name, "seed": seed, **counts, "undisturbed_seconds": round(seconds, 2)}
+
+
+def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:
+    """Write counts into the file of results; counts of the same run and seed are replaced."""
+    from experiments import machine
+    from slth_jax import storage
+
+    stored = storage.read_json(results)["reports"] if results.exists() else []
+    by_run = {(r["work"], r["seed"]): r for r in (*stored, *reports)}
+    ordered = [by_run[key] for key in sorted(by_run)]
+    storage.write_json(results, {"reports": ordered, **machine.report()})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.kills",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", default=",".join(WORK), help="runs, by commas (default: all)")
+    parser.add_argument("--kills", type=int, default=25, help="kills of each (default: 25)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    parser.add_argument("--save", action="store_true", help="write results/kills.json")
+    options = parser.parse_args(arguments)
+    for name in options.only.split(","):
+        if name not in WORK:
+            parser.error(f"--only must be among {', '.join(WORK)}, got {name!r}")
+    for name in options.only.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            report = run(name, Path(folder), kills=options.kills, seed=options.seed)
+        print(json.dumps(report), flush=True)
+        if options.save:
+            save([report])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()
