@@ -11,16 +11,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 AGREES = "agrees"
-# Half the width of a 95 % interval in standard errors.
-STANDARD_ERRORS = 1.96
 
 Claim = dict[str, Any]
 
 
-def number(what: str, paper: float, measured: float, se: float) -> Claim:
-    """Compare a number of the paper with ``here ± 1.96 se``."""
-    low, high = measured - STANDARD_ERRORS * se, measured + STANDARD_ERRORS * se
+def interval(measured: float, se: float, free: int) -> tuple[float, float]:
+    """Return Student's 95 % interval of a number with a standard error of `free` degrees."""
+    half = float(stats.t.ppf(0.975, free)) * se
+    return measured - half, measured + half
+
+
+def number(what: str, paper: float, measured: float, se: float, free: int) -> Claim:
+    """Compare a number of the paper with `interval`."""
+    low, high = interval(measured, se, free)
     return inside(what, paper, measured, low, high, "inside the 95 % interval")
 
 

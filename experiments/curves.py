@@ -7,14 +7,17 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 
-def exponential(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
+def exponential(n: ArrayLike, mean: ArrayLike, *, floor: float = 0.0) -> dict[str, float]:
     """Fit ``gamma exp(-delta n)`` to means, as the paper does with SciPy.
 
     `gamma`, `delta` and their standard errors by unweighted least squares on the means (which
-    the small widths dominate); `log_delta` is the rate of a straight line through the logarithms.
+    the small widths dominate); `log_delta` is the rate of a straight line through the logarithms
+    of the means above `floor`, where rounding does not limit the error. The standard errors assume
+    deviations of equal variance from the curve; `free` is their degrees of freedom.
     """
     n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
-    line = log_line(n_, mean_)
+    above = mean_ > floor
+    line = log_line(n_[above], mean_[above]) if above.sum() > 2 else log_line(n_, mean_)
     (gamma, delta), covariance = optimize.curve_fit(
         lambda x, g, d: g * np.exp(-d * x),
         n_,
@@ -28,6 +31,7 @@ def exponential(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
         "delta": float(delta),
         "gamma_se": float(gamma_se),
         "delta_se": float(delta_se),
+        "free": len(n_) - 2,
         **{f"log_{name}": value for name, value in line.items()},
     }
 

@@ -93,6 +93,24 @@ def paired(
     return out
 
 
+def crossed_mean(values: np.ndarray) -> dict[str, Any]:
+    """Return the standard error of the mean of crossed effects `[t, s]`, and its freedom.
+
+    ``x_ts = mean + a_t + b_s + e_ts`` has the variance ``V(a) / T + V(b) / S + V(e) / (T S)``: the
+    variances of the means of rows and columns contain V(e) twice. The degrees of freedom are those
+    of the smaller side. Empty if a side has a single value.
+    """
+    t, s = values.shape
+    if min(t, s) < 2:
+        return {}
+    rows, columns = values.mean(axis=1), values.mean(axis=0)
+    rest = values - rows[:, None] - columns[None] + values.mean()
+    noise = np.sum(rest**2) / ((t - 1) * (s - 1))
+    variance = rows.var(ddof=1) / t + columns.var(ddof=1) / s - noise / (t * s)
+    least = max(rows.var(ddof=1) / t, columns.var(ddof=1) / s)
+    return {"mean_se": float(np.sqrt(max(variance, least))), "mean_free": min(t, s) - 1}
+
+
 def mean(values: Sequence[float]) -> float:
     """Return the mean of a column."""
     return float(np.mean(values))

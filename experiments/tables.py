@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 # In summary.json, but not on the screen.
-LEFT_OUT = ("std", "count", "vacuous", "accuracy_min", "targets_low", "targets_high")
+LEFT_OUT = (
+    "std",
+    "count",
+    "vacuous",
+    "accuracy_min",
+    "targets_low",
+    "targets_high",
+    "mean_se",
+    "mean_free",
+)
 
 MEANINGS = {
     "mean": "mean over the trials of a row",
@@ -31,8 +40,9 @@ MEANINGS = {
     "kept": "share of connections in the ticket",
     "units": "hidden units per input coordinate",
     "nonzero": "non-zero parameters",
-    "log_gamma": "gamma of a straight line through the logarithms of the means",
-    "log_delta": "decay rate of a straight line through the logarithms of the means",
+    "log_gamma": "gamma of a straight line through the logarithms of means above rounding",
+    "log_delta": "decay rate of a straight line through the logarithms of means above rounding",
+    "free": "degrees of freedom of the standard errors",
     "gamma_se": "standard error of gamma",
     "delta_se": "standard error of delta",
     "log_delta_se": "standard error of log_delta",

@@ -55,8 +55,10 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     """Fit ``n / d = intercept + slope log(1 / eps) + d log(d) + heads log(H) (+ small / d^2)``.
 
     In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small` covers the
-    few units of a small d. `low` and `high` are the least and the largest ratio of a measured width
-    to the fitted one: with a margin of `high` every point is met, with less than `low` none is.
+    few units of a small d. A power of d or H is fitted only if the rows have several values of it;
+    its `_se` is the delta method's, with `shapes` - 1 degrees of freedom. `low` and `high` are the
+    least and the largest ratio of a measured width to the fitted one: with a margin of `high` every
+    point is met, with less than `low` none is.
     """
     h, d, eps = _columns(rows)
     y = _units(rows)
@@ -68,15 +70,26 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     }
     if small:
         columns["small"] = d**-2.0
+    for name, values in (("d", d), ("heads", h)):
+        if np.ptp(values) == 0:  # the intercept contains it
+            del columns[name]
     design = np.stack(list(columns.values()), axis=1)
-    beta, se, residual, r2 = _least_squares(design, y, _shapes(rows))
+    beta, covariance, residual, r2 = _clustered(design, y, _shapes(rows))
     out: dict[str, Any] = {}
-    for name, value, error in zip(columns, beta, se, strict=True):
-        out |= {name: value, f"{name}_se": error}
+    names = list(columns)
+    for name, value, error in zip(names, beta, np.sqrt(np.diag(covariance)), strict=True):
+        out |= {name: float(value), f"{name}_se": float(error)}
+    for name in ("d", "heads"):
+        if name in columns:
+            ratio = out[name] / out["slope"]
+            gradient = np.zeros(len(names))
+            gradient[names.index(name)] = 1 / out["slope"]
+            gradient[names.index("slope")] = -ratio / out["slope"]
+            out[f"power_of_{name}"] = ratio
+            out[f"power_of_{name}_se"] = float(np.sqrt(gradient @ covariance @ gradient))
     share = y / (y - residual)
     return out | {
-        "power_of_d": out["d"] / out["slope"],
-        "power_of_heads": out["heads"] / out["slope"],
+        "shapes": len(set(_shapes(rows))),
         "rms": float(np.sqrt(np.mean(residual**2))),
         "r2": r2,
         "low": float(share.min()),
@@ -144,18 +157,29 @@ def _shapes(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 def _least_squares(design: np.ndarray, y: np.ndarray, groups: Sequence[tuple[int, int]]):
     """Return coefficients, their standard errors clustered by group, residuals and R^2."""
+    beta, covariance, residual, r2 = _clustered(design, y, groups)
+    return [float(b) for b in beta], np.sqrt(np.diag(covariance)).tolist(), residual, r2
+
+
+def _clustered(design: np.ndarray, y: np.ndarray, groups: Sequence[tuple[int, int]]):
+    """Return coefficients, their covariance clustered by group, residuals and R^2."""
     beta, *_ = np.linalg.lstsq(design, y, rcond=None)
     residual = y - design @ beta
-    scores = design * residual[:, None]
-    names = list(dict.fromkeys(groups))
-    sums = np.array([scores[[g == name for g in groups]].sum(axis=0) for name in names])
     bread = np.linalg.pinv(design.T @ design)
-    n, p, g = len(y), np.linalg.matrix_rank(design), len(names)
-    # The usual correction for few groups; residuals within a group may depend on each other.
-    correction = g / max(g - 1, 1) * (n - 1) / max(n - p, 1)
-    covariance = bread @ (sums.T @ sums) @ bread * correction
+    names = list(dict.fromkeys(groups))
+    covariance = np.zeros_like(bread)
+    for name in names:
+        rows = design[[group == name for group in groups]]
+        # The residuals that the other groups' fit would leave (jackknife, Bell and McCaffrey 2002):
+        # plain residuals of few groups are too small. A group that has an intercept of its own has
+        # no freedom in that direction, hence the pseudo-inverse.
+        inside = residual[[group == name for group in groups]]
+        outside = np.linalg.pinv(np.eye(len(rows)) - rows @ bread @ rows.T, hermitian=True) @ inside
+        score = bread @ (rows.T @ outside)
+        covariance += np.outer(score, score)
+    covariance *= (len(names) - 1) / len(names)
     r2 = float(1 - residual @ residual / max(((y - y.mean()) ** 2).sum(), 1e-30))
-    return [float(b) for b in beta], [float(s) for s in np.sqrt(np.diag(covariance))], residual, r2
+    return beta, covariance, residual, r2
 
 
 def _means(rows: Sequence[Row], name: str, residual: np.ndarray) -> dict[str, float]:

@@ -293,8 +293,9 @@ def _compare(law: dict[str, Any] | None) -> list[claims.Claim]:
             f"R^2 at least {LINEAR}",
         )
     ]
-    for name, of in (("power_of_d", "d"), ("power_of_heads", "heads")):
-        se = free[f"{of}_se"] / free["slope"]
-        what = f"{name.replace('_', ' ')} in the logarithm"
-        compared.append(claims.number(what, PAPER[name], free[name], se))
+    for name in ("power_of_d", "power_of_heads"):
+        if name in free:
+            what = f"{name.replace('_', ' ')} in the logarithm"
+            se, shapes = free[f"{name}_se"], free["shapes"]
+            compared.append(claims.number(what, PAPER[name], free[name], se, shapes - 1))
     return compared

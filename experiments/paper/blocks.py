@@ -138,7 +138,7 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
     median at the best width (rare values out of reach do not move a median). Lines are fitted to
     the logarithms, as the means span many decades. `residual` is the root mean square distance of
     the logarithms from the line. `one_rate_serves` is true if each depth's separate rate lies
-    within two standard errors (of both rates) of the shared rate.
+    within Student's 95 % interval, of both standard errors, of the shared rate.
     """
     depths: dict[str, Any] = {}
     shared: dict[str, float] = {}
@@ -152,7 +152,8 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
         alone = curves.log_line(n, mean)
         shared = shared or alone
         together = curves.log_gamma_at(n, mean, shared["delta"])
-        error = np.hypot(alone["delta_se"], shared["delta_se"])
+        error = float(np.hypot(alone["delta_se"], shared["delta_se"]))
+        _, limit = claims.interval(0.0, error, len(used) - 2)
         depths[str(depth)] = {
             "gamma": together["gamma"],
             "residual": together["residual"],
@@ -160,7 +161,7 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
             "own_delta_se": alone["delta_se"],
             "floor": floor,
             "widths": n,
-            "agrees": bool(abs(alone["delta"] - shared["delta"]) <= 2 * error),
+            "agrees": bool(abs(alone["delta"] - shared["delta"]) <= limit),
         }
     if not depths:
         return {}
@@ -182,14 +183,18 @@ def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.
             f"the rate of one block serves (here {fit['delta']:.3g})",
             alone["own_delta"],
             alone["agrees"],
-            "within two standard errors of both rates",
-            low=alone["own_delta"] - claims.STANDARD_ERRORS * alone["own_delta_se"],
-            high=alone["own_delta"] + claims.STANDARD_ERRORS * alone["own_delta_se"],
+            "within Student's 95 % interval of both standard errors",
+            **_limits(alone),
         )
         for depth, alone in list(fit.get("blocks", {}).items())[1:]
     ]
     what = "widths and depths at which one more block has the larger mean error"
     return compared + claims.ordered(what, rows, "num_blocks", "width", grows=True)
+
+
+def _limits(fit: dict[str, Any]) -> dict[str, float]:
+    low, high = claims.interval(fit["own_delta"], fit["own_delta_se"], len(fit["widths"]) - 2)
+    return {"low": low, "high": high}
 
 
 def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -> None:

@@ -46,17 +46,29 @@ def means(
 def with_band(
     summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], by: str
 ) -> list[dict[str, Any]]:
-    """Add the 10th and 90th percentile over targets of a target's mean error to each row."""
+    """Add columns to each row: over targets, and the standard error of the mean of all trials.
+
+    `targets_low` and `targets_high` are the 10th and 90th percentile over targets of a target's
+    mean error. `mean_se` is clustered by target and by source, with `mean_free` degrees of freedom.
+    """
     points, of_targets = means(rows, by)
     low, high = np.quantile(of_targets, (measure.BAND[0], measure.BAND[-1]), axis=1)
-    at = {x: (float(a), float(b)) for x, a, b in zip(points, low, high, strict=True)}
-    return [
-        {**row, "targets_low": at[row[by]][0], "targets_high": at[row[by]][1]} for row in summary
-    ]
+    columns: dict[Any, dict[str, Any]] = {}
+    for x, a, b in zip(points, low, high, strict=True):
+        trials = [row for row in rows if row[by] == x]
+        seeds = sorted({row["seed"] for row in trials})
+        targets = sorted({row["target_index"] for row in trials})
+        errors = {(row["target_index"], row["seed"]): row["error"] for row in trials}
+        crossed = np.array([[errors[t, s] for s in seeds] for t in targets], float)
+        columns[x] = {"targets_low": float(a), "targets_high": float(b)}
+        columns[x] |= measure.crossed_mean(crossed)
+    return [{**row, **columns[row[by]]} for row in summary]
 
 
-def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def fit(rows: Sequence[dict[str, Any]], *, floor: float = 0.0) -> dict[str, Any]:
     """Fit ``gamma exp(-delta n)`` to the means of all targets, and to the means of each target.
+
+    The line through the logarithms takes the means above `floor`.
 
     Returns the fit of all targets, `targets`, their number, and `single`, the quantiles of the
     single targets' gamma and delta.
@@ -70,5 +82,5 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
         for name in ("gamma", "delta")
     }
-    together = curves.exponential(widths, of_targets.mean(axis=1))
+    together = curves.exponential(widths, of_targets.mean(axis=1), floor=floor)
     return {**together, "targets": len(single), "single": quantiles}

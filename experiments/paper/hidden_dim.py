@@ -218,15 +218,22 @@ def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dic
     if "trained" in config.target:
         of_source = {
             source: curves.exponential(
-                config.widths, [row["mean"] for row in series["trained", source]]
+                config.widths,
+                [row["mean"] for row in series["trained", source]],
+                floor=above_rounding(series["trained", source]),
             )
             for source in config.sources
         }
         fits |= {"fit": of_source[main], "fits": of_source}
     if "drawn" in config.target:
         of_main = [t for t in trials if (t["target"], t["source"]) == ("drawn", main)]
-        fits["fit_drawn"] = drawn.fit(of_main)
+        fits["fit_drawn"] = drawn.fit(of_main, floor=above_rounding(series["drawn", main]))
     return fits
+
+
+def above_rounding(rows: Sequence[dict[str, Any]]) -> float:
+    """Return ten times the rounding error, which is the median error at the best width."""
+    return 10 * min(row["median"] for row in rows)
 
 
 def describe_target(target: Projections, loss: float) -> dict[str, float]:
@@ -288,6 +295,7 @@ def compare(summary: dict[str, Any], source: str) -> list[claims.Claim]:
                 PAPER_FIT[name],
                 summary["fit"][name],
                 summary["fit"][f"{name}_se"],
+                summary["fit"]["free"],
             )
             for name in ("gamma", "delta")
         ]
@@ -301,7 +309,8 @@ def compare(summary: dict[str, Any], source: str) -> list[claims.Claim]:
                 f"mean error at width {widest['width']}, {kind}; the paper's by its fit",
                 PAPER_FIT["gamma"] * math.exp(-PAPER_FIT["delta"] * widest["width"]),
                 widest["mean"],
-                widest["std"] / math.sqrt(widest["count"]),
+                widest.get("mean_se", widest["std"] / math.sqrt(widest["count"])),
+                widest.get("mean_free", widest["count"] - 1),
             )
         )
     return compared

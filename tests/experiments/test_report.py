@@ -164,7 +164,7 @@ def test_folders_that_hold_no_finished_run_get_one_line(folder, tmp_path, capsys
 
 def test_verdicts_follow_the_intervals():
     inside, below, above = (
-        claims.number("n", 1.0, value, 0.1)["verdict"] for value in (1.1, 0.5, 2)
+        claims.number("n", 1.0, value, 0.1, 9)["verdict"] for value in (1.1, 0.5, 2)
     )
     assert (inside, below, above) == ("agrees", "lower", "higher")
     for low, high, verdict in [(-2, -1, "agrees"), (-1, 1, "open"), (1, 2, "differs")]:
