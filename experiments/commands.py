@@ -24,7 +24,7 @@ PAGE = "report.html"
 def command(options: argparse.Namespace) -> None:
     """Carry out a parsed command line."""
     if options.config is not None:
-        _from_file(options)
+        from_file(options)
     if options.name is None:
         raise checks.fail("NAME", "an experiment or 'list' (or give --config FILE)", "none")
     if options.name == "list":
@@ -58,10 +58,11 @@ def command(options: argparse.Namespace) -> None:
             _report(folders, os.path.join(os.path.dirname(folders[0]), PAGE))
 
 
-def _from_file(options: argparse.Namespace) -> None:
+def from_file(options: argparse.Namespace) -> None:
     """Take the experiment and its options from a run's config.json."""
     recorded = storage.read_json(options.config, checksum=None)
-    if not (isinstance(recorded, dict) and {"experiment", "options"} <= recorded.keys()):
+    fields = recorded if isinstance(recorded, dict) else {}
+    if not isinstance(fields.get("options"), dict) or "experiment" not in fields:
         raise checks.fail("--config", "the config.json of an experiment's run", options.config)
     if options.name not in (None, recorded["experiment"]):
         raise checks.fail("NAME", f"that of --config, {recorded['experiment']!r}", options.name)

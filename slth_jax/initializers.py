@@ -171,6 +171,7 @@ def theory_blocks(
 
     `options`: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
+    key = checks.key("key", key)
     keys = (
         jax.random.fold_in(key, b) for b in range(checks.integer("num_blocks", num_blocks, low=1))
     )
@@ -188,12 +189,15 @@ def theory_layers(key: Key, widths: Sequence[int], units: Sequence[int]) -> tupl
     Returns:
       Layers without biases, `[n, i]` and `[o, n]` of each pair in turn.
     """
+    key = checks.key("key", key)
+    for name, sizes in (("widths", widths), ("units", units)):
+        for index, size in enumerate(checks.sequence(name, sizes)):
+            _checked_size(f"{name}[{index}]", size)
     if len(units) != len(widths) - 1:
         allowed = f"{len(widths) - 1} numbers, as many as layers"
         raise checks.fail("units", allowed, len(units))
     layers: list[Linear] = []
     for l, (i, o, n) in enumerate(zip(widths, widths[1:], units, strict=False)):
-        checks.integer(f"units[{l}]", n, low=1)
         rows = uniform_units(jax.random.fold_in(key, l), n, (i + o,))
         layers += [Linear(rows[:, :i]), Linear(rows[:, i:].T)]
     return tuple(layers)
@@ -223,6 +227,7 @@ def theory_transformer(
       units: hidden units of the source for each of the target's layers, one more than `hidden`.
       options: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
+    key, hidden = checks.key("key", key), checks.sequence("hidden", hidden)
     attentions = theory_blocks(key, num_blocks=num_blocks, num_heads=num_heads, d=d, **options)
     widths = (d, *hidden, d)
     return tuple(

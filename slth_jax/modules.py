@@ -70,6 +70,8 @@ class Supermask(nnx.Module):
         variant: edge_popup.Variant | str = "ramanujan",
         mask: Callable[[str, Array], bool] | None = None,
     ):
+        checks.record("model", model, nnx.Module)
+        checks.record("rngs", rngs, nnx.Rngs)
         self.variant = variant_of(variant)
         if self.variant.redraw_every or self.variant.keep_at is not None:
             allowed = "a form without redraw_every and keep_at, which need the steps of `fit`"
@@ -80,7 +82,9 @@ class Supermask(nnx.Module):
         if isinstance(keep, Mapping):
             self.keep: Any = by_name(keep, masked)
         else:
-            self.keep = keep if isinstance(keep, jax.Array) else fraction(keep)
+            known = not isinstance(keep, jax.core.Tracer)
+            checked = fraction(keep) if known else keep
+            self.keep = keep if isinstance(keep, jax.Array) else checked
         frozen = [
             (path, Frozen(v.get_value()) if _name(path) in masked else v) for path, v in params
         ]
@@ -146,6 +150,7 @@ class Attention(nnx.Module):
     def __init__(
         self, num_heads: int, d_in: int, d_out: int, *, n_k: int, n_v: int, rngs: nnx.Rngs
     ):
+        checks.record("rngs", rngs, nnx.Rngs)
         drawn = initializers.theory_attention(
             rngs.params(), num_heads=num_heads, d_in=d_in, d_out=d_out, n_k=n_k, n_v=n_v
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from experiments.fuzz.mutations import NASTY
 from slth_jax import (
@@ -21,6 +22,7 @@ from slth_jax import (
     guarantee,
     initializers,
     models,
+    modules,
     subset_sum,
     supermask,
     sweep,
@@ -56,6 +58,15 @@ def _loss(params, batch):
 
 def _trial(key, hparams):
     return {"error": jax.random.normal(key) * hparams.get("a", 1)}
+
+
+def _linear() -> nnx.Linear:
+    return nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+
+def _masked_call(**options: Any) -> Any:
+    """Wrap a module and call it."""
+    return modules.Supermask(**options)(jnp.ones((1, 4)))
 
 
 # Functions, arguments that they accept, and the names of arguments that are sizes of arrays.
@@ -127,8 +138,28 @@ TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
                  "padded": (), "config": None, "shard": None, "batch": None}, ("seeds",)),
     (edge_popup.fit, {"key": KEY, "params": {"w": np.ones((4, 1), np.float32)}, "loss": _loss,
                       "batches": lambda step: jnp.ones((2, 4)), "training": TRAINING, "keep": 0.5,
-                      "seeds": None, "controls": ()}, ("seeds",)),
+                      "seeds": None, "controls": (), "masking": edge_popup.Masking()}, ("seeds",)),
     (edge_popup.Schedule, {"steps": 2, "warmup": 1, "weight_decay": 0.0}, ()),
+    (edge_popup.Training, {"steps": 2, "optimizer": optax.sgd(0.1), "sweep": {}, "accumulate": 1,
+                           "validation": (), "evaluate_every": 1, "mesh": None}, ()),
+    (edge_popup.Masking, {"variant": "ramanujan", "mask": None, "learn": None, "fan_in": {}}, ()),
+    (edge_popup.Variant, {"scope": "array", "redraw_every": 0, "redraw_rate": 0.1}, ()),
+    (_masked_call, {"model": _linear(), "keep": 0.5, "rngs": nnx.Rngs(0), "variant": "ramanujan",
+                    "mask": None}, ()),
+    (modules.Attention, {"num_heads": 2, "d_in": 4, "d_out": 4, "n_k": 2, "n_v": 2,
+                         "rngs": nnx.Rngs(0)}, ("num_heads", "d_in", "d_out", "n_k", "n_v")),
+    (initializers.theory_blocks, {"key": KEY, "num_blocks": 1, "num_heads": 1, "d": 2, "n_k": 4,
+                                  "n_v": 4}, ("num_blocks", "num_heads", "d", "n_k", "n_v")),
+    (initializers.theory_layers, {"key": KEY, "widths": (2, 3, 2), "units": (4, 4)}, ()),
+    (initializers.theory_transformer, {"key": KEY, "num_blocks": 1, "num_heads": 1, "d": 2,
+                                       "hidden": (3,), "units": (4, 4), "n_k": 4, "n_v": 4},
+     ("num_blocks", "num_heads", "d", "n_k", "n_v")),
+    (initializers.scaled_xavier_attention, {"key": KEY, "n_k": 4, "n_v": 4, **SHAPE},
+     ("num_heads", "d_in", "d_out", "n_k", "n_v")),
+    (initializers.signed_constant_attention, {"key": KEY, "n_k": 4, "n_v": 4, **SHAPE},
+     ("num_heads", "d_in", "d_out", "n_k", "n_v")),
+    (models.embeddings, {"params": {}, "tokens": TOKENS, "settings": SETTINGS}, ()),
+    (models.weights.open, {"path": "nowhere", "config": None}, ()),
 ]  # fmt: skip
 
 

@@ -15,12 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.fuzz import run_folders, tickets, trained_models
+from experiments.fuzz import run_folders, tickets, tokenizers, trained_models
 from experiments.fuzz.arguments import CALLS
 from experiments.fuzz.subject import Subject, equal
 from slth_jax.storage import CheckpointError
 
-SUBJECTS = (*tickets.SUBJECTS, *trained_models.SUBJECTS, *run_folders.SUBJECTS)
+SUBJECTS = (
+    *tickets.SUBJECTS,
+    *trained_models.SUBJECTS,
+    *tokenizers.SUBJECTS,
+    *run_folders.SUBJECTS,
+)
 MOST_BYTES = 3 << 29  # 1.5 GiB
 SECONDS = 120
 REFUSALS = (ValueError, CheckpointError, ModuleNotFoundError)
@@ -72,6 +77,7 @@ def run(
                 kind = verdict.split(":")[0]
                 counts[name][kind] += 1
                 if kind not in ("refused", "same", "read"):
+                    verdict = verdict.encode("ascii", "backslashreplace").decode()
                     failures.append(Failure(name, case, verdict))
                     progress(f"{name} {case}: {verdict}")
     return counts, failures

@@ -1,5 +1,8 @@
 """Folders of runs: a sweep, a fit, a finished experiment."""
 
+import dataclasses
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,31 @@ def _write_experiment(folder: Path) -> None:
         raise RuntimeError("the experiment failed")
 
 
+def _write_config(folder: Path) -> None:
+    """Write the config.json of a run of figure 4, without its checksum, as a user edits it."""
+    from experiments.paper import hidden_dim
+
+    config = dataclasses.asdict(hidden_dim.PRESETS["quick"])
+    recorded = {"experiment": "hidden-dim", "options": config}
+    (folder / "config.json").write_text(json.dumps(recorded))
+
+
+def _change_config(rng: random.Random, folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_bytes(mutations.json_text(rng, json.loads(file.read_text())))
+
+
+def _read_config(folder: Path) -> Any:
+    """Read it as `--config FILE` does, before the run begins."""
+    from experiments import commands, options, registry
+    from experiments.__main__ import parser
+
+    given = parser().parse_args(["--config", str(folder / "config.json")])
+    commands.from_file(given)
+    presets = registry.load(given.name).PRESETS
+    return options.configure(presets, given.preset, {}, None, given.recorded)
+
+
 def _read_report(folder: Path) -> Any:
     from experiments import report
 
@@ -72,5 +100,6 @@ def _read_report(folder: Path) -> Any:
 SUBJECTS: tuple[Subject, ...] = (
     Subject("sweep folder", _sweep, mutations.change_folder, _read_sweep),
     Subject("fit folder", _fit, mutations.change_folder, _read_fit),
+    Subject("config of a run", _write_config, _change_config, _read_config, sealed=False),
     Subject("report", _write_experiment, mutations.change_folder, _read_report, sealed=False),
 )  # fmt: skip

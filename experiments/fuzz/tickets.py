@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import numpy as np
 
 from experiments.fuzz import mutations
 from experiments.fuzz.subject import Subject, bytes_of
-from experiments.fuzz.trained_models import write_llama2c
+from experiments.fuzz.trained_models import BERT, write_folder, write_llama2c
 from slth_jax import attention, hide, initializers, models, ticket
 from slth_jax.construction import prune_attention
+from slth_jax.factored import Bands
 
 INPUTS = np.random.default_rng(0).normal(size=(1, 3, 2)).astype(np.float32)
 _NAME = "ticket.safetensors"
@@ -66,13 +68,29 @@ def _crafted(name: str) -> Callable[[random.Random, Path], None]:
 
 def _write_model_ticket(folder: Path) -> None:
     write_llama2c(folder)
-    reader = models.weights.open(folder / "model.bin")
-    hide.solve(reader, hide.make_spec(reader, samples=3), folder / "out")
+    _hide_alone(folder, "model.bin", samples=3)
+
+
+def _write_bands(folder: Path) -> None:
+    write_llama2c(folder)
+    _hide_alone(folder, "model.bin", bits=Bands(2, states=4))
+
+
+def _write_encoder(folder: Path) -> None:
+    write_folder(**BERT)(folder / "bert")
+    _hide_alone(folder, "bert", samples=3)
+
+
+def _hide_alone(folder: Path, model: str, **options: Any) -> None:
+    """Hide a model of the folder, and leave the ticket alone in it."""
+    reader = models.weights.open(folder / model)
+    hide.solve(reader, hide.make_spec(reader, **options), folder / "out")
     (folder / "out" / _NAME).replace(folder / _NAME)
-    for file in sorted((folder / "out").rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    (folder / "out").rmdir()
-    (folder / "model.bin").unlink()
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != _NAME:
+            entry.unlink()
 
 
 def _read_model_ticket(folder: Path) -> Any:
@@ -109,6 +127,11 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("ticket header", _write_ticket, _crafted("a.ticket.safetensors"), _read_ticket, False),
     Subject("model ticket bytes", _write_model_ticket, bytes_of(_NAME), _read_model_ticket),
     Subject("model ticket header", _write_model_ticket, _crafted(_NAME), _read_model_ticket,
+            sealed=False),
+    Subject("band ticket bytes", _write_bands, bytes_of(_NAME), _read_model_ticket),
+    Subject("band ticket header", _write_bands, _crafted(_NAME), _read_model_ticket, sealed=False),
+    Subject("encoder ticket bytes", _write_encoder, bytes_of(_NAME), _read_model_ticket),
+    Subject("encoder ticket header", _write_encoder, _crafted(_NAME), _read_model_ticket,
             sealed=False),
     Subject("hide folder", _write_hide, _change_hide, _read_hide),
 )  # fmt: skip

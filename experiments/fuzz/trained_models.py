@@ -1,4 +1,4 @@
-"""Trained models and tokenizers, in the formats in which people have them."""
+"""Trained models, in the formats in which people have them."""
 
 import io
 import json
@@ -21,6 +21,12 @@ WIDTH, BLOCKS, VOCABULARY, LENGTH = 8, 2, 16, 12
 LLAMA: dict[str, Any] = {
     "num_kv_heads": 1, "norm": "rms", "positions": "rotary", "gated": True, "activation": "silu",
     "tied": True,
+}  # fmt: skip
+
+
+BERT: dict[str, Any] = {
+    "causal": False, "post_norm": True, "states": True, "token_types": 2, "embedding_norm": True,
+    "activation": "gelu_exact",
 }  # fmt: skip
 
 
@@ -54,7 +60,9 @@ def read_weights(path: Path) -> Any:
     return reader.load()
 
 
-def _hugging_face(**options: Any) -> Callable[[Path], None]:
+def write_folder(**options: Any) -> Callable[[Path], None]:
+    """Return a function that writes a Hugging Face folder of a model with these settings."""
+
     def write(folder: Path) -> None:
         settings, params = _drawn_model(**options)
         models.weights.save(folder, params, settings)
@@ -155,48 +163,55 @@ def _write_gguf(folder: Path) -> None:
     writer.close()
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """Write a llama2.c tokenizer, and a Hugging Face one of bytes."""
-    pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), b"a", b"b"]
-    data = struct.pack("<i", max(map(len, pieces)))
-    for index, piece in enumerate(pieces):
-        data += struct.pack("<fi", -float(index), len(piece)) + piece
-    (folder / "tokenizer.bin").write_bytes(data)
-    vocabulary = {chr(97 + i): i for i in range(13)} | {"ab": 13, "<s>": 14, "</s>": 15}
-    whole: dict[str, Any] = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
-        "decoder": None,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]], "unk_token": None},
-    }  # fmt: skip
-    (folder / "hub").mkdir()
-    (folder / "hub" / "tokenizer.json").write_text(json.dumps(whole))
-    settings = {
-        "eos_token": "</s>",
-        "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+def _gguf_fields(rng: random.Random, folder: Path) -> None:
+    """Write the file again with other values of its keys, or of other types."""
+    import gguf
+
+    file = folder / "model.gguf"
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(folder / "changed.gguf", "llama")
+    fields = {
+        name: (field.contents(), field.types[0])
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.") and name != "general.architecture"
     }
-    (folder / "hub" / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    from slth_jax.models import tokens
-
-    texts = []
-    for path in (folder / "tokenizer.bin", folder / "hub"):
-        tokenizer = tokens.open_tokenizer(path)
-        numbers = [int(token) for token in tokenizer.encode("abc")]
-        texts.append((numbers, tokenizer.decode(numbers)))
-    return texts
+    for name in rng.sample(sorted(fields), k=rng.choice((1, 1, 2))):
+        value, type_ = fields[name]
+        action = rng.randrange(4)
+        if action == 0:
+            del fields[name]
+        elif action == 1:
+            fields[name] = (rng.choice(("x", "\x1b[31m", "")), gguf.GGUFValueType.STRING)
+        elif action == 2:
+            numbers = (0, 1, 3, 2**31 - 1) if type_ != gguf.GGUFValueType.FLOAT32 else (
+                0.0, -1.0, float("nan"), float("inf"), 1e30, 0.5
+            )  # fmt: skip
+            fields[name] = (rng.choice(numbers), type_)
+        else:
+            fields[name] = (rng.random() < 0.5, gguf.GGUFValueType.BOOL)
+    if rng.random() < 0.3:
+        fields["llama.mystery"] = (1, gguf.GGUFValueType.UINT32)
+    for name, (value, type_) in fields.items():
+        writer.add_key_value(name, value, type_)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (folder / "changed.gguf").replace(file)
 
 
 SUBJECTS: tuple[Subject, ...] = (
     Subject("llama2.c", write_llama2c, bytes_of("model.bin"),
             lambda folder: read_weights(folder / "model.bin"), sealed=False),
-    Subject("llama folder", _hugging_face(**LLAMA), _change_model, read_weights, sealed=False),
-    Subject("gpt2 folder", _hugging_face(), _change_model, read_weights, sealed=False),
+    Subject("llama folder", write_folder(**LLAMA), _change_model, read_weights, sealed=False),
+    Subject("gpt2 folder", write_folder(), _change_model, read_weights, sealed=False),
     Subject("archive", _write_lens, _change_lens,
             lambda folder: read_weights(folder / "net.npz"), sealed=False),
     Subject("gguf", _write_gguf, bytes_of("model.gguf"),
             lambda folder: read_weights(folder / "model.gguf"), sealed=False),
-    Subject("tokenizer", _write_tokenizer, mutations.change_folder, _read_tokenizer, sealed=False),
+    Subject("gguf keys", _write_gguf, _gguf_fields,
+            lambda folder: read_weights(folder / "model.gguf"), sealed=False),
+    Subject("bert folder", write_folder(**BERT), _change_model, read_weights, sealed=False),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from slth_jax import checks
 from slth_jax.edge_popup.schedule import VECTORS
 from slth_jax.edge_popup.scores import Keep
-from slth_jax.edge_popup.variants import Variant
+from slth_jax.edge_popup.variants import Variant, variant_of
 from slth_jax.types import Key, PyTree
 
 Choose = Callable[[str, Array], bool]
@@ -50,6 +50,14 @@ class Masking:
     mask: Choose | None = None
     learn: Choose | None = None
     fan_in: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        variant_of(self.variant)
+        for name in ("mask", "learn"):
+            if getattr(self, name) is not None:
+                checks.function(name, getattr(self, name))
+        for name, count in checks.record("fan_in", self.fan_in, Mapping).items():
+            checks.integer(f"fan_in[{name!r}]", count, low=1)
 
 
 @runtime_checkable
@@ -203,7 +211,7 @@ def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, float]:
         chosen = [k for k in keep if name == k or name.startswith(f"{k}.")]
         if len(chosen) != 1:
             allowed = f"a dictionary with one entry for {name!r}"
-            raise checks.fail("keep", allowed, f"entries {sorted(keep)}")
+            raise checks.fail("keep", allowed, f"entries {sorted(map(str, keep))}")
         result[name] = fraction(keep[chosen[0]], f"keep[{chosen[0]!r}]")
     for name in keep:
         if not any(array == name or array.startswith(f"{name}.") for array in masked):
