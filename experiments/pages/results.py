@@ -139,7 +139,7 @@ def figure_6_note() -> str:
     residual = max(part["residual"] for part in blocks.values())
     agree = sum(part["agrees"] for part in blocks.values())
     return wrapped(
-        f"In figure 6 the rates of {agree} of {len(blocks)} depths agree within two standard errors; "
+        f"In figure 6 the rates of {agree} of {len(blocks)} depths agree within Student's 95 % interval; "
         f"the logarithms lie up to {residual:.2f} (root mean square) from the common line. All depths "
         f"share one target, of which shallower transformers are the first blocks, and one set of "
         f"sources."
@@ -325,7 +325,9 @@ def subset_sums() -> str:
 
 def sweeps() -> str:
     """Times of sweeps against loops, memory, kills."""
-    result, kill = read("sweep"), read("kill")
+    result = read("sweep")
+    kills = [report for report in read("kills")["reports"] if report["work"] == "sweep"]
+    killed, in_saves = (sum(report[n] for report in kills) for n in ("kills", "kills_in_a_save"))
     medians, trials = result["medians"], result["pairs"][0]["trials"]
     scale = {row["trials"]: row for row in result["scale"]}
     most = max(row["peak_mib"] for row in scale.values())
@@ -340,7 +342,6 @@ def sweeps() -> str:
         f"{min(same)} of {trials:,} trials were equal between both: the loop compiles other programs, "
         f"and a sweep promises equal bits between its own devices, chunks and processes only. 100,000 "
         f"trials saved to disk take {scale[100_000]['seconds']:.0f} s; the largest peak of all sizes is "
-        f"{most:.0f} MiB. A sweep of {kill['trials']:,} trials killed {kill['kills']} times, "
-        f"{kill['kills_in_a_save']} of them in the middle of a save, ended with the results and masks "
-        f"of an undisturbed one, bit for bit (`experiments/benchmarks/kill.py`)."
+        f"{most:.0f} MiB. Sweeps that were killed {killed} times, {in_saves} of them in the middle of a save, "
+        f"ended with the results and masks of an undisturbed one, bit for bit ([kills](trust.md#kills))."
     )
