@@ -67,6 +67,7 @@ def test_means_over_targets_and_sources_that_are_crossed(of_target, of_source):
 WIDTHS = np.arange(4, 101, 8)
 
 
+@pytest.mark.slow
 def test_rates_of_the_curve_fitted_to_means():
     """As the fit assumes: deviations of equal variance from the curve."""
     limits: dict[str, list] = {"gamma": [], "delta": []}
@@ -110,6 +111,7 @@ def law_rows(of_shape):
     return rows
 
 
+@pytest.mark.slow
 def test_powers_of_the_law_are_clustered_by_shape():
     """Twelve shapes, not 84 points."""
     limits: dict[str, list] = {"d": [], "heads": []}
@@ -137,6 +139,7 @@ def test_powers_of_the_law_are_clustered_by_shape():
     assert covered(independent, 2.0) < 0.8
 
 
+@pytest.mark.slow
 def test_bits_per_unit_are_clustered_by_shape():
     limits = []
     for _ in range(400):
@@ -160,6 +163,7 @@ def test_a_power_of_heads_needs_several_numbers_of_heads():
     assert "power_of_heads" not in fit and fit["power_of_d"] == pytest.approx(1, abs=0.5)
 
 
+@pytest.mark.slow
 def test_crossings_of_few_sources():
     """The bootstrap's percentiles over 20 sources cover a little less than 95 %."""
     widths = np.array([4, 8, 12, 16, 20])
