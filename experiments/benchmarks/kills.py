@@ -12,6 +12,7 @@ that some kills land in the middle of a save. ``--save`` writes the counts into
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -82,30 +83,33 @@ def _kill(process: subprocess.Popen, out: Path, delay: float, *, in_a_save: bool
     return status != 0
 
 
-def run(name: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill one of `WORK` so many times; return the counts.
+def run(
+    name: str, folder: Path, *, kills: int, seed: int = 0, seconds: float = math.inf
+) -> dict[str, Any]:
+    """Kill one of `WORK` so many times, or until the seconds are over; return the counts.
 
     Raises:
       AssertionError: a result differs from the undisturbed run's, a run fails, a saved piece is
         lost, or a trial of a sweep outside the chunk in flight was computed twice.
     """
+    until = time.perf_counter() + seconds
     work, rng = WORK[name], random.Random(f"{seed} {name}")
     inputs, undisturbed = folder / "inputs", folder / "undisturbed"
     write_inputs(inputs)
     _finish(name, undisturbed, inputs)
     expected = work.digest(undisturbed)
     # Programs are compiled by now, as they are for every run that follows.
-    seconds = _finish(name, folder / "again", inputs)
+    whole = _finish(name, folder / "again", inputs)
     assert work.digest(folder / "again") == expected, f"two undisturbed runs of {name} differ"
     counts = {"kills": 0, "kills_in_a_save": 0, "runs": 0, "trials_computed_again": 0}
-    while counts["kills"] < kills:
+    while counts["kills"] < kills and time.perf_counter() < until:
         out = folder / f"killed-{counts['runs']}"
         finished: set[str] = set()
         ended = False
-        while not ended and counts["kills"] < kills:
+        while not ended and counts["kills"] < kills and time.perf_counter() < until:
             in_a_save = rng.random() < 0.5
             process = _start(name, out, inputs)
-            ended = not _kill(process, out, rng.uniform(0, seconds), in_a_save=in_a_save)
+            ended = not _kill(process, out, rng.uniform(0, whole), in_a_save=in_a_save)
             pieces = {path.name for path in out.glob(work.pieces)}
             assert work.drops or finished <= pieces, f"{name} lost {sorted(finished - pieces)}"
             finished = pieces
@@ -119,7 +123,7 @@ def run(name: str, folder: Path, *, kills: int, seed: int = 0) -> dict[str, Any]
         assert again <= CHUNK * counts["kills"], "more than the chunk in flight was lost"
         counts["trials_computed_again"] += again
         counts["runs"] += 1
-    return {"work": name, "seed": seed, **counts, "undisturbed_seconds": round(seconds, 2)}
+    return {"work": name, "seed": seed, **counts, "undisturbed_seconds": round(whole, 2)}
 
 
 def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:
@@ -143,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(WORK), help="runs, by commas (default: all)")
     parser.add_argument("--kills", type=int, default=25, help="kills of each (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="begin no kill later (default: no limit)"
+    )
     parser.add_argument("--save", action="store_true", help="write results/kills.json")
     options = parser.parse_args(arguments)
     for name in options.only.split(","):
@@ -150,7 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--only must be among {', '.join(WORK)}, got {name!r}")
     for name in options.only.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            report = run(name, Path(folder), kills=options.kills, seed=options.seed)
+            report = run(
+                name, Path(folder), kills=options.kills, seed=options.seed, seconds=options.seconds
+            )
         print(json.dumps(report), flush=True)
         if options.save:
             save([report])

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from slth_jax import checks
 from slth_jax.edge_popup.schedule import VECTORS
 from slth_jax.edge_popup.scores import Keep
-from slth_jax.edge_popup.variants import Variant, variant_of
+from slth_jax.edge_popup.variants import Variant
 from slth_jax.types import Key, PyTree
 
 Choose = Callable[[str, Array], bool]
@@ -52,7 +52,6 @@ class Masking:
     fan_in: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        variant_of(self.variant)
         for name in ("mask", "learn"):
             if getattr(self, name) is not None:
                 checks.function(name, getattr(self, name))

@@ -61,7 +61,10 @@ _PLAIN = {scope: Variant(scope=scope) for scope in SCOPES}
 def init_scores(
     key: Key, weights: Named, variant: Variant, *, fan_in: Mapping[str, int] | None = None
 ) -> dict[str, Float[Array, "..."]]:
-    """Draw the first scores, one for every entry of every array of `weights`.
+    """Draw the first scores, one for every entry of every array of `weights`, in its dtype.
+
+    Scores of float16 weights are float32: an optimiser's small constants, such as Adam's 1e-8, are
+    0 in float16, and the score of a connection without gradient would become 0 / 0.
 
     Args:
       key: a typed PRNG key; each array draws from its own, folded from its place among the names.
@@ -73,6 +76,7 @@ def init_scores(
     for index, name in enumerate(sorted(weights)):
         shape, dtype = weights[name].shape, weights[name].dtype
         checks.array(f"weights[{name!r}]", weights[name], min_ndim=2, finite=False)
+        dtype = jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
         inputs = (fan_in or {}).get(name, variant.fan_in(shape))
         scores[name] = variant.init(jax.random.fold_in(key, index), shape, dtype, inputs)
     return scores

@@ -400,6 +400,26 @@ def test_a_gradient_that_is_not_finite_names_the_step():
         edge_popup.fit(KEY, draw(KEY), loss, batch, **OPTIONS)
 
 
+def test_float16_weights_do_not_keep_the_connections_of_dead_inputs():
+    """Adam's 1e-8 is 0 in float16: scores without gradient became NaN, and ranked first."""
+    training = Training(steps=20, optimizer=optax.adam(0.05), evaluate_every=10)
+    weights = {"w": jax.random.normal(KEY, (8, 4), jnp.float16)}
+    alive = (jnp.arange(8) >= 4)[None]  # the first four inputs are always 0
+    teacher = jax.random.normal(jax.random.fold_in(KEY, 5), (8, 4))
+
+    def rows(step):
+        x = jnp.where(alive, jax.random.normal(jax.random.fold_in(KEY, step), (32, 8)), 0)
+        return x.astype(jnp.float16), (x @ teacher).astype(jnp.float16)
+
+    def loss(params, batch):
+        x, y = batch
+        return jnp.mean((x @ params["w"] - y).astype(jnp.float32) ** 2)
+
+    [result] = edge_popup.fit(KEY, weights, loss, rows, keep=0.5, training=training)
+    kept = np.asarray(result.masks["w"])
+    assert kept.sum() == 16 and kept[:4].sum() < 10 and result.ticket["w"].dtype == jnp.float16
+
+
 def test_known_nan_scores_are_refused_and_traced_ones_rank_first():
     scores = jnp.array([0.5, jnp.nan, 3.0, 1.0])
     with refusals("scores must be free of NaN, got 1 NaN of 4 entries"):

@@ -90,7 +90,7 @@ def _steps(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return _STEPS
     modules = storage.read_json(path)
-    entries = modules if isinstance(modules, list) else [None]
+    entries: list[Any] = modules if isinstance(modules, list) else [None]
     if not all(isinstance(entry, dict) for entry in entries):
         raise storage.Damaged(f"{path} is damaged: no list of modules")
     steps = tuple(str(entry.get("type")).rpartition(".")[2] for entry in entries)
