@@ -104,6 +104,7 @@ def _steps(path: Path) -> tuple[str, ...]:
 def _check_prompt(config: Mapping[str, Any]) -> None:
     """Refuse a prompt that the library sentence-transformers puts before every text."""
     name, prompts = config.get("default_prompt_name"), config.get("prompts")
-    if name is not None and (not isinstance(prompts, dict) or prompts.get(name) != ""):
+    empty = isinstance(prompts, dict) and isinstance(name, str) and prompts.get(name) == ""
+    if name is not None and not empty:
         allowed = "null: no text is put before the texts"
         raise checks.fail("default_prompt_name", allowed, repr(name)[:80])
