@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Subpackages and modules in order: each may import earlier ones, none a later one.
 ORDER = [
-    "types", "checks", "theory", "distributed", "storage", "machines", "initializers",
+    "types", "checks", "wheels", "theory", "distributed", "storage", "machines", "initializers",
     "subset_sum", "supermask", "attention", "placement", "transformer", "models", "guarantee",
     "construction", "edge_popup", "modules", "factored", "ticket",
     "sweep", "hide", "plots", "cli", "__main__",

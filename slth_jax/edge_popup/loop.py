@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from slth_jax import checks, storage
+from slth_jax import checks, storage, wheels
 from slth_jax.distributed import on_first, until_sigterm
 from slth_jax.edge_popup.best import Best, moving
 from slth_jax.edge_popup.runs import Runs
@@ -75,6 +75,7 @@ def train(
       SystemExit: 143, after SIGTERM, once the steps in flight are made and saved; if `out` is
         given and this is the main thread.
     """
+    wheels.warn_if_unused()
     checks.integer("evaluate_every", evaluate_every, low=1)
     if evaluate_first and not runs.validation:
         raise checks.fail("evaluate_first", "False without validation batches", True)

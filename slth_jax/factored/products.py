@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Bool, Float, Int, UInt8
 
-from slth_jax import initializers
+from slth_jax import initializers, wheels
 from slth_jax.construction import choices, engine, search
 from slth_jax.construction.encode import SOURCES
 from slth_jax.construction.rules import Assignment, Rule
@@ -184,6 +184,7 @@ def fingerprint(key: Key, part: Part, scale: float) -> str:
 
 def mesh() -> Mesh:
     """Return a mesh of one axis, 'rows', over the devices of this process."""
+    wheels.warn_if_unused()
     devices = jax.local_devices()
     return jax.make_mesh((len(devices),), ("rows",), (AxisType.Auto,), devices=devices)
 

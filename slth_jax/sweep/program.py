@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Int64, Shaped, UInt32
 
-from slth_jax import checks
+from slth_jax import checks, wheels
 from slth_jax.distributed import whole
 from slth_jax.storage import named_leaves
 from slth_jax.sweep.plan import Plan
@@ -26,6 +26,7 @@ _ANY = np.zeros(1, np.int64)  # a trial [1], where only its dtypes matter
 
 def default_mesh() -> Mesh:
     """Return a mesh of one axis, 'trial', over every device of every process."""
+    wheels.warn_if_unused()
     return jax.make_mesh((jax.device_count(),), ("trial",), axis_types=(AxisType.Auto,))
 
 

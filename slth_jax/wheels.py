@@ -1,0 +1,147 @@
+"""The wheels of JAX for this machine's accelerator, and whether those installed belong together.
+
+JAX, its compiler (jaxlib) and an accelerator's plugin must have versions of one release: JAX skips
+a plugin of another release with no more than a warning, and everything runs on the CPU. This module
+imports nothing but the standard library, so that it runs before JAX is installed.
+"""
+
+import functools
+import glob
+import importlib.metadata
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+_log = logging.getLogger("slth_jax")
+_CUDA = ("cuda13", "cuda12")
+_NAMES = ("jax", "jaxlib", "libtpu", *(f"jax-{c}-{p}" for c in _CUDA for p in ("plugin", "pjrt")))
+# The first version of NVIDIA's driver that runs programs of a CUDA release.
+_DRIVERS = {"cuda13": 580, "cuda12": 525}
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of JAX's wheels that are installed, by name."""
+    versions = {}
+    for name in _NAMES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def extra(versions: Mapping[str, str], *, tpu: bool, driver: int | None) -> str | None:
+    """Return the extra of slth-jax for a machine: 'tpu', 'cuda12', 'cuda13', or None for a CPU.
+
+    Args:
+      versions: see `installed`. An installed plugin decides between releases of CUDA.
+      tpu: whether the machine has a TPU.
+      driver: the main version of NVIDIA's driver; None without a GPU.
+    """
+    if tpu:
+        return "tpu"
+    for cuda in _CUDA:
+        if f"jax-{cuda}-plugin" in versions:
+            return cuda
+    if driver is not None:
+        return next((cuda for cuda in _CUDA if driver >= _DRIVERS[cuda]), None)
+    return "tpu" if "libtpu" in versions else None
+
+
+def extras(*more: str) -> str:
+    """Return the extras to install on this machine, such as 'plots,cuda12'."""
+    accelerator = extra(installed(), tpu=has_tpu(), driver=nvidia_driver())
+    return ",".join([*more, *([accelerator] if accelerator else [])])
+
+
+def has_tpu() -> bool:
+    """Return whether this machine has a TPU."""
+    devices = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(devices) or any(name in os.environ for name in ("TPU_NAME", "COLAB_TPU_ADDR"))
+
+
+def nvidia_driver() -> int | None:
+    """Return the main version of NVIDIA's driver; None without a GPU."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    version = re.match(r"\d+", done.stdout)
+    return int(version[0]) if done.returncode == 0 and version else None
+
+
+def mismatch(versions: Mapping[str, str], libtpu: str | None) -> str | None:
+    """Return a line about the first wheels that do not belong together, or None.
+
+    Args:
+      versions: see `installed`.
+      libtpu: the version that the installed JAX needs, as '0.0.42' or '0.0.42.*'; None if it
+        states none.
+    """
+    if "jax" not in versions or "jaxlib" not in versions:
+        return "jax or jaxlib is not installed"
+    for name, version in versions.items():
+        if name not in ("jax", "libtpu") and version != versions["jaxlib"]:
+            return f"{name} {version} does not belong to jaxlib {versions['jaxlib']}"
+    if "libtpu" in versions and libtpu is not None:
+        stem = libtpu.removesuffix(".*")
+        if versions["libtpu"] != stem and not versions["libtpu"].startswith(f"{stem}."):
+            return f"libtpu {versions['libtpu']} does not belong to jax {versions['jax']}"
+    return None
+
+
+def needed_libtpu() -> str | None:
+    """Return the version of libtpu that the installed JAX needs, or None."""
+    try:
+        lines = importlib.metadata.requires("jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    versions = (re.match(r"libtpu\s*\(?==\s*([\w.*]+)", line) for line in lines)
+    return next((version[1] for version in versions if version), None)
+
+
+def advice() -> str:
+    """Return a line for a notebook: the versions, or the next step to take."""
+    importlib.invalidate_caches()
+    versions = installed()
+    problem = mismatch(versions, needed_libtpu())
+    if problem is not None:
+        return f"{problem}: install 'slth-jax[{extras() or 'plots'}]' in a fresh runtime"
+    words = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if "jax" in sys.modules:
+        return f"{words}. RESTART THE SESSION NOW: an older JAX is loaded, then go on below"
+    return f"{words}: they belong together"
+
+
+def unused(versions: Mapping[str, str], backend: str, libtpu: str | None) -> str | None:
+    """Return a line if an accelerator's plugin is installed but JAX runs on the CPU, or None."""
+    plugins = [name for name in versions if name == "libtpu" or name.endswith("-plugin")]
+    if backend != "cpu" or not plugins:
+        return None
+    name = plugins[0]
+    accelerator = "tpu" if name == "libtpu" else name.split("-")[1]
+    why = mismatch(versions, libtpu) or "JAX finds no such device"
+    return (
+        f"{name} {versions[name]} is installed but not used, JAX runs on the CPU: {why} "
+        f"(pip install 'slth-jax[{accelerator}]', or JAX_PLATFORMS=cpu if that is intended)"
+    )
+
+
+@functools.cache
+def warn_if_unused() -> None:
+    """Log a line, once, if an accelerator's plugin is installed but not used.
+
+    Nothing is logged if JAX_PLATFORMS is set. The devices of JAX must not be needed otherwise yet.
+    """
+    import jax
+
+    config: Any = jax.config
+    if not config.jax_platforms:
+        line = unused(installed(), jax.default_backend(), needed_libtpu())
+        if line is not None:
+            _log.warning("%s", line)
