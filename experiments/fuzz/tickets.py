@@ -15,7 +15,7 @@ import numpy as np
 from experiments.fuzz import mutations
 from experiments.fuzz.subject import Subject, bytes_of
 from experiments.fuzz.trained_models import BERT, write_folder, write_llama2c
-from slth_jax import attention, hide, initializers, models, ticket
+from slth_jax import attention, hide, initializers, models, storage, ticket
 from slth_jax.construction import prune_attention
 from slth_jax.factored import Bands
 
@@ -107,7 +107,7 @@ def _write_hide(folder: Path) -> None:
         _hide(folder, shard="0/2")
 
 
-def _hide(folder: Path, shard: str | None = None) -> Path:
+def _hide(folder: Path, shard: str | None = None) -> storage.Place:
     reader = models.weights.open(folder / "model.bin")
     spec = hide.make_spec(reader, samples=3)
     return hide.solve(reader, spec, folder / "out", shard=shard)

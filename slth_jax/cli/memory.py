@@ -1,10 +1,13 @@
 """The memory that this process has used."""
 
-import resource
 import sys
 
 
 def peak_bytes() -> int:
-    """Return the largest memory that this process has used so far, in bytes."""
+    """Return the largest memory that this process has used, in bytes; 0 on systems not of POSIX."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from slth_jax.hide.model import NAME, SOURCE
 from slth_jax.hide.pieces import Piece
 from slth_jax.hide.targets import Targets
 from slth_jax.models.weights import Reader
-from slth_jax.storage import RunFolder
+from slth_jax.storage import Place, RunFolder
 from slth_jax.ticket import Tensor, Ticket
 
 # More subset sums than this take a rule with fewer re-rolls, and scales by a matrix's entries.
@@ -48,7 +47,7 @@ class _Run:
     folder: RunFolder
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         return self.folder.path / NAME
 
     @property
@@ -150,7 +149,7 @@ def solve(
     identity: str = "",
     shard: str | None = None,
     progress: Progress | None = None,
-) -> Path:
+) -> Place:
     """Find the masks of all parts and write ``out/ticket.safetensors``; resume a stopped run.
 
     Parts are drawn, solved and written in pieces of some seconds. A piece is durable before the
@@ -160,7 +159,7 @@ def solve(
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      out: a folder, new or of the same run.
+      out: a folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
       seed: the seed of the source, in [0, 2^32).
       identity: distinguishes the model from others; compared when resuming.
       shard: 'i/n' computes every n-th piece from the i-th on; shards share `out`, and the shard
@@ -205,10 +204,10 @@ def clean(out: str | os.PathLike[str]) -> None:
     Raises:
       Damaged: the ticket is damaged; the pieces stay.
     """
-    folder = Path(out)
+    folder = storage.place(out)
     if (folder / NAME).exists() and (folder / "parts").exists():
         ticket.open(folder / NAME, check=True)
-        shutil.rmtree(folder / "parts", ignore_errors=True)
+        storage.remove(folder / "parts")
 
 
 def identity_of(model: str | os.PathLike[str]) -> str:

@@ -1,27 +1,28 @@
-"""Crash-safe files and folders: atomic writes, locks, checksums, trees of arrays.
+"""Crash-safe files and folders, on a disk or in a bucket: atomic writes, locks, checksums, trees.
 
-`RunFolder` owns the folder of a run: its configuration, its lock and its pieces. Below it, `files`
-writes aside, flushes and renames; `sums` seals a folder with checksums; `locks` excludes other
-processes; `arrays` saves and loads trees of arrays through Orbax; `pieces` has the two forms of a
-piece; `names` names the leaves of a tree; `differences` compares two configurations; `hashes` has
-the checksums of arrays and of JSON. Every error is a `CheckpointError` of one line.
+`RunFolder` owns the folder of a run: its configuration, its lock and its pieces. Below it, `places`
+has the paths, of this machine or of a bucket (`place` chooses); `files` writes aside, flushes and
+renames; `sums` seals a folder with checksums; `locks` excludes other processes; `arrays` saves and
+loads trees of arrays through Orbax; `pieces` has the two forms of a piece on a disk, `objects` that
+in a bucket, and `media` all else that differs between the two; `bucket` sends the requests, and
+`claims` stand for locks. `names` names the leaves of a tree; `differences` compares two
+configurations; `hashes` has the checksums of arrays and of JSON. Every error is a `CheckpointError`
+of one line.
 """
 
 from slth_jax.storage.arrays import load_tree, save_tree
 from slth_jax.storage.differences import MISSING, difference, explain
+from slth_jax.storage.errors import CheckpointError, Damaged, Locked, reason
 from slth_jax.storage.files import (
-    CheckpointError,
-    Damaged,
-    Locked,
     check_room,
     make_folder,
     move,
     plain,
     read_bytes,
     read_json,
-    reason,
     write_bytes,
     write_json,
+    write_new,
     write_rows,
     writing,
 )
@@ -30,6 +31,7 @@ from slth_jax.storage.locks import lock, lock_shard
 from slth_jax.storage.names import named_leaves, nested
 from slth_jax.storage.numpy_files import read_numpy
 from slth_jax.storage.pieces import Files, Folders
+from slth_jax.storage.places import BucketPath, Local, Place, fetched, place, remove
 from slth_jax.storage.run_folder import CONFIG, RunFolder
 from slth_jax.storage.sums import SUMS, check, seal
 
@@ -37,17 +39,21 @@ __all__ = [
     "CONFIG",
     "MISSING",
     "SUMS",
+    "BucketPath",
     "CheckpointError",
     "Damaged",
     "Files",
     "Folders",
+    "Local",
     "Locked",
+    "Place",
     "RunFolder",
     "array_hash",
     "check",
     "check_room",
     "difference",
     "explain",
+    "fetched",
     "json_hash",
     "load_tree",
     "lock",
@@ -56,16 +62,19 @@ __all__ = [
     "move",
     "named_leaves",
     "nested",
+    "place",
     "plain",
     "read_bytes",
     "read_json",
     "read_numpy",
     "reason",
+    "remove",
     "save_tree",
     "seal",
     "stream_hash",
     "write_bytes",
     "write_json",
+    "write_new",
     "write_rows",
     "writing",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from slth_jax.storage.files import CheckpointError, Damaged, reason
+from slth_jax.storage.errors import CheckpointError, Damaged, reason
 from slth_jax.types import PyTree
 
 

@@ -1,65 +1,43 @@
-"""Atomic files: written aside, flushed to the disk, then renamed.
+"""Atomic files: written aside, flushed to the disk, then renamed; or objects of a bucket.
 
 A reader finds the old file or the new one, never a part. Every error is a `CheckpointError` of one
 line that names the file.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import jax
 import numpy as np
 
 from slth_jax import checks
+from slth_jax.storage.errors import CheckpointError, Damaged, one_line, reason
 from slth_jax.storage.hashes import json_hash
+from slth_jax.storage.places import BucketPath, Place, place
+
+# Pipes are opened without waiting for a writer; programs that are started inherit no open file.
+NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-class CheckpointError(Exception):
-    """A file or folder that cannot be used; the message is one line, without control characters."""
+@overload
+def make_folder(path: Path) -> Path: ...
+@overload
+def make_folder(path: str | os.PathLike[str]) -> Place: ...
+def make_folder(path: str | os.PathLike[str]) -> Place:
+    """Create the folder `path` and its parents if they are missing; return its absolute path.
 
-    def __init__(self, message: str):
-        """Escape control characters: names of files come from strangers."""
-        super().__init__(checks.one_line(message))
-
-
-class Damaged(CheckpointError):
-    """Bytes that are not those that were written."""
-
-
-class Locked(CheckpointError):
-    """A folder that another live process is writing to."""
-
-
-def reason(error: BaseException) -> str:
-    """Return the reason of an error in one short line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's form
-    if code:
-        return os.strerror(int(code[1]))
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
-
-
-@contextlib.contextmanager
-def one_line(action: str, path: Path) -> Iterator[None]:
-    """Turn an operating-system error into the line 'cannot ACTION PATH: reason'."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"cannot {action} {path}: {reason(error)}") from error
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create the folder `path` and its parents if they are missing; return its absolute path."""
-    folder = Path(path).absolute()
+    In a bucket a folder exists once there is an object in it: nothing is created.
+    """
+    folder = place(path).absolute()
+    if isinstance(folder, BucketPath):
+        return folder
     with one_line("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -67,6 +45,8 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: a rename is safe only once its folder is flushed."""
+    if not hasattr(os, "O_DIRECTORY"):  # a system that opens no folders
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -74,14 +54,17 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def check_room(folder: Path, size: int) -> None:
+def check_room(folder: Place, size: int) -> None:
     """Check that `size` more bytes fit on the disk, by allocating and freeing a file.
 
-    For files that other libraries write: their errors about a full disk are less clear.
+    For files that other libraries write: their errors about a full disk are less clear. A bucket's
+    quota is noticed when an object is written.
 
     Raises:
       CheckpointError: they do not fit.
     """
+    if isinstance(folder, BucketPath) or not hasattr(os, "posix_fallocate"):
+        return
     path = folder / ".space.tmp"
     with one_line("write", folder):
         try:
@@ -107,11 +90,18 @@ def move(source: Path, target: Path) -> None:
 def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file that becomes `path`, durably and all at once, if the block ends well.
 
+    An object of a bucket is collected in memory and then written.
+
     Raises:
       CheckpointError: the disk is full, the folder cannot be written to, and so on. A file that was
         at `path` before is unchanged.
     """
-    path = Path(path)
+    path = place(path)
+    if isinstance(path, BucketPath):
+        with io.BytesIO() as buffer:
+            yield buffer
+            path.write_bytes(buffer.getvalue())
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with one_line("write", path):
         aside.unlink(missing_ok=True)
@@ -135,6 +125,17 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
+def write_new(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Write `data` to `path` if there is no file of this name; return whether it was written."""
+    path = place(path)
+    if isinstance(path, BucketPath):
+        return path.store.swap(path.key, None, data) is not None
+    if path.exists():
+        return False
+    write_bytes(path, data)
+    return True
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes at `path`.
 
@@ -142,10 +143,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
       CheckpointError: the file is missing, cannot be read, or is no regular file: a pipe, say,
         which might never end.
     """
-    with one_line("read", Path(path)):
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    path = place(path)
+    if isinstance(path, BucketPath):
+        return path.read_bytes()
+    with one_line("read", path):
+        fd = os.open(path, os.O_RDONLY | NO_WAIT)
         with open(fd, "rb") as file:
-            check_regular(fd, Path(path))
+            check_regular(fd, path)
             return file.read()
 
 
@@ -187,7 +191,12 @@ def plain(value: Any, at: str = "") -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = False) -> None:
-    """Write `value` (see `plain`) as indented JSON, atomically.
+    """Write `value` (see `plain`) as indented JSON, atomically; see `json_bytes`."""
+    write_bytes(path, json_bytes(value, checksum=checksum))
+
+
+def json_bytes(value: Any, *, checksum: bool = False) -> bytes:
+    """Return `value` (see `plain`) as indented JSON.
 
     With `checksum`, `value` must be a mapping. The SHA-256 of its canonical form is added under the
     name 'sha256', for `read_json` to verify.
@@ -195,7 +204,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = Fal
     value = plain(value)
     if checksum:
         value = {**value, "sha256": json_hash(value)}
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) -> Any:

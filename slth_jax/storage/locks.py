@@ -1,19 +1,14 @@
-"""Locks on folders by the operating system: they end with the process that holds them."""
+"""Locks on folders: of the operating system, which end with the process, or claims in a bucket."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 
-from slth_jax.storage.files import (
-    CheckpointError,
-    Locked,
-    check_regular,
-    make_folder,
-    one_line,
-    reason,
-)
+from slth_jax.storage.claims import claimed
+from slth_jax.storage.errors import CheckpointError, Locked, one_line, reason
+from slth_jax.storage.files import NO_WAIT, check_regular, make_folder
+from slth_jax.storage.places import BucketPath, place
 
 
 @contextlib.contextmanager
@@ -22,20 +17,30 @@ def lock(
 ) -> Iterator[None]:
     """Hold `folder` while the block runs, so that no other process writes to it.
 
-    The lock is the operating system's (`flock` on `folder/name`), so it ends with the process
-    that holds it, even when that is killed; the file itself stays. Several processes may hold a
-    `shared` lock at once, but not beside an unshared one. With `wait` the block runs once the
-    lock is free.
+    On this machine the lock is the operating system's (`flock` on `folder/name`), so it ends with
+    the process that holds it, even when that is killed; the file itself stays. Several processes
+    may hold a `shared` lock at once, but not beside an unshared one. With `wait` the block runs
+    once the lock is free. In a bucket it is a claim (`claims`), and never shared.
 
     Raises:
       Locked: another live process holds it; the line names it.
-      CheckpointError: the folder cannot be written to.
+      CheckpointError: the folder cannot be written to, or this system has no such locks.
     """
-    path = make_folder(folder) / name
+    where = place(folder)
+    if isinstance(where, BucketPath):
+        with claimed(where, name, wait=wait):
+            yield
+        return
+    make_folder(where)
+    path = where.absolute() / name
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        line = "this system has no flock; use a bucket (gs:// or s3://), or out=None"
+        raise CheckpointError(f"cannot lock {path}: {line}") from error
     with one_line("lock", path):
         # A link of this name would lead to another file, which must not be written to.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | NO_WAIT, 0o666)
     try:
         check_regular(fd, path)
         try:

@@ -3,12 +3,12 @@
 import os
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slth_jax.storage.files import Damaged, one_line, reason
+from slth_jax.storage.errors import Damaged, one_line, reason
+from slth_jax.storage.places import place
 
 _ERRORS = (ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError, SyntaxError)
 
@@ -23,14 +23,15 @@ def read_numpy(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarra
       Damaged: it is no such file.
       CheckpointError: it is missing or cannot be read.
     """
-    path = Path(path)
+    path = place(path)
     with one_line("read", path):
         try:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 if zipfile.is_zipfile(file):
                     return dict(_members(file))
+                size = file.seek(0, os.SEEK_END)
                 file.seek(0)
-                return _array(file, os.fstat(file.fileno()).st_size)
+                return _array(file, size)
         except (*_ERRORS, zipfile.BadZipFile, NotImplementedError) as error:
             raise Damaged(f"{path} is damaged or no NumPy file: {reason(error)}") from error
 

@@ -1,15 +1,14 @@
 """Two forms in which a piece of a run is stored: a folder through Orbax, or a single file.
 
-A piece is a tree of arrays with notes. `start` writes it aside; `RunFolder` then renames it, so
-that a piece is complete or absent.
+A piece is a tree of arrays with notes. `start` writes it aside, and it is renamed when it is whole,
+so that a piece is complete or absent. `objects` has the form of pieces in a bucket.
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,28 +17,82 @@ import safetensors.numpy
 
 from slth_jax.distributed import on_first
 from slth_jax.storage.arrays import load_tree, save_tree
+from slth_jax.storage.errors import Damaged, reason
 from slth_jax.storage.files import (
-    Damaged,
     check_room,
     make_folder,
+    move,
+    read_bytes,
     read_json,
-    reason,
     write_bytes,
     write_json,
 )
 from slth_jax.storage.hashes import array_hash
+from slth_jax.storage.places import Place, remove
 from slth_jax.storage.sums import check, seal
 from slth_jax.types import PyTree
 
 # Bytes that Orbax and the file system need beside the numbers; some 40 kB were measured.
 _OVERHEAD = 1 << 18
 _NOTES = "notes.json"
+DAMAGED = "damaged"  # the folder of pieces that were changed after they were written
 
 
-class Folders:
-    """A piece as a folder: `arrays` (Orbax, any tree), `notes.json`, `SHA256SUMS`."""
+class Pending(NamedTuple):
+    """A piece that is being written.
+
+    Attributes:
+      finish: every process calls it: it returns once this process has written its part.
+      commit: the first process then calls it: it makes the piece visible, if it is not.
+    """
+
+    finish: Callable[[], None]
+    commit: Callable[[], object]
+
+
+class Renamed:
+    """A form whose pieces are written aside and renamed."""
 
     suffix = ""
+
+    def names(self, pieces: Path) -> list[str]:
+        """Return the names of all pieces in a folder, complete or damaged, in order."""
+        return sorted(
+            entry.name.removesuffix(self.suffix)
+            for entry in (pieces.iterdir() if pieces.is_dir() else ())
+            if entry.is_dir() == (not self.suffix)
+            and entry.name.endswith(self.suffix)
+            and not entry.name.endswith(".tmp")
+            and entry.name != DAMAGED
+        )
+
+    def check(self, path: Path) -> dict[str, Any]:
+        """Compare a piece with its checksums and return its notes."""
+        raise NotImplementedError
+
+    def notes(self, path: Path) -> dict[str, Any]:
+        """Return the notes of a piece that `load` reads next, after all checks that it needs."""
+        return self.check(path)
+
+    def drop(self, place: Path) -> None:
+        """Remove a piece."""
+        remove(place)
+
+    def clean(self, pieces: Path, ending: str) -> None:
+        """Remove pieces that were never completed."""
+        for left in pieces.glob(f"*{ending}"):
+            remove(left)
+
+
+def _rename(aside: Path, place: Path) -> None:
+    if place.exists():  # a shard i/m with another m was first, with the same bits
+        remove(aside)
+    else:
+        move(aside, place)
+
+
+class Folders(Renamed):
+    """A piece as a folder: `arrays` (Orbax, any tree), `notes.json`, `SHA256SUMS`."""
 
     def check(self, path: Path) -> dict[str, Any]:
         """Compare all files with their checksums and return the notes.
@@ -56,11 +109,11 @@ class Folders:
         old = path / "record"  # the name in sweeps of the first versions
         return load_tree(old if old.exists() else path / "arrays", like)
 
-    def start(self, aside: Path, arrays: PyTree, notes: Mapping[str, Any]) -> Callable[[], None]:
-        """Start writing to `aside`; every process calls this, and the result to finish it."""
+    def start(self, place: Path, aside: Path, arrays: PyTree, notes: Mapping[str, Any]) -> Pending:
+        """Start writing the piece `place` to `aside`; every process calls this."""
 
         def prepare() -> None:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             make_folder(aside)
             leaves = jax.tree.leaves(arrays)
             check_room(aside, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + _OVERHEAD)
@@ -76,10 +129,10 @@ class Folders:
             finish_arrays()
             on_first(complete)
 
-        return finish
+        return Pending(finish, lambda: _rename(aside, place))
 
 
-class Files:
+class Files(Renamed):
     """A piece as one safetensors file: NumPy arrays by name; notes and checksums in its metadata.
 
     The metadata entry is a checksum of the notes, a space, and the notes as JSON, in which the
@@ -88,7 +141,7 @@ class Files:
 
     suffix = ".safetensors"
 
-    def check(self, path: Path) -> dict[str, Any]:
+    def check(self, path: Place) -> dict[str, Any]:
         """Compare the arrays with their checksum and return the notes.
 
         Raises:
@@ -96,39 +149,60 @@ class Files:
         """
         return self._read(path)[1]
 
-    def load(self, path: Path, like: PyTree = None) -> dict[str, np.ndarray]:
+    def load(self, path: Place, like: PyTree = None) -> Any:
         """Return the arrays by name; the file has their shapes and dtypes."""
         return self._read(path)[0]
 
     def start(
-        self, aside: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
-    ) -> Callable[[], None]:
-        """Return the call that writes the file `aside`."""
-        text = json.dumps({**notes, "sha256": array_hash(arrays)})
-        entry = f"{_sum(text)} {text}"
-        data = safetensors.numpy.save(dict(arrays), metadata={"piece": entry})
-        return lambda: on_first(lambda: write_bytes(aside, data))
+        self, place: Path, aside: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
+    ) -> Pending:
+        """Start writing the piece `place`; the file `aside` is written when it is finished."""
+        data = encode(arrays, notes)
+        finish = lambda: on_first(lambda: write_bytes(aside, data))  # noqa: E731
+        return Pending(finish, lambda: _rename(aside, place))
 
-    def _read(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        try:
-            with safetensors.safe_open(path, "numpy") as opened:
-                entry = opened.metadata()["piece"]
-                recorded_sum, _, text = entry.partition(" ")
-                sealed = recorded_sum == _sum(text)
-                notes = json.loads(text if sealed else entry)
-                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            recorded = notes.pop("sha256")
-        except (
-            safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError,
-            RecursionError,
-        ) as error:  # fmt: skip
-            raise Damaged(f"{path} is damaged: {reason(error)}") from error
-        # Pieces of the first versions have a sum of the arrays' bytes alone.
-        plain = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
-        if recorded != (array_hash(arrays) if sealed else plain) or sealed != ("run" in notes):
-            raise Damaged(f"{path} is damaged: its checksum does not match")
-        return arrays, notes
+    def _read(self, path: Place) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return decode(path, read_bytes(path))
+
+
+def encode(arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a safetensors file with arrays, notes and checksums."""
+    text = json.dumps({**notes, "sha256": array_hash(arrays)})
+    return safetensors.numpy.save(dict(arrays), metadata={"piece": f"{_sum(text)} {text}"})
+
+
+def decode(path: Place, data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays and the notes in the bytes of a file.
+
+    Raises:
+      Damaged: they are not those that were written; the line names `path`.
+    """
+    try:
+        arrays = safetensors.numpy.load(data)
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+        entry = json.loads(header)["__metadata__"]["piece"]
+        recorded_sum, _, text = entry.partition(" ")
+        sealed = recorded_sum == _sum(text)
+        notes = json.loads(text if sealed else entry)
+        recorded = notes.pop("sha256")
+    except (
+        safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError,
+        RecursionError,
+    ) as error:  # fmt: skip
+        raise Damaged(f"{path} is damaged: {reason(error)}") from error
+    total = array_hash(arrays) if sealed else _first_sum(arrays)
+    if recorded != total or sealed != ("run" in notes):
+        raise Damaged(f"{path} is damaged: its checksum does not match")
+    return arrays, notes
 
 
 def _sum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _first_sum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the checksum of the first versions: of the arrays' bytes alone."""
+    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+
+
+Form = Folders | Files

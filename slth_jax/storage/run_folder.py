@@ -5,15 +5,13 @@
     RUN/damaged/        pieces that were changed after they were written
     RUN/lock            held while a process works in the folder
 
-Sweeps, trainings, hidden models and experiments keep their results this way. They use no other
-file operations, so that a bucket can take the folder's place.
+Sweeps, trainings, hidden models and experiments keep their results this way. The folder may be in a
+bucket: `media` has the operations that differ.
 """
 
 import contextlib
-import itertools
 import logging
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,12 @@ from typing import Any
 from slth_jax import checks
 from slth_jax.distributed import on_first
 from slth_jax.storage.differences import difference, explain, without
-from slth_jax.storage.files import (
-    CheckpointError,
-    Damaged,
-    make_folder,
-    move,
-    one_line,
-    plain,
-    read_json,
-    write_json,
-)
+from slth_jax.storage.errors import CheckpointError, Damaged
+from slth_jax.storage.files import json_bytes, make_folder, plain, read_json
 from slth_jax.storage.hashes import json_hash
-from slth_jax.storage.locks import lock, lock_shard
-from slth_jax.storage.pieces import Files, Folders
+from slth_jax.storage.media import medium
+from slth_jax.storage.pieces import DAMAGED, Folders, Form
+from slth_jax.storage.places import Place, place
 from slth_jax.types import PyTree
 
 _log = logging.getLogger("slth_jax.storage")
@@ -61,13 +52,13 @@ class RunFolder:
         optional: Collection[str] = (),
         shard: str | None = None,
         pieces: str | None = "pieces",
-        form: Folders | Files = Folders(),  # noqa: B008
+        form: Form = Folders(),  # noqa: B008
         explain: Explain = explain,
     ):
         """Describe a run; nothing is read or written yet.
 
         Args:
-          path: the folder, new or of the same run.
+          path: the folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
           config: everything that the results depend on.
           kind: the word for the run in messages.
           grows: places in `config`, such as 'plan.seeds', whose list may be continued: the folder
@@ -78,18 +69,19 @@ class RunFolder:
           shard: 'i/n' if this process does the i-th of n parts; the parts share the folder.
           pieces: the folder inside `path` that holds the pieces; '' for `path` itself; None for a
             run without pieces.
-          form: the way to store a piece.
+          form: the way to store a piece on a disk; in a bucket a piece is an object.
           explain: ``explain(difference, stored, new)`` returns the words for a difference.
         """
-        if any(mark in str(path) for mark in ("[", "]", "://")):
-            # Orbax reads brackets as a pattern, and Python reads gs:// as a folder "gs:".
-            raise checks.fail("path", "a folder of this machine, without [ and ]", repr(str(path)))
-        self.path, self.config = Path(path).absolute(), plain(config, "config")
+        self.path, self.config = place(path).absolute(), plain(config, "config")
+        if isinstance(self.path, Path) and ("[" in str(path) or "]" in str(path)):
+            # Orbax reads brackets as a pattern.
+            raise checks.fail("path", "a folder without [ and ]", repr(str(path)))
+        self._medium: Any = medium(self.path)
         self._kind, self._grows, self._ignores, self._optional = kind, grows, ignores, optional
-        self._shard, self._form, self._explain = checks.shard(shard), form, explain
+        self._shard, self._explain = checks.shard(shard), explain
+        self._form: Any = self._medium.form(form)
         self._pieces = None if pieces is None else self.path / pieces
         self._aside = f".{self._shard[0]}-of-{self._shard[1]}.tmp"
-        self._watched: dict[Path, int] = {}  # open folders, while the run is claimed
         # More seeds do not make another run.
         self._identity = json_hash(without(self.config, {*grows, *ignores, *optional}))
 
@@ -102,39 +94,22 @@ class RunFolder:
           CheckpointError: it holds another run; the line names the first difference.
         """
         with contextlib.ExitStack() as stack:
-            on_first(lambda: stack.enter_context(lock_shard(self.path, *self._shard)))
+            on_first(lambda: stack.enter_context(self._medium.hold(*self._shard)))
             on_first(self._open)
-            self._watched = {}
-            for folder in {self.path, self._pieces or self.path}:
-                with one_line("open", folder):
-                    self._watched[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-                stack.callback(os.close, self._watched[folder])
-            stack.callback(self._watched.clear)
+            watched = {self.path, self._pieces or self.path}
+            on_first(lambda: stack.enter_context(self._medium.watch(*watched)))
             yield
-
-    def _check_place(self) -> None:
-        """Refuse to go on in a folder that was removed, moved or replaced since it was claimed.
-
-        Raises:
-          CheckpointError: finished pieces are gone.
-        """
-        for folder, fd in self._watched.items():
-            # While the folder is open, no other one can get its number.
-            if not folder.is_dir() or not os.path.samestat(os.fstat(fd), os.stat(folder)):
-                raise CheckpointError(f"{folder} was removed or replaced while it was in use")
 
     def _open(self) -> None:
         with self.deciding():
             self.compare()
         if self._pieces is not None:
             make_folder(self._pieces)
-            ending = ".tmp" if self._shard[1] == 1 else self._aside
-            for left in self._pieces.glob(f"*{ending}"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            self._form.clean(self._pieces, ".tmp" if self._shard[1] == 1 else self._aside)
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
         """Hold the configuration, which the shards share, for a moment."""
-        return lock(self.path, name="lock-config", wait=True)
+        return self._medium.deciding()
 
     def recorded(self) -> dict[str, Any] | None:
         """Return the configuration of the run that the folder holds; None if it holds none.
@@ -184,33 +159,27 @@ class RunFolder:
         Only one process calls this, with the first result: a call that fails earlier leaves the
         folder free for another run.
         """
-        stored = self.recorded()
-        if stored is not None:
-            with contextlib.suppress(CheckpointError):
-                self._compare(self.config, stored)  # another shard may have added seeds
+        while True:
+            version = self._medium.version(self.path / CONFIG)
+            stored = self.recorded()
+            if stored is not None:
+                with contextlib.suppress(CheckpointError):
+                    self._compare(self.config, stored)  # another shard may have added seeds
+                    return
+                self._compare(stored, self.config)
+            data = json_bytes(self.config, checksum=True)
+            if self._medium.replace(self.path / CONFIG, data, version):
                 return
-            self._compare(stored, self.config)
-        write_json(self.path / CONFIG, self.config, checksum=True)
 
     def names(self) -> list[str]:
         """Return the names of all pieces, complete or damaged, in order."""
-        if self._pieces is None or not self._pieces.is_dir():
-            return []
-        suffix = self._form.suffix
-        return sorted(
-            entry.name.removesuffix(suffix)
-            for entry in self._pieces.iterdir()
-            if entry.is_dir() == (not suffix)
-            and entry.name.endswith(suffix)
-            and not entry.name.endswith(".tmp")
-            and entry != self.path / "damaged"
-        )
+        return [] if self._pieces is None else self._form.names(self._pieces)
 
     def has(self, name: str) -> bool:
         """Return whether a piece exists, complete or damaged."""
         return self._place(name).exists()
 
-    def _place(self, name: str) -> Path:
+    def _place(self, name: str) -> Place:
         assert self._pieces is not None
         return self._pieces / f"{name}{self._form.suffix}"
 
@@ -219,19 +188,19 @@ class RunFolder:
         if not self.has(name):
             return False
         try:
-            self._check(name, contents)
+            self._notes(name, contents, self._form.check)
         except Damaged as error:
-            aside = make_folder(self.path / "damaged")
-            place = self._place(name)
-            free = next(i for i in itertools.count() if not (aside / f"{place.name}.{i}").exists())
-            move(place, aside / f"{place.name}.{free}")
+            aside = self.path / DAMAGED
+            self._medium.set_aside(self._place(name), aside)
             _log.warning("%s; moved to %s, it is computed again", error, aside)
             return False
         return True
 
-    def _check(self, name: str, contents: Any) -> dict[str, Any]:
-        """Compare the checksums and labels of a piece; return its notes."""
-        notes = self._form.check(self._place(name))
+    def _notes(
+        self, name: str, contents: Any, read: Callable[[Place], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the notes of a piece, whose labels must be this run's."""
+        notes = read(self._place(name))
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
         # Pieces of the first versions have no labels.
         if "run" in notes and {key: notes.get(key) for key in labels} != labels:
@@ -258,23 +227,20 @@ class RunFolder:
         Raises:
           CheckpointError: it cannot be written, or the folder holds another run by now.
         """
-        place = self._place(name)
-        aside = place.with_name(f"{name}{self._aside}")
+        at = self._place(name)
+        aside = at.with_name(f"{name}{self._aside}")
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
-        on_first(self._check_place)
-        finish_writing = self._form.start(aside, arrays, {**plain(notes or {}), **labels})
+        on_first(self._medium.check)
+        pending = self._form.start(at, aside, arrays, {**plain(notes or {}), **labels})
 
         def commit() -> None:
-            self._check_place()
+            self._medium.check()
             with self.deciding():
                 self.record()
-                if place.exists():  # a shard i/m with another m was first, with the same bits
-                    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-                else:
-                    move(aside, place)
+                pending.commit()
 
         def finish() -> None:
-            finish_writing()
+            pending.finish()
             on_first(commit)
 
         return finish
@@ -293,14 +259,9 @@ class RunFolder:
         Raises:
           Damaged: a byte changed, or another run or name belongs to it.
         """
-        notes = self._check(name, contents)
+        notes = self._notes(name, contents, self._form.notes)
         return self._form.load(self._place(name), like), notes
 
     def drop(self, name: str) -> None:
         """Remove a piece."""
-
-        def remove() -> None:
-            place = self._place(name)
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-
-        on_first(remove)
+        on_first(lambda: self._form.drop(self._place(name)))

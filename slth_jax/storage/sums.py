@@ -5,31 +5,27 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from slth_jax.storage.files import (
-    CheckpointError,
-    Damaged,
-    one_line,
-    read_bytes,
-    reason,
-    sync_folder,
-    write_bytes,
-)
+from slth_jax.storage.errors import CheckpointError, Damaged, one_line, reason
+from slth_jax.storage.files import read_bytes, sync_folder, write_bytes
+from slth_jax.storage.places import Place, place
 
 SUMS = "SHA256SUMS"
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def _files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
+def _files(folder: Place, names: Sequence[str] | None) -> dict[str, Any]:
     """Return the files that a seal covers: the named ones, or all."""
     if names is not None:
         return {name: folder / name for name in names if (folder / name).is_file()}
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    inside: list[Any] = sorted(folder.glob("**/*"))  # type: ignore[type-var]
+    files = (path for path in inside if path.is_file())
     return {path.relative_to(folder).as_posix(): path for path in files if path.name != SUMS}
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+def _digest(path: Place) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -41,15 +37,17 @@ def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> 
     Raises:
       CheckpointError: a file cannot be flushed or written.
     """
-    folder = Path(folder)
+    folder = place(folder)
     lines = []
     with one_line("write", folder):
         for name, path in _files(folder, names).items():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            if isinstance(path, Path):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
             lines.append(f"{_digest(path)}  {name}\n")
-        for inner in (path for path in folder.rglob("*") if path.is_dir()):
-            sync_folder(inner)
+        if isinstance(folder, Path):
+            for inner in (path for path in folder.rglob("*") if path.is_dir()):
+                sync_folder(inner)
     write_bytes(folder / SUMS, "".join(lines).encode())
 
 
@@ -59,7 +57,7 @@ def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) ->
     Raises:
       Damaged: a file is missing, superfluous or changed; the line names it.
     """
-    folder = Path(folder)
+    folder = place(folder)
     try:
         text = read_bytes(folder / SUMS).decode()
     except (CheckpointError, UnicodeDecodeError) as error:

@@ -74,8 +74,9 @@ def run(
         must not depend on the latter.
       buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
         largest size; a list of sizes; or a mapping of these by name. Each size is compiled.
-      out: a folder for the results, from which a stopped sweep is resumed; None keeps the results
-        in memory. The folder belongs to the sweep from its first finished chunk on.
+      out: a folder for the results, on this machine or in a bucket (gs://, s3://), from which a
+        stopped sweep is resumed; None keeps the results in memory. The folder belongs to the sweep
+        from its first finished chunk on.
       mesh: None for one axis over every device of every process.
       config: any other values that the results depend on, in JSON's types; recorded, and compared
         when resuming.
@@ -187,9 +188,8 @@ def load(
         kept = Store(folder, plan, config)
         kept.folder.compare()
         kept.check_table()
-        for chunk in plan.chunks:
-            if kept.has(chunk.number):
-                holder.setdefault(chunk.number, kept)
+        for number in sorted(kept.existing()):
+            holder.setdefault(number, kept)
 
     def read(number: int) -> Record:
         return holder[number].read(number)
@@ -208,6 +208,6 @@ def _write_table(kept: Store, results: Results) -> None:
     if config is None:
         return
     plan = make_plan(**config["plan"])
-    if all(kept.has(chunk.number) for chunk in plan.chunks):
+    if Store(kept.folder.path, plan, config).existing() == {c.number for c in plan.chunks}:
         complete = results.finished and plan.recipe == kept.plan.recipe
         kept.write_table((results if complete else load(kept.folder.path)).table())

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,14 +43,16 @@ class Store:
         """Hold the folder: all of it, or one shard of it beside the other shards."""
         return self.folder.claim()
 
-    def has(self, number: int) -> bool:
-        """Return whether a chunk exists, complete or damaged."""
-        return self.folder.has(_name(number))
+    def existing(self) -> set[int]:
+        """Return the chunks that exist, complete or damaged."""
+        names = set(self.folder.names())
+        return {chunk.number for chunk in self.plan.chunks if _name(chunk.number) in names}
 
     def finished(self, numbers: list[int]) -> list[int]:
         """Return the chunks that are complete; move damaged ones aside, deleting nothing."""
-        chunks = self.plan.chunks
-        return [n for n in numbers if self.folder.whole(_name(n), self._contents(chunks[n]))]
+        existing, chunks = self.existing(), self.plan.chunks
+        names = [(n, _name(n), self._contents(chunks[n])) for n in numbers if n in existing]
+        return [n for n, name, contents in names if self.folder.whole(name, contents)]
 
     def read(self, number: int) -> Record:
         """Return the results of a chunk.
@@ -104,7 +105,7 @@ def recorded(out: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def read_config(out: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the configuration of the sweep in a folder, with or without chunks."""
-    path = Path(out).absolute() / storage.CONFIG
+    path = storage.place(out).absolute() / storage.CONFIG
     if not path.exists():
         raise CheckpointError(f"{out} has no results of a sweep yet")
     return storage.read_json(path, checksum=None)

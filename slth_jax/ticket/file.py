@@ -9,7 +9,6 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,11 +37,14 @@ class Tensor(NamedTuple):
 class Stored(Mapping[str, np.ndarray]):
     """The tensors of a safetensors file by name, each read when it is asked for."""
 
-    def __init__(self, path: Path):
-        """Read names, dtypes and sizes of the tensors: `sizes` has the bytes of each by name."""
-        self.path = path
+    def __init__(self, path: storage.Place, file: storage.Local):
+        """Read names, dtypes and sizes of the tensors: `sizes` has the bytes of each by name.
+
+        `path` is for messages; `file` has the bytes on this machine.
+        """
+        self.path, self._file = path, file
         self.sizes: dict[str, int] = {}
-        with _reading(path), safetensors.safe_open(path, "numpy") as opened:
+        with _reading(path), safetensors.safe_open(file.path, "numpy") as opened:
             for name in sorted(opened.keys()):
                 part = opened.get_slice(name)
                 if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
@@ -52,7 +54,7 @@ class Stored(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.sizes:
             raise KeyError(name)
-        with _reading(self.path), safetensors.safe_open(self.path, "numpy") as opened:
+        with _reading(self.path), safetensors.safe_open(self._file.path, "numpy") as opened:
             return opened.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -63,7 +65,7 @@ class Stored(Mapping[str, np.ndarray]):
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: storage.Place) -> Iterator[None]:
     """Turn the errors of safetensors and JSON into one line about `path`."""
     try:
         yield
@@ -100,20 +102,18 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
       >>> bool((weights.w_q == source.w_q * masks.w_q).all())
       True
     """
-    path = Path(path)
+    path = storage.place(path)
     if not path.name.endswith(SUFFIX):
         raise checks.fail("path", f"NAME{SUFFIX}", repr(str(path)))
     entry = _header(ticket, _masks_sum(ticket.bits))
     data = safetensors.numpy.save(dict(sorted(ticket.bits.items())), metadata=entry)
-    if path.exists():
-        if storage.read_bytes(path) == data:
-            return
+    if not storage.write_new(path, data) and storage.read_bytes(path) != data:
         if not overwrite:
             raise CheckpointError(f"{path} exists and differs; pass overwrite=True to replace it")
-    storage.write_bytes(path, data)
+        storage.write_bytes(path, data)
 
 
-def write(path: Path, ticket: Ticket, tensors: Mapping[str, Tensor]) -> None:
+def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) -> None:
     """Write a ticket atomically, without holding its tensors: each is read twice, in blocks.
 
     Args:
@@ -169,9 +169,14 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
       Damaged: it is no ticket, or its header or its length has changed.
       CheckpointError: it is missing or of a later format.
     """
-    path = Path(path)
+    path = storage.place(path)
+    return _fields(path, storage.Local(path))
+
+
+def _fields(path: storage.Place, file: storage.Local) -> dict[str, Any]:
+    """Return the checked header of the file that has the bytes at `path`."""
     with _reading(path):
-        with safetensors.safe_open(path, "numpy") as opened:
+        with safetensors.safe_open(file.path, "numpy") as opened:
             entry = (opened.metadata() or {})["ticket"]
         recorded, _, text = entry.partition(" ")
         fields = json.loads(text)
@@ -225,9 +230,9 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
     Raises:
       Damaged, CheckpointError: as `load`.
     """
-    path = Path(path)
-    fields = read_header(path)
-    bits = Stored(path)
+    path = storage.place(path)
+    file = storage.Local(path)
+    fields, bits = _fields(path, file), Stored(path, file)
     shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
     for name in sorted(shapes.keys() | bits.sizes.keys()):
         if name in shapes:

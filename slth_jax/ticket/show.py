@@ -5,7 +5,6 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ def export(ticket: Ticket, out: str | os.PathLike[str], *, sources: Sources | No
       ValueError: `out` does not end in '.npz'.
       CheckpointError: the weights cannot be generated (see `materialize`), or not be written.
     """
-    out, count = Path(out), 0
+    out, count = storage.place(out), 0
     if out.suffix != ".npz":
         raise checks.fail("out", "NAME.npz", repr(str(out)))
     with storage.writing(out) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:

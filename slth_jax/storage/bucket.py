@@ -1,0 +1,188 @@
+"""Objects in a bucket of Google Cloud Storage or S3, through TensorStore.
+
+An object is written whole or not at all, and writes may depend on the version that is stored.
+Endpoints and credentials come from the providers' usual variables: AWS_ENDPOINT_URL, AWS_REGION,
+AWS_ACCESS_KEY_ID, AWS_PROFILE, STORAGE_EMULATOR_HOST, GOOGLE_APPLICATION_CREDENTIALS.
+"""
+
+import functools
+import html
+import http.client
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from slth_jax.storage.errors import CheckpointError
+
+_log = logging.getLogger("slth_jax.storage")
+SCHEMES = {"gs": "gcs", "s3": "s3"}  # to TensorStore's drivers
+# Seconds between attempts: ten minutes in all. A server that has never answered gets less time.
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 19)
+FIRST_PAUSES = PAUSES[:6]
+PATIENCE = 300.0  # seconds for one answer; an object may have gigabytes
+# Answers after which the same request may succeed: time-outs, too many requests, server errors.
+_TEMPORARY = {408, 409, 429, 500, 502, 503, 504}
+_NO_RETRIES = {"max_retries": 0, "initial_delay": "10ms", "max_delay": "10ms"}
+
+
+class Stored(NamedTuple):
+    """An object's bytes, and the version of these bytes in the bucket."""
+
+    data: bytes
+    version: bytes
+
+
+class Bucket:
+    """One bucket. An object's key is its path in the bucket, 'run/config.json'.
+
+    Every method repeats a request that fails for a reason that may pass (a lost connection, a slow
+    or overloaded server), with growing pauses.
+
+    Raises:
+      CheckpointError: the bucket is missing, access is denied, a quota is used up, or the server
+        has not answered for ten minutes; one line.
+    """
+
+    def __init__(self, scheme: str, name: str):
+        """Read the configuration from the environment; no request is sent."""
+        import tensorstore
+
+        self.url = f"{scheme}://{name}"
+        self._range = tensorstore.KvStore.KeyRange
+        self._answered = False
+        context = tensorstore.Context(
+            {"s3_request_retries": _NO_RETRIES, "gcs_request_retries": _NO_RETRIES}
+        )
+        spec = _s3(name) if scheme == "s3" else _gcs(name)
+        self._store = tensorstore.KvStore.open(spec, context=context).result()
+
+    def read(self, key: str) -> Stored | None:
+        """Return the object; None if there is none of this key."""
+        result = self._answer("read", key, lambda: self._store.read(key))
+        return Stored(result.value, result.stamp.generation) if result.state == "value" else None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object, whether the key is used or not."""
+        self._answer("write", key, lambda: self._store.write(key, data))
+
+    def swap(self, key: str, version: bytes | None, data: bytes | None) -> bytes | None:
+        """Write an object only if its stored version is `version`; None if it must be missing.
+
+        Args:
+          key: the object.
+          version: as `read` or an earlier `swap` returned it.
+          data: the new bytes; None deletes the object.
+
+        Returns:
+          The new version, b'' of a deleted object; None if another version is stored.
+        """
+        before = self._missing if version is None else version
+        answer = self._answer("write", key, lambda: self._store.write(key, data, if_equal=before))
+        if answer.generation and (data is None) == (answer.generation == self._missing):
+            return b"" if data is None else answer.generation
+        # The answer to an earlier attempt may have been lost: then the new bytes are stored.
+        now = self.read(key)
+        if now is None:
+            if version is None:
+                self.check()  # S3 answers for a missing bucket as for a version that has changed
+            return b"" if data is None else None
+        return now.version if now.data == data else None
+
+    def delete(self, key: str) -> None:
+        """Delete an object; nothing happens if there is none."""
+        self._answer("delete", key, lambda: self._store.write(key, None))
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with `prefix`, in order."""
+        return self._keys(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "")
+
+    def has(self, key: str) -> bool:
+        """Return whether there is an object of this key, without reading it."""
+        return bool(self._keys(key, key + "\0"))
+
+    def check(self) -> None:
+        """Refuse a bucket that is missing or must not be listed."""
+        self._keys("slth-jax-no-such-object", "slth-jax-no-such-object\0")
+
+    def _keys(self, first: str, end: str) -> list[str]:
+        span = self._range(first, end)
+        keys = self._answer("list", first, lambda: self._store.list(span))
+        return sorted(key.decode() for key in keys)
+
+    # The generation that TensorStore returns for a missing object.
+    _missing = b"\x02"
+
+    def _answer(self, action: str, key: str, request: Callable[[], Any]) -> Any:
+        pauses = iter(PAUSES if self._answered else FIRST_PAUSES)
+        while True:
+            try:
+                answer = request().result(timeout=PATIENCE)
+            except (ValueError, TimeoutError) as error:  # TensorStore's errors are ValueErrors
+                words, temporary = _explain(error)
+                line = f"cannot {action} {self.url}/{key}: {words}"
+                pause = next(pauses, None) if temporary else None
+                if pause is None:
+                    raise CheckpointError(line) from error
+                _log.warning("%s; trying again", line)
+                time.sleep(pause * random.uniform(0.5, 1.0))
+            else:
+                self._answered = True
+                return answer
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(scheme: str, name: str, environment: tuple[tuple[str, str], ...]) -> Bucket:
+    return Bucket(scheme, name)
+
+
+def bucket(scheme: str, name: str) -> Bucket:
+    """Return the bucket; the same object while the environment is the same."""
+    named = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+    environment = {name: value for name, value in os.environ.items() if name.startswith(named)}
+    return _opened(scheme, name, tuple(sorted(environment.items())))
+
+
+def _s3(name: str) -> Mapping[str, Any]:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    spec: dict[str, Any] = {"driver": "s3", "bucket": name}
+    if endpoint:
+        spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+    elif region:
+        spec["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise missing files of credentials are reported
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
+
+
+def _gcs(name: str) -> Mapping[str, Any]:
+    host = os.environ.get("STORAGE_EMULATOR_HOST")
+    if host:
+        url = host if "://" in host else f"http://{host}"
+        os.environ["TENSORSTORE_GCS_HTTP_URL"] = url.rstrip("/")
+        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
+    return {"driver": "gcs", "bucket": name}
+
+
+def _explain(error: BaseException) -> tuple[str, bool]:
+    """Return an error in a few words, and whether the same request may succeed later."""
+    text = str(error)
+    if isinstance(error, TimeoutError):
+        return f"no answer within {PATIENCE:.0f} s", True
+    code = re.search(r"http_response_code='(\d+)'", text)
+    if code is None:
+        curl = re.search(r"CURL error (.*?)(?: \[|$)", text)
+        return (curl[1] if curl else text.partition(" [")[0])[:300], curl is not None
+    status = int(code[1])
+    words = f"{status} {http.client.responses.get(status, '')}".strip()
+    body = text.replace('\\"', '"').replace("\\n", " ")
+    message = re.search(r"<Message>(.*?)</Message>", body) or re.search(
+        r'"message": ?"(.*?)"', body
+    )
+    if message:
+        words += f" ({html.unescape(message[1])[:200]})"
+    return words, status in _TEMPORARY

@@ -1,0 +1,193 @@
+"""Claims on folders of a bucket, which has no locks.
+
+A claim is an object that its owner renews while it lives. A process that finds a claim watches it:
+if nothing renews it for `SLTH_CLAIM_SECONDS` (45), its owner is dead, and the claim is taken over.
+Nothing depends on equal clocks, except that a claim from an hour ago is taken over at once.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from slth_jax import checks
+from slth_jax.storage.bucket import Stored
+from slth_jax.storage.errors import CheckpointError, Locked
+from slth_jax.storage.places import BucketPath
+
+_log = logging.getLogger("slth_jax.storage")
+SECONDS = "SLTH_CLAIM_SECONDS"
+_LONG = 3600.0  # clocks do not differ by so much: S3 refuses a difference of 15 minutes
+
+
+def _period() -> float:
+    text = os.environ.get(SECONDS, "45")
+    try:
+        return float(text)
+    except ValueError:
+        raise checks.fail(SECONDS, "a number of seconds", repr(text)) from None
+
+
+class Claim:
+    """A claim of this process.
+
+    Attributes:
+      place: the object.
+    """
+
+    def __init__(self, place: BucketPath):
+        """Describe a claim; nothing is written yet."""
+        self.place = place
+        self._token = uuid.uuid4().hex
+        self._count = 0
+        self._version: bytes | None = None
+        self._renewed = 0.0
+        self._lost = ""
+        self._turn = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew_often, daemon=True)
+
+    def take(self, *, wait: bool) -> None:
+        """Take the place, if need be from a dead owner; with `wait`, after a live one.
+
+        Raises:
+          Locked: a live process holds it.
+        """
+        while not self._swap():
+            stored = self.place.store.read(self.place.key)
+            self._version = None if stored is None else stored.version
+            if stored is None:
+                continue
+            if is_live(self.place, stored):
+                if wait:
+                    continue
+                raise in_use(self.place.parent, stored)
+            _log.warning("%s: the claim of %s was not renewed", self.place, owner(stored))
+        self._thread.start()
+
+    def _swap(self) -> bool:
+        """Write this claim over the version that was seen last; return whether it worked."""
+        self._count += 1
+        fields = {
+            "owner": f"process {os.getpid()} on {socket.gethostname()}",
+            "token": self._token,
+            "count": self._count,
+            "time": round(time.time(), 1),
+        }
+        begin = time.monotonic()
+        data = (json.dumps(fields) + "\n").encode()
+        version = self.place.store.swap(self.place.key, self._version, data)
+        if version is not None:
+            self._version, self._renewed = version, begin
+        return version is not None
+
+    def check(self) -> None:
+        """Refuse to go on if the claim was taken over or removed.
+
+        Raises:
+          CheckpointError: another process holds it by now, or the folder was removed.
+        """
+        if time.monotonic() - self._renewed > _period():  # a pause, or a bucket out of reach
+            self._renew()
+        if self._lost:
+            raise CheckpointError(self._lost)
+
+    def _renew(self) -> None:
+        with self._turn:
+            while not (self._lost or self._stop.is_set() or self._swap()):
+                stored = self.place.store.read(self.place.key)
+                if stored is not None and self._token in stored.data.decode(errors="replace"):
+                    self._version = stored.version  # of a renewal whose answer was lost
+                    continue
+                folder, holder = self.place.parent, stored and owner(stored)
+                self._lost = (
+                    f"{folder} was taken over by {holder} while this process was paused"
+                    if holder
+                    else f"{folder} was removed or replaced while it was in use"
+                )
+
+    def _renew_often(self) -> None:
+        while not self._stop.wait(_period() / 4):
+            # The next attempt, or the next `check`, says it again.
+            with contextlib.suppress(CheckpointError):
+                self._renew()
+
+    def release(self) -> None:
+        """Delete the claim."""
+        self._stop.set()
+        if self._thread.ident is None:  # it was never taken
+            return
+        self._thread.join(5)  # it may be waiting for a bucket that is out of reach
+        if not self._lost and time.monotonic() - self._renewed < _period():
+            with contextlib.suppress(CheckpointError):  # it expires
+                self.place.store.swap(self.place.key, self._version, None)
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: BucketPath,
+    name: str = "lock",
+    *,
+    against: Callable[[str], bool] = lambda other: False,
+    wait: bool = False,
+) -> Iterator[Claim]:
+    """Hold a claim while the block runs.
+
+    Args:
+      folder: the folder.
+      name: the claim's name in the folder; one process at a time has it.
+      against: whether a live claim of another name excludes this one.
+      wait: wait for a live owner.
+
+    Raises:
+      Locked: a live process holds this claim, or one that excludes it.
+      CheckpointError: the bucket cannot be written to.
+    """
+    claim = Claim(folder / name)
+    try:
+        claim.take(wait=wait)
+        # Each side writes its claim first and then looks: at least one sees the other.
+        for key in folder.store.keys(f"{folder.key}/lock"):
+            other = dataclasses.replace(folder, key=key)
+            stored = other.store.read(key) if against(other.name) else None
+            if stored is None:
+                continue
+            if is_live(other, stored):
+                raise in_use(folder, stored)
+            other.store.swap(key, stored.version, None)  # so that nobody waits for it again
+        yield claim
+    finally:
+        claim.release()
+
+
+def is_live(place: BucketPath, stored: Stored) -> bool:
+    """Watch the claim of another process; return whether it is renewed within the period."""
+    begin, period = time.monotonic(), _period()
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if time.time() - json.loads(stored.data)["time"] > _LONG + period:
+            return False
+    while time.monotonic() - begin < period:
+        time.sleep(min(1.0, period / 20))
+        now = place.store.read(place.key)
+        if now is None or now.version != stored.version:
+            return now is not None
+    return False
+
+
+def owner(stored: Stored) -> str:
+    """Return the name of a claim's owner."""
+    try:
+        return str(json.loads(stored.data)["owner"])
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def in_use(folder: BucketPath, stored: Stored) -> Locked:
+    """Return the error for a folder that a live process holds."""
+    return Locked(f"{folder} is in use by {owner(stored)}; wait for it or stop it")

@@ -1,0 +1,143 @@
+"""A run's folder on a disk or in a bucket: the operations that differ between the two.
+
+On a disk a run is held by a lock, and a piece is written aside and renamed. In a bucket it is held
+by a claim, a piece is one object that is written if there is none of its name, and no version of
+the configuration is overwritten unread.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from slth_jax.storage.claims import Claim, claimed
+from slth_jax.storage.errors import CheckpointError, one_line
+from slth_jax.storage.files import make_folder, move, write_bytes
+from slth_jax.storage.locks import lock, lock_shard
+from slth_jax.storage.objects import Objects
+from slth_jax.storage.pieces import Form
+from slth_jax.storage.places import BucketPath, Place, remove
+
+
+class OnDisk:
+    """A folder of this machine."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._watched: dict[Path, int] = {}  # open folders, while the run is held
+
+    def form(self, form: Form) -> Form:
+        """Return the form of a piece, where a folder of a disk has `form`."""
+        return form
+
+    def hold(self, index: int, count: int) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder for part `index` of `count` while the block runs."""
+        return lock_shard(self._path, index, count)
+
+    @contextlib.contextmanager
+    def watch(self, *folders: Path) -> Iterator[None]:
+        """Notice, in `check`, that one of these folders was removed or replaced.
+
+        The folders are open meanwhile, so that no other folder can get their numbers.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._watched.clear)
+            for folder in set(folders) if hasattr(os, "O_DIRECTORY") else ():
+                with one_line("open", folder):
+                    self._watched[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, self._watched[folder])
+            yield
+
+    def check(self) -> None:
+        """Refuse to go on in a folder that was removed, moved or replaced.
+
+        Raises:
+          CheckpointError: finished pieces are gone.
+        """
+        for folder, fd in self._watched.items():
+            if not folder.is_dir() or not os.path.samestat(os.fstat(fd), os.stat(folder)):
+                raise CheckpointError(f"{folder} was removed or replaced while it was in use")
+
+    def deciding(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the configuration, which the shards share, for a moment."""
+        return lock(self._path, name="lock-config", wait=True)
+
+    def set_aside(self, place: Path, folder: Path) -> None:
+        """Move a damaged piece into `folder`, under a name that is free."""
+        make_folder(folder)
+        names = (folder / f"{place.name}.{i}" for i in itertools.count())
+        move(place, next(name for name in names if not name.exists()))
+
+    def version(self, path: Path) -> None:
+        """Return the stored version of a file for `replace`: none, `deciding` keeps others out."""
+
+    def replace(self, path: Path, data: bytes, version: bytes | None) -> bool:
+        """Write a file if its version is still `version`; return whether it was written."""
+        write_bytes(path, data)
+        return True
+
+
+class InBucket:
+    """A folder of a bucket; its methods are described in `OnDisk`."""
+
+    def __init__(self, path: BucketPath):
+        self._path = path
+        self._claim: Claim | None = None
+
+    def form(self, form: Form) -> Objects:
+        """Return the form of single objects, which needs no renaming."""
+        return Objects()
+
+    @contextlib.contextmanager
+    def hold(self, index: int, count: int) -> Iterator[None]:
+        """Claim the folder, or one part of it that excludes no other part."""
+        self._path.store.check()
+        name = "lock" if count == 1 else f"lock-{index}-of-{count}"
+        # A part looks for a claim of the whole, and the whole for claims of parts.
+        with claimed(
+            self._path, name, against=lambda o: (o == "lock") != (name == "lock")
+        ) as claim:
+            self._claim = claim
+            try:
+                yield
+            finally:
+                self._claim = None
+
+    def watch(self, *folders: BucketPath) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: the claim is watched."""
+        return contextlib.nullcontext()
+
+    def check(self) -> None:
+        """Refuse to go on if the claim was removed or taken over.
+
+        Raises:
+          CheckpointError: it was.
+        """
+        if self._claim is not None:
+            self._claim.check()
+
+    def deciding(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: `replace` overwrites no version that was not read."""
+        return contextlib.nullcontext()
+
+    def set_aside(self, place: BucketPath, folder: BucketPath) -> None:
+        """Copy the object, then delete it."""
+        data = place.read_bytes()
+        names = (folder / f"{place.name}.{i}" for i in itertools.count())
+        next(name for name in names if name.store.swap(name.key, None, data) is not None)
+        remove(place)
+
+    def version(self, path: BucketPath) -> bytes | None:
+        """Return the version of the object; None if it is missing."""
+        stored = path.store.read(path.key)
+        return None if stored is None else stored.version
+
+    def replace(self, path: BucketPath, data: bytes, version: bytes | None) -> bool:
+        """Write the object if nobody else has written it since."""
+        return path.store.swap(path.key, version, data) is not None
+
+
+def medium(path: Place) -> OnDisk | InBucket:
+    """Return the operations of a run's folder at `path`."""
+    return InBucket(path) if isinstance(path, BucketPath) else OnDisk(path)

@@ -1,0 +1,240 @@
+"""Paths on this machine (`pathlib.Path`), and paths in a bucket (`BucketPath`).
+
+`place` chooses the kind of a path. A `BucketPath` has the methods of `pathlib.Path` that this
+library uses, so callers treat both alike.
+"""
+
+import atexit
+import dataclasses
+import fnmatch
+import functools
+import io
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from slth_jax import checks
+from slth_jax.storage.bucket import SCHEMES, Bucket, bucket
+from slth_jax.storage.errors import CheckpointError, one_line
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class BucketPath(os.PathLike[str]):
+    """An object in a bucket, or a folder: all objects whose keys begin with its key and '/'.
+
+    Attributes:
+      scheme: 'gs' or 's3'.
+      bucket: the bucket's name.
+      key: the path in the bucket, without '/' at either end.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.key}".rstrip("/")
+
+    __fspath__ = __str__
+
+    def __truediv__(self, name: str | PurePosixPath) -> "BucketPath":
+        return dataclasses.replace(self, key=f"{self.key}/{name}".strip("/"))
+
+    @property
+    def store(self) -> Bucket:
+        """The bucket."""
+        return bucket(self.scheme, self.bucket)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """The name without its last ending."""
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        """The last ending of the name, '.json'."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> "BucketPath":
+        """The folder of this object or folder."""
+        return dataclasses.replace(self, key=self.key.rpartition("/")[0])
+
+    def with_name(self, name: str) -> "BucketPath":
+        """Return the place of this name in the same folder."""
+        return self.parent / name
+
+    def absolute(self) -> "BucketPath":
+        """Return this path: paths in buckets are absolute."""
+        return self
+
+    def relative_to(self, folder: "BucketPath") -> PurePosixPath:
+        """Return the path inside `folder`."""
+        return PurePosixPath(self.key).relative_to(folder.key)
+
+    def exists(self) -> bool:
+        """Return whether there is an object or a folder of this name."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        """Return whether there is an object of this name."""
+        return bool(self.key) and self.store.has(self.key)
+
+    def is_dir(self) -> bool:
+        """Return whether there are objects in this folder."""
+        return bool(self._keys())
+
+    def iterdir(self) -> Iterator["BucketPath"]:
+        """Yield the objects and folders in this folder, in order."""
+        parts = (key[len(self._prefix) :].partition("/")[0] for key in self._keys())
+        return (self / name for name in dict.fromkeys(parts))
+
+    def glob(self, pattern: str) -> Iterator["BucketPath"]:
+        """Yield the objects whose path inside this folder matches ('tickets/*', '**/*.json').
+
+        A star does not match '/': it stands for one name, or for part of it.
+        """
+        plain = pattern.removeprefix("**/")
+        count = plain.count("/") + 1
+        for key in self._keys():
+            parts = key[len(self._prefix) :].split("/")
+            last = "/".join(parts[-count:] if plain != pattern else parts)
+            if last.count("/") + 1 == count and fnmatch.fnmatchcase(last, plain):
+                yield self / "/".join(parts)
+
+    def stat(self) -> os.stat_result:
+        """Return the object's size; all else, its time too, is 0."""
+        return os.stat_result((0, 0, 0, 0, 0, 0, len(self.read_bytes()), 0, 0, 0))
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """Return the object's bytes as an open file, for reading only."""
+        return io.BytesIO(self.read_bytes())
+
+    def read_bytes(self) -> bytes:
+        """Return the object's bytes.
+
+        Raises:
+          CheckpointError: there is no such object.
+        """
+        stored = self.store.read(self.key)
+        if stored is None:
+            self.store.check()
+            raise CheckpointError(f"cannot read {self}: no such object")
+        return stored.data
+
+    def read_text(self, errors: str = "strict") -> str:
+        """Return the object's text."""
+        return self.read_bytes().decode(errors=errors)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the object, whether there is one of this name or not."""
+        self.store.write(self.key, data)
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Delete the object, if there is one."""
+        self.store.delete(self.key)
+
+    def is_symlink(self) -> bool:
+        """Return False: buckets have no links."""
+        return False
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.key}/" if self.key else ""
+
+    def _keys(self) -> list[str]:
+        return self.store.keys(self._prefix)
+
+
+Place = Path | BucketPath
+
+
+def place(path: str | os.PathLike[str]) -> Place:
+    """Return the path of a file or folder, on this machine or in a bucket (gs://, s3://).
+
+    Raises:
+      ValueError: another scheme, or a bucket that cannot be one.
+    """
+    if isinstance(path, BucketPath):
+        return path
+    text = os.fspath(path)
+    if isinstance(path, Path):  # which writes gs://bucket as gs:/bucket
+        text = re.sub(r"^(gs|s3):/(?!/)", r"\1://", text)
+    if "://" not in text:
+        return Path(text)
+    scheme, _, rest = text.partition("://")
+    name, _, key = rest.partition("/")
+    parts = [part for part in key.split("/") if part not in ("", ".")]
+    if scheme not in SCHEMES or not _BUCKET.fullmatch(name) or ".." in parts:
+        allowed = f"a path of this machine or {' or '.join(f'{s}://BUCKET/PATH' for s in SCHEMES)}"
+        raise checks.fail("path", allowed, repr(text))
+    return BucketPath(scheme, name, "/".join(parts))
+
+
+def remove(path: Place) -> None:
+    """Remove a file, or a folder with all that it contains; nothing happens if there is none."""
+    if isinstance(path, BucketPath):
+        for key in path.store.keys(path._prefix) if path.key else ():
+            path.store.delete(key)
+        path.unlink()
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with one_line("remove", path):
+            path.unlink(missing_ok=True)
+
+
+class Local:
+    """A file of this machine with the bytes at a path, for libraries that need one.
+
+    Attributes:
+      path: the path itself, or that of a copy that is removed with this object.
+    """
+
+    def __init__(self, path: Place):
+        if isinstance(path, Path):
+            self.path = path
+            return
+        data = path.read_bytes()
+        fd, name = tempfile.mkstemp(prefix="slth-jax-", suffix=path.suffix)
+        weakref.finalize(self, os.unlink, name)
+        with open(fd, "wb") as file:
+            file.write(data)
+        self.path = Path(name)
+
+
+def fetched(path: Place, patterns: tuple[str, ...] = ("*",)) -> Path:
+    """Return a path of this machine with a file or a folder's files of these names.
+
+    Objects of a bucket are read once per process, into a folder that is removed at its end.
+    """
+    return path if isinstance(path, Path) else _copied(path, patterns)
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(path: BucketPath, patterns: tuple[str, ...]) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="slth-jax-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if path.is_file():
+        copy = folder / path.name
+        copy.write_bytes(path.read_bytes())
+        return copy
+    copy = folder / (path.name or path.bucket)
+    copy.mkdir()
+    for pattern in patterns:
+        for file in path.glob(pattern):
+            inside = copy / file.relative_to(path)
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.write_bytes(file.read_bytes())
+    return copy
