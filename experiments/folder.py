@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from slth_jax import checks, storage, sweep
@@ -87,12 +86,12 @@ class RunFolder:
             self._recorded = True
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> storage.Place:
         """The folder in which sweeps and trainings keep their results."""
         return self.path / "checkpoints"
 
     @property
-    def tickets(self) -> Path:
+    def tickets(self) -> storage.Place:
         """The folder of tickets, ``NAME.ticket.safetensors``."""
         return storage.make_folder(self.path / "tickets")
 
@@ -164,7 +163,7 @@ class RunFolder:
             yield update
 
 
-def check(path: Path) -> None:
+def check(path: storage.Place) -> None:
     """Compare the results of a finished run with their checksums.
 
     Raises:
@@ -174,10 +173,10 @@ def check(path: Path) -> None:
         storage.check(path, _results(path))
 
 
-def _results(path: Path) -> list[str]:
+def _results(path: storage.Place) -> list[str]:
     """Return the names of the files that are sealed with the summary."""
     patterns = (ROWS, SUMMARY, "*.png", "*.svg", "tickets/*")
-    files = [file for pattern in patterns for file in path.glob(pattern)]
+    files: list[Any] = [file for pattern in patterns for file in path.glob(pattern)]
     return sorted(file.relative_to(path).as_posix() for file in files)
 
 
@@ -195,7 +194,7 @@ def open(  # the word for it, always written folder.open
     """Create or continue the folder of a run and hold it.
 
     Args:
-      path: the folder.
+      path: the folder, on this machine or in a bucket (gs://, s3://).
       experiment: the name of the experiment.
       config: the experiment's `Config`.
       resume: continue a run of the same configuration; otherwise refuse its folder.
@@ -207,7 +206,7 @@ def open(  # the word for it, always written folder.open
     Raises:
       CheckpointError: the folder is in use, cannot be written to, or holds other results.
     """
-    where = Path(path).absolute()
+    where = storage.place(path).absolute()
     if where.exists() and not where.is_dir():
         raise checks.fail("--out", "a folder", f"a file, {where}")
     options = {"experiment": experiment, "options": dataclasses.asdict(config)}
@@ -222,7 +221,7 @@ def open(  # the word for it, always written folder.open
         yield RunFolder(kept, shard=shard, quiet=quiet, writes=writes)
 
 
-def _complete(shard: str | None, where: Path) -> str | None:
+def _complete(shard: str | None, where: storage.Place) -> str | None:
     """Return 'i/n' for 'i', with the number of shards that an earlier shard recorded."""
     if shard is None or not shard.isdigit():
         return shard
@@ -231,7 +230,7 @@ def _complete(shard: str | None, where: Path) -> str | None:
     return f"{shard}/{storage.read_json(where / SHARDS)['count']}"
 
 
-def _refuse_foreign(where: Path) -> None:
+def _refuse_foreign(where: storage.Place) -> None:
     """Refuse a folder with files in it that no run has written."""
     if where.is_dir() and not (where / CONFIG).exists():
         others = sorted(

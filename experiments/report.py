@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 class Run(NamedTuple):
     """One run as the page shows it."""
 
-    path: Path
+    path: storage.Place
     name: str
     shows: str
     see: str
@@ -66,15 +66,16 @@ class Run(NamedTuple):
         return {name: value for name, value in facts.items() if value is not None}
 
 
-def find(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def find(paths: Iterable[str | os.PathLike[str]]) -> list[storage.Place]:
     """Return the folders of finished runs: each path itself, or the finished runs inside it.
 
     Raises:
       ValueError: a path is neither; one line.
     """
-    folders: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(path.glob(f"*/{folder.SUMMARY}"), key=lambda file: file.stat().st_mtime_ns)
+    folders: list[storage.Place] = []
+    for path in map(storage.place, paths):
+        inside: list[Any] = list(path.glob(f"*/{folder.SUMMARY}"))
+        inside = sorted(inside, key=lambda file: (file.stat().st_mtime_ns, file))
         runs = [path] if (path / folder.SUMMARY).exists() else [file.parent for file in inside]
         if not runs:
             raise checks.fail("DIR", f"a folder of finished runs, with {folder.SUMMARY}", path)
@@ -82,7 +83,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return folders
 
 
-def gather(path: Path) -> Run:
+def gather(path: storage.Place) -> Run:
     """Read the folder of one finished run.
 
     Raises:
@@ -115,7 +116,7 @@ def gather(path: Path) -> Run:
     )
 
 
-def render(runs: Sequence[Run], page: Path) -> str:
+def render(runs: Sequence[Run], page: storage.Place) -> str:
     """Return the page of these runs; its links are relative to the folder of `page`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -130,11 +131,11 @@ def render(runs: Sequence[Run], page: Path) -> str:
         runs=runs,
         compared=len(compared),
         agree=sum(claim["verdict"] == claims.AGREES for claim in compared),
-        link=lambda run, file: Path(os.path.relpath(run.path / file, page.parent)).as_posix(),
+        link=lambda run, file: _link(run.path / file, page.parent),
     )
 
 
-def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str]) -> Path:
+def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str]) -> storage.Place:
     """Write the page of the finished runs in `paths` atomically; return its path.
 
     Raises:
@@ -142,13 +143,20 @@ def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str])
       CheckpointError: a file of a run is damaged, or the page cannot be written.
     """
     runs = [gather(path.absolute()) for path in find(paths)]
-    where = Path(page).absolute()
+    where = storage.place(page).absolute()
     storage.make_folder(where.parent)
     storage.write_bytes(where, render(runs, where).encode())
     return where
 
 
-def _embedded(path: Path, stem: str) -> str:
+def _link(file: storage.Place, folder: storage.Place) -> str:
+    """Return the address of a file as seen from a folder: relative, if both are in one place."""
+    if type(file) is not type(folder):
+        return str(file)
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
+def _embedded(path: storage.Place, stem: str) -> str:
     """Return a picture as a data address: as SVG, which prints better, else as PNG."""
     kind = next((kind for kind in KINDS if (path / f"{stem}.{kind}").exists()), "png")
     data = base64.b64encode(storage.read_bytes(path / f"{stem}.{kind}")).decode()

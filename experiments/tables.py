@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from slth_jax import storage
 
 # In summary.json, but not on the screen.
 LEFT_OUT = (
@@ -56,7 +57,9 @@ MEANINGS = {
 """Columns and facts whose names need an explanation."""
 
 
-def show(name: str, summary: Mapping[str, Any], path: Path, *, finished: bool = False) -> None:
+def show(
+    name: str, summary: Mapping[str, Any], path: storage.Place, *, finished: bool = False
+) -> None:
     """Print a summary's rows, its fits beside the paper's numbers, and the folder of its files.
 
     For a run that was `finished` before, the last line contains its date.

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,9 +29,9 @@ def train(
     job: Job,
     runs: Sequence[Run],
     corpus: text.Corpus,
-    folder: Path,
+    folder: storage.Place,
     *,
-    log_file: Path | None = None,
+    log_file: storage.Place | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Train `runs` together to the end, from the last good checkpoint in `folder` if there is one.

@@ -1,14 +1,13 @@
 """Published trained networks: transformers without normalisation, and their tasks."""
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slth_jax import checks, transformer
+from slth_jax import checks, storage, transformer
 from slth_jax.attention import causal_mask
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams
@@ -43,7 +42,7 @@ def load(path: str) -> Network:
       ValueError: no such file, missing arrays, or a network with normalisation or attention
         biases, which the theory does not cover.
     """
-    where = Path(path)
+    where = storage.fetched(storage.place(path))
     if not where.is_file():
         raise checks.fail("weights", "a NumPy archive (.npz) of a trained network", repr(path))
     try:

@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
         except hide.Unfinished as part:
             print(part)
             return
-    out = Path(options.out)
+    out = storage.place(options.out)
     opened = hide.opened(path)
     target, ticket = hide.of_target(reader), hide.of_ticket(opened)
     summary = _summary(path, opened, options)
@@ -181,7 +181,7 @@ def _bands(options: argparse.Namespace) -> Any:
     )
 
 
-def _summary(path: Path, opened: Any, options: argparse.Namespace) -> dict[str, Any]:
+def _summary(path: Any, opened: Any, options: argparse.Namespace) -> dict[str, Any]:
     metadata, spec = opened.ticket.metadata, opened.spec
     rule, parts = spec.construction, metadata["parts"]
     return {
@@ -222,7 +222,7 @@ def _side_by_side(left: str, right: str) -> None:
     print()
 
 
-def _report(summary: dict[str, Any], out: Path) -> None:
+def _report(summary: dict[str, Any], out: Any) -> None:
     numbers = summary["numbers"]
     bands = summary["bands"]
     print(

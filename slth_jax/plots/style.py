@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slth_jax import checks, storage
@@ -67,7 +66,7 @@ def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
       ValueError: `path` has another ending.
       CheckpointError: it cannot be written.
     """
-    path = Path(path)
+    path = storage.place(path)
     if path.suffix not in _FORMATS:
         raise checks.fail("path", "NAME.png, NAME.svg or NAME.pdf", repr(str(path)))
     with storage.writing(path) as file:

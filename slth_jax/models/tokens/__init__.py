@@ -36,6 +36,8 @@ _FOLDERS: dict[tuple[str, ...], type[FolderTokenizer] | type[BytePairs]] = {
     ("vocab.json", "merges.txt"): FolderTokenizer,
     ("vocab.bpe", "encoder.json"): BytePairs,
 }
+# Names of all files that a tokenizer may have, as patterns.
+_NAMES = (*FILES, *sentences.FILES, "vocab.bpe", "encoder.json", "tok*.bin", "config.json")
 
 
 AnyTokenizer = Tokenizer | FolderTokenizer | BytePairs | Numbers
@@ -67,8 +69,11 @@ def find(
 ) -> Path | None:
     """Return the path of the tokenizer of a model or a ticket: as given, beside it, or None."""
     if given is not None:
-        return Path(given)
-    place = Path(beside)
+        return storage.fetched(storage.place(given), _NAMES)
+    path = storage.place(beside)
+    if isinstance(path, storage.BucketPath) and not path.is_dir():
+        path = path.parent
+    place = storage.fetched(path, _NAMES)
     folder = place if place.is_dir() else place.parent
     for name in ("tokenizer.bin", f"tok{vocab_size}.bin"):
         if (folder / name).is_file():
@@ -87,7 +92,7 @@ def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     Raises:
       CheckpointError: a file cannot be read or written.
     """
-    source, folder = Path(path), Path(folder)
+    source, folder = Path(path), storage.place(folder)
     if source.suffix == ".gguf":
         # A tokenizer of another type is refused when a text needs it; a ticket can do without.
         with contextlib.suppress(ValueError):

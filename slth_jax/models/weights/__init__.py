@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slth_jax import checks
+from slth_jax import checks, storage
 from slth_jax.models.weights.folder import open_folder, save
 from slth_jax.models.weights.gguf import open_gguf
 from slth_jax.models.weights.lens import open_npz
@@ -25,6 +25,8 @@ from slth_jax.storage import CheckpointError, reason
 
 __all__ = ["Reader", "local_path", "open", "save", "stacked"]
 
+# Names of the files of a model's folder, without weights that `torch.load` reads.
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 KINDS = "a Hugging Face folder, a llama2.c .bin, a .gguf or a TransformerLens .npz"
 
 
@@ -36,7 +38,8 @@ def open(  # always called as weights.open
     Args:
       path: a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2 or BERT: ``config.json`` and
         weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
-        ``.gguf`` of the Llama type, or a TransformerLens ``.npz``.
+        ``.gguf`` of the Llama type, or a TransformerLens ``.npz``; on this machine or in a bucket
+        (gs://, s3://).
       config: the configuration of an ``.npz``, if no JSON file of that name is beside it.
 
     Raises:
@@ -59,8 +62,18 @@ def open(  # always called as weights.open
     return kinds[path.suffix](path)
 
 
+def _from_bucket(path: storage.BucketPath) -> Path:
+    """Return a copy of a model's folder, or of its file and the files that may be beside it."""
+    if path.is_file():
+        names = (path.name, f"{path.stem}.json", "tok*.bin")
+        return storage.fetched(path.parent, names) / path.name
+    if not path.is_dir():
+        raise CheckpointError(f"cannot read {path}: no such object or folder")
+    return storage.fetched(path, (*_PATTERNS, "*.bin", "*/*.json"))
+
+
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a model on this machine; a name of the Hub is downloaded first.
+    """Return the path of a model on this machine; of a bucket or of the Hub it is downloaded first.
 
     A name of the Hub is OWNER/NAME that is no path here. Without the library `huggingface_hub`, or
     if there is no network and no copy, the line says so.
@@ -68,7 +81,9 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     Raises:
       CheckpointError: there is no such model here or on the Hub.
     """
-    local = Path(path)
+    local = storage.place(path)
+    if isinstance(local, storage.BucketPath):
+        return _from_bucket(local)
     name = os.fspath(path)
     if local.exists() or local.is_symlink() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return local
@@ -77,9 +92,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     except ModuleNotFoundError as error:
         line = f'cannot read {name}: No such folder; names of the Hub need "slth-jax[models]"'
         raise CheckpointError(line) from error
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
     except Exception as error:  # of the network, the Hub, or the cache on disk
         line = f"cannot read {name}: no such folder here, and not on the Hub ({reason(error)})"
         raise CheckpointError(line) from error
