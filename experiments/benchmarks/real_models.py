@@ -5,7 +5,8 @@ sentence embeddings of lines of WikiText-2: cosines, and the nearest neighbours 
 
 ``python -m experiments.benchmarks.real_models chat FOLDER`` hides a Llama with a chat template and
 compares first choices and perplexity on WikiText-2, and the answers to ten questions. With
-``--kill SECONDS`` the run is ended by SIGKILL once, and then resumed.
+``--kill SECONDS`` the run is ended by SIGKILL once, and then resumed. With ``--bits B`` masks of B
+bits per weight take the place of subset sums.
 
 WikiText-2 is ``$SLTH_DATA/wikitext-2/valid.txt``. Results go to ``experiments/benchmarks/results``.
 """
@@ -49,8 +50,9 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
         sys.executable, "-m", "slth_jax", "hide", options.model, "--out", options.out,
         "--samples", str(options.samples), "--seed", str(options.seed),
     ]  # fmt: skip
-    if options.construction:
-        command += ["--construction", options.construction]
+    for name in ("construction", "scales", "bits", "states"):
+        if getattr(options, name) is not None:
+            command += [f"--{name}", str(getattr(options, name))]
     started, killed = time.perf_counter(), None
     if options.kill:
         with subprocess.Popen(command) as process:
@@ -66,7 +68,7 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
         **{
             name: summary[name]
             for name in (
-                "samples", "seed", "construction", "shift_units", "columns", "attention",
+                "samples", "seed", "construction", "shift_units", "columns", "bands", "attention",
                 "shared_embedding", "num_sums", "random_weights", "numbers", "out_of_reach",
                 "solve_seconds", "peak_bytes", "ticket_bytes", "target_bytes", "bits_per_weight",
                 "versions",
@@ -183,6 +185,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--construction", help="a rule in the place of the default")
+    parser.add_argument("--scales", help="as `hide --scales`")
+    parser.add_argument("--bits", help="mask bits per weight, as `hide --bits`")
+    parser.add_argument("--states", type=int, help="with --bits: log2 of the states of the search")
     parser.add_argument("--kill", type=float, help="SIGKILL after so many seconds, then resume")
     parser.add_argument("--out", help="folder of the run (default: results/KIND)")
     parser.add_argument("--note", default="", help="a remark on the machine, such as 'shared'")
@@ -190,7 +195,8 @@ def main() -> None:
     options.out = options.out or f"results/{options.kind}"
     result = {"command": " ".join(sys.argv[1:]), **machine.report(), "note": options.note}
     result |= {"hide": solve(options), "compare": MODELS[options.kind](options)}
-    path = Path(__file__).with_name("results") / f"real_{options.kind}.json"
+    variant = "_bits" if options.bits else f"_{options.scales}" if options.scales else ""
+    path = Path(__file__).with_name("results") / f"real_{options.kind}{variant}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({name: result[name] for name in ("hide", "compare")}, indent=1))
 

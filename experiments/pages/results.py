@@ -37,7 +37,7 @@ def readme_claims() -> str:
             f"That a ticket contains no trained information, or is small. stories260K ({WEIGHTS:,} "
             f"weights of 32 bits) becomes a file of {row['ticket_bytes'] / 1e6:.2f} MB: "
             f"{bits:.0f} bits of masks and scales per trained weight. Each scale is derived from the "
-            f"largest entry of a matrix.",
+            f"largest entry of a matrix, and 4 bits per row choose among 16 random rows.",
         ),
         (
             "A ticket approximates its target with high probability; each ticket's error is measured "

@@ -51,7 +51,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="distributions of a band's weights (default: sign_uniform)",
     )
     parser.add_argument(
-        "--one-scale", action="store_true", help="no scales of a band's rows, 4 bits each"
+        "--scales",
+        choices=("matrix", "rows"),
+        help="one scale per random matrix, or per row, 4 bits each (default: rows, but for merged "
+        "attention or a rule asked for by name)",
     )
     parser.add_argument(
         "--form",
@@ -108,6 +111,7 @@ def run(options: argparse.Namespace) -> None:
         attention=options.attention,
         tied=options.tied,
         bits=_bands(options),
+        scales=options.scales if options.bits is None else None,
     )
     # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
@@ -176,7 +180,7 @@ def _bands(options: argparse.Namespace) -> Any:
         int(most),
         options.states,
         options.source_weights,
-        not options.one_scale,
+        options.scales != "matrix",
         tuple(sorted((kind, int(bits)) for kind, _, bits in others)),
     )
 

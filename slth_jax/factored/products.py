@@ -143,11 +143,12 @@ def entries(
 def masked_left(
     product: Product,
     part: Part,
+    numbers: Int[np.ndarray, " p"],
     scales: Float[np.ndarray, " p"],
     bits: UInt8[np.ndarray, " bytes"],
 ) -> Float[np.ndarray, "p n"]:
-    """Return the masked free factor of packed masks, whose rows have these scales."""
-    left = _left_rows(product.key, jnp.arange(part.rows), scales, part.nameless)
+    """Return the masked free factor of packed masks; for rows see `Network`."""
+    left = _left_rows(product.key, numbers, scales, part.nameless)
     packed = bits.reshape(part.rows, -1)
     if part.band is None:
         mask = np.unpackbits(packed, axis=-1).astype(bool)
@@ -221,13 +222,13 @@ def part_entries(
     compute = _entries_program(part.nameless, mesh)
     result = np.empty((part.count, part.rows, part.columns), np.float32)
     for g in range(part.count):
-        scales = network.row_scales(part, g)
+        scales, keys = network.row_scales(part, g), network.row_numbers(part, g)
         product = draw(network.seed, part, g, network.spec.rule(part))
         for first in range(0, part.rows, step):
             block = packed[g, first : first + step]
             padded = np.pad(block, ((0, step - len(block)), (0, 0)))
-            numbers = first + np.arange(step)
-            rows = compute(numbers, padded, scales[np.minimum(numbers, part.rows - 1)], product)
+            at = np.minimum(first + np.arange(step), part.rows - 1)
+            rows = compute(keys[at], padded, scales[at], product)
             result[g, first : first + step] = np.asarray(rows)[: len(block)]
     return result
 

@@ -109,8 +109,8 @@ def materialize(
         left, right = [], []
         for g in range(part.count):
             product = products.draw(network.seed, part, g, spec.rule(part))
-            scales = network.row_scales(part, g)
-            left.append(products.masked_left(product, part, scales, packed[g]))
+            rows = network.row_numbers(part, g), network.row_scales(part, g)
+            left.append(products.masked_left(product, part, *rows, packed[g]))
             right.append(products.masked_right(product, part))
         return np.stack(left), np.stack(right)
 

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from slth_jax import checks
 from slth_jax.construction import choices, encode, rules
@@ -40,7 +40,7 @@ LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.fl
 
 FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
-SCALINGS = ("largest", "spread")
+SCALINGS = ("largest", "spread", "rows")  # 'spread' is read, and no longer written
 NORMS = ("ln_e", "ln_1", "ln_2")
 _SAMPLES = 16  # of a norm's map beside bands
 KEEP = {
@@ -170,8 +170,9 @@ class Spec:
       attention: 'merged', a product per head of the merged query-key and value-output matrices
         (the paper's construction), or 'factored', a product per projection.
       shared: whether a tied embedding is one product, used for the first and the last map.
-      scaling: 'largest', a fixed multiple of a matrix's largest entry, or 'spread', less if the
-        largest entry is far beyond the root mean square.
+      scaling: 'largest', a fixed multiple of a matrix's largest entry; 'rows', a scale per row of
+        a free factor (see `LEVELS`). In tickets of an earlier version 'spread', less than
+        'largest' if the largest entry is far beyond the root mean square.
       bands: the bands of the products, with ``samples = 2^bits``; None for subset sums.
     """
 
@@ -206,6 +207,7 @@ class Spec:
             raise checks.fail("construction", allowed, repr(self.construction.name))
         if self.bands is None:
             return
+        checks.choice("scaling", self.scaling, ("largest",))
         units = 2**self.bands.bits
         checks.integer("samples", self.samples, low=units, high=units)
         checks.choice("form", self.form, ("linear",))
@@ -218,7 +220,7 @@ class Spec:
     @property
     def row_scales(self) -> bool:
         """Whether the rows of the free factors have scales."""
-        return self.bands is not None and self.bands.row_scales
+        return self.scaling == "rows" or (self.bands is not None and self.bands.row_scales)
 
     @property
     def inputs(self) -> int:
@@ -248,7 +250,7 @@ class Spec:
 
     def diagonal(self, part: Part) -> bool:
         """Return whether the part is a norm's gain and shift: a diagonal and a constant row."""
-        return part.kind in NORMS or (part.kind == "gain" and self.scaling == "spread")
+        return part.kind in NORMS or (part.kind == "gain" and self.scaling != "largest")
 
     def rule(self, part: Part) -> Rule:
         """Return the rule of a part: subset sums without shift units if it is diagonal.
@@ -261,8 +263,9 @@ class Spec:
         return dataclasses.replace(rule, search=Search())
 
     def num_levels(self, part: Part) -> int:
-        """Return the number of rows of a part that have scales, 0 for subset sums."""
-        return part.count * part.rows if self.row_scales and part.band is not None else 0
+        """Return the number of rows of a part that have scales."""
+        of_band = part.band is not None and self.row_scales
+        return part.count * part.rows if of_band or self.scaling == "rows" else 0
 
     def _parts(self) -> Iterable[Part]:
         s = self.settings
@@ -366,6 +369,16 @@ class Network:
         if part.name not in self.levels:
             return np.full(part.rows, scale)
         return scale * LEVELS[self.levels[part.name][g]]
+
+    def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
+        """Return the numbers from which the rows of a free factor are drawn.
+
+        With scales chosen row by row, each level has random weights of its own.
+        """
+        rows = np.arange(part.rows)
+        if self.spec.scaling != "rows":
+            return rows
+        return rows + part.rows * self.levels[part.name][g].astype(int)
 
 
 def from_json(fields: Mapping[str, Any]) -> Spec:

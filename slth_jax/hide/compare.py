@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from slth_jax import checks, storage
 from slth_jax.hide.model import Model
 from slth_jax.models import Settings, decoder, encoder
-from slth_jax.types import ArrayLike
+from slth_jax.types import Array, ArrayLike
 
 # Attention logits, or logits, that are computed at once.
 _ENTRIES = 1 << 26
+_LENGTHS = 32  # texts are padded to multiples of it
 
 
 def read_tokens(
@@ -46,31 +47,8 @@ def logits(
       tokens: integers.
       kept: False at padding, which no token attends to; None for no padding.
     """
-    settings = model.settings
-    tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), settings))
-    n, length = tokens.shape
-    at_once = max(1, _ENTRIES // max(settings.num_heads * length**2, length * settings.width * 8))
-    places = [slice(i, i + at_once) for i in range(0, n, at_once)]
-    groups = [jnp.asarray(tokens[place]) for place in places]
-    padding = [None if kept is None else encoder.padding(jnp.asarray(kept)[p]) for p in places]
-    masks = [
-        decoder.padding_mask(group, settings, mask)
-        for group, mask in zip(groups, padding, strict=True)
-    ]
-    ends = {name: jnp.asarray(value) for name, value in model.ends().items()}
-    rows = [decoder.embed(ends, group, settings) for group in groups]
-    for b in range(settings.num_blocks):
-        block = {name: jnp.asarray(value) for name, value in model.block(b).items()}
-        rows = [
-            decoder.block(block, x, settings, attn_mask=mask)
-            for x, mask in zip(rows, masks, strict=True)
-        ]
-    step = max(1, _ENTRIES // settings.outputs // length)
-    results = []
-    for x in rows:
-        for i in range(0, len(x), step):
-            results.append(np.asarray(decoder.unembed(ends, x[i : i + step], settings)))
-    return np.concatenate(results)
+    tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), model.settings))
+    return _outputs(model, [(tokens, kept)])[0]
 
 
 def embeddings(
@@ -83,17 +61,53 @@ def embeddings(
 ) -> Float[np.ndarray, "batch width"]:
     """Return the embeddings of texts as `models.embeddings` does, computed block after block.
 
+    Texts are computed with texts of about their length, so padding takes little time.
+
     Raises:
       ValueError: a decoder, or arguments that do not fit.
     """
     encoder.check(model.settings, pooling)
-    tokens = np.asarray(tokens)
+    tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), model.settings))
     kept = np.ones(tokens.shape, bool) if kept is None else np.asarray(kept)
-    states = logits(model, tokens, kept=kept)
-    pooled = encoder.pool(
-        jnp.asarray(states), jnp.asarray(kept), pooling=pooling, normalise=normalise
-    )
-    return np.asarray(pooled)
+    last = tokens.shape[1] - np.argmax(kept[:, ::-1], axis=1)  # 1 + the place of the last token
+    lengths = np.minimum(-(-last // _LENGTHS) * _LENGTHS, tokens.shape[1])
+    groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    texts = [(tokens[g, : lengths[g[0]]], kept[g, : lengths[g[0]]]) for g in groups]
+    result = np.empty((len(tokens), model.settings.width), np.float32)
+    for group, (_, mask), states in zip(groups, texts, _outputs(model, texts), strict=True):
+        arrays = jnp.asarray(states), jnp.asarray(mask)
+        result[group] = np.asarray(encoder.pool(*arrays, pooling=pooling, normalise=normalise))
+    return result
+
+
+def _outputs(
+    model: Model, batches: Sequence[tuple[Int[np.ndarray, "n t"], ArrayLike | None]]
+) -> list[Float[np.ndarray, "n t outputs"]]:
+    """Return the logits or states of batches of tokens, each with its mask of padding or None."""
+    settings = model.settings
+    groups: list[tuple[int, Array, Array | None]] = []  # batch, tokens, mask
+    for number, (tokens, kept) in enumerate(batches):
+        n, length = tokens.shape
+        size = max(settings.num_heads * length**2, length * settings.width * 8)
+        at_once = max(1, _ENTRIES // size)
+        for place in (slice(i, i + at_once) for i in range(0, n, at_once)):
+            group = jnp.asarray(tokens[place])
+            padding = None if kept is None else encoder.padding(jnp.asarray(kept)[place])
+            groups.append((number, group, decoder.padding_mask(group, settings, padding)))
+    ends = {name: jnp.asarray(value) for name, value in model.ends().items()}
+    rows = [decoder.embed(ends, group, settings) for _, group, _ in groups]
+    for b in range(settings.num_blocks):
+        block = {name: jnp.asarray(value) for name, value in model.block(b).items()}
+        rows = [
+            decoder.block(block, x, settings, attn_mask=mask)
+            for x, (_, _, mask) in zip(rows, groups, strict=True)
+        ]
+    results: list[list[np.ndarray]] = [[] for _ in batches]
+    for x, (number, _, _) in zip(rows, groups, strict=True):
+        step = max(1, _ENTRIES // settings.outputs // x.shape[1])
+        for i in range(0, len(x), step):
+            results[number].append(np.asarray(decoder.unembed(ends, x[i : i + step], settings)))
+    return [np.concatenate(parts) for parts in results]
 
 
 def measures(

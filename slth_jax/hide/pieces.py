@@ -69,11 +69,10 @@ def scale_factor(rule: Rule) -> float:
     return 0.9 if rule.search.shift_units else 1.25
 
 
-# The zeros of a norm's map are exact, and each entry of its diagonal must be within reach. In other
-# matrices the largest entry may be FLAT or more root mean squares large. A finer scale then serves
-# the many small entries, and shift units reach the few large entries. Measured at 16 samples on
-# matrices of two published models.
-_DIAGONAL, _FLAT, _POWER = 2.5, 8.0, 0.45
+# The zeros of a norm's map are exact, and each entry of its diagonal must be within reach.
+_DIAGONAL = 2.5
+# The coarsest scale of a row, which few rows take (see `factored.solve.rows_with_scales`).
+_COARSEST = 4.0
 
 
 def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
@@ -83,11 +82,10 @@ def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
     if most == 0:
         return 1.0
     factor = scale_factor(rule.for_relu() if part.relu else rule)
-    if spec.diagonal(part):
+    if spec.scaling == "rows":
+        factor = _COARSEST
+    elif spec.diagonal(part):
         factor = _DIAGONAL
-    elif spec.scaling == "spread":
-        ratio = most / float(np.sqrt(np.mean(np.square(matrix, dtype=np.float64))))
-        factor *= min(1.0, (_FLAT / ratio) ** _POWER)
     return float(np.float32(factor * most))
 
 
@@ -106,15 +104,19 @@ def compute(
         scale = scale_of(matrix, part, spec)
         product = products.draw(seed, part, g, rule)
         problem = solve.Problem(product, part, rule, scale, spec.samples)
+        levels = None
         if part.band is not None:
-            if spec.row_scales:
-                levels = solve.row_levels(matrix)
-                problem = problem._replace(levels=levels)
-                arrays.setdefault("levels", []).append(levels[first:last])
-            scale = solve.band_scale(problem, matrix, mesh)
+            every_level = solve.row_levels(matrix) if spec.row_scales else None
+            scale = solve.band_scale(problem, matrix, mesh, levels=every_level)
             problem = problem._replace(scale=scale)
-        masks = solve.rows(problem, matrix[first:last], first, mesh)
+            levels = None if every_level is None else every_level[first:last]
+        if spec.scaling == "rows":
+            masks, levels = solve.rows_with_scales(problem, matrix[first:last], first, mesh)
+        else:
+            masks = solve.rows(problem, matrix[first:last], first, mesh, levels=levels)
         arrays["bits"].append(masks.bits)
+        if levels is not None:
+            arrays.setdefault("levels", []).append(levels)
         scales[str(g)], prints[str(g)] = scale, products.fingerprint(product.key, part, scale)
         squared_error += float(masks.squared_error.sum(dtype=np.float64))
         squared_target += float(np.square(matrix[first:last], dtype=np.float64).sum())

@@ -25,8 +25,9 @@ from slth_jax.models.weights import Reader
 from slth_jax.storage import Place, RunFolder
 from slth_jax.ticket import Tensor, Ticket
 
-# More subset sums than this take a rule with fewer re-rolls, and scales by a matrix's entries.
+# More subset sums than this take a rule with fewer re-rolls.
 _MANY = 1 << 23
+SCALES = ("matrix", "rows")
 
 # Called with (subset sums done, subset sums in all).
 Progress = Callable[[int, int], None]
@@ -85,6 +86,7 @@ def make_spec(
     attention: str | None = None,
     tied: str = "once",
     bits: int | Bands | None = None,
+    scales: str | None = None,
 ) -> Spec:
     """Return the spec of a random network for the model of `reader` (see `factored.Spec`).
 
@@ -99,6 +101,9 @@ def make_spec(
         possible (see `factored.spec.can_share`); 'twice' for two.
       bits: mask bits per entry, for bands (`construction.rules.band`) in the place of subset sums.
         `factored.Bands` has more choices.
+      scales: 'rows', one per row of a free factor, 4 bits each, or 'matrix', one per free factor,
+        as in the paper. None for 'matrix' if merged attention or a rule is asked for by name, and
+        else for 'rows'. Of subset sums; `factored.Bands` has its own.
 
     Raises:
       ValueError: arguments that cannot be used, or a model that cannot be hidden.
@@ -109,6 +114,8 @@ def make_spec(
     if bits is not None:
         if construction is not None:
             raise checks.fail("construction", "absent if bits are given", construction)
+        if scales is not None:
+            raise checks.fail("scales", "absent if bits are given", scales)
         bands = bits if isinstance(bits, Bands) else Bands(bits)
         rule, fields["bands"], samples = bands.rule(), bands, 2**bands.bits
     else:
@@ -134,10 +141,15 @@ def make_spec(
         return sum(part.num_sums for part in spec.every_part)
 
     spec = min(specs, key=num_sums)
-    if construction is None and bits is None and num_sums(spec) > _MANY:
-        rule = rules.for_samples(samples, many=True)
-        spec = dataclasses.replace(spec, construction=rule, scaling="spread")
-    return spec
+    if bits is not None:
+        return spec
+    if construction is None and num_sums(spec) > _MANY:
+        spec = dataclasses.replace(spec, construction=rules.for_samples(samples, many=True))
+    if scales is None:
+        as_in_the_paper = construction is not None or attention == "merged"
+        scales = "matrix" if as_in_the_paper else "rows"
+    scaling = {"matrix": "largest", "rows": "rows"}[checks.choice("scales", scales, SCALES)]
+    return dataclasses.replace(spec, scaling=scaling)
 
 
 def solve(

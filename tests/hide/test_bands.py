@@ -126,7 +126,16 @@ def test_hide_at_few_bits_from_the_command_line(models_on_disk, tmp_path, capsys
     arguments = ["hide", str(path), "--quiet", "--out", str(tmp_path)]
     assert cli.main([*arguments, "--bits", "3,wte=x"]) == 2
     assert "--bits must be B or B,KIND=B, got '3,wte=x'" in capsys.readouterr().err
-    bands = ["--bits", "3,wte=5", "--states", "3", "--source-weights", "uniform", "--one-scale"]
+    bands = [
+        "--bits",
+        "3,wte=5",
+        "--states",
+        "3",
+        "--source-weights",
+        "uniform",
+        "--scales",
+        "matrix",
+    ]
     assert cli.main([*arguments, *bands]) == 0
     assert "entries at 3 bits" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())

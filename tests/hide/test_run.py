@@ -17,8 +17,8 @@ from refusals import refusals
 
 from slth_jax import hide, models, storage, ticket
 from slth_jax.construction import rules
-from slth_jax.factored import products, solve, source
-from slth_jax.hide import pieces, run
+from slth_jax.factored import from_json, products, solve, source
+from slth_jax.hide import compare, pieces, run
 from slth_jax.hide.targets import Targets
 
 
@@ -55,7 +55,7 @@ def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_
     np.testing.assert_allclose(as_it_is, logits, atol=2e-4 * measured["logit_sd"] + 2e-4)
 
 
-def test_sentence_embeddings_of_a_ticket(models_on_disk, tmp_path_factory):
+def test_sentence_embeddings_of_a_ticket(models_on_disk, tmp_path_factory, monkeypatch):
     """Masked, padded, pooled: close to the target's, and not changed by padding."""
     options = {"samples": 14, "construction": rules.shift(2, 4, 0.5), "attention": "factored"}
     reader, _, tokens, path, _ = solved(models_on_disk, tmp_path_factory, "bert", **options)
@@ -66,6 +66,8 @@ def test_sentence_embeddings_of_a_ticket(models_on_disk, tmp_path_factory):
     assert ((target * ours).sum(axis=1) > 0.999).all()
     alone = hide.embeddings(model, tokens[1:2, :5])
     np.testing.assert_allclose(alone, ours[1:2], atol=1e-5)
+    monkeypatch.setattr(compare, "_LENGTHS", 4)  # texts of 16, 5 and 9 tokens are three groups
+    np.testing.assert_allclose(hide.embeddings(model, tokens, kept=kept), ours, atol=1e-5)
     with refusals("settings must be of an encoder"):
         hide.embeddings(model._replace(settings=models.preset("nano").settings), tokens)
 
@@ -298,3 +300,46 @@ def test_norms_stay_exact_beside_bands(models_on_disk, tmp_path_factory):
     params, settings = source.materialize(opened.network, opened.ticket.bits)
     as_it_is = np.asarray(models.apply(jax.tree.map(jnp.asarray, params), tokens, settings))
     np.testing.assert_allclose(as_it_is, hide.logits(model, tokens), atol=1e-3)
+
+
+def test_each_row_has_a_scale_that_the_ticket_names(models_on_disk, tmp_path_factory):
+    """Recomputed from the ticket alone, merged and as it is; pieces and shards change no bit."""
+    options = {"samples": 10, "construction": rules.shift(2, 4, 0.5), "scales": "rows"}
+    reader, spec, tokens, path, _ = solved(models_on_disk, tmp_path_factory, "gpt2", **options)
+    assert spec.scaling == "rows" and from_json(spec.to_json()) == spec
+    opened = hide.opened(path)
+    matrices = Targets(reader, spec)
+    for part in spec.parts:
+        report = opened.ticket.metadata["parts"][part.name]
+        target = np.stack([matrices.product(part, g) for g in range(part.count)])
+        error = np.linalg.norm(opened.entries(part) - target) / np.linalg.norm(target)
+        assert error == pytest.approx(report["relative_error"], rel=1e-3)
+    levels = np.concatenate([x.ravel() for x in opened.network.levels.values()])
+    assert levels.size == sum(part.count * part.rows for part in spec.parts)
+    assert np.unique(levels).size > 3
+    params, settings = source.materialize(opened.network, opened.ticket.bits)
+    as_it_is = np.asarray(models.apply(jax.tree.map(jnp.asarray, params), tokens, settings))
+    np.testing.assert_allclose(as_it_is, hide.logits(hide.of_ticket(opened), tokens), atol=1e-3)
+
+
+def test_scales_of_rows_serve_outliers(models_on_disk):
+    """One entry a hundred times the others; the same masks on every number of devices."""
+    reader = models.weights.open(models_on_disk["gpt2"][0])
+    spec = hide.make_spec(reader, samples=10)
+    part = next(part for part in spec.parts if part.name == "0.in")  # 32 rows, 9 columns
+    matrix = np.random.default_rng(0).normal(0, 1, (part.rows, part.columns)).astype(np.float32)
+    matrix[3, 4] = 100
+    rule = rules.shift(2, 4, 0.5)
+    product = products.draw(0, part, 0, rule)
+    results = []
+    for count in (1, 4):
+        devices = jax.local_devices()[:count]
+        mesh = jax.make_mesh((count,), ("rows",), (AxisType.Auto,), devices=devices)
+        problem = solve.Problem(product, part, rule, 4 * 100.0, 10)
+        results.append(solve.rows_with_scales(problem, matrix, 0, mesh))
+    chex.assert_trees_all_equal(*results)
+    masks, levels = results[0]
+    one = solve.rows(problem._replace(scale=90.0), matrix, 0, mesh)
+    ours, theirs = (np.delete(x.squared_error, 3).sum() for x in (masks, one))
+    assert ours < 0.01 * theirs
+    assert levels[3] < np.delete(levels, 3).min()
