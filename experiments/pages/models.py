@@ -14,19 +14,19 @@ def readme_models() -> str:
         f"({chat['device']}, {chat['date']}). all-MiniLM-L6-v2 (22.6 million weights) takes "
         f"{_minutes(encoder)} minutes and {_megabytes(encoder)} MB of masks and scales: on "
         f"{close['sentences']:,} lines of WikiText-2 the cosine of the ticket's sentence embedding to "
-        f"the target's is {_cosine(close['mean_cosine'])} on average, and the nearest neighbours of "
-        f"{close['equal_nearest']} in {close['queries']} queries are equal. SmolLM2-135M-Instruct "
+        f"the target's is {close['mean_cosine']:.8f} on average, and the nearest neighbours of "
+        f"{close['equal_nearest']} of {close['queries']} queries are equal. SmolLM2-135M-Instruct "
         f"takes {_minutes(chat)} minutes, a kill included, and {_megabytes(chat)} MB, as many as in "
         f"bfloat16: on {same['tokens']:,} tokens of WikiText-2 the first choice is equal in "
-        f"{100 * same['top1_agreement']:.1f} %, the perplexity is {same['ticket_perplexity']:.2f} "
-        f"(target {same['target_perplexity']:.2f}), and {same['equal_answers']} of "
+        f"{100 * same['top1_agreement']:.1f} %, the perplexity is {same['ticket_perplexity']:.3f} "
+        f"(target {same['target_perplexity']:.3f}), and {same['equal_answers']} of "
         f"{len(same['answers'])} chat answers are equal to the end or for 48 tokens "
         f"(`python -m experiments.benchmarks.real_models minilm|chat FOLDER`)."
     )
 
 
 def scales_of_rows() -> str:
-    """What a scale per row brings: all-MiniLM-L6-v2 with either kind of scales."""
+    """Errors of all-MiniLM-L6-v2 with a scale per row and with one per matrix."""
     rows, matrix = read("real_minilm"), read("real_minilm_matrix")
     errors = [run["hide"]["relative_error"] for run in (rows, matrix)]
     return wrapped(
@@ -45,14 +45,3 @@ def _minutes(run: dict[str, Any]) -> str:
 
 def _megabytes(run: dict[str, Any]) -> str:
     return f"{run['hide']['ticket_bytes'] / 1e6:.0f}"
-
-
-def _cosine(value: float) -> str:
-    """Return a cosine with two digits of its distance from 1."""
-    return f"{value:.{2 - round(_exponent(1 - value))}f}"
-
-
-def _exponent(value: float) -> float:
-    import math
-
-    return math.floor(math.log10(value)) + 1

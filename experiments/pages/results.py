@@ -202,7 +202,8 @@ def hidden_stories() -> str:
         rows.append((samples, *cells, f"{size} MB"))
     names = (
         "samples", "proof", "reach", "shift units", "shift units, ReLU form",
-        "shift units, projections (default)", "ticket (shift units, merged / default)",
+        "shift units, projections, scales of rows (default)",
+        "ticket (shift units, merged / default)",
     )  # fmt: skip
     return table(names, rows)
 

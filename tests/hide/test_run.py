@@ -339,7 +339,7 @@ def test_scales_of_rows_serve_outliers(models_on_disk):
         results.append(solve.rows_with_scales(problem, matrix, 0, mesh))
     chex.assert_trees_all_equal(*results)
     masks, levels = results[0]
-    one = solve.rows(problem._replace(scale=90.0), matrix, 0, mesh)
-    ours, theirs = (np.delete(x.squared_error, 3).sum() for x in (masks, one))
+    coarse = solve.rows(problem._replace(scale=90.0), matrix, 0, mesh)
+    ours, theirs = (np.delete(x.squared_error, 3).sum() for x in (masks, coarse))
     assert ours < 0.01 * theirs
     assert levels[3] < np.delete(levels, 3).min()
