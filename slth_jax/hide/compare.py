@@ -81,8 +81,8 @@ def embeddings(
 
 
 def _outputs(
-    model: Model, batches: Sequence[tuple[Int[np.ndarray, "n t"], ArrayLike | None]]
-) -> list[Float[np.ndarray, "n t outputs"]]:
+    model: Model, batches: Sequence[tuple[np.ndarray, ArrayLike | None]]
+) -> list[np.ndarray]:
     """Return the logits or states of batches of tokens, each with its mask of padding or None."""
     settings = model.settings
     groups: list[tuple[int, Array, Array | None]] = []  # batch, tokens, mask
