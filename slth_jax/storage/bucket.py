@@ -128,7 +128,7 @@ class Bucket:
                 if pause is None:
                     raise CheckpointError(line) from error
                 _log.warning("%s; trying again", line)
-                time.sleep(pause * random.uniform(0.5, 1.0))
+                time.sleep(pause * random.uniform(0.75, 1.25))
             else:
                 self._answered = True
                 return answer
