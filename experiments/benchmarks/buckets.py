@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -104,11 +105,10 @@ class Sweeps:
         while not (storage.place(out) / "lock").exists():
             time.sleep(0.05)
         second = self.start(out)
-        _, line = second.communicate()
-        assert second.returncode == 2 and line.count("\n") == 1, line
+        line = _line(second)
         first.communicate()
         self.finish(out)
-        return line.strip()
+        return line
 
     def dead_owner(self) -> float:
         """Kill a process that holds a claim; return the seconds until the next one has it."""
@@ -162,12 +162,11 @@ class Sweeps:
         out = f"{self.url}/quota"
         proxy.plan = plan
         worker = self.start(out)
-        _, line = worker.communicate()
-        assert worker.returncode == 2 and line.count("\n") == 1, line
+        line = _line(worker)
         proxy.plan = lambda method, path: None
         assert _chunks(out) > 0
         self.finish(out)
-        return line.strip()
+        return line
 
 
 def digest(out: str) -> str:
@@ -178,6 +177,14 @@ def digest(out: str) -> str:
         hashed.update(results.arrays(index)["mask"].tobytes())
     hashed.update(storage.read_bytes(storage.place(out) / "table.csv"))
     return hashed.hexdigest()
+
+
+def _line(worker: subprocess.Popen) -> str:
+    """Return the one line with which a process refuses to go on, without TensorStore's log."""
+    _, errors = worker.communicate()
+    lines = [line for line in errors.splitlines() if not re.match(r"[IWE]\d{4} ", line)]
+    assert worker.returncode == 2 and len(lines) == 1, errors
+    return lines[0]
 
 
 def _chunks(out: str) -> int:
