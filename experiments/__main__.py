@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from slth_jax.cli import outcome
+from slth_jax.cli import devices, outcome
 
 
 class _Help(argparse.Action):
@@ -69,14 +69,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="compute every N-th chunk from the I-th on; I alone if the folder has N recorded",
     )
-    main.add_argument(
-        "--distributed",
-        metavar="HOW",
-        default="off",
-        help="join the processes of a pod: on (as the scheduler describes them), auto (if there is "
-        "a scheduler), off (default), or HOST:PORT,I/N for process I of N, with process 0 at "
-        "HOST:PORT",
-    )
+    devices.add_distributed(main)
     main.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -166,9 +165,7 @@ def _run(
 
 def _log_start(name: str, out: folder.RunFolder) -> None:
     """Write the first line of a log: versions, devices, processes, host, folder and its state."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
     patterns = ("**/SHA256SUMS", "**/*.safetensors")  # of pieces on a disk, and in a bucket
     chunks = sum(1 for pattern in patterns for _ in out.checkpoints.glob(pattern))
     state = "finished" if out.finished else f"{chunks} saved pieces" if chunks else "new"
-    processes = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
-    progress.log(f"{name}: {versions}; {machine.device()}; {processes}; {out.path} ({state})")
+    progress.log_start(name, machine.versions(), f"{out.path} ({state})")

@@ -1,6 +1,19 @@
-"""The number of devices into which a CPU is split, set before JAX is imported."""
+"""Options of a command line for devices and processes, used before JAX is imported."""
 
+import argparse
 import os
+
+
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--distributed` (see `distributed.joined`)."""
+    parser.add_argument(
+        "--distributed",
+        metavar="HOW",
+        default="off",
+        help="join the processes of a pod: on (as the scheduler describes them), auto (if there is "
+        "a scheduler), off (default), or HOST:PORT,I/N for process I of N, with process 0 at "
+        "HOST:PORT",
+    )
 
 
 def split_cpu(devices: int | None) -> None:

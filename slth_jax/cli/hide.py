@@ -5,13 +5,18 @@ function as the model. A stopped run is resumed; the ticket is DIR/ticket.safete
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slth_jax.cli import memory, progress, text
+from slth_jax.cli import devices, memory, outcome, progress, text
+
+if TYPE_CHECKING:
+    from slth_jax.storage import Place
 
 HELP = "hide a trained language model in random numbers: a ticket with no trained weight"
 
@@ -81,6 +86,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="products that a tied embedding takes (default: once)",
     )
     parser.add_argument("--shard", metavar="I/N", help="compute every N-th piece from the I-th on")
+    devices.add_distributed(parser)
     parser.add_argument(
         "--inputs", metavar="TOKENS.npy", help="integers [batch, length] to compare logits on"
     )
@@ -91,9 +97,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Hide the model, then compare it with its ticket."""
-    from slth_jax.cli.devices import split_cpu
+    devices.split_cpu(options.devices)
+    from slth_jax.distributed import joined
 
-    split_cpu(options.devices)
+    with joined(options.distributed, outcome.report):
+        _hide(options)
+
+
+def _hide(options: argparse.Namespace) -> None:
     import numpy as np
 
     from slth_jax import checks, hide, models, storage
@@ -121,21 +132,13 @@ def run(options: argparse.Namespace) -> None:
             raise checks.fail("--prompt", "absent, since an encoder writes no text", "one")
         writer = text.Writer(options, reader.path, reader.settings)
     tokenizer = models.tokens.find(options.tokenizer, reader.path, reader.settings.vocab_size)
-    identity = hide.identity_of(reader.path)
-    with progress.bar("subset sums", options.quiet) as update:
-        try:
-            path = hide.solve(
-                reader,
-                spec,
-                options.out,
-                seed=options.seed,
-                identity=identity,
-                shard=options.shard,
-                progress=update,
-            )
-        except hide.Unfinished as part:
-            print(part)
-            return
+    try:
+        path = _solve(reader, spec, options)
+    except hide.Unfinished as part:
+        print(part)
+        return
+    if path is None:  # the first process does the rest
+        return
     out = storage.place(options.out)
     opened = hide.opened(path)
     target, ticket = hide.of_target(reader), hide.of_ticket(opened)
@@ -164,6 +167,46 @@ def run(options: argparse.Namespace) -> None:
     storage.write_json(out / "summary.json", summary)
     hide.clean(out)
     _report(summary, out)
+
+
+def _solve(reader: Any, spec: Any, options: argparse.Namespace) -> "Place | None":
+    """Return the path of the ticket, on the first of the processes that share the pieces."""
+    import jax
+
+    from slth_jax import checks, distributed, hide
+
+    index, count = jax.process_index(), jax.process_count()
+    if count > 1 and options.shard is not None:
+        raise checks.fail("--shard", f"absent in a run of {count} processes", options.shard)
+    _log_start(options, index, count)
+    solve = functools.partial(
+        hide.solve, reader, spec, options.out,
+        seed=options.seed, identity=hide.identity_of(reader.path),
+    )  # fmt: skip
+    title = "subset sums" + (f" of process 0 of {count}" if count > 1 else "")
+    with progress.bar(title, options.quiet or index > 0) as update:
+        if count == 1:
+            return solve(shard=options.shard, progress=update)
+        with distributed.alone(), contextlib.suppress(hide.Unfinished):
+            solve(shard=f"{index}/{count}", progress=update)
+    distributed.wait_for_all()
+    if index > 0:
+        return None
+    with distributed.alone():
+        return solve()
+
+
+def _log_start(options: argparse.Namespace, index: int, count: int) -> None:
+    import jax
+
+    from slth_jax import __version__, storage
+
+    if not options.quiet and index == 0:
+        versions = {"slth_jax": __version__, "jax": jax.__version__}
+        out = storage.place(options.out)
+        pieces = sum(1 for _ in (out / "parts").glob("*.safetensors"))
+        state = f"{pieces} saved pieces" if pieces else "new"
+        progress.log_start("hide", versions, f"{out} ({state})")
 
 
 def _bands(options: argparse.Namespace) -> Any:

@@ -2,9 +2,11 @@
 
 import contextlib
 import datetime
+import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 _PAUSE = 30.0  # seconds between two lines
 
@@ -44,6 +46,16 @@ def log(message: str) -> None:
     """Write a line with the time of day to standard error."""
     if sys.stderr is not None:
         print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {message}", file=sys.stderr, flush=True)
+
+
+def log_start(name: str, versions: Mapping[str, str], folder: str) -> None:
+    """Write the first line of a log: versions, devices, processes, host, folder."""
+    import jax
+
+    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    processes = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+    words = ", ".join(f"{package} {version}" for package, version in versions.items())
+    log(f"{name}: {words}; {machine}; {processes}; {folder}")
 
 
 def _lines(title: str) -> Callable[[int, int], None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import parser
+from slth_jax.cli.command import parser as verbs
 
 PODS = Path(__file__).parents[2] / "experiments" / "pods"
 ARGUMENTS = ["hidden-dim", "--preset", "paper", "--out", "/shared/my results"]
@@ -41,7 +42,7 @@ def run(tmp_path):
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
 
-    def run(script, *, srun_status=0, ssh_statuses=(0,)):
+    def run(script, *, srun_status=0, ssh_statuses=(0,), arguments=ARGUMENTS, **variables):
         stand_in("srun", f'echo "srun $*" >> "$LOG"\nexit {srun_status}')
         stand_in("scontrol", 'echo "scontrol $*" >> "$LOG"')
         stand_in("gcloud", GCLOUD)
@@ -52,13 +53,16 @@ def run(tmp_path):
             "SLURM_JOB_ID": "77",
             "SLURM_ARRAY_TASK_ID": "3",
             "SLURM_ARRAY_TASK_COUNT": "16",
+            "SLURM_ARRAY_TASK_MIN": "0",
+            "SLURM_ARRAY_TASK_MAX": "15",
             "TPU": "slth",
             "ZONE": "z",
             "TYPE": "t",
             "VERSION": "v",
             "SETUP": "cd /slth",
+            **variables,
         }
-        done = subprocess.run(["bash", PODS / script, *ARGUMENTS], env=environment, timeout=30)
+        done = subprocess.run(["bash", PODS / script, *arguments], env=environment, timeout=30)
         return done.returncode, log.read_text().splitlines()
 
     return run
@@ -76,6 +80,27 @@ def test_slurm_requeues_preempted_jobs_and_no_others(run, script, status):
     assert (options.shard, options.distributed) == (
         ("3/16", "off") if script == "slurm_array.sh" else (None, "on")
     )
+
+
+@pytest.mark.parametrize("status", [75, 137])
+def test_slurm_requeues_a_job_with_a_lost_process_three_times(run, status):
+    _, log = run("slurm.sh", srun_status=status)
+    assert log[1:] == ["scontrol requeue 77"]
+    returned, log = run("slurm.sh", srun_status=status, SLURM_RESTART_COUNT="3")
+    assert returned == status and log[-1].startswith("srun ")
+
+
+def test_slurm_hides_a_model_with_all_processes(run):
+    arguments = ["hide", "model", "--out", "/shared/hidden"]
+    _, log = run("slurm.sh", arguments=arguments)
+    options = verbs().parse_args(log[0].split(" python -m slth_jax ")[1].split())
+    assert (options.verb, options.model, options.distributed) == ("hide", "model", "on")
+
+
+def test_a_task_of_an_array_that_is_submitted_again_takes_the_recorded_number(run):
+    alone = {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "3"}
+    _, log = run("slurm_array.sh", **alone, SLURM_ARRAY_TASK_MAX="3")
+    assert log[0].endswith(" --shard 3")
 
 
 def test_cloud_tpu_makes_preempted_machines_anew_until_done(run):
