@@ -68,7 +68,8 @@ class Claim:
                 if wait:
                     continue
                 raise in_use(self.place.parent, stored)
-            _log.warning("%s: the claim of %s was not renewed", self.place, owner(stored))
+            if self.place.store.has(self.place.key):  # its owner did not release it
+                _log.warning("%s: the claim of %s was not renewed", self.place, owner(stored))
         self._thread.start()
 
     def _swap(self) -> bool:
