@@ -57,9 +57,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scales",
-        choices=("matrix", "rows"),
+        choices=("matrix", "rows", "both"),
         help="one scale per random matrix, or per row, 4 bits each (default: rows, but for merged "
-        "attention or a rule asked for by name)",
+        "attention or a rule asked for by name); with --bits also both, per row and column",
     )
     parser.add_argument(
         "--form",
@@ -224,6 +224,7 @@ def _bands(options: argparse.Namespace) -> Any:
         options.states,
         options.source_weights,
         options.scales != "matrix",
+        options.scales == "both",
         tuple(sorted((kind, int(bits)) for kind, _, bits in others)),
     )
 

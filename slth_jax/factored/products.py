@@ -41,15 +41,28 @@ class Product(NamedTuple):
     halves: tuple[Assignment, Assignment] | None  # units by the sign of their weight, for a ReLU
 
 
-def draw(seed: int, part: Part, g: int, rule: Rule) -> Product:
-    """Draw the grouped factor of product `g`, ``U[-1, 1]`` but for bands; assign its units."""
+def draw(
+    seed: int,
+    part: Part,
+    g: int,
+    rule: Rule,
+    columns: Float[np.ndarray, " r"] | None = None,
+) -> Product:
+    """Draw the grouped factor of product `g`, ``U[-1, 1]`` but for bands; assign its units.
+
+    `columns` are the scales of the columns of a band.
+    """
     # Inputs of a ReLU that may have either sign need units of either sign.
     signs = part.relu and not part.rows_are_inputs
     if part.relu:
         rule = rule.for_relu()
     key = product_key(seed, part, g)
     if part.band is not None:
-        return Product(key, _right(key, part.nameless), None, None)
+        right = _right(key, part.nameless)  # [r, M, L], by the column of the start
+        if columns is not None:
+            ends = np.arange(part.columns)[:, None] + np.arange(right.shape[2])
+            right = right * columns[ends % part.columns][:, None]
+        return Product(key, right, None, None)
     return Product(key, *_grouped(key, (part.units, part.columns), rule, signs))
 
 
@@ -223,7 +236,8 @@ def part_entries(
     result = np.empty((part.count, part.rows, part.columns), np.float32)
     for g in range(part.count):
         scales, keys = network.row_scales(part, g), network.row_numbers(part, g)
-        product = draw(network.seed, part, g, network.spec.rule(part))
+        columns = network.column_scales(part, g)
+        product = draw(network.seed, part, g, network.spec.rule(part), columns)
         for first in range(0, part.rows, step):
             block = packed[g, first : first + step]
             padded = np.pad(block, ((0, step - len(block)), (0, 0)))

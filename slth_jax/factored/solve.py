@@ -152,7 +152,12 @@ _TRIED = 16  # rows on which they are tried, at even distances
 
 
 def band_scale(
-    problem: Problem, target: Float[np.ndarray, "p r"], mesh: Mesh, *, levels: Levels | None = None
+    problem: Problem,
+    target: Float[np.ndarray, "p r"],
+    mesh: Mesh,
+    *,
+    levels: Levels | None = None,
+    sizes: Float[np.ndarray, " p"],
 ) -> float:
     """Return the scale of a band's free factor with the least squared error on some rows.
 
@@ -161,8 +166,8 @@ def band_scale(
       target: all rows of the matrix.
       mesh: see `products.mesh`.
       levels: the levels of the rows' scales; None for rows of one scale.
+      sizes: the root mean squares of the rows, in units of the columns' scales.
     """
-    sizes = row_sizes(target)
     if levels is None:
         levels = np.zeros(len(target), np.uint8)
         size = float(np.sqrt(np.mean(np.square(sizes))))
@@ -188,9 +193,8 @@ def row_sizes(target: Float[np.ndarray, "p r"]) -> Float[np.ndarray, " p"]:
     return np.sqrt(np.mean(np.square(target, dtype=np.float64), axis=1))
 
 
-def row_levels(target: Float[np.ndarray, "p r"]) -> Levels:
-    """Return the levels of scales in proportion to the sizes of the rows."""
-    sizes = row_sizes(target)
+def levels_of(sizes: Float[np.ndarray, " p"]) -> Levels:
+    """Return the levels of scales in proportion to the sizes of rows or columns."""
     return _levels(sizes / max(float(sizes.max()), 1e-30))
 
 

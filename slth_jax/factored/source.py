@@ -1,7 +1,7 @@
 """A whole random transformer as a source that tickets name: its weights times the masks."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,13 @@ from jaxtyping import UInt8
 
 from slth_jax import checks
 from slth_jax.factored import assemble, products
-from slth_jax.factored.spec import Network, Part, from_json
+from slth_jax.factored.spec import Network, Part, Spec, from_json
 from slth_jax.models import Settings
 from slth_jax.storage import CheckpointError, reason
 
 KEPT = "kept."  # begins the names of matrices that stay the target's
 ROWS = "rows"  # the name of the levels of all rows, part by part
+COLUMNS = "columns"  # of all columns
 
 
 def packed_levels(levels: UInt8[np.ndarray, " rows"]) -> UInt8[np.ndarray, " bytes"]:
@@ -52,23 +53,34 @@ def of_ticket(ticket: Any) -> Network:
             {part.name: part.band.bits for part in spec.parts if part.band is not None},
         )
         _compare("kept", kept, {KEPT + part.name: 4 * part.num_sums for part in spec.kept_parts})
-        rows = [spec.num_levels(part) for part in spec.parts]
-        num_bytes = ticket.bits[ROWS].size if ROWS in ticket.bits else 0
-        _compare("levels of", {ROWS: num_bytes}, {ROWS: -(-sum(rows) // 2)})
+        counts = {
+            ROWS: [spec.num_levels(part) for part in spec.parts],
+            COLUMNS: [spec.num_column_levels(part) for part in spec.parts],
+        }
+        for name, numbers in counts.items():
+            num_bytes = ticket.bits[name].size if name in ticket.bits else 0
+            _compare("levels of", {name: num_bytes}, {name: -(-sum(numbers) // 2)})
         for name, values in scales.items():
             for value in values:
                 checks.number(f"scales.{name}", value, low=0)
-        counts = {name: len(values) for name, values in scales.items()}
-        _compare("scales", counts, {part.name: part.count for part in spec.parts})
+        given = {name: len(values) for name, values in scales.items()}
+        _compare("scales", given, {part.name: part.count for part in spec.parts})
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the ticket's spec is refused: {reason(error)}") from error
-    if not spec.row_scales:
-        return Network(spec, ticket.seed, scales)
-    packed = ticket.bits[ROWS]
-    whole = np.stack([packed >> 4, packed & 15], axis=1).ravel()[: sum(rows)]
-    parts = zip(spec.parts, np.split(whole, np.cumsum(rows)[:-1]), strict=True)
-    levels = {part.name: x.reshape(part.count, part.rows) for part, x in parts if x.size}
-    return Network(spec, ticket.seed, scales, levels)
+    rows, columns = (_levels(ticket, name, spec, numbers) for name, numbers in counts.items())
+    return Network(spec, ticket.seed, scales, rows, columns)
+
+
+def _levels(
+    ticket: Any, name: str, spec: Spec, counts: Sequence[int]
+) -> dict[str, UInt8[np.ndarray, "count levels"]]:
+    """Return the levels of rows or columns by part."""
+    if not any(counts):
+        return {}
+    packed = ticket.bits[name]
+    whole = np.stack([packed >> 4, packed & 15], axis=1).ravel()[: sum(counts)]
+    parts = zip(spec.parts, np.split(whole, np.cumsum(counts)[:-1]), strict=True)
+    return {part.name: x.reshape(part.count, -1) for part, x in parts if x.size}
 
 
 def _compare(what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -108,7 +120,8 @@ def materialize(
         packed = np.asarray(bits[part.name]).reshape(part.count, -1)
         left, right = [], []
         for g in range(part.count):
-            product = products.draw(network.seed, part, g, spec.rule(part))
+            columns = network.column_scales(part, g)
+            product = products.draw(network.seed, part, g, spec.rule(part), columns)
             rows = network.row_numbers(part, g), network.row_scales(part, g)
             left.append(products.masked_left(product, part, *rows, packed[g]))
             right.append(products.masked_right(product, part))

@@ -124,6 +124,7 @@ class Bands:
       weights: the distributions of weights, see `construction.encode.SOURCES`.
       row_scales: whether each row of a free factor has a scale, 4 bits (see `LEVELS`), beside the
         scale of its matrix.
+      column_scales: whether each column of a grouped factor has one too, in units of the largest.
       others: exceptions, each a kind of matrix or a matrix's name, and its bits per entry.
     """
 
@@ -131,6 +132,7 @@ class Bands:
     states: int = 12
     weights: str = "sign_uniform"
     row_scales: bool = True
+    column_scales: bool = False
     others: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
@@ -262,6 +264,11 @@ class Spec:
         rule = rules.RULES["reach"] if self.construction.band is not None else self.construction
         return dataclasses.replace(rule, search=Search())
 
+    def num_column_levels(self, part: Part) -> int:
+        """Return the number of columns of a part that have scales."""
+        scaled = self.bands is not None and self.bands.column_scales and part.band is not None
+        return part.count * part.columns if scaled else 0
+
     def num_levels(self, part: Part) -> int:
         """Return the number of rows of a part that have scales."""
         of_band = part.band is not None and self.row_scales
@@ -355,13 +362,15 @@ class Spec:
 class Network:
     """A random network: a spec, a seed, and the scale of each free factor by part and product.
 
-    With `Spec.row_scales`, `levels` has the levels of rows `[count, rows]` by part.
+    With `Spec.row_scales`, `levels` has the levels of rows `[count, rows]` by part; `columns` those
+    of columns `[count, columns]`.
     """
 
     spec: Spec
     seed: int
     scales: Mapping[str, list[float]]
     levels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def row_scales(self, part: Part, g: int) -> Float[np.ndarray, " rows"]:
         """Return the scales of the rows of a free factor."""
@@ -369,6 +378,11 @@ class Network:
         if part.name not in self.levels:
             return np.full(part.rows, scale)
         return scale * LEVELS[self.levels[part.name][g]]
+
+    def column_scales(self, part: Part, g: int) -> Float[np.ndarray, " columns"] | None:
+        """Return the scales of the columns of a grouped factor; None if they are all 1."""
+        levels = self.columns.get(part.name)
+        return None if levels is None else LEVELS[levels[g]]
 
     def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
         """Return the numbers from which the rows of a free factor are drawn.

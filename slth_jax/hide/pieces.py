@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 
 from slth_jax.construction.rules import Rule
 from slth_jax.factored import Part, Spec, products, solve
+from slth_jax.factored.spec import LEVELS
 from slth_jax.hide.targets import Targets
 
 # Some seconds of work, the most that is computed again after a kill.
@@ -102,12 +103,18 @@ def compute(
     for g, first, last in piece.spans():
         matrix = targets.product(part, g)
         scale = scale_of(matrix, part, spec)
-        product = products.draw(seed, part, g, rule)
+        column_levels = None
+        if spec.num_column_levels(part):
+            column_levels = solve.levels_of(solve.row_sizes(matrix.T))
+            arrays.setdefault("columns", []).append(column_levels[None])
+        columns = None if column_levels is None else LEVELS[column_levels]
+        product = products.draw(seed, part, g, rule, columns)
         problem = solve.Problem(product, part, rule, scale, spec.samples)
         levels = None
         if part.band is not None:
-            every_level = solve.row_levels(matrix) if spec.row_scales else None
-            scale = solve.band_scale(problem, matrix, mesh, levels=every_level)
+            sizes = solve.row_sizes(matrix if columns is None else matrix / columns)
+            every_level = solve.levels_of(sizes) if spec.row_scales else None
+            scale = solve.band_scale(problem, matrix, mesh, levels=every_level, sizes=sizes)
             problem = problem._replace(scale=scale)
             levels = None if every_level is None else every_level[first:last]
         if spec.scaling == "rows":

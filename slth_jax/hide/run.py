@@ -27,7 +27,7 @@ from slth_jax.ticket import Tensor, Ticket
 
 # More subset sums than this take a rule with fewer re-rolls.
 _MANY = 1 << 23
-SCALES = ("matrix", "rows")
+SCALES = ("matrix", "rows")  # for bands also "both", rows and columns
 
 # Called with (subset sums done, subset sums in all).
 Progress = Callable[[int, int], None]
@@ -288,6 +288,15 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         levels = np.concatenate([run.array("levels", piece) for piece in with_levels])
         packed = source.packed_levels(levels)
         tensors[source.ROWS] = Tensor(packed.size, lambda: (packed,))
+    if any(map(run.spec.num_column_levels, run.spec.parts)):
+        # A product that is cut into pieces has the same levels in each; its first rows' counts.
+        firsts = [
+            piece for piece in todo
+            if run.spec.num_column_levels(piece.part) and piece.start % piece.part.rows == 0
+        ]  # fmt: skip
+        columns = np.concatenate([run.array("columns", piece).ravel() for piece in firsts])
+        packed_columns = source.packed_levels(columns)
+        tensors[source.COLUMNS] = Tensor(packed_columns.size, lambda: (packed_columns,))
     tensors |= {
         source.KEPT + part.name: Tensor(4 * part.num_sums, partial(kept, part))
         for part in run.spec.kept_parts
@@ -333,6 +342,7 @@ def _metadata(run: _Run, errors: dict[str, dict[str, Any]], seconds: float) -> d
         "numbers": {
             "scales": sum(part.count for part in spec.parts),
             "row_scales": _num_levels(spec),
+            "column_scales": sum(map(spec.num_column_levels, spec.parts)),
             "kept": sum(part.num_sums for part in spec.kept_parts),
         },
         "target_bytes": run.reader.num_bytes,

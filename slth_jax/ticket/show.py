@@ -30,9 +30,11 @@ def describe(ticket: Ticket) -> str:
         )
     lines.append(f"connections  {ticket.size:,}, {_stored(ticket)}")
     lines.append(f"size         {_size(ticket)}")
-    if "rows" in ticket.bits:
-        lines.append(f"row scales   {ticket.bits['rows'].size:,} bytes, 4 bits each")
-    unmasked = [name for name in ticket.bits if name not in ticket.shapes and name != "rows"]
+    scales = [name for name in ("rows", "columns") if name in ticket.bits]
+    for name in scales:
+        title = f"{name[:-1]} scales"
+        lines.append(f"{title:<12} {ticket.bits[name].size:,} bytes, 4 bits each")
+    unmasked = [name for name in ticket.bits if name not in (*ticket.shapes, *scales)]
     if unmasked:
         lines.append(f"kept arrays  {', '.join(unmasked)}")
     if ticket.metadata:

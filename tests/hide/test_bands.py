@@ -14,7 +14,7 @@ from slth_jax.factored import Bands, from_json, products, solve, source
 from slth_jax.hide import pieces
 from slth_jax.hide.targets import Targets
 
-BANDS = Bands(4, 4, others=(("in", 5), ("wte", 6)))
+BANDS = Bands(4, 4, column_scales=True, others=(("in", 5), ("wte", 6)))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def test_weights_times_masks_are_the_decoded_matrices(gpt2):
         groups = mask.reshape(part.count, part.rows, part.columns, -1)
         assert groups.shape[-1] == 2 ** {"wte": 6, "in": 5}.get(part.kind, 4)
         assert np.all(groups.sum(axis=-1) == 1)
-        drawn = products.draw(0, part, 0, spec.rule(part))
+        columns = opened.network.column_scales(part, 0)
+        assert columns is not None and columns.max() == 1
+        drawn = products.draw(0, part, 0, spec.rule(part), columns)
         left = products._left_rows(
             drawn.key, np.arange(part.rows), opened.network.row_scales(part, 0), part.nameless
         )
@@ -63,6 +65,7 @@ def test_the_ticket_computes_its_target_and_is_verified(gpt2):
     np.testing.assert_allclose(as_it_is, logits, atol=1e-3 * measured["logit_sd"])
     size = sum(-(-part.columns * part.band.bits // 8) * part.rows for part in spec.parts)
     size += -(-sum(part.rows for part in spec.parts) // 2)
+    size += -(-sum(part.columns for part in spec.parts) // 2)
     assert sum(bits.size for bits in report.ticket.bits.values()) == size
 
 
@@ -99,7 +102,7 @@ def test_older_specs_have_no_bands_and_newer_ones_return(gpt2):
 
 def test_levels_follow_the_sizes_of_rows():
     sizes = np.array([1.0, 0.5, 0.26, 0.01, 0.0])
-    levels = solve.row_levels(np.tile(sizes[:, None], (1, 3)).astype(np.float32))
+    levels = solve.levels_of(sizes)
     scales = solve.LEVELS[levels]
     np.testing.assert_allclose(scales[:4], sizes[:4], rtol=0.25)
     assert levels[0] == 0 and levels[4] == 15
@@ -144,3 +147,20 @@ def test_hide_at_few_bits_from_the_command_line(models_on_disk, tmp_path, capsys
     shown = capsys.readouterr().out
     assert "3 bits per 8 or 5 bits per 32 of which one is kept" in shown
     assert "bits per trained weight" in shown and "row scales" not in shown
+
+
+def test_scales_of_columns_serve_columns_of_other_sizes(models_on_disk, monkeypatch):
+    """A column thirty times the others, as a bias is: the other columns lose nothing."""
+    reader = models.weights.open(models_on_disk["gpt2"][0])
+    matrix = np.random.default_rng(0).normal(0, 1, (32, 9)).astype(np.float32)
+    matrix[:, 8] *= 30
+    monkeypatch.setattr(Targets, "product", lambda *_: matrix)
+    errors = []
+    for column_scales in (False, True):
+        spec = hide.make_spec(reader, bits=Bands(5, 5, column_scales=column_scales))
+        part = next(part for part in spec.parts if part.name == "0.in")
+        piece = pieces.Piece(part, 0, part.rows)
+        arrays, report = pieces.compute(piece, spec, 0, Targets(reader, spec), products.mesh())
+        assert ("columns" in arrays) == column_scales
+        errors.append(report["squared_error"])
+    assert errors[1] < 0.5 * errors[0]
