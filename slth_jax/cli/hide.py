@@ -92,6 +92,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="continue it with target and ticket")
     text.add(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="estimate bytes and time on this machine and stop"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -124,6 +127,9 @@ def _hide(options: argparse.Namespace) -> None:
         bits=_bands(options),
         scales=options.scales if options.bits is None else None,
     )
+    if options.dry_run:
+        print(_estimated(hide.estimate(reader, spec), reader))
+        return
     # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
     writer = None
@@ -167,6 +173,15 @@ def _hide(options: argparse.Namespace) -> None:
     storage.write_json(out / "summary.json", summary)
     hide.clean(out)
     _report(summary, out)
+
+
+def _estimated(cost: Any, reader: Any) -> str:
+    minutes = f"{cost.seconds / 60:.1f} minutes" if cost.seconds > 120 else f"{cost.seconds:.0f} s"
+    return (
+        f"{cost.num_sums:,} entries in {cost.random_weights:,} random weights; ticket about "
+        f"{cost.ticket_bytes / 1e6:.2f} MB (target {reader.num_bytes / 1e6:.2f} MB in float32); "
+        f"about {minutes} on this machine, {cost.compile_seconds:.0f} s of it to compile"
+    )
 
 
 def _solve(reader: Any, spec: Any, options: argparse.Namespace) -> "Place | None":

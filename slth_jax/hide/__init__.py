@@ -2,7 +2,7 @@
 
 `targets` gives the parts of a model as matrices (normalisation and biases folded in). `pieces` cuts
 them into units of work, and `run` makes the whole resumable and writes the ticket. `model` reads a
-target or a ticket block by block, `compare` compares the two, and `export` writes a ticket's
+target or a ticket block by block, `estimate` says what a run costs, `compare` compares the two, and `export` writes a ticket's
 network for `transformers`. The random network and the search for its masks are in
 `slth_jax.factored`.
 
@@ -16,17 +16,20 @@ In a notebook::
 """
 
 from slth_jax.hide.compare import embeddings, equal_tokens, logits, measures, read_tokens
+from slth_jax.hide.estimate import Estimate, estimate
 from slth_jax.hide.export import to_huggingface
 from slth_jax.hide.model import Model, Opened, of_target, of_ticket, opened
 from slth_jax.hide.run import Unfinished, clean, identity_of, make_spec, solve
 
 __all__ = [
+    "Estimate",
     "Model",
     "Opened",
     "Unfinished",
     "clean",
     "embeddings",
     "equal_tokens",
+    "estimate",
     "identity_of",
     "logits",
     "make_spec",

@@ -241,7 +241,9 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
                 size = choices.num_bytes(shapes[name], fields["choices"][name])
             if has != size:
                 raise Damaged(f"{path} is no whole ticket: mask {name} has {has} bytes, not {size}")
-        elif name not in ("rows", "columns") and not name.startswith("kept."):  # see `factored.source`
+        elif name not in ("rows", "columns") and not name.startswith(
+            "kept."
+        ):  # see `factored.source`
             raise Damaged(f"{path} is no whole ticket: {name!r} belongs to no mask")
     if check and _masks_sum(bits) != fields["masks_sha256"]:
         raise Damaged(f"{path} is damaged: the checksum of its masks does not match")

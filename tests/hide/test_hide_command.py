@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from slth_jax import cli
+from slth_jax import cli, hide
+from slth_jax.construction import rules
 from slth_jax.models import embeddings as embed
 from slth_jax.models import weights
 
@@ -185,3 +186,19 @@ def test_bad_input_is_one_line(models_on_disk, tmp_path, run):
     assert not (out / "ticket.safetensors").exists() and not (out / "config.json").exists()
     status, _, err = run("generate", tmp_path / "none.safetensors")
     assert status == 2 and "cannot read" in err
+
+
+def test_a_dry_run_says_what_a_run_costs(models_on_disk, tmp_path, run):
+    path, _, _ = models_on_disk["gpt2"]
+    options = ("hide", path, "--samples", 8, "--construction", "shift:2,4", "--scales", "rows")
+    status, printed, err = run(*options, "--out", tmp_path / "out", "--dry-run")
+    assert status == 0, err
+    assert not (tmp_path / "out").exists()
+    reader = weights.open(path)
+    spec = hide.make_spec(reader, samples=8, construction=rules.shift(2, 4), scales="rows")
+    cost = hide.estimate(reader, spec)
+    assert f"{cost.num_sums:,} entries" in printed
+    assert 0 < cost.compile_seconds < cost.seconds
+    ticket = hide.solve(reader, spec, tmp_path / "out")
+    header = int.from_bytes(ticket.read_bytes()[:8], "little") + 8
+    assert cost.ticket_bytes == ticket.stat().st_size - header
