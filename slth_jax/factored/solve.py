@@ -99,41 +99,59 @@ def rows(
 # square, the least error at 16 samples on six matrices of SmolLM2-135M. A fifth of the rows then
 # needs a coarser scale, and is solved again.
 _OF_LARGEST, _OF_SIZE = 0.5, 1.5
-# The root mean square error of entries within reach, in units of scale / 2^samples, measured there.
-_ERROR = 4.5
+# The root mean square error of entries within reach, in units of scale / 2^samples, measured there,
+# and of a band, in units of the standard deviation of its sums / 2^bits.
+_ERROR, _BAND_ERROR = 4.5, 1.1
+# Levels above that of a row's size, for rows of a band with an outlier: four times the scale.
+HEADROOM = 4
 
 
 def rows_with_scales(
-    problem: Problem, target: Float[np.ndarray, "p r"], start: int, mesh: Mesh
+    problem: Problem,
+    target: Float[np.ndarray, "p r"],
+    start: int,
+    mesh: Mesh,
+    *,
+    levels: Levels | None = None,
+    columns: Float[np.ndarray, " r"] | None = None,
 ) -> tuple[Masks, Levels]:
     """Return the masks of rows, each with a scale of its own, and the levels of these scales.
 
     The error of an entry within reach is in proportion to the scale; a fine scale leaves large
     entries out of reach. So a row begins with a fine scale. While a coarser one promises less
-    error than the row has, it is solved with that too, and keeps the better masks. Each level has
-    random weights of its own: an entry whose samples have the wrong sign is out of reach at
-    every scale.
+    error than the row has, it is solved with that too, and keeps the better masks. For subset sums
+    each level has random weights of its own: an entry whose samples have the wrong sign is out of
+    reach at every scale.
 
     Args:
       problem: the product; its scale is that of level 0, the coarsest.
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
+      levels, columns: of a band, the first levels of its rows, and the scales of its columns.
     """
+    part = problem.part
+    if part.band is None:
+        first = _OF_LARGEST * np.max(np.abs(target), axis=1) + _OF_SIZE * row_sizes(target)
+        levels, drawn = _levels(first / problem.scale), part.rows
+        error = _ERROR * 2.0**-problem.samples
+    else:
+        assert levels is not None
+        levels, drawn = levels.copy(), 0
+        error = _BAND_ERROR * _terms(part) ** 0.5 * 2.0**-part.band.bits
 
     def at(trial: Levels, active: Int[np.ndarray, " a"], at_once: int) -> Masks:
-        numbers = start + active + problem.part.rows * trial.astype(int)
+        numbers = start + active + drawn * trial.astype(int)
         return _in_steps(problem, target[active], numbers, trial, mesh, at_once)
 
-    first = _OF_LARGEST * np.max(np.abs(target), axis=1) + _OF_SIZE * row_sizes(target)
-    levels = _levels(first / problem.scale)
     active = np.arange(len(target))
     masks = at(levels, active, products.ROWS)
     trial = levels.copy()
-    entries = np.count_nonzero(target, axis=1)  # zeros are met exactly, or nearly
+    # Zeros are met exactly, or nearly.
+    entries = np.sum((target != 0) * (1.0 if columns is None else np.square(columns)), axis=1)
     while True:
         coarser = problem.scale * LEVELS[np.maximum(trial[active], 1) - 1]
-        promise = entries[active] * np.square(_ERROR * 2.0**-problem.samples * coarser)
+        promise = entries[active] * np.square(error * coarser)
         active = active[(masks.squared_error[active] > promise) & (trial[active] > 0)]
         if not active.size:
             return masks, levels
@@ -175,9 +193,7 @@ def band_scale(
         size = float(sizes.max())
     if not size:
         return 1.0
-    band = problem.part.band
-    assert band is not None
-    terms = min(band.window, problem.part.columns) * SOURCES[problem.part.weights][2]
+    terms = _terms(problem.part)
     numbers = np.unique(np.linspace(0, len(target) - 1, _TRIED).astype(int))
     errors = {}
     for spread in _SPREADS:
@@ -186,6 +202,12 @@ def band_scale(
         masks = _in_steps(trial, target[numbers], numbers, levels[numbers], mesh, _TRIED)
         errors[scale] = float(masks.squared_error.sum(dtype=np.float64))
     return min(errors, key=lambda scale: errors[scale])
+
+
+def _terms(part: Part) -> float:
+    """Return the variance of the sum of all terms of a band's entry, at scale 1."""
+    assert part.band is not None
+    return min(part.band.window, part.columns) * SOURCES[part.weights][2]
 
 
 def row_sizes(target: Float[np.ndarray, "p r"]) -> Float[np.ndarray, " p"]:

@@ -117,7 +117,16 @@ def compute(
             scale = solve.band_scale(problem, matrix, mesh, levels=every_level, sizes=sizes)
             problem = problem._replace(scale=scale)
             levels = None if every_level is None else every_level[first:last]
-        if spec.scaling == "rows":
+        if columns is not None and levels is not None:
+            coarser = 2.0 ** (solve.HEADROOM // 2)
+            scale = float(np.float32(scale * coarser))
+            problem = problem._replace(scale=scale)
+            levels = np.minimum(levels + solve.HEADROOM, len(LEVELS) - 1).astype(np.uint8)
+            rows = matrix[first:last]
+            masks, levels = solve.rows_with_scales(
+                problem, rows, first, mesh, levels=levels, columns=columns
+            )
+        elif spec.scaling == "rows":
             masks, levels = solve.rows_with_scales(problem, matrix[first:last], first, mesh)
         else:
             masks = solve.rows(problem, matrix[first:last], first, mesh, levels=levels)
