@@ -49,6 +49,13 @@ def programs_are_freed():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def float32_again():
+    """Experiments switch float64 on; the next test must find it off."""
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(scope="module")
 def compiled_in_full():
     """Compile as users do: for tests of bits that must be equal in different programs."""

@@ -34,6 +34,23 @@ def readme_bits() -> str:
     )
 
 
+def bits_models() -> str:
+    """The paragraph on all-MiniLM-L6-v2 in bands."""
+    run = read("real_minilm_bits")
+    cost, close = run["hide"], run["compare"]
+    bands = cost["bands"]
+    others = ", ".join(f"{bits} for {kind}" for kind, bits in bands["others"])
+    return wrapped(
+        f"all-MiniLM-L6-v2 (`python -m experiments.benchmarks.real_models {run['command']}`, "
+        f"{run['device']}, {run['note']}, {run['date']}): {bands['bits']} bits per entry, {others}; "
+        f"embeddings hardly need theirs. The ticket has {cost['ticket_bytes'] / 1e6:.1f} MB, the "
+        f"norms' maps of 16 bits per entry included, and took {cost['seconds'] / 60:.0f} minutes. "
+        f"On {close['sentences']:,} lines of WikiText-2 the cosine of its sentence embedding to the "
+        f"target's is {close['mean_cosine']:.4f} on average and {close['least_cosine']:.4f} at least; "
+        f"the nearest neighbours of {close['equal_nearest']} of {close['queries']} queries are equal."
+    )
+
+
 def bits_errors() -> str:
     """Relative squared errors of Gaussian entries by method and bits."""
     result = read("bits")

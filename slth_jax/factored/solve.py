@@ -176,6 +176,7 @@ def band_scale(
     *,
     levels: Levels | None = None,
     sizes: Float[np.ndarray, " p"],
+    of_most: bool = False,
 ) -> float:
     """Return the scale of a band's free factor with the least squared error on some rows.
 
@@ -185,6 +186,8 @@ def band_scale(
       mesh: see `products.mesh`.
       levels: the levels of the rows' scales; None for rows of one scale.
       sizes: the root mean squares of the rows, in units of the columns' scales.
+      of_most: whether the error is the median of the rows' relative ones, which rows with outliers
+        hardly change, and not the sum.
     """
     if levels is None:
         levels = np.zeros(len(target), np.uint8)
@@ -200,7 +203,9 @@ def band_scale(
         scale = float(f"{spread * size / terms**0.5:.3g}")  # short in the file
         trial = problem._replace(scale=scale)
         masks = _in_steps(trial, target[numbers], numbers, levels[numbers], mesh, _TRIED)
-        errors[scale] = float(masks.squared_error.sum(dtype=np.float64))
+        squares = masks.squared_error.astype(np.float64)
+        relative = squares / np.maximum(np.square(sizes[numbers]), 1e-30)
+        errors[scale] = float(np.median(relative) if of_most else squares.sum())
     return min(errors, key=lambda scale: errors[scale])
 
 

@@ -114,7 +114,10 @@ def compute(
         if part.band is not None:
             sizes = solve.row_sizes(matrix if columns is None else matrix / columns)
             every_level = solve.levels_of(sizes) if spec.row_scales else None
-            scale = solve.band_scale(problem, matrix, mesh, levels=every_level, sizes=sizes)
+            scale = solve.band_scale(
+                problem, matrix, mesh,
+                levels=every_level, sizes=sizes, of_most=columns is not None,
+            )  # fmt: skip
             problem = problem._replace(scale=scale)
             levels = None if every_level is None else every_level[first:last]
         if columns is not None and levels is not None:

@@ -1,4 +1,4 @@
-"""Shared by tests of experiments: float64 off again, a small text, a small trained network."""
+"""Shared by tests of experiments: a small text, a small trained network."""
 
 import jax
 import numpy as np
@@ -7,13 +7,6 @@ import pytest
 from experiments.trained_target import modular
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "one", "dog", "ran", "=", ","]
-
-
-@pytest.fixture(autouse=True)
-def float32_again():
-    """Experiments switch float64 on; the next test must find it off."""
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="session")

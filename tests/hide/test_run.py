@@ -81,9 +81,9 @@ def test_every_mask_is_the_best_of_its_samples(llama):
     scale = opened.network.scales[part.name][0]
     drawn = products.draw(0, part, 0, spec.construction)
     scales = np.full(part.rows, scale, np.float32)
-    left = products.masked_left(drawn, part, scales, opened.ticket.bits[part.name]).astype(
-        np.float64
-    )
+    left = products.masked_left(
+        drawn, part, np.arange(part.rows), scales, opened.ticket.bits[part.name]
+    ).astype(np.float64)
     product = left @ products.masked_right(drawn, part).astype(np.float64)
     target = Targets(reader, spec).product(part, 0)
     report = opened.ticket.metadata["parts"][part.name]
