@@ -128,7 +128,8 @@ def rows_with_scales(
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
-      levels, columns: of a band, the first levels of its rows, and the scales of its columns.
+      levels: the first levels of a band's rows; None for subset sums.
+      columns: the scales of a band's columns.
     """
     part = problem.part
     if part.band is None:
