@@ -1,6 +1,7 @@
 """Every experiment on two processes of a device each, against one process of two devices."""
 
 import json
+import os
 
 import pytest
 from processes import finish, start
@@ -30,8 +31,15 @@ def same(ours, theirs):
         assert ours == (pytest.approx(theirs, rel=1e-5) if isinstance(ours, float) else theirs)
 
 
+def case(name):
+    """Return the name; all but one take minutes, and are skipped unless asked for."""
+    asked = name == "hidden-dim" or os.environ.get("SLTH_EVERY_EXPERIMENT") == "1"
+    skip = pytest.mark.skipif(not asked, reason="takes minutes: set SLTH_EVERY_EXPERIMENT=1")
+    return pytest.param(name, marks=skip)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*SMALLEST, *ROWS])
+@pytest.mark.parametrize("case", [case(name) for name in (*SMALLEST, *ROWS)])
 def test_two_processes_have_the_rows_of_one(case, text_folder, small_network, tmp_path):
     name, seeds, more = ROWS.get(case, (case, 2, ()))
     options = [*SMALLEST[name], *more]
