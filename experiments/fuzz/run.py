@@ -58,13 +58,14 @@ def run(
     Args:
       cases: the number of cases.
       seed: the seed of all changes; case i of a subject depends on seed, subject and i alone.
-      only: names of subjects, or their beginnings; empty for all.
+      only: names of subjects, or beginnings of names; empty for all.
       progress: called with a line per failure.
     """
     counts: dict[str, Counter[str]] = {}
     failures: list[Failure] = []
     names = [subject.name for subject in SUBJECTS] + ["arguments"]
-    names = [name for name in names if not only or any(name.startswith(o) for o in only)]
+    begins = tuple(word for word in only if word not in names)
+    names = [name for name in names if not only or name in only or name.startswith(begins)]
     if not names:
         raise ValueError(f"only must be among {', '.join(s.name for s in SUBJECTS)}, arguments")
     share = [cases // len(names) + (i < cases % len(names)) for i in range(len(names))]
