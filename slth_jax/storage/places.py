@@ -168,7 +168,9 @@ def place(path: str | os.PathLike[str]) -> Place:
     """
     if isinstance(path, BucketPath):
         return path
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise checks.fail("path", "a string or a path", path)
     if isinstance(path, Path):  # which writes gs://bucket as gs:/bucket
         text = re.sub(r"^(gs|s3):/(?!/)", r"\1://", text)
     if "://" not in text:
