@@ -70,11 +70,12 @@ class Bucket:
         self._answer("write", key, lambda: self._store.write(key, data))
 
     def swap(self, key: str, version: bytes | None, data: bytes | None) -> bytes | None:
-        """Write an object only if its stored version is `version`; None if it must be missing.
+        """Write or delete an object only if a given version of it is stored.
 
         Args:
           key: the object.
-          version: as `read` or an earlier `swap` returned it.
+          version: the version that `read` or an earlier `swap` returned. None if no object of
+            this key may exist.
           data: the new bytes; None deletes the object.
 
         Returns:

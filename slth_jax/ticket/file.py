@@ -21,6 +21,7 @@ from slth_jax.storage import CheckpointError, Damaged
 from slth_jax.ticket.record import IMPL, Ticket
 
 SUFFIX = ".ticket.safetensors"
+LEVELS = ("rows", "columns")  # tensors of whole models beside the masks
 _FORMAT = 1
 _COMPACT = (",", ":")  # of JSON: a kilobyte less in the file of a small model
 _NAME = re.compile(r"[\w.\- ]{0,200}")  # names of sources, options, masks
@@ -241,9 +242,7 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
                 size = choices.num_bytes(shapes[name], fields["choices"][name])
             if has != size:
                 raise Damaged(f"{path} is no whole ticket: mask {name} has {has} bytes, not {size}")
-        elif name not in ("rows", "columns") and not name.startswith(
-            "kept."
-        ):  # see `factored.source`
+        elif name not in LEVELS and not name.startswith("kept."):  # see `factored.source`
             raise Damaged(f"{path} is no whole ticket: {name!r} belongs to no mask")
     if check and _masks_sum(bits) != fields["masks_sha256"]:
         raise Damaged(f"{path} is damaged: the checksum of its masks does not match")

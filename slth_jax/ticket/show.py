@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from slth_jax import checks, storage
+from slth_jax.ticket.file import LEVELS
 from slth_jax.ticket.record import Ticket, weights
 from slth_jax.ticket.sources import Sources
 
@@ -30,7 +31,7 @@ def describe(ticket: Ticket) -> str:
         )
     lines.append(f"connections  {ticket.size:,}, {_stored(ticket)}")
     lines.append(f"size         {_size(ticket)}")
-    scales = [name for name in ("rows", "columns") if name in ticket.bits]
+    scales = [name for name in LEVELS if name in ticket.bits]
     for name in scales:
         title = f"{name[:-1]} scales"
         lines.append(f"{title:<12} {ticket.bits[name].size:,} bytes, 4 bits each")
