@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
     Attributes:
       num_sums: the number of subset sums, or of entries in bands.
       random_weights: the number of random weights.
-      ticket_bytes: the bytes of masks, levels of rows and kept matrices; a file has some more.
+      ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; a file has some more.
       seconds: the time on this machine, from some rows of each shape of parts.
       compile_seconds: the part of it that compiles.
     """
@@ -60,12 +60,12 @@ def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
         spent += rate * every
         measured += every
     sums = sum(part.num_sums for part in spec.parts)
-    levels = sum(map(spec.num_levels, spec.parts))
+    levels = [sum(map(count, spec.parts)) for count in (spec.num_levels, spec.num_column_levels)]
     kept = sum(part.num_sums for part in spec.kept_parts)
     return Estimate(
         num_sums=sums,
         random_weights=sum(part.num_weights for part in spec.parts),
-        ticket_bytes=num_bits(spec.parts) // 8 + -(-levels // 2) + 4 * kept,
+        ticket_bytes=num_bits(spec.parts) // 8 + sum(-(-count // 2) for count in levels) + 4 * kept,
         seconds=compiling + (spent / measured * sums if measured else 0.0),
         compile_seconds=compiling,
     )
