@@ -18,7 +18,8 @@ class Estimate(NamedTuple):
     Attributes:
       num_sums: the number of subset sums, or of entries in bands.
       random_weights: the number of random weights.
-      ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; a file has some more.
+      ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; a file has
+        some more.
       seconds: the time on this machine, from some rows of each shape of parts.
       compile_seconds: the part of it that compiles.
     """
