@@ -42,7 +42,7 @@ def bits_models() -> str:
     others = ", ".join(f"{bits} for {kind}" for kind, bits in bands["others"])
     return wrapped(
         f"all-MiniLM-L6-v2 (`python -m experiments.benchmarks.real_models {run['command']}`, "
-        f"{run['device']}, {run['note']}, {run['date']}): {bands['bits']} bits per entry, {others}; "
+        f"{run['device']}, {run['date']}): {bands['bits']} bits per entry, {others}; "
         f"embeddings hardly need theirs. The ticket has {cost['ticket_bytes'] / 1e6:.1f} MB, the "
         f"norms' maps of 16 bits per entry included, and took {cost['seconds'] / 60:.0f} minutes. "
         f"On {close['sentences']:,} lines of WikiText-2 the cosine of its sentence embedding to the "
