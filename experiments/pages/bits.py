@@ -44,9 +44,9 @@ def bits_models() -> str:
         f"all-MiniLM-L6-v2 (`python -m experiments.benchmarks.real_models {run['command']}`, "
         f"{run['device']}, {run['date']}): {bands['bits']} bits per entry, {others}; "
         f"embeddings hardly need theirs. The ticket has {cost['ticket_bytes'] / 1e6:.1f} MB, the "
-        f"norms' maps of 16 bits per entry included, and took {cost['seconds'] / 60:.0f} minutes. "
+        f"norms' maps of 16 bits per entry included, and took {cost['seconds']:.0f} s. "
         f"On {close['sentences']:,} lines of WikiText-2 the cosine of its sentence embedding to the "
-        f"target's is {close['mean_cosine']:.4f} on average and {close['least_cosine']:.4f} at least; "
+        f"target's is {close['mean_cosine']:.5f} on average and {close['least_cosine']:.4f} at least; "
         f"the nearest neighbours of {close['equal_nearest']} of {close['queries']} queries are equal."
     )
 
