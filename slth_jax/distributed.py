@@ -2,36 +2,39 @@
 
 import contextlib
 import contextvars
-import ctypes
 import itertools
 import os
 import pickle
 import signal
-import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax._src import distributed as jax_distributed  # its client has no public name
 from jax.experimental import multihost_utils
 
-# The status that a shell reports for a process ended by SIGTERM; batch systems read "preempted".
-PREEMPTED = 128 + signal.SIGTERM
-# The status of a process that ended because another one was lost: EX_TEMPFAIL, "try again".
-LOST = 75
-# Seconds without a report after which a process counts as lost.
-_SILENCE = 25.0
+from slth_jax import checks
+from slth_jax.watch import LOST, PREEMPTED, Watch, print_traceback
+
+__all__ = [
+    "LOST", "PREEMPTED", "alone", "joined", "on_first", "print_traceback", "until_sigterm",
+    "wait_for_all", "whole",
+]  # fmt: skip
+
+# Seconds in which all processes must join, unless SLTH_JOIN_SECONDS is another number.
+_JOINING = 40
+# Seconds without a sign of life after which JAX aborts: a second line behind `Watch`, whose thread
+# may hang in a request to a host that is off.
+_HEARTBEAT = 45
+# Seconds for which a process that has done its part waits for the others to leave.
+_LEAVING = 20
 # Milliseconds that a process waits for the others to finish their parts: no limit, since `joined`
 # ends every process once another one is lost.
 _FOREVER = 30 * 24 * 3600 * 1000
 _barriers = itertools.count()
 _is_alone = contextvars.ContextVar("alone", default=False)
-# Words in errors of collectives and of the coordination service whose other side was lost.
-_BROKEN = ("Gloo", "Connection", "coordination", "UNAVAILABLE", "NCCL", "DEADLINE_EXCEEDED")
 
 
 def on_first(step: Callable[[], Any]) -> Any:
@@ -134,9 +137,10 @@ def until_sigterm() -> Iterator[Callable[..., None]]:
 def joined(how: str, report: Callable[[BaseException], int] | None = None) -> Iterator[None]:
     """Join the processes of one run while the block runs; no process waits for a lost one.
 
-    Each process reports every second that it lives. If another process has failed, or has not
-    reported for `_SILENCE` seconds, this one prints a line that names it and ends with the status
-    `LOST`. An error in the block ends this process at once, after `report`.
+    Each process reports every second that it lives. If another process has failed, or has been
+    silent for 25 seconds, this one prints a line that names it and ends with the status `LOST`; the
+    same if not all processes join within 40 seconds (SLTH_JOIN_SECONDS). An error in the block ends
+    this process at once, after `report`.
 
     Args:
       how: 'off' for this process alone; 'on' for the processes that a scheduler (Slurm, MPI, Cloud
@@ -153,22 +157,31 @@ def joined(how: str, report: Callable[[BaseException], int] | None = None) -> It
     options = _place(how)
     # JAX would swallow SIGTERM: `until_sigterm` handles it.
     jax.config.update("jax_enable_preemption_service", False)
+    joining = _seconds_to_join()
+    watch = Watch(joining)
     try:
-        jax.distributed.initialize(**options)
-    except ValueError:  # no scheduler was detected
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=joining,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_LEAVING,
+        )
+    except (ValueError, RuntimeError) as error:
+        watch.cancel()
+        if isinstance(error, RuntimeError):
+            line = str(error).splitlines()[0]
+            raise ValueError(f"cannot join the processes: {line}") from error
         if how != "auto":
             raise
-        yield
+        yield  # no scheduler was detected
         return
-    except RuntimeError as error:
-        raise ValueError(f"cannot join the processes: {str(error).splitlines()[0]}") from error
-    watch = _Watch()
+    watch.start()
     try:
         yield
-        wait_for_all()  # otherwise JAX gives the slower ones five minutes
+        wait_for_all()
     except SystemExit as stop:
-        if stop.code == PREEMPTED:  # every process raises it
-            watch.finished()
+        if stop.code == PREEMPTED:
+            watch.stopped()
             raise
         watch.failed(stop, lambda _: stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
@@ -176,10 +189,11 @@ def joined(how: str, report: Callable[[BaseException], int] | None = None) -> It
     watch.finished()
 
 
-def print_traceback(error: BaseException) -> int:
-    """Print an error as Python does; return the exit status 1."""
-    traceback.print_exception(error)
-    return 1
+def _seconds_to_join() -> int:
+    text = os.environ.get("SLTH_JOIN_SECONDS", str(_JOINING))
+    if not text.isdigit():
+        raise checks.fail("SLTH_JOIN_SECONDS", "a whole number of seconds", repr(text))
+    return int(text)
 
 
 def _place(how: str) -> dict[str, Any]:
@@ -199,84 +213,3 @@ def _place(how: str) -> dict[str, Any]:
         "process_id": int(index),
         "cluster_detection_method": "deactivate",
     }
-
-
-class _Watch:
-    """Reports that this process lives, and ends it once another one is lost.
-
-    The reports are counters in the key-value store of JAX's coordination service, which process 0
-    serves: if the store does not answer, process 0 is lost.
-    """
-
-    def __init__(self) -> None:
-        self._client: Any = jax_distributed.global_state.client
-        self._me, self._count = jax.process_index(), jax.process_count()
-        self._stop = threading.Event()
-        self._ending = threading.Lock()
-        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._end(0))
-        # JAX aborts, with a trace, when it notices first that process 0 is lost.
-        ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def finished(self) -> None:
-        """End the reports of a process that has done its part."""
-        self._set(self._me, "finished")
-        self._stop.set()
-        self._thread.join(10)
-        ctypes.CDLL(None).signal(signal.SIGABRT, None)
-
-    def failed(
-        self, error: BaseException, report: Callable[[BaseException], int] | None
-    ) -> NoReturn:
-        """End this process and let the remaining ones end, too."""
-        if any(word in str(error) for word in _BROKEN):  # the other side may be lost
-            self._thread.join(_SILENCE + 15)  # it ends this process, naming the lost one
-        with self._ending:
-            status = (report or print_traceback)(error)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            lines = str(error).splitlines() or [type(error).__name__]
-            self._set(self._me, f"has failed ({lines[0][:200]})")
-            self._exit(status)
-
-    def _exit(self, status: int) -> NoReturn:
-        if self._me == 0:  # it serves the store that the remaining processes read
-            time.sleep(3)
-        # At a normal exit JAX would wait for the remaining processes.
-        os._exit(status)
-
-    def _set(self, process: int, state: str) -> None:
-        with contextlib.suppress(Exception):  # process 0 may be lost
-            self._client.key_value_set(f"slth/state/{process}", state, allow_overwrite=True)
-
-    def _run(self) -> None:
-        beats: dict[int, Any] = {}
-        changed = dict.fromkeys(range(self._count), time.monotonic())
-        while not self._stop.wait(1.0):
-            try:
-                self._client.key_value_increment(f"slth/beat/{self._me}", 1)
-                now = dict(self._client.key_value_dir_get("slth/beat/"))
-                states = dict(self._client.key_value_dir_get("slth/state/"))
-            except Exception:
-                if not self._stop.is_set():
-                    self._end(0)
-                return
-            for other in changed:
-                state = states.get(f"slth/state/{other}")
-                if now.get(f"slth/beat/{other}") != beats.get(other) or state == "finished":
-                    changed[other] = time.monotonic()
-                    beats[other] = now.get(f"slth/beat/{other}")
-                elif state is not None:
-                    self._end(other, state)
-                elif time.monotonic() - changed[other] > _SILENCE:
-                    self._end(other)
-
-    def _end(self, other: int, state: str = "is lost") -> None:
-        """End this process with a line that names the lost one."""
-        with self._ending:
-            if other != 0:  # the store does not answer without process 0
-                self._set(other, state)
-            line = f"error: process {other} of {self._count} {state}; the same command continues\n"
-            os.write(2, line.encode(errors="replace"))
-            self._exit(LOST)

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Subpackages and modules in order: each may import earlier ones, none a later one.
 ORDER = [
-    "types", "checks", "wheels", "theory", "distributed", "storage", "machines", "initializers",
-    "subset_sum", "supermask", "attention", "placement", "transformer", "models", "guarantee",
-    "construction", "edge_popup", "modules", "factored", "ticket",
+    "types", "checks", "wheels", "theory", "watch", "distributed", "storage", "machines",
+    "initializers", "subset_sum", "supermask", "attention", "placement", "transformer", "models",
+    "guarantee", "construction", "edge_popup", "modules", "factored", "ticket",
     "sweep", "hide", "plots", "cli", "__main__",
 ]  # fmt: skip
 

@@ -1,9 +1,10 @@
 """Runs that `experiments.benchmarks.kills` interrupts, each in a process of its own.
 
-    python -m experiments.benchmarks.killed_work NAME OUT INPUTS
+    python -m experiments.benchmarks.killed_work NAME OUT INPUTS [DISTRIBUTED]
 
 `WORK` has the runs by name. A run writes into the folder OUT and reads the folder INPUTS, which
-`write_inputs` makes. The file ``OUT.begun`` is made when all modules are imported.
+`write_inputs` makes. The file ``OUT.begun`` is made when all modules are imported. DISTRIBUTED is
+the place of a process in a run of several (`slth_jax.distributed.joined`).
 """
 
 import dataclasses
@@ -48,11 +49,14 @@ def trial(key, hparams):
 
 def run_sweep(out: Path, inputs: Path) -> None:
     """Run a sweep of 640 trials; write the trials that are begun to ``OUT.log``."""
+    import jax
+
     from slth_jax import sweep
 
     def note(trials: list[int]) -> None:
-        with open(_beside(out, "log"), "a") as file:
-            file.write(json.dumps(trials) + "\n")
+        if jax.process_index() == 0:
+            with open(_beside(out, "log"), "a") as file:
+                file.write(json.dumps(trials) + "\n")
 
     grid = {"drift": [index / 50 for index in range(20)]}
     sweep.run(trial, seeds=32, grid=grid, out=out, chunk=CHUNK, on_start=note)
@@ -71,7 +75,7 @@ def run_fit(out: Path, inputs: Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from slth_jax import edge_popup
+    from slth_jax import distributed, edge_popup
 
     def draw(key):
         a, b = jax.random.split(key)
@@ -92,11 +96,14 @@ def run_fit(out: Path, inputs: Path) -> None:
         key, draw, loss, batches, training=training, keep=[0.3, 0.6], seeds=4, out=out
     )
     arrays: dict[str, Any] = {
-        f"{i} {name}": mask for i, fit in enumerate(fits) for name, mask in fit.masks.items()
+        f"{i} {name}": distributed.whole(mask)
+        for i, fit in enumerate(fits)
+        for name, mask in fit.masks.items()
     }
     losses = np.array([fit.best_loss for fit in fits])
-    with open(_beside(out, "npz"), "wb") as file:
-        np.savez(file, losses=losses, **arrays)
+    if jax.process_index() == 0:
+        with open(_beside(out, "npz"), "wb") as file:
+            np.savez(file, losses=losses, **arrays)
 
 
 def run_hide(out: Path, inputs: Path) -> None:
@@ -183,12 +190,14 @@ class Work:
       digest: returns a checksum of the results in `out`.
       pieces: the pattern of saved pieces in `out`.
       drops: whether the run itself removes pieces that it needs no more.
+      processes: the number of processes of the run.
     """
 
     run: Callable[[Path, Path], None]
     digest: Callable[[Path], str]
     pieces: str
     drops: bool = False
+    processes: int = 1
 
 
 WORK = {
@@ -201,18 +210,27 @@ WORK = {
         "checkpoints/chunks/*[0-9]",
     ),
 }
+# Sweeps and trainings that two processes share have the bits of a single process.
+WORK |= {
+    f"{name} on two processes": dataclasses.replace(WORK[name], processes=2)
+    for name in ("sweep", "fit")
+}
 
 
-def main(name: str, out: Path, inputs: Path) -> None:
-    """Do one run."""
-    import jax  # noqa: F401
-
-    import slth_jax  # noqa: F401
+def main(name: str, out: Path, inputs: Path, how: str = "off") -> int:
+    """Do one run; return the exit status."""
+    from slth_jax import distributed
+    from slth_jax.cli import outcome
 
     _beside(out, "begun").touch()
-    WORK[name].run(out, inputs)
+
+    def run() -> None:
+        with distributed.joined(how, outcome.report):
+            WORK[name].run(out, inputs)
+
+    return outcome.run(run)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:]))

@@ -6,8 +6,12 @@
 masks, tickets, figures) must have the bits of an undisturbed run, and the next run begins in a new
 folder, until there are enough kills. A moment is a random share of the time of an undisturbed run,
 counted from the end of the imports. Every second kill then waits for the next save to begin, so
-that some kills land in the middle of a save. ``--save`` writes the counts into
-``results/kills.json``, beside the counts of other runs and seeds.
+that some kills land in the middle of a save.
+
+Of a run of several processes a random one is killed, at a moment counted from its start. The others
+must end within a minute, with a last line that names the killed one, and the results must have the
+bits of a single process. ``--save`` writes the counts into ``results/kills.json``, beside the
+counts of other runs and seeds.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,30 +30,53 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.killed_work import CHUNK, WORK, begun_trials, write_inputs
+from slth_jax.distributed import LOST
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 
 
-def _start(name: str, out: Path, inputs: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.benchmarks.killed_work", name]
+def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[subprocess.Popen]:
+    """Start all processes of a run, or a single one with the devices of all."""
+    devices = WORK[name].processes
+    count = 1 if alone else devices
     _begun(out).unlink(missing_ok=True)
     # Compiled programs are kept, so that kills do not all land in compilations. JAX compiles a
     # program again if a kill left a part of its file, and warns.
-    programs = {
+    environment = {
         "JAX_COMPILATION_CACHE_DIR": str(inputs.with_name("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
+        "JAX_NUM_CPU_DEVICES": str(devices // count),
+        **os.environ,
     }
-    return subprocess.Popen(
-        [*command, str(out), str(inputs)],
-        cwd=Path(__file__).parents[2],
-        env=programs | os.environ,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "experiments.benchmarks.killed_work", name]
+    command += [str(out), str(inputs)]
+    address = _free_address()
+    places = [[f"{address},{index}/{count}"] if count > 1 else [] for index in range(count)]
+    return [
+        subprocess.Popen(
+            command + place,
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=_errors(out, index).open("w"),
+        )
+        for index, place in enumerate(places)
+    ]
+
+
+def _free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 def _begun(out: Path) -> Path:
     return out.with_name(f"{out.name}.begun")
+
+
+def _errors(out: Path, index: int) -> Path:
+    return out.with_name(f"{out.name}.errors-{index}")
 
 
 def _wait_for_imports(process: subprocess.Popen, out: Path) -> None:
@@ -56,12 +84,17 @@ def _wait_for_imports(process: subprocess.Popen, out: Path) -> None:
         time.sleep(0.002)
 
 
-def _finish(name: str, out: Path, inputs: Path) -> float:
-    """Do a run without a kill; return the seconds after the imports."""
-    process = _start(name, out, inputs)
-    _wait_for_imports(process, out)
+def _finish(name: str, out: Path, inputs: Path, *, alone: bool = False) -> float:
+    """Do a run without a kill; return its seconds, of a single process after the imports."""
     begin = time.perf_counter()
-    assert process.wait() == 0, f"{name} fails without a kill"
+    processes = _start(name, out, inputs, alone=alone)
+    if len(processes) == 1:
+        _wait_for_imports(processes[0], out)
+        begin = time.perf_counter()
+    for index, process in enumerate(processes):
+        assert process.wait() == 0, (
+            f"{name} fails without a kill: {_errors(out, index).read_text()}"
+        )
     return time.perf_counter() - begin
 
 
@@ -69,18 +102,40 @@ def _saving(out: Path) -> bool:
     return any(out.glob("**/*.tmp"))
 
 
-def _kill(process: subprocess.Popen, out: Path, delay: float, *, in_a_save: bool) -> bool:
-    """Send SIGKILL after a delay, or at the next save behind it; return whether it was killed."""
-    _wait_for_imports(process, out)
+def _kill(
+    processes: Sequence[subprocess.Popen], victim: int, out: Path, delay: float, *, in_a_save: bool
+) -> tuple[bool, float]:
+    """Send SIGKILL after a delay, or at the next save behind it.
+
+    Returns:
+      Whether the process was killed, and the seconds until the other processes had ended.
+
+    Raises:
+      AssertionError: another process did not end within a minute, or without a line that names the
+        killed one.
+    """
+    if len(processes) == 1:
+        _wait_for_imports(processes[0], out)
     until = time.perf_counter() + delay
+    process = processes[victim]
     while process.poll() is None and time.perf_counter() < until:
         time.sleep(0.002)
     while in_a_save and process.poll() is None and not _saving(out):
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
-    status = process.wait()
+    begin, status = time.perf_counter(), process.wait()
     assert status in (0, -signal.SIGKILL), f"the run ended with status {status}"
-    return status != 0
+    for index, other in enumerate(processes):
+        if index != victim:
+            try:
+                ended = other.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                other.kill()
+                raise AssertionError(f"process {index} goes on without process {victim}") from None
+            line = f"error: process {victim} of {len(processes)} "
+            last = ["", *_errors(out, index).read_text().splitlines()]
+            assert ended == 0 or (ended == LOST and last[-1].startswith(line)), (ended, last)
+    return status != 0, time.perf_counter() - begin
 
 
 def run(
@@ -96,26 +151,33 @@ def run(
     work, rng = WORK[name], random.Random(f"{seed} {name}")
     inputs, undisturbed = folder / "inputs", folder / "undisturbed"
     write_inputs(inputs)
-    _finish(name, undisturbed, inputs)
+    _finish(name, undisturbed, inputs, alone=True)
     expected = work.digest(undisturbed)
+    if work.processes > 1:
+        _finish(name, folder / "compiled", inputs)
     # Programs are compiled by now, as they are for every run that follows.
     whole = _finish(name, folder / "again", inputs)
     assert work.digest(folder / "again") == expected, f"two undisturbed runs of {name} differ"
     counts = {"kills": 0, "kills_in_a_save": 0, "runs": 0, "trials_computed_again": 0}
+    waits: list[float] = []
     while counts["kills"] < kills and time.perf_counter() < until:
         out = folder / f"killed-{counts['runs']}"
         finished: set[str] = set()
         ended = False
         while not ended and counts["kills"] < kills and time.perf_counter() < until:
             in_a_save = rng.random() < 0.5
-            process = _start(name, out, inputs)
-            ended = not _kill(process, out, rng.uniform(0, whole), in_a_save=in_a_save)
+            victim = rng.randrange(work.processes)
+            processes = _start(name, out, inputs)
+            delay = rng.uniform(0, whole)
+            killed, wait = _kill(processes, victim, out, delay, in_a_save=in_a_save)
+            ended = not killed
             pieces = {path.name for path in out.glob(work.pieces)}
             assert work.drops or finished <= pieces, f"{name} lost {sorted(finished - pieces)}"
             finished = pieces
             if not ended:
                 counts["kills"] += 1
                 counts["kills_in_a_save"] += _saving(out)
+                waits.append(round(wait, 1))
         if not ended:
             _finish(name, out, inputs)
         assert work.digest(out) == expected, f"killed {name} differs from the undisturbed run"
@@ -123,7 +185,8 @@ def run(
         assert again <= CHUNK * counts["kills"], "more than the chunk in flight was lost"
         counts["trials_computed_again"] += again
         counts["runs"] += 1
-    return {"work": name, "seed": seed, **counts, "undisturbed_seconds": round(whole, 2)}
+    report = {"work": name, "seed": seed, **counts, "undisturbed_seconds": round(whole, 2)}
+    return report | ({"seconds_until_all_ended": waits} if work.processes > 1 else {})
 
 
 def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:

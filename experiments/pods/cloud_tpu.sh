@@ -8,7 +8,8 @@
 set -u
 here=(--zone="$ZONE" --quiet)
 printf -v arguments '%q ' "$@"
-command="$SETUP && python -m experiments ${arguments}--distributed on"
+# SETUP does not end at the same time on every host.
+command="$SETUP && SLTH_JOIN_SECONDS=300 python -m experiments ${arguments}--distributed on"
 
 while true; do
   gcloud compute tpus tpu-vm describe "$TPU" "${here[@]}" > /dev/null 2>&1 ||

@@ -16,6 +16,7 @@ STATUSES = {
 VARIABLES = {
     "SLTH_TRACEBACK": "1 for tracebacks in place of the one line",
     "SLTH_CLAIM_SECONDS": "seconds until a dead process loses its folder in a bucket (45)",
+    "SLTH_JOIN_SECONDS": "seconds in which all processes of a run must join (40)",
     "SLTH_DATA": "a folder with published networks and texts, for tests",
     "JAX_PLATFORMS": "cpu, cuda or tpu, if not the best that JAX finds",
     "JAX_NUM_CPU_DEVICES": "the number of devices that a CPU is split into",

@@ -83,8 +83,7 @@ def terminated(step):
     return batch(step)
 
 
-def main(index, port, out, scenario):
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
+def main(out, scenario):
     assert jax.device_count() == 4 and jax.local_device_count() == 2
     if scenario == "sigterm":
         fit(None, out=out, batches=terminated)
@@ -95,4 +94,5 @@ def main(index, port, out, scenario):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    with distributed.joined(f"localhost:{sys.argv[2]},{sys.argv[1]}/2"):
+        main(*sys.argv[3:])

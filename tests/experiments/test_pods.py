@@ -109,7 +109,9 @@ def test_cloud_tpu_makes_preempted_machines_anew_until_done(run):
     once = ["describe", "create", "ssh", "describe", "delete"]
     assert status == 0 and steps == once * 3
     (command,) = {line for line in log if not line.startswith("gcloud")}
-    assert command.startswith("--command=cd /slth && python -m experiments hidden-dim ")
+    assert command.startswith(
+        "--command=cd /slth && SLTH_JOIN_SECONDS=300 python -m experiments hidden-dim "
+    )
     assert r"/shared/my\ results" in command and command.endswith("--distributed on")
 
 

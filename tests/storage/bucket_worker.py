@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from slth_jax.distributed import joined
 from slth_jax.storage import RunFolder
 
 
-def main(index, port, url):
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
+def main(url):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
 
     def tree(offset):
@@ -47,4 +47,5 @@ def main(index, port, url):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    with joined(f"localhost:{sys.argv[2]},{sys.argv[1]}/2"):
+        main(*sys.argv[3:])

@@ -9,7 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from slth_jax import sweep
+from slth_jax import distributed, sweep
 from slth_jax.storage import CheckpointError
 
 SWEEP = {
@@ -44,8 +44,7 @@ def digest(results):
     return hashed.hexdigest()
 
 
-def main(index, port, out, scenario):
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
+def main(out, scenario):
     assert jax.device_count() == 8 and jax.local_device_count() == 4
     trial = make_trial()
     if scenario == "sigterm":
@@ -68,4 +67,5 @@ def main(index, port, out, scenario):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    with distributed.joined(f"localhost:{sys.argv[2]},{sys.argv[1]}/2"):
+        main(*sys.argv[3:])

@@ -57,38 +57,72 @@ LOSES = """
 import os, signal, sys, time
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from slth_jax import distributed
-index, port, victim, kind = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-with distributed.joined(f"localhost:{port},{index}/3"):
-    for step in range(1000):
-        if kind != "computing":
-            multihost_utils.process_allgather(np.ones(3))
-        if index == victim and step == 5:
-            if kind == "error":
-                raise ValueError("the loss is NaN")
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.2)
+from slth_jax import distributed, watch
+from slth_jax.cli import outcome
+index, port, count, victim = map(int, sys.argv[1:5])
+moment = sys.argv[5]
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def main():
+    with distributed.joined(f"localhost:{port},{index}/{count}", outcome.report):
+        for step in range(3 if moment == "leaving" else 1000):
+            if moment != "computing":
+                multihost_utils.process_allgather(np.ones(3))
+            if index == victim and step == 2:
+                if moment == "error":
+                    raise TypeError("the loss is NaN")
+                if moment == "terminated":
+                    raise SystemExit(143)
+                if moment != "leaving":
+                    die()
+            time.sleep(0.2)
+if index == victim and moment == "joining":
+    die()
+if index == victim and moment == "joined":
+    watch.Watch.start = die  # the devices of all processes are not exchanged yet
+if index == victim and moment == "leaving":
+    watch.Watch.finished = die
+sys.exit(outcome.run(main))
 """
+WORDS = {"error": "has failed (the loss is NaN)", "terminated": "has ended by SIGTERM"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "victim"), [("collective", 0), ("collective", 2), ("computing", 1), ("error", 1)]
+    ("moment", "victim", "count"),
+    [
+        ("joining", 0, 2),
+        ("joining", 1, 2),
+        ("joined", 0, 2),
+        ("joined", 1, 2),
+        ("collective", 0, 3),
+        ("collective", 2, 3),
+        ("computing", 1, 3),
+        ("error", 1, 3),
+        ("terminated", 1, 2),
+        ("leaving", 0, 2),
+        ("leaving", 1, 2),
+    ],
 )
-def test_no_process_waits_for_a_lost_one(kind, victim):
+def test_no_process_waits_for_a_lost_one(moment, victim, count, monkeypatch):
     """All end within a minute, and the last line says which process was lost."""
+    monkeypatch.setenv("SLTH_JOIN_SECONDS", "20")
+    arguments = (count, victim, moment)
+    workers = start(lambda index, port: ("-c", LOSES, index, port, *arguments), count, devices=1)
+    status = workers[victim].wait(timeout=60)
+    ended = {"error": 1, "terminated": distributed.PREEMPTED}
+    assert status == ended.get(moment, -signal.SIGKILL)
     begin = time.monotonic()
-    workers = start(lambda index, port: ("-c", LOSES, index, port, victim, kind), 3, devices=1)
-    statuses, texts = finish(workers, 150)
-    assert time.monotonic() - begin < 120  # with the start of three processes
-    words = "has failed (the loss is NaN)" if kind == "error" else "is lost"
-    for index, (status, (_, text)) in enumerate(zip(statuses, texts, strict=True)):
-        if index == victim:
-            assert status == (1 if kind == "error" else -signal.SIGKILL)
-        else:
-            assert status == distributed.LOST, text
-            line = f"error: process {victim} of 3 {words}; the same command continues"
-            assert text.splitlines()[-1] == line
+    statuses, texts = finish(workers, 70)
+    assert time.monotonic() - begin < 60
+    words = WORDS.get(moment, "is lost")
+    if moment == "joining":
+        words = "did not join within"
+    for index in {*range(count)} - {victim}:
+        text = texts[index][1]
+        lost = distributed.PREEMPTED if moment == "terminated" else distributed.LOST
+        assert statuses[index] == lost, text
+        assert text.splitlines()[-1].startswith(f"error: process {victim} of {count} {words}")
 
 
 TERM = """

@@ -1,0 +1,191 @@
+"""End this process of a run with a line once another process is lost."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jax._src import distributed as jax_distributed  # its client has no public name
+
+# The status that a shell reports for a process ended by SIGTERM; batch systems read "preempted".
+PREEMPTED = 128 + signal.SIGTERM
+# The status of a process that ended because another one was lost: EX_TEMPFAIL, "try again".
+LOST = 75
+# Seconds without a report after which a process counts as lost; less once a connection broke.
+_SILENCE, _SILENCE_AFTER_BREAK = 25.0, 5.0
+# Seconds for which a process that ended by SIGTERM and its peers wait for each other.
+_GRACE = 10.0
+_FINISHED, _STOPPED = "has finished", "has ended by SIGTERM"
+# Words in errors of collectives and of the coordination service whose other side was lost.
+_BROKEN = ("gloo", "nccl", "connection", "coordination", "barrier", "unavailable", "deadline")
+
+
+class Watch:
+    """Reports that this process lives, and ends it once another one is lost.
+
+    The reports are counters in the key-value store of JAX's coordination service, which process 0
+    serves: if the store does not answer, process 0 is lost. JAX also notices that, and aborts with
+    a C++ trace; its signal, SIGABRT, is handled from the construction of the watch on.
+
+    Args:
+      joining: seconds after which JAX aborts if not all processes have joined.
+    """
+
+    def __init__(self, joining: float) -> None:
+        self._joining, self._begin = joining, time.monotonic()
+        self._silence = _SILENCE
+        self._stop = threading.Event()
+        self._ending = threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._aborted())
+        ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
+
+    def start(self) -> None:
+        """Begin to report, as soon as all processes have joined.
+
+        JAX's own functions for index and count would first exchange the devices of all processes,
+        and wait for a lost one.
+        """
+        state = jax_distributed.global_state
+        self._client: Any = state.client
+        self._me, self._count = state.process_id, state.num_processes
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """End the watch; JAX's abort is a plain abort again."""
+        ctypes.CDLL(None).signal(signal.SIGABRT, None)
+
+    def finished(self) -> None:
+        """Leave the run: this process has done its part, as all have."""
+        self._set(self._me, _FINISHED)
+        self._leave()
+
+    def stopped(self) -> None:
+        """Leave the run after SIGTERM, if all processes do; else end it, and so the others."""
+        self._set(self._me, _STOPPED)
+        until = time.monotonic() + _GRACE - 2
+        with contextlib.suppress(Exception):  # process 0 may have ended
+            while list(self._states().values()).count(_STOPPED) < self._count:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.1)
+            else:
+                self._leave()
+                return
+        with self._ending:
+            self._exit(PREEMPTED)
+
+    def _leave(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        # At the end of the program JAX would wait for the programs of all processes to end.
+        jax_distributed.shutdown()
+        self.cancel()
+
+    def failed(
+        self, error: BaseException, report: Callable[[BaseException], int] | None
+    ) -> NoReturn:
+        """End this process and let the remaining ones end, too."""
+        if any(word in str(error).lower() for word in _BROKEN):
+            # The other side may be lost: then the thread ends this process with a line.
+            self._silence = _SILENCE_AFTER_BREAK
+            self._thread.join(_SILENCE_AFTER_BREAK + 10)
+        with self._ending:
+            try:
+                status = (report or print_traceback)(error)
+            except BaseException as unexpected:
+                status = print_traceback(unexpected)
+            lines = str(error).splitlines() or [type(error).__name__]
+            self._set(self._me, f"has failed ({lines[0][:200]})")
+            self._exit(status)
+
+    def _exit(self, status: int) -> NoReturn:
+        with contextlib.suppress(Exception):  # a full disk, a closed pipe
+            sys.stdout.flush()
+            sys.stderr.flush()
+        if self._me == 0:  # it serves the store that the remaining processes read
+            time.sleep(3)
+        # At a normal exit JAX would wait for the remaining processes.
+        os._exit(status)
+
+    def _set(self, process: int, state: str) -> None:
+        with contextlib.suppress(Exception):  # process 0 may be lost
+            self._client.key_value_set(f"slth/state/{process}", state, allow_overwrite=True)
+
+    def _states(self) -> dict[str, str]:
+        return dict(self._client.key_value_dir_get("slth/state/"))
+
+    def _run(self) -> None:
+        beats: dict[int, Any] = {}
+        states: dict[str, str] = {}
+        changed = dict.fromkeys(range(self._count), time.monotonic())
+        while not self._stop.wait(1.0):
+            try:
+                self._client.key_value_increment(f"slth/beat/{self._me}", 1)
+                now = dict(self._client.key_value_dir_get("slth/beat/"))
+                states = self._states()
+            except Exception:
+                if not self._stop.is_set():
+                    self._end(0, states.get("slth/state/0"))
+                return
+            stops = states.get(f"slth/state/{self._me}") == _STOPPED
+            for other in changed:
+                state, beat = states.get(f"slth/state/{other}"), now.get(f"slth/beat/{other}")
+                silent = time.monotonic() - changed[other]
+                if stops or state == _FINISHED or (state is None and beat != beats.get(other)):
+                    changed[other], beats[other] = time.monotonic(), beat
+                elif silent > (_GRACE if state == _STOPPED else 0 if state else self._silence):
+                    self._end(other, state)
+
+    def _aborted(self) -> None:
+        """End this process in place of JAX's abort."""
+        state = jax_distributed.global_state
+        me, count = state.process_id, state.num_processes
+        others = "process 1" if count == 2 else "another process"
+        waited = time.monotonic() - self._begin
+        if self._thread.ident is not None:  # all have joined
+            with self._ending:
+                _print(f"{'process 0' if me else others} of {count} is lost")
+                self._exit(LOST)
+        # Before all have joined, the connection to process 0 broke, or the time is over.
+        over = waited > self._joining - 1
+        who = others if over and (me == 0 or _answers(state.coordinator_address)) else "process 0"
+        words = f"did not join within {waited:.0f} s (SLTH_JOIN_SECONDS)" if over else "is lost"
+        _print(f"{who} of {count} {words}")
+        os._exit(LOST)
+
+    def _end(self, other: int, state: str | None = None) -> None:
+        """End this process with a line that names the lost one."""
+        with self._ending:
+            state = state or "is lost"
+            if other != 0:  # the store does not answer without process 0
+                self._set(other, state)
+            _print(f"process {other} of {self._count} {state}")
+            self._exit(PREEMPTED if state == _STOPPED else LOST)
+
+
+def print_traceback(error: BaseException) -> int:
+    """Print an error as Python does; return the exit status 1."""
+    traceback.print_exception(error)
+    return 1
+
+
+def _print(words: str) -> None:
+    os.write(2, f"error: {words}; the same command continues\n".encode(errors="replace"))
+
+
+def _answers(address: str | None) -> bool:
+    """Return whether a server answers at 'HOST:PORT'."""
+    host, _, port = (address or "").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
