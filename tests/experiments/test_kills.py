@@ -18,8 +18,8 @@ def test_killed_and_resumed_runs_lose_and_change_nothing(name, tmp_path):
 
 def test_other_results_are_noticed(tmp_path, monkeypatch):
     seen = iter("aab")
-    monkeypatch.setattr(kills, "_finish", lambda *_: 0.0)
-    monkeypatch.setattr(kills, "_kill", lambda *_, **__: False)
+    monkeypatch.setattr(kills, "_finish", lambda *_, **__: 0.0)
+    monkeypatch.setattr(kills, "_kill", lambda *_, **__: (False, 0.0))
     monkeypatch.setattr(kills, "_start", lambda *_: None)
     other = {"x": WORK["sweep"].__class__(lambda *_: None, lambda out: next(seen), "*")}
     monkeypatch.setattr(kills, "WORK", other)
