@@ -1,8 +1,10 @@
 """Blocks of the page on damaged files and bad arguments."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
-from experiments.benchmarks.killed_work import CHUNK
+from experiments.benchmarks.killed_work import CHUNK, WORK
 from experiments.pages.blocks import g, read, table, wrapped
 
 
@@ -61,14 +63,11 @@ def shortened(text: str, length: int = 150) -> str:
 
 
 def kills() -> str:
-    """The table of kills, and the conditions."""
+    """The table of kills of single processes, and the conditions."""
     run = read("kills")
-    rows = []
-    for name in dict.fromkeys(report["work"] for report in run["reports"]):
-        reports = [report for report in run["reports"] if report["work"] == name]
-        columns = ("kills", "kills_in_a_save", "runs")
-        rows.append([name, *(sum(report[column] for report in reports) for column in columns)])
-    total, again = sum(row[1] for row in rows), _trials_again(run)
+    reports = [report for report in run["reports"] if WORK[report["work"]].processes == 1]
+    rows = _sums(reports)
+    total, again = sum(row[1] for row in rows), _trials_again(reports)
     header = ["run", "kills", "of these in the middle of a save", "runs, each with equal bits"]
     text = wrapped(
         f"{total} kills; every run ended with the bits of an undisturbed one. The sweeps computed "
@@ -78,5 +77,35 @@ def kills() -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
-def _trials_again(run: dict[str, Any]) -> int:
-    return sum(report["trials_computed_again"] for report in run["reports"])
+def kills_of_processes() -> str:
+    """The table of kills of one process of several, and the conditions."""
+    run = read("kills")
+    reports = [report for report in run["reports"] if WORK[report["work"]].processes > 1]
+    rows = []
+    for name, killed, in_saves, runs in _sums(reports):
+        waits = [w for r in reports if r["work"] == name for w in r["seconds_until_all_ended"]]
+        times = f"{statistics.median(waits):.0f} s", f"{max(waits):.0f} s"
+        rows.append([name, killed, in_saves, *times, runs])
+    header = [
+        "run", "kills", "of these in the middle of a save", "the other process ended after (median)",
+        "at most", "runs, each with equal bits",
+    ]  # fmt: skip
+    text = wrapped(
+        f"{sum(row[1] for row in rows)} kills of either process, at random moments from the start "
+        f"of both on; {run['device']}, beside other programs. Every run, resumed, ended with the "
+        "bits of a run of one process that nobody disturbed."
+    )
+    return f"{table(header, rows)}\n\n{text}"
+
+
+def _sums(reports: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Return each run's name, kills, kills in a save, and runs, over all seeds."""
+    columns = ("kills", "kills_in_a_save", "runs")
+    return [
+        [name, *(sum(r[column] for r in reports if r["work"] == name) for column in columns)]
+        for name in dict.fromkeys(report["work"] for report in reports)
+    ]
+
+
+def _trials_again(reports: Sequence[dict[str, Any]]) -> int:
+    return sum(report["trials_computed_again"] for report in reports)
