@@ -266,6 +266,7 @@ def _summary(path: Any, opened: Any, options: argparse.Namespace) -> dict[str, A
         "target_bytes": metadata["target_bytes"],  # in float32
         "bits_per_weight": round(8 * path.stat().st_size / (metadata["target_bytes"] / 4), 3),
         "parts": parts,
+        "worst_entry": metadata.get("worst_entry"),  # tickets of earlier versions have none
         "versions": metadata["versions"],
     }
 
@@ -306,6 +307,13 @@ def _report(summary: dict[str, Any], out: Any) -> None:
         + (f", {numbers['row_scales']:,} scales of rows of 4 bits" if numbers["row_scales"] else "")
         + (f", {numbers['kept']:,} entries kept of the target" if numbers["kept"] else "")
     )
+    if worst := summary["worst_entry"]:
+        print(
+            f"largest error of an entry: {worst['relative_error']:.2g} of the rms of its matrix "
+            f"{worst['matrix']}, at row {worst['row']}, column {worst['column']}"
+            + (f" of product {worst['product']}" if worst["product"] else "")
+            + f", which is {worst['relative_size']:.3g} rms"
+        )
     if "logit_sd" in summary:
         print(
             f"logits: sd {summary['logit_sd']:.3g}, difference rms "

@@ -49,6 +49,7 @@ class Masks(NamedTuple):
     bits: Any  # uint8 [p, bytes]
     squared_error: Any  # float32 [p]
     largest_error: Any  # float32 [p]
+    worst_column: Any  # int32 [p], the column of the largest error
     out_of_reach: Any  # int32 [p]
 
 
@@ -293,6 +294,7 @@ def _program(part: Part, rule: Rule, mesh: Mesh) -> Callable[..., Masks]:
             bits=jnp.packbits(mask, axis=-1),
             squared_error=jnp.sum(jnp.square(error), axis=1) / len(solved),
             largest_error=jnp.max(error, axis=1),
+            worst_column=_worst_column(error, part.columns),
             out_of_reach=jnp.sum(beyond, axis=1, dtype=jnp.int32),
         )
 
@@ -313,5 +315,11 @@ def _walks(
         bits=choices.pack(digits, bits),
         squared_error=jnp.sum(jnp.square(error), axis=1),
         largest_error=jnp.max(error, axis=1),
+        worst_column=_worst_column(error, r),
         out_of_reach=jnp.zeros(p, jnp.int32),
     )
+
+
+def _worst_column(error: Float[Array, "p halves_r"], columns: int) -> Int[Array, " p"]:
+    """Return the column of the largest error; across a ReLU each column has two sums."""
+    return (jnp.argmax(error, axis=1) % columns).astype(jnp.int32)

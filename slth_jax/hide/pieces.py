@@ -100,6 +100,7 @@ def compute(
     scales: dict[str, float] = {}
     prints: dict[str, str] = {}
     squared_error, squared_target, largest, beyond = 0.0, 0.0, 0.0, 0
+    worst: list[dict[str, Any]] = []
     for g, first, last in piece.spans():
         matrix = targets.product(part, g)
         scale = scale_of(matrix, part, spec)
@@ -140,6 +141,7 @@ def compute(
         squared_error += float(masks.squared_error.sum(dtype=np.float64))
         squared_target += float(np.square(matrix[first:last], dtype=np.float64).sum())
         largest = max(largest, float(masks.largest_error.max()))
+        worst.append(_worst_entry(masks, matrix, first) | {"product": g})
         beyond += int(masks.out_of_reach.sum())
     report = {
         "scales": scales,
@@ -147,6 +149,25 @@ def compute(
         "squared_error": squared_error,
         "squared_target": squared_target,
         "largest_error": largest,
+        "worst_entry": max(worst, key=lambda entry: entry["relative_error"]),
         "out_of_reach": beyond,
     }
     return {name: np.concatenate(parts) for name, parts in arrays.items()}, report
+
+
+def _worst_entry(
+    masks: solve.Masks, matrix: Float[np.ndarray, "rows columns"], first: int
+) -> dict[str, Any]:
+    """Return the place, error and size of the entry with the largest error of some rows.
+
+    Error and size are in units of the matrix's root mean square.
+    """
+    i = int(masks.largest_error.argmax())
+    row, column = first + i, int(masks.worst_column[i])
+    size = float(np.sqrt(np.mean(np.square(matrix, dtype=np.float64)))) or 1.0
+    return {
+        "row": row,
+        "column": column,
+        "relative_error": float(masks.largest_error[i]) / size,
+        "relative_size": abs(float(matrix[row, column])) / size,
+    }

@@ -256,9 +256,13 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         by_part[piece.part.name].append(piece)
     scales: dict[str, list[float]] = {}
     errors: dict[str, dict[str, Any]] = {}
+    worst: list[dict[str, Any]] = []
     prints, total = hashlib.sha256(), 0.0
     for name, parts in by_part.items():
         reports = [run.report(piece) for piece in parts]
+        # Pieces of earlier versions have no such entry.
+        entries = [report["worst_entry"] for report in reports if "worst_entry" in report]
+        worst += [{"matrix": name, "block": parts[0].part.block, **entry} for entry in entries]
         by_product = {int(g): s for report in reports for g, s in report["scales"].items()}
         scales[name] = [by_product[g] for g in sorted(by_product)]
         by_product = {int(g): s for report in reports for g, s in report["fingerprints"].items()}
@@ -308,7 +312,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         bits={},
         shapes={part.name: part.shape for part in run.spec.parts},
         fingerprint=prints.hexdigest(),
-        metadata=_metadata(run, errors, total),
+        metadata=_metadata(run, errors, total) | _worst_entry(worst),
         choices={part.name: part.band.bits for part in run.spec.parts if part.band is not None},
     )
     ticket.write(run.path, whole, tensors)
@@ -322,6 +326,15 @@ def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "relative_error": _short((error / target) ** 0.5 if target else 0.0),
         "largest_error": _short(max(report["largest_error"] for report in reports)),
     }
+
+
+def _worst_entry(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entry of all matrices with the largest relative error, as a field of metadata."""
+    if not entries:
+        return {}
+    worst = max(entries, key=lambda entry: entry["relative_error"])
+    sizes = {name: _short(worst[name]) for name in ("relative_error", "relative_size")}
+    return {"worst_entry": worst | sizes}
 
 
 def _short(value: float) -> float:

@@ -55,6 +55,8 @@ def test_hide_compare_generate_show_verify_export(models_on_disk, tmp_path, run)
     ):  # fmt: skip
         assert summary[name] >= 0, name
     assert summary["parts"]["0.qk"]["relative_error"] > 0
+    worst = summary["worst_entry"]
+    assert f"of the rms of its matrix {worst['matrix']}, at row {worst['row']}, column" in printed
     with np.load(out / "logits.npz") as logits:
         difference = abs(logits["target"] - logits["ticket"])
         assert logits["target"].shape == (3, 16, 23)

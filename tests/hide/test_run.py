@@ -322,6 +322,37 @@ def test_each_row_has_a_scale_that_the_ticket_names(models_on_disk, tmp_path_fac
     np.testing.assert_allclose(as_it_is, hide.logits(hide.of_ticket(opened), tokens), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gpt2", {"samples": 10, "scales": "rows"}),
+        ("plain_llama", {"samples": 8, "form": "relu", "attention": "merged"}),
+        ("plain_llama", {"bits": 2}),
+    ],
+)
+def test_the_entry_with_the_largest_error_is_named(
+    name, options, models_on_disk, tmp_path_factory, monkeypatch
+):
+    monkeypatch.setattr(pieces, "_SUMS", 1 << 9)  # products of several pieces
+    monkeypatch.setattr(pieces, "_STEP", 16)
+    reader, spec, _, path, _ = solved(models_on_disk, tmp_path_factory, name, **options)
+    opened, matrices = hide.opened(path), Targets(reader, spec)
+    errors, sizes = {}, {}
+    for part in spec.parts:
+        target = np.stack([matrices.product(part, g) for g in range(part.count)])
+        size = np.sqrt(np.mean(np.square(target), axis=(1, 2), keepdims=True))
+        errors[part.name] = np.abs(opened.entries(part) - target) / size
+        sizes[part.name] = np.abs(target) / size
+    worst = opened.ticket.metadata["worst_entry"]
+    error = errors[worst["matrix"]]
+    place = worst["product"], worst["row"], worst["column"]
+    assert worst["relative_error"] > 0.999 * max(x.max() for x in errors.values())
+    if spec.form == "linear":  # across a ReLU an entry has a second sum, for negative inputs
+        assert worst["relative_error"] == pytest.approx(error[place], rel=1e-3)
+    assert worst["relative_size"] == pytest.approx(sizes[worst["matrix"]][place], rel=1e-3)
+    assert worst["block"] == next(p.block for p in spec.parts if p.name == worst["matrix"])
+
+
 def test_scales_of_rows_serve_outliers(models_on_disk):
     """One entry a hundred times the others; the same masks on every number of devices."""
     reader = models.weights.open(models_on_disk["gpt2"][0])
