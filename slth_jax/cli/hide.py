@@ -151,7 +151,8 @@ def _hide(options: argparse.Namespace) -> None:
     summary = _summary(path, opened, options)
     if tokens is not None:
         ours, theirs = hide.logits(target, tokens), hide.logits(ticket, tokens)
-        summary |= hide.measures(ours, theirs, tokens if reader.settings.causal else None)
+        next_tokens = reader.settings.causal and ours.shape[-1] >= reader.settings.vocab_size
+        summary |= hide.measures(ours, theirs, tokens if next_tokens else None)
         if reader.settings.states:
             pooled = [hide.embeddings(model, tokens) for model in (target, ticket)]
             summary["mean_cosine"] = float(np.mean(np.sum(pooled[0] * pooled[1], axis=1)))
@@ -250,6 +251,7 @@ def _summary(path: Any, opened: Any, options: argparse.Namespace) -> dict[str, A
     return {
         "model": Path(options.model).name,
         "samples": spec.samples,
+        "finer": dict(spec.finer),
         "seed": opened.ticket.seed,
         "form": spec.form,
         "construction": rule.name,
@@ -288,12 +290,13 @@ def _side_by_side(left: str, right: str) -> None:
 
 def _report(summary: dict[str, Any], out: Any) -> None:
     numbers = summary["numbers"]
-    bands = summary["bands"]
+    bands, finer = summary["bands"], summary["finer"]
     print(
         f"{summary['num_sums']:,} "
         + (
             f"subset sums of {summary['samples']} samples "
-            f"({summary['out_of_reach']:,} values out of reach)"
+            + (f"(more for {', '.join(finer)}) " if finer else "")
+            + f"({summary['out_of_reach']:,} values out of reach)"
             if bands is None
             else f"entries at {bands['bits']} bits"
         )

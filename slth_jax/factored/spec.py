@@ -176,6 +176,7 @@ class Spec:
         a free factor (see `LEVELS`). In tickets of an earlier version 'spread', less than
         'largest' if the largest entry is far beyond the root mean square.
       bands: the bands of the products, with ``samples = 2^bits``; None for subset sums.
+      finer: exceptions, each a matrix's name, as in '3.k', and its samples per subset sum.
     """
 
     settings: Settings
@@ -189,10 +190,12 @@ class Spec:
     shared: bool = False
     scaling: str = "largest"
     bands: Bands | None = None
+    finer: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
         if self.bands is None:
             checks.integer("samples", self.samples, low=2, high=64)
+        self._check_finer()
         self._check_bands()
         checks.choice("form", self.form, FORMS)
         for name in self.keep:
@@ -202,6 +205,21 @@ class Spec:
         if self.shared and not can_share(self.settings, self.form, self.keep):
             allowed = "false unless the embedding is tied, random and without a ReLU"
             raise checks.fail("shared", allowed, self.shared)
+
+    def _check_finer(self) -> None:
+        if not self.finer:
+            return
+        if self.bands is not None:
+            raise checks.fail("finer", "empty if bands are given", self.finer)
+        names = {part.name for part in self.every_part}
+        for name, samples in self.finer:
+            if name not in names:
+                raise checks.fail("finer", "pairs of a matrix's name and its samples", name)
+            checks.integer(f"the samples of {name}", samples, low=2, high=64)
+
+    def samples_of(self, name: str) -> int:
+        """Return the samples per subset sum of a matrix by its name, as in '3.q'."""
+        return dict(self.finer).get(name, self.samples)
 
     def _check_bands(self) -> None:
         if (self.bands is None) != (self.construction.band is None):
@@ -333,13 +351,13 @@ class Spec:
         self, block: int | None, kind: str, shape: tuple[int, int, int], inputs: bool, relu: bool
     ) -> Part:
         count, rows, columns = shape
-        samples = 2 * self.samples if relu else self.samples
+        name = kind if block is None else f"{block}.{kind}"
+        samples = self.samples_of(name) * (2 if relu else 1)
         units = max(samples * columns // 8 * 8, -(-columns // 8) * 8)  # whole bytes of mask bits
         band, weights = None, "uniform"
         if self.bands is not None and kind in NORMS:
             units = _SAMPLES * columns // 8 * 8
         elif self.bands is not None:
-            name = kind if block is None else f"{block}.{kind}"
             band, weights = self.bands.band(name), self.bands.weights
             units = columns << band.bits
         return Part(block, kind, 0, count, rows, columns, units, inputs, relu, band, weights)
@@ -355,6 +373,7 @@ class Spec:
             },
             "keep": list(self.keep),
             "bands": None if self.bands is None else dataclasses.asdict(self.bands),
+            "finer": [list(entry) for entry in self.finer],
         }
 
 
@@ -411,6 +430,7 @@ def from_json(fields: Mapping[str, Any]) -> Spec:
         "construction": dataclasses.replace(rule, search=search),
         "keep": tuple(fields["keep"]),
         "bands": bands,
+        "finer": tuple((name, samples) for name, samples in fields.get("finer", ())),
     }
     return Spec(**{**fields, **read})
 

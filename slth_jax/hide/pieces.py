@@ -110,7 +110,7 @@ def compute(
             arrays.setdefault("columns", []).append(column_levels[None])
         columns = None if column_levels is None else LEVELS[column_levels]
         product = products.draw(seed, part, g, rule, columns)
-        problem = solve.Problem(product, part, rule, scale, spec.samples)
+        problem = solve.Problem(product, part, rule, scale, spec.samples_of(part.name))
         levels = None
         if part.band is not None:
             sizes = solve.row_sizes(matrix if columns is None else matrix / columns)

@@ -149,7 +149,8 @@ def make_spec(
         as_in_the_paper = construction is not None or attention == "merged"
         scales = "matrix" if as_in_the_paper else "rows"
     scaling = {"matrix": "largest", "rows": "rows"}[checks.choice("scales", scales, SCALES)]
-    return dataclasses.replace(spec, scaling=scaling)
+    spec = dataclasses.replace(spec, scaling=scaling)
+    return dataclasses.replace(spec, finer=targets.finer(reader, spec))
 
 
 def solve(

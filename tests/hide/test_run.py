@@ -353,6 +353,73 @@ def test_the_entry_with_the_largest_error_is_named(
     assert worst["block"] == next(p.block for p in spec.parts if p.name == worst["matrix"])
 
 
+@pytest.fixture(scope="module")
+def large_biases(tmp_path_factory):
+    """Return the folders of a random Qwen2 with and without key biases of 100.
+
+    The biases are those of slowly turning coordinates: their part of a logit is nearly the same
+    for all keys, as in models that were trained with such biases.
+    """
+    import torch
+    import transformers
+
+    folders = []
+    for size in (0, 100):
+        torch.manual_seed(0)
+        config = transformers.Qwen2Config(
+            vocab_size=23, hidden_size=16, intermediate_size=12, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16,
+            tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        model = transformers.Qwen2ForCausalLM(config).eval()
+        with torch.no_grad():
+            for name, array in model.named_parameters():
+                if array.ndim > 1:
+                    array.normal_(std=1 if "embed" in name else 0.25)
+            for layer in model.model.layers:
+                layer.self_attn.k_proj.bias[[2, 3, 6, 7]] = size * torch.tensor([1.0, -1, -1, 1])
+        folders.append(tmp_path_factory.mktemp("qwen2"))
+        model.save_pretrained(folders[-1])
+    return folders
+
+
+def test_keys_with_large_biases_have_more_samples(large_biases):
+    plain, large = map(models.weights.open, large_biases)
+    spec = hide.make_spec(large, samples=12)
+    assert hide.make_spec(plain, samples=12).finer == ()
+    assert [name for name, _ in spec.finer] == ["0.k", "1.k"]
+    parts = {part.name: part for part in spec.parts}
+    for name, samples in spec.finer:
+        assert 12 < samples <= 17
+        assert parts[name].units == samples * parts[name].columns // 8 * 8
+    assert parts["0.q"].units == 12 * parts["0.q"].columns // 8 * 8
+    assert from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    older = {name: value for name, value in spec.to_json().items() if name != "finer"}
+    assert from_json(older) == dataclasses.replace(spec, finer=())
+    # Without rotary positions the bias has no effect, and merged attention has no such matrix.
+    assert hide.make_spec(large, samples=12, attention="merged").finer == ()
+    assert hide.make_spec(large, bits=4).finer == ()
+    for finer in ((("2.k", 14),), (("0.k", 65),), (("0.k", 2.5),)):
+        with refusals("finer must be|the samples of 0.k must be"):
+            dataclasses.replace(spec, finer=finer)
+
+
+@pytest.mark.slow
+def test_large_key_biases_cost_less_than_twice_the_error(large_biases, tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 23, (4, 16))
+    errors = []
+    for i, folder in enumerate(large_biases):
+        reader = models.weights.open(folder)
+        spec = hide.make_spec(reader, samples=12)
+        for j, trial in enumerate((spec, dataclasses.replace(spec, finer=()))):
+            ours = hide.logits(hide.of_target(reader), tokens)
+            model = hide.of_ticket(hide.solve(reader, trial, tmp_path / f"{i}{j}"))
+            measured = hide.measures(ours, hide.logits(model, tokens), None)
+            errors.append(measured["rms_logit_difference"] / measured["logit_sd"])
+    without, _, with_biases, with_as_many_samples = errors
+    assert with_biases < 2 * without < with_as_many_samples
+
+
 def test_scales_of_rows_serve_outliers(models_on_disk):
     """One entry a hundred times the others; the same masks on every number of devices."""
     reader = models.weights.open(models_on_disk["gpt2"][0])
