@@ -96,6 +96,9 @@ def gather(path: storage.Place) -> Run:
         raise storage.Damaged(
             f"{path / folder.SUMMARY} is damaged: it lacks one of {', '.join(needed)}"
         )
+    config = storage.read_json(path / folder.CONFIG)
+    if not isinstance(config, dict) or "options" not in config:
+        raise storage.Damaged(f"{path / folder.CONFIG} is damaged: it lacks options")
     name = summary["experiment"]
     known = registry.EXPERIMENTS.get(name)
     shows, see = (known.shows, known.see) if known else (name, "")
@@ -108,7 +111,7 @@ def gather(path: storage.Place) -> Run:
         shows,
         see,
         summary,
-        storage.read_json(path / folder.CONFIG)["options"],
+        config["options"],
         tuple(Figure(_embedded(path, stem), words.get(stem, shows)) for stem in stems),
         tuple(
             file for file in (folder.ROWS, folder.SUMMARY, folder.CONFIG) if (path / file).exists()

@@ -150,11 +150,16 @@ def test_folders_that_hold_no_finished_run_get_one_line(folder, tmp_path, capsys
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "summary.json").write_text('{"rows": []}')
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    (renamed / "summary.json").write_text('{"experiment": "x", "rows": [], "seconds": 1}')
+    (renamed / "config.json").write_text('{"choices": {}}')
     for arguments, message in [
         ([], "report must be followed by folders of finished runs"),
         ([str(tmp_path / "none")], "DIR must be a folder of finished runs, with summary.json"),
         ([str(folder / "hidden-dim" / "checkpoints")], "DIR must be a folder of finished runs"),
         ([str(damaged)], "is damaged: it lacks one of experiment, rows, seconds"),
+        ([str(renamed)], "config.json is damaged: it lacks options"),
     ]:
         assert main(["report", *arguments]) == 2
         said = capsys.readouterr()
