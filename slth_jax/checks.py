@@ -21,9 +21,14 @@ _LONGEST = 300  # characters of a received value in a message
 _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "float": ((jnp.floating,), "a floating-point array"),
     "wide": ((jnp.float32, jnp.float64), "of dtype float32 or float64"),
+    "factor": ((jnp.float32, jnp.float64), "of dtype float32 or float64"),
     "bool": ((jnp.bool_,), "a boolean array"),
     "int": ((jnp.integer,), "an integer array"),
 }
+
+
+# Sums of 4,096 products of two such entries stay below float32's 3.4e38.
+_LARGEST_FACTOR = 1e17
 
 
 def fail(name: str, allowed: str, received: Any) -> ValueError:
@@ -174,8 +179,8 @@ def array(
       ndim: the exact rank, if it matters.
       min_ndim: the least rank.
       shape: the exact shape; `None` entries are free.
-      kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'bool'
-        or 'int'.
+      kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'factor'
+        (the same, at most 1e17 in magnitude, since products of two are summed), 'bool' or 'int'.
       finite: refuse NaN and infinities. Under a JAX transformation values are not known yet and
         not checked.
 
@@ -203,9 +208,26 @@ def array(
         raise fail(name, f"an array of {ndim} dimensions", f"shape {dims}")
     elif len(dims) < min_ndim:
         raise fail(name, f"an array of at least {min_ndim} dimensions", f"shape {dims}")
-    known = concrete(given) if finite and kind in ("float", "wide") else None
+    known = concrete(given) if finite and kind in ("float", "wide", "factor") else None
     if known is not None:
-        count = int(np.sum(~np.isfinite(known)))
-        if count:
-            raise fail(name, "finite", f"{count} NaN or infinite of {math.prod(dims)} entries")
+        refuse_nonfinite(name, known)
+        largest = float(np.max(np.abs(known), initial=0)) if kind == "factor" else 0.0
+        if largest > _LARGEST_FACTOR:
+            raise fail(name, f"at most {_LARGEST_FACTOR:g} in magnitude", f"{largest:.3g}")
     return jnp.asarray(given)
+
+
+def finite_result(result: Array) -> Array:
+    """Return the result of finite arguments, refused if it overflowed; not known under JAX."""
+    known = not isinstance(result, jax.core.Tracer) and result.is_fully_addressable
+    if known and not jnp.isfinite(result).all():
+        allowed = f"small enough for a finite result in {result.dtype}"
+        raise fail("the arguments", allowed, "an overflow")
+    return result
+
+
+def refuse_nonfinite(name: str, values: np.ndarray) -> None:
+    """Refuse NaN and infinities."""
+    count = int(np.sum(~np.isfinite(values)))
+    if count:
+        raise fail(name, "finite", f"{count} NaN or infinite of {values.size} entries")

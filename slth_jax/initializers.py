@@ -172,6 +172,7 @@ def theory_blocks(
     `options`: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
     key = checks.key("key", key)
+    _checked_size("d", d)
     keys = (
         jax.random.fold_in(key, b) for b in range(checks.integer("num_blocks", num_blocks, low=1))
     )
@@ -228,6 +229,8 @@ def theory_transformer(
       options: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
     key, hidden = checks.key("key", key), checks.sequence("hidden", hidden)
+    for index, size in enumerate(hidden):
+        _checked_size(f"hidden[{index}]", size)
     attentions = theory_blocks(key, num_blocks=num_blocks, num_heads=num_heads, d=d, **options)
     widths = (d, *hidden, d)
     return tuple(

@@ -96,6 +96,8 @@ def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyT
         if bad:
             raise checks.fail("scores", "free of NaN", f"{bad} NaN of {leaf.size} entries")
     size = sum(leaf.size for leaf in leaves)
+    if not size:
+        raise checks.fail("scores", "at least one entry", "none")
     if isinstance(keep, jax.core.Tracer):
         count = num_kept_traced(size, keep)
     else:

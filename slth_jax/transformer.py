@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slth_jax import attention, checks
+from slth_jax.attention.core import validated
 from slth_jax.types import Array, ArrayLike, Block, Linear
 
 __all__ = ["Block", "Linear", "apply", "apply_block", "apply_layers", "validate_biases"]
@@ -67,7 +68,8 @@ def apply(
     Raises:
       ValueError: widths that do not fit, or a row of `attn_mask` that attends to nothing.
     """
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(checks.sequence("blocks", blocks, Block)):
+        _check(f"blocks[{index}]", block)
         x = apply_block(
             block,
             x,
@@ -76,6 +78,20 @@ def apply(
             precision=precision,
         )
     return checks.array("x", x, ndim=2)
+
+
+def _check(name: str, block: Block) -> None:
+    """Refuse a block whose attention or layers do not return the width that they read."""
+    m = validated(f"{name}.attention", block.attention).w_q.shape[1]
+    w_o = block.attention.w_o
+    checks.array(f"{name}.attention.w_o", w_o, shape=(*jnp.shape(w_o)[:2], m))
+    width = m
+    for index, layer in enumerate(block.layers):
+        last = index == len(block.layers) - 1
+        shape = (m if last else None, width)
+        width = checks.array(f"{name}.layers[{index}].w", layer.w, shape=shape).shape[0]
+        if layer.b is not None:
+            checks.array(f"{name}.layers[{index}].b", layer.b, shape=(width,))
 
 
 def validate_biases(first: Linear, second: Linear, target: Linear) -> None:

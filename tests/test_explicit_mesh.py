@@ -40,6 +40,15 @@ CALLS = {
     ),
     "from_scores": (lambda scores: supermask.from_scores(scores, 0.5), SAMPLES),
     "apply": (lambda x: attention.apply(TARGET, x), jnp.asarray(SAMPLES[:, :4])),
+    "apply rows": (
+        lambda x: attention.apply(TARGET, x.T, attention.causal_mask(8)),
+        jnp.asarray(SAMPLES[:, :4].T),
+    ),
+    "merged rows": (
+        lambda x: attention.apply_merged(attention.merge(TARGET), x.T, queries=jnp.array([1, 5])),
+        jnp.asarray(SAMPLES[:, :4].T),
+    ),
+    "error": (lambda x: attention.error(SOURCE, TARGET, x.T), jnp.asarray(SAMPLES[:, :4].T)),
     "fit": (fit, jnp.asarray(SAMPLES[:, :8])),
 }
 
@@ -54,8 +63,7 @@ def test_a_mesh_of_the_context_changes_no_bit(name):
     jax.tree.map(np.testing.assert_array_equal, around, expected)
 
 
-# The rows of `apply` attend to each other: JAX itself refuses them apart on explicit axes.
-@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"apply"}))
+@pytest.mark.parametrize("name", CALLS)
 def test_arguments_on_an_explicit_mesh(name):
     call, argument = CALLS[name]
     expected = jax.tree.map(np.asarray, call(argument))

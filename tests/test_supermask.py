@@ -186,7 +186,7 @@ def test_other_bad_input():
         supermask.num_kept(0, 0.5)
     with refusals(r"^scores must be a floating-point array"):
         supermask.from_scores(jnp.arange(3), 0.5)
-    with refusals(r"^size must be"):
+    with refusals(r"^scores must be at least one entry"):
         supermask.from_scores(jnp.ones((0, 3)), 0.5)
     with refusals(r"^mask must be a boolean array"):
         supermask.pack(jnp.ones(3))

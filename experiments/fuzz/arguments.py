@@ -4,6 +4,7 @@
 could store are left out where a function's purpose is to draw so many numbers.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from slth_jax import (
     construction,
     edge_popup,
     guarantee,
+    hide,
     initializers,
     models,
     modules,
@@ -28,6 +30,7 @@ from slth_jax import (
     sweep,
     theory,
     ticket,
+    transformer,
 )
 
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -41,6 +44,18 @@ SETTINGS = models.make_settings(
     vocab_size=7, width=4, num_blocks=1, num_heads=2, hidden_width=4, max_length=6
 )
 PARAMS = models.initialise(KEY, SETTINGS)
+ENCODER = dataclasses.replace(SETTINGS, causal=False, states=True, outputs=4, tied=False)
+ENCODER_PARAMS = models.initialise(KEY, ENCODER)
+MODEL = hide.Model(
+    SETTINGS,
+    lambda: {
+        name: np.asarray(array) for name, array in PARAMS.items() if not name.startswith("h.")
+    },
+    lambda b: {
+        name[2:]: np.asarray(array[b]) for name, array in PARAMS.items() if name.startswith("h.")
+    },
+)
+BLOCKS = (transformer.Block(TARGET, (transformer.Linear(jnp.ones((2, 2))),)),)
 TOKENS = np.zeros((1, 4), np.int32)
 TRAINING = edge_popup.Training(steps=2, optimizer=optax.sgd(0.1))
 ARRAYS: list[Any] = [
@@ -81,6 +96,8 @@ TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
                        "block_size": None, "precision": "highest"}, ()),
     (attention.apply_merged, {"merged": MERGED, "x": X, "attn_mask": None}, ()),
     (attention.merge, {"params": TARGET}, ()),
+    (attention.pattern, {"params": TARGET, "x": X, "attn_mask": None}, ()),
+    (transformer.apply, {"blocks": BLOCKS, "x": X, "attn_mask": None, "queries": None}, ()),
     (attention.error, {"ticket": TARGET, "target": TARGET, "x": X}, ()),
     (attention.from_torch, {"source": TARGET, "num_heads": 1}, ()),
     (attention.from_flax, {"source": TARGET}, ()),
@@ -159,6 +176,11 @@ TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
     (initializers.signed_constant_attention, {"key": KEY, "n_k": 4, "n_v": 4, **SHAPE},
      ("num_heads", "d_in", "d_out", "n_k", "n_v")),
     (models.embeddings, {"params": {}, "tokens": TOKENS, "settings": SETTINGS}, ()),
+    (models.embeddings, {"params": ENCODER_PARAMS, "tokens": TOKENS, "settings": ENCODER,
+                         "kept": np.ones((1, 4), bool)}, ()),
+    (hide.logits, {"model": MODEL, "tokens": TOKENS, "kept": np.ones((1, 4), bool)}, ()),
+    (hide.measures, {"target": np.ones((1, 4, 3), np.float32), "tokens": TOKENS,
+                     "ticket": np.ones((1, 4, 3), np.float32)}, ()),
     (models.weights.open, {"path": "nowhere", "config": None}, ()),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float
 
 from slth_jax import checks
@@ -63,9 +64,9 @@ def apply(
       >>> apply(params, x, causal_mask(2)).tolist()
       [[1.0, 0.0], [2.0, 2.0]]
     """
-    w_q, w_k, w_v, w_o = _validated(params)
+    w_q, w_k, w_v, w_o = validated("params", params)
     h, m, _ = w_q.shape
-    x = checks.array("x", x, shape=(None, m))
+    x = _gathered(checks.array("x", x, shape=(None, m)))
     root = _key_root(params)
     rows, allowed = _rows(x, attn_mask, queries)
     block = _block_size(block_size, h, x.shape[0])
@@ -81,7 +82,7 @@ def apply(
             heads = jnp.einsum("hqt,htv->hqv", _softmax(_logits(q, keys, root), may_attend), values)
             return jnp.einsum("hqv,hvo->qo", heads, w_o)
 
-        return _in_blocks(attend, rows, allowed, block)
+        return checks.finite_result(_in_blocks(attend, rows, allowed, block))
 
 
 def pattern(
@@ -102,13 +103,13 @@ def pattern(
     Raises:
       ValueError: as in `apply`.
     """
-    w_q, w_k, *_ = _validated(params)
-    x = checks.array("x", x, shape=(None, w_q.shape[1]))
+    w_q, w_k, *_ = validated("params", params)
+    x = _gathered(checks.array("x", x, shape=(None, w_q.shape[1])))
     rows, allowed = _rows(x, attn_mask, None)
     with jax.default_matmul_precision(precision):
         q = jnp.einsum("qm,hmk->hqk", rows, w_q)
         keys = jnp.einsum("tm,hmk->htk", x, w_k)
-        return _softmax(_logits(q, keys, _key_root(params)), allowed)
+        return checks.finite_result(_softmax(_logits(q, keys, _key_root(params)), allowed))
 
 
 def merge(params: Projections) -> MergedParams:
@@ -116,12 +117,12 @@ def merge(params: Projections) -> MergedParams:
 
     ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, m]`, ``w_vo = w_v w_o`` `[h, m, o]` (paper, section 2).
     """
-    w_q, w_k, w_v, w_o = _validated(params)
+    w_q, w_k, w_v, w_o = validated("params", params)
     root = _key_root(params)
     with jax.default_matmul_precision("highest"):
         w_qk = jnp.einsum("hmk,hnk->hmn", w_q, w_k) / root
         w_vo = jnp.einsum("hmv,hvo->hmo", w_v, w_o)
-    return MergedParams(w_qk, w_vo)
+    return MergedParams(checks.finite_result(w_qk), checks.finite_result(w_vo))
 
 
 def apply_merged(
@@ -141,7 +142,7 @@ def apply_merged(
     h, m, _ = checks.array("merged.w_qk", w_qk, ndim=3).shape
     checks.array("merged.w_qk", w_qk, shape=(h, m, m))
     checks.array("merged.w_vo", w_vo, shape=(h, m, None))
-    x = checks.array("x", x, shape=(None, m))
+    x = _gathered(checks.array("x", x, shape=(None, m)))
     rows, allowed = _rows(x, attn_mask, queries)
     block = _block_size(block_size, h, x.shape[0])
 
@@ -154,7 +155,7 @@ def apply_merged(
             logits = jnp.einsum("qm,hmn,tn->hqt", x_rows, w_qk, x)
             return jnp.einsum("hqt,hto->qo", _softmax(logits, may_attend), values)
 
-        return _in_blocks(attend, rows, allowed, block)
+        return checks.finite_result(_in_blocks(attend, rows, allowed, block))
 
 
 def error(
@@ -183,8 +184,14 @@ def error(
       ValueError: as in `apply`.
     """
     sequences = checks.array("x", x, min_ndim=2)
-    for name, params in (("ticket", ticket), ("target", target)):
-        checks.record(name, params, Projections)
+    if 0 in sequences.shape[-2:]:
+        raise checks.fail("x", "sequences of at least one token", f"shape {sequences.shape}")
+    if queries is not None and not np.size(queries):
+        raise checks.fail("queries", "at least one row", "none")
+    (_, m, *_), (*_, o) = validated("target", target).w_q.shape, target.w_o.shape
+    of_ticket = validated("ticket", ticket)
+    checks.array("ticket.w_q", of_ticket.w_q, shape=(None, m, None))
+    checks.array("ticket.w_o", of_ticket.w_o, shape=(None, None, o))
     dtype = jnp.result_type(sequences, ticket.w_q, target.w_q)
     # Weights too, not only activations: ``sqrt(k)`` has the dtype of the weights.
     ticket, target, sequences = (_cast(part, dtype) for part in (ticket, target, sequences))
@@ -194,10 +201,11 @@ def error(
         return jnp.max(jnp.linalg.norm(run(ticket) - run(target), axis=-1))
 
     if sequences.ndim == 2:
-        return largest(sequences)
+        return checks.finite_result(largest(sequences))
     # Long sequences would not fit into memory beside each other.
     one_by_one = sequences.shape[1] > 512
-    return jax.lax.map(largest, sequences) if one_by_one else jax.vmap(largest)(sequences)
+    errors = jax.lax.map(largest, sequences) if one_by_one else jax.vmap(largest)(sequences)
+    return checks.finite_result(errors)
 
 
 def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
@@ -240,6 +248,18 @@ def _in_blocks(
     return jax.lax.map(
         lambda pair: attend(pair[0][None], pair[1][None])[0], (rows, allowed), batch_size=block
     )
+
+
+def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
+    """Return `x` whole on every device if it is split over the explicit axes of a mesh.
+
+    Every row attends to every other, so the logits would be split along one axis twice, which JAX
+    refuses for explicit axes.
+    """
+    sharding = jax.typeof(x).sharding
+    if not any(part is not None for part in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, jax.P(None, None)))
 
 
 def _rows(
@@ -291,14 +311,14 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
     return checks.integer("block_size", block_size, low=1)
 
 
-def _validated(params: Projections) -> AttentionParams:
+def validated(name: str, params: Projections) -> AttentionParams:
     """Refuse projections whose heads or widths do not fit together; return their JAX arrays."""
-    checks.record("params", params, Projections)
-    w_q = checks.array("params.w_q", params.w_q, ndim=3)
+    checks.record(name, params, Projections)
+    w_q = checks.array(f"{name}.w_q", params.w_q, ndim=3)
     h, m, k = w_q.shape
     if 0 in w_q.shape:
-        raise checks.fail("params.w_q", "an array without empty dimensions", f"shape {w_q.shape}")
-    w_k = checks.array("params.w_k", params.w_k, shape=(h, m, k))
-    w_v = checks.array("params.w_v", params.w_v, shape=(h, m, None))
-    w_o = checks.array("params.w_o", params.w_o, shape=(h, w_v.shape[-1], None))
+        raise checks.fail(f"{name}.w_q", "an array without empty dimensions", f"shape {w_q.shape}")
+    w_k = checks.array(f"{name}.w_k", params.w_k, shape=(h, m, k))
+    w_v = checks.array(f"{name}.w_v", params.w_v, shape=(h, m, None))
+    w_o = checks.array(f"{name}.w_o", params.w_o, shape=(h, w_v.shape[-1], None))
     return AttentionParams(w_q, w_k, w_v, w_o)

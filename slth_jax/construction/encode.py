@@ -80,7 +80,7 @@ def encode_matrix(
     assert rule.band is not None
     key = checks.key("key", key)
     checks.choice("source", source, SOURCES)
-    target = checks.array("target", target, ndim=2, kind="wide").astype(jnp.float32)
+    target = checks.array("target", target, ndim=2, kind="factor").astype(jnp.float32)
     p, r = target.shape
     size = float(jnp.sqrt(jnp.mean(jnp.square(target)))) if target.size else 0.0
     if not size:
@@ -96,7 +96,7 @@ def encode_matrix(
         tried = [float(np.float32(size * factor * spread)) for factor in _SPREADS]
         scale = min(tried, key=lambda s: float(solve(s * left[rows], target[rows])[2]))
     else:
-        scale = checks.number("scale", scale, low=0, open_low=True)
+        scale = checks.number("scale", scale, low=0, high=1e17, open_low=True)
     left = jnp.float32(scale) * left
     left_mask, right_mask, squares = solve(left, target)
     error = float(squares) / (size * size * target.size)

@@ -77,11 +77,11 @@ def solve_product(
         columns.
     """
     rule = rules.get(construction)
-    left = checks.array("left", left, min_ndim=2, kind="wide")
+    left = checks.array("left", left, min_ndim=2, kind="factor")
     *batch, p, n = left.shape
-    right = checks.array("right", right, shape=(*batch, n, None), kind="wide")
+    right = checks.array("right", right, shape=(*batch, n, None), kind="factor")
     r = right.shape[-1]
-    target = checks.array("target", target, shape=(*batch, p, r), kind="wide")
+    target = checks.array("target", target, shape=(*batch, p, r), kind="factor")
     groups = min(p, r) if rule.either_side else r
     width = engine.hidden_width(left, right)
     engine.validate_width("the hidden width n of left and right", n, width, groups)
@@ -214,18 +214,18 @@ def validate_attention(source: Projections, target: Projections, rule: Rule) -> 
     """Refuse a source and a target that do not fit together."""
     for name, params in (("source", source), ("target", target)):
         checks.record(name, params, Projections)
-    wide = partial(checks.array, kind="wide")
-    h, m, _ = wide("target.w_q", target.w_q, ndim=3).shape
+    factor = partial(checks.array, kind="factor")
+    h, m, _ = factor("target.w_q", target.w_q, ndim=3).shape
     if 0 in target.w_q.shape:
         empty = f"shape {target.w_q.shape}"
         raise checks.fail("target.w_q", "an array without empty dimensions", empty)
-    wide("target.w_k", target.w_k, shape=target.w_q.shape)
-    d_v = wide("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
-    o = wide("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
-    n_k = wide("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
-    wide("source.w_k", source.w_k, shape=(h, m, n_k))
-    n_v = wide("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
-    wide("source.w_o", source.w_o, shape=(h, n_v, o))
+    factor("target.w_k", target.w_k, shape=target.w_q.shape)
+    d_v = factor("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
+    o = factor("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
+    n_k = factor("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
+    factor("source.w_k", source.w_k, shape=(h, m, n_k))
+    n_v = factor("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
+    factor("source.w_o", source.w_o, shape=(h, n_v, o))
     engine.validate_width("source n_k", n_k, source.key_width, m)
     groups = min(m, o) if rule.either_side else m
     engine.validate_width("source n_v", n_v, source.value_width, groups)

@@ -44,7 +44,7 @@ def solve_relu_layer(
         units per input.
     """
     given = {"w1": w1, "w2": w2, "target": target}
-    w1, w2, target = (checks.array(n, w, ndim=2, kind="wide") for n, w in given.items())
+    w1, w2, target = (checks.array(n, w, ndim=2, kind="factor") for n, w in given.items())
     source, linear = (Linear(w1), Linear(w2)), (Linear(target),)
     rule = rules.get(construction)
     validate_layers(source, linear, ("w1", "w2", "target"))
@@ -140,9 +140,9 @@ def validate_layers(
             f"source[{2 * l + 1}].w",
             f"target[{l}].w",
         )
-        o, i = checks.array(target_name, layer.w, ndim=2, kind="wide").shape
-        w1 = checks.array(name1, first.w, shape=(None, i), kind="wide")
-        w2 = checks.array(name2, second.w, shape=(o, w1.shape[0]), kind="wide")
+        o, i = checks.array(target_name, layer.w, ndim=2, kind="factor").shape
+        w1 = checks.array(name1, first.w, shape=(None, i), kind="factor")
+        w2 = checks.array(name2, second.w, shape=(o, w1.shape[0]), kind="factor")
         width = engine.hidden_width(w2, w1)
         name = f"the hidden width n of {name1} and {name2}"
         engine.validate_width(name, w1.shape[0], width, 2 * i)

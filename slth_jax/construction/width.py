@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slth_jax import attention, checks, initializers
+from slth_jax.attention.core import validated
 from slth_jax.construction import prune, rules
 from slth_jax.construction.rules import Rule
 from slth_jax.types import Array, ArrayLike, AttentionParams, Key, Projections
@@ -67,7 +68,9 @@ def find_width(
     allowed = checks.number("error", error, low=0, open_low=True)
     rule = rules.get(construction)
     checks.record("target", target, AttentionParams)
-    h, m, _ = checks.array("target.w_q", target.w_q, ndim=3, kind="wide").shape
+    h, m, _ = validated("target", target).w_q.shape
+    if 0 in target.w_o.shape:
+        raise checks.fail("target.w_o", "without empty dimensions", f"shape {target.w_o.shape}")
     checks.integer("seeds", seeds, low=1)
     checks.integer("largest", largest, low=m)
     max_norm = checks.number("max_norm", max_norm, low=0, open_low=True)

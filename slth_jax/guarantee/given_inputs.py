@@ -87,6 +87,8 @@ def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = 
     if x.ndim != 3 or x.shape[-1] != m or not np.all(np.isfinite(x)):
         raise checks.fail("inputs", f"finite, of shape (any, any, {m})", f"shape {x.shape}")
     t = x.shape[1]
+    if not t or not len(x):
+        raise checks.fail("inputs", "sequences of at least one token", f"shape {x.shape}")
     allowed = np.ones((t, t), bool) if attn_mask is None else np.asarray(attn_mask, bool)
     if allowed.shape != (t, t) or not allowed.any(axis=1).all():
         allows = f"of shape ({t}, {t}), True at least once in every row"

@@ -156,14 +156,36 @@ def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
 
 
 def _pair(source: Block, masks: Block, target: Block, dtype: np.dtype) -> Pair:
+    for name, block in (("source", source), ("target", target)):
+        _check_shapes(name, block.attention)
     ticket = _merged(source.attention, masks.attention, dtype)
     of_target = _merged(target.attention, None, dtype)
     if ticket.A.shape != of_target.A.shape or ticket.W.shape != of_target.W.shape:
-        allowed = f"of the target's heads and widths {of_target.W.shape}"
-        raise checks.fail("source", allowed, ticket.W.shape)
+        *sizes, o = *of_target.A.shape[:2], of_target.W.shape[-1]
+        given = *ticket.A.shape[:2], ticket.W.shape[-1]
+        raise checks.fail("source", f"of the target's heads and widths {(*sizes, o)}", given)
     D, V = ticket.A - of_target.A, ticket.W - of_target.W
     layers = tuple(_layers(source.layers, masks.layers, target.layers, dtype))
     return Pair(ticket, of_target, D, V, spectral(D), spectral(V), layers)
+
+
+def _check_shapes(name: str, params: Projections) -> None:
+    """Refuse projections whose heads or widths do not fit together."""
+    (h, m, k), (*_, v) = (_shape(name, params, field) for field in ("w_q", "w_v"))
+    if 0 in (h, m, k):
+        raise checks.fail(f"{name}.w_q", "an array without empty dimensions", f"shape {(h, m, k)}")
+    *_, o = _shape(name, params, "w_o")
+    for field, shape in {"w_k": (h, m, k), "w_v": (h, m, v), "w_o": (h, v, o)}.items():
+        if np.shape(getattr(params, field)) != shape:
+            given = f"shape {np.shape(getattr(params, field))}"
+            raise checks.fail(f"{name}.{field}", f"of shape {shape}", given)
+
+
+def _shape(name: str, params: Projections, field: str) -> tuple[int, ...]:
+    shape = np.shape(getattr(params, field))
+    if len(shape) != 3:
+        raise checks.fail(f"{name}.{field}", "an array of 3 dimensions", f"shape {shape}")
+    return shape
 
 
 def _merged(params: Projections, masks: Projections | None, dtype: np.dtype) -> Merged:

@@ -47,7 +47,7 @@ def logits(
       tokens: integers.
       kept: False at padding, which no token attends to; None for no padding.
     """
-    tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), model.settings))
+    tokens, kept = _checked(model, tokens, kept)
     return _outputs(model, [(tokens, kept)])[0]
 
 
@@ -67,8 +67,8 @@ def embeddings(
       ValueError: a decoder, or arguments that do not fit.
     """
     encoder.check(model.settings, pooling)
-    tokens = np.asarray(decoder.check_tokens(np.asarray(tokens), model.settings))
-    kept = np.ones(tokens.shape, bool) if kept is None else np.asarray(kept)
+    tokens, kept = _checked(model, tokens, kept)
+    kept = np.ones(tokens.shape, bool) if kept is None else kept
     last = tokens.shape[1] - np.argmax(kept[:, ::-1], axis=1)  # 1 + the place of the last token
     lengths = np.minimum(-(-last // _LENGTHS) * _LENGTHS, tokens.shape[1])
     groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
@@ -78,6 +78,17 @@ def embeddings(
         arrays = jnp.asarray(states), jnp.asarray(mask)
         result[group] = np.asarray(encoder.pool(*arrays, pooling=pooling, normalise=normalise))
     return result
+
+
+def _checked(
+    model: Model, tokens: ArrayLike, kept: ArrayLike | None
+) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"] | None]:
+    checked = np.asarray(decoder.check_tokens(np.asarray(tokens), model.settings))
+    if not checked.size:
+        raise checks.fail("tokens", "at least one token", f"shape {checked.shape}")
+    if kept is not None:
+        kept = np.asarray(checks.array("kept", kept, shape=checked.shape, kind="bool"))
+    return checked, kept
 
 
 def _outputs(
@@ -119,6 +130,15 @@ def measures(
 
     With the tokens of a causal language model also both perplexities.
     """
+    target = np.asarray(checks.array("target", target, ndim=3))
+    ticket = np.asarray(checks.array("ticket", ticket, shape=target.shape))
+    if not target.size:
+        raise checks.fail("target", "at least one logit", f"shape {target.shape}")
+    if tokens is not None:
+        limit = target.shape[-1]
+        tokens = np.asarray(checks.array("tokens", tokens, shape=target.shape[:2], kind="int"))
+        if tokens.min() < 0 or tokens.max() >= limit:
+            raise checks.fail("tokens", f"in [0, {limit - 1}]", f"{tokens.min()} to {tokens.max()}")
     largest, squared, absolute, agree = 0.0, 0.0, 0.0, 0
     for a, b in zip(target, ticket, strict=True):  # sequence by sequence: these may be large
         difference = b.astype(np.float64) - a
@@ -133,7 +153,6 @@ def measures(
         "logit_sd": float(np.std(target, dtype=np.float64)),
         "top1_agreement": agree / (target.shape[0] * target.shape[1]),
     }
-    tokens = None if tokens is None else np.asarray(tokens)
     if tokens is not None and tokens.shape[1] > 1:
         result["target_perplexity"] = perplexity(target, tokens)
         result["ticket_perplexity"] = perplexity(ticket, tokens)

@@ -1,7 +1,6 @@
 """A key-value cache, to feed a network a few tokens at a time."""
 
 import functools
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
@@ -57,7 +56,7 @@ def extend(
         `used` is traced, this cannot be checked, and later positions overwrite earlier ones.
     """
     tokens = decoder.check_tokens(tokens, settings)
-    checks.record("params", params, Mapping)
+    decoder.check_params(params, settings)
     n, length = cache.keys.shape[1:3]
     used = checks.concrete(cache.used)
     if tokens.shape[0] != n:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from slth_jax import checks
 from slth_jax.models import layers
 from slth_jax.models.layers import Params
-from slth_jax.models.settings import Settings
+from slth_jax.models.settings import Settings, matrix_shapes, vector_shapes
 from slth_jax.types import ArrayLike
 
 Mask = Bool[Array, "mask_n t t"]  # for one sequence, or for all n
@@ -50,13 +50,18 @@ def apply(
       Logits `[n, t, outputs]`, float32 at least.
 
     Raises:
-      ValueError: tokens of the wrong kind, too long, or (unless traced) outside the vocabulary.
+      ValueError: arrays of other shapes, tokens of the wrong kind or too many, and, unless traced,
+        tokens outside the vocabulary or logits that overflow.
     """
     tokens = check_tokens(tokens, settings)
-    checks.record("params", params, Mapping)
+    check_params(params, settings)
     mask = padding_mask(tokens, settings, _check_mask(attn_mask, tokens))
     types = check_types(token_types, tokens, settings)
-    return _apply(dict(params), tokens, settings, mask, jnp.dtype(dtype), remat, types)
+    if not tokens.size:
+        wide = jnp.promote_types(jnp.dtype(dtype), jnp.float32)
+        return jnp.zeros((*tokens.shape, settings.outputs), wide)
+    logits = _apply(dict(params), tokens, settings, mask, jnp.dtype(dtype), remat, types)
+    return checks.finite_result(logits)
 
 
 def loss(
@@ -72,6 +77,8 @@ def loss(
     A row of `tokens [n, t + 1]` contains t inputs and, shifted by one, t targets.
     """
     tokens = checks.array("tokens", tokens, ndim=2, kind="int")
+    if tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise checks.fail("tokens", "rows of at least two tokens", f"shape {tokens.shape}")
     logits = apply(params, tokens[:, :-1], settings, dtype=dtype, remat=remat)
     picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
@@ -212,6 +219,22 @@ def check_types(
             allowed = f"in [0, {settings.token_types - 1}]"
             raise checks.fail("token_types", allowed, f"{low} to {high}")
     return types
+
+
+def check_params(params: Params, settings: Settings) -> None:
+    """Refuse arrays of other shapes than the network's, and a network without attention.
+
+    Matrices that are products of two (`Settings.factor`) have shapes of their own.
+    """
+    checks.record("params", params, Mapping)
+    matrices = matrix_shapes(settings)
+    for name in ("wte", "h.attn.q", "h.attn.k", "h.attn.v", "h.attn.o"):
+        if name not in params and f"{name}.first" not in params:
+            raise checks.fail("params", f"a mapping with {name!r}", f"{len(params)} other arrays")
+    for name, shape in {**matrices, **vector_shapes(settings)}.items():
+        if name in params and jnp.shape(params[name]) != shape:
+            given = f"shape {jnp.shape(params[name])}"
+            raise checks.fail(f"params[{name!r}]", f"of shape {shape}", given)
 
 
 def check_tokens(tokens: ArrayLike, settings: Settings) -> Int[Array, "n t"]:

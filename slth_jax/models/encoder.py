@@ -38,13 +38,15 @@ def embeddings(
     """
     check(settings, pooling)
     tokens = decoder.check_tokens(tokens, settings)
+    if not tokens.shape[1]:
+        raise checks.fail("tokens", "texts of at least one token", f"shape {tokens.shape}")
     if kept is None:
         kept = jnp.ones(tokens.shape, bool)
     kept = checks.array("kept", kept, shape=tokens.shape, kind="bool")
     states = decoder.apply(
         params, tokens, settings, attn_mask=padding(kept), token_types=token_types
     )
-    return pool(states, kept, pooling=pooling, normalise=normalise)
+    return checks.finite_result(pool(states, kept, pooling=pooling, normalise=normalise))
 
 
 def check(settings: Settings, pooling: str) -> None:
@@ -74,6 +76,6 @@ def pool(
         counts = jnp.maximum(kept.sum(axis=1, keepdims=True), 1).astype(states.dtype)
         rows = jnp.where(kept[..., None], states, 0).sum(axis=1) / counts
     if normalise:
-        length = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        length = checks.finite_result(jnp.linalg.norm(rows, axis=-1, keepdims=True))
         rows = rows / jnp.maximum(length, 1e-12)
     return rows

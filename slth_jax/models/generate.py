@@ -64,6 +64,8 @@ def generate(
     logits, cache = extend(params, cache, np.asarray([tokens]), settings)
     while len(tokens) < end:
         scores = logits[0, -1]
+        if not jnp.isfinite(scores).all():
+            raise checks.fail("params", "of a network with finite logits", "NaN or infinite ones")
         if key is not None and temperature > 0:
             noise = jax.random.gumbel(jax.random.fold_in(key, len(tokens)), scores.shape)
             scores = scores / temperature + noise
