@@ -285,7 +285,10 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         return (matrices.product(part, g) for g in range(part.count))
 
     tensors = {
-        part.name: Tensor(part.num_bytes, partial(blocks, "bits", part.name))
+        # The masks of a diagonal are nearly all zero.
+        part.name: Tensor(
+            part.num_bytes, partial(blocks, "bits", part.name), compressed=run.spec.diagonal(part)
+        )
         for part in run.spec.parts
     }
     if run.spec.row_scales:

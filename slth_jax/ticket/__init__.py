@@ -12,7 +12,7 @@ recorded error too; `describe` draws it. `sources` is the table of names that ti
 """
 
 from slth_jax.ticket.claims import Report, verify
-from slth_jax.ticket.file import SUFFIX, Tensor, load, open, read_header, save, write
+from slth_jax.ticket.file import SUFFIX, Tensor, load, open, read_header, save, stored, write
 from slth_jax.ticket.record import (
     IMPL,
     Ticket,
@@ -49,6 +49,7 @@ __all__ = [
     "open",
     "read_header",
     "save",
+    "stored",
     "verify",
     "weights",
     "write",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from slth_jax import checks, storage
-from slth_jax.ticket.file import LEVELS
+from slth_jax.ticket.file import LEVELS, Stored
 from slth_jax.ticket.record import Ticket, weights
 from slth_jax.ticket.sources import Sources
 
@@ -58,6 +58,9 @@ def _size(ticket: Ticket) -> str:
     """Return the bytes of masks and target, and the bits per trained weight if known."""
     size = sum(bits.size for bits in ticket.bits.values())
     text, target = f"{size:,} bytes", ticket.metadata.get("target_bytes")
+    if isinstance(ticket.bits, Stored) and ticket.bits.num_bytes != size:
+        text = f"{ticket.bits.num_bytes:,} bytes, {size:,} before compression"
+        size = ticket.bits.num_bytes
     if not isinstance(target, int) or target <= 0:
         return text
     rate = 8 * size / (target / 4)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 
 import chex
 import jax
@@ -145,10 +146,10 @@ def test_a_format_of_the_future_is_refused(path):
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     text = json.loads(data[8 : 8 + size])["__metadata__"]["ticket"]
-    new = text.partition(" ")[2].replace('"format": 1', '"format": 2')
+    new = text.partition(" ")[2].replace('"format": 1', '"format": 3')
     entry = {"ticket": f"{hashlib.sha256(new.encode()).hexdigest()} {new}"}
     path.write_bytes(safetensors.numpy.save(safetensors.numpy.load(data), metadata=entry))
-    with pytest.raises(CheckpointError, match="format 2"):
+    with pytest.raises(CheckpointError, match="format 3"):
         ticket.load(path)
 
 
@@ -288,6 +289,75 @@ def test_headers_and_tensors_outside_the_schema_are_one_line(tmp_path, tensors, 
         with pytest.raises(CheckpointError, match=words) as caught:
             use(path)
         assert str(caught.value).isprintable()
+
+
+def _sparse_ticket():
+    """A ticket with one mask of few ones, and one that cannot be compressed."""
+    rng = np.random.default_rng(0)
+    masks = {"few": rng.random((64, 256)) < 0.15, "half": rng.random((64, 256)) < 0.5}
+    bits = {name: np.packbits(mask) for name, mask in masks.items()}
+    shapes = dict.fromkeys(masks, (64, 256))
+    return Ticket("mine", {}, 0, bits, shapes, "", {}), masks
+
+
+def test_masks_with_few_ones_are_stored_compressed(tmp_path):
+    new, masks = _sparse_ticket()
+    path = tmp_path / "few.ticket.safetensors"
+    ticket.save(path, new)
+    header = ticket.read_header(path)
+    assert (header["format"], header["compressed"]) == (2, ["few"])
+    read = ticket.open(path, check=True)
+    share = masks["few"].mean()
+    entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share)  # of a connection
+    stored = safetensors.numpy.load(path.read_bytes())["few"].size
+    # Huffman's code of bytes is within 2 % in the limit; its table takes some 60 bytes.
+    assert 1 < stored / (entropy * 64 * 256 / 8) < 1.08
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(ticket.mask(read, name), mask)
+        assert read.num_kept(name) == mask.sum()
+    assert f"{stored + 2048:,} bytes, 4,096 before compression" in ticket.describe(read)
+    ticket.save(path, ticket.load(path))  # the same bytes
+    # The streaming writer stores the same tensors.
+    tensors = {
+        name: ticket.Tensor(bits.size, lambda bits=bits: (bits[:99], bits[99:]), name == "few")
+        for name, bits in new.bits.items()
+    }
+    ticket.write(storage.place(tmp_path / "streamed"), new, tensors)
+    streamed = safetensors.numpy.load((tmp_path / "streamed").read_bytes())
+    for name, bits in safetensors.numpy.load(path.read_bytes()).items():
+        np.testing.assert_array_equal(streamed[name], bits)
+
+
+@pytest.mark.parametrize(
+    ("stream", "changes", "words"),
+    [
+        (zlib.compress(bytes(3000)), {}, "mask few does not have 2048 bytes"),
+        (zlib.compress(bytes(2000)), {}, "mask few does not have 2048 bytes"),
+        (zlib.compress(bytes(2048)) + b"x", {}, "mask few does not have 2048 bytes"),
+        (zlib.compress(bytes(2048))[:-2], {}, "mask few does not have 2048 bytes"),
+        (b"no stream at all", {}, "no whole ticket"),
+        (b"x", {}, "mask few cannot have 2048 bytes"),
+        (zlib.compress(bytes(99)), {"shapes": {"few": [2**40], "half": [64, 256]}}, "cannot have"),
+        (
+            zlib.compress(bytes(2048)),
+            {"compressed": ["none"]},
+            "compressed must be a list of masks",
+        ),
+        (zlib.compress(bytes(2048)), {"compressed": "few"}, "compressed must be a list of masks"),
+        (zlib.compress(bytes(2048)), {}, "the checksum of its masks does not match"),
+    ],
+)
+def test_crafted_streams_are_one_line(tmp_path, stream, changes, words):
+    new, _ = _sparse_ticket()
+    path = tmp_path / "crafted.ticket.safetensors"
+    ticket.save(path, new)
+    entry = ticket.file._header(new, storage.array_hash(new.bits), compressed=["few"])["ticket"]
+    text = json.dumps(json.loads(entry.partition(" ")[2]) | changes)
+    entry = {"ticket": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
+    tensors = {"few": np.frombuffer(stream, np.uint8), "half": new.bits["half"]}
+    path.write_bytes(safetensors.numpy.save(tensors, metadata=entry))
+    with pytest.raises(CheckpointError, match=words):
+        ticket.open(path, check=True)
 
 
 def test_a_source_larger_than_its_masks_is_not_drawn(tmp_path, monkeypatch):
