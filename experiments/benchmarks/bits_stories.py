@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from experiments import machine
-from experiments.benchmarks.bits import rounded
 from experiments.benchmarks.hide import _texts
+from experiments.rounding import rounded
 from slth_jax import hide, models, storage
 from slth_jax.factored import Bands
 from slth_jax.plots import style
@@ -64,10 +64,9 @@ def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
                 result[name] = matrix
                 continue
             rows = matrix if name == "wte" else matrix.T  # a row per token or output
-            padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 64)))
-            values = rounded(padded, bits, 64)[:, : rows.shape[1]].astype(np.float32)
+            values = rounded(rows.astype(np.float64), bits, 64).astype(np.float32)
             result[name] = values if name == "wte" else np.ascontiguousarray(values.T)
-            sizes[place + name] = rows.size * bits / 8 + 2 * padded.size / 64
+            sizes[place + name] = rows.size * bits / 8 + 2 * len(rows) * -(-rows.shape[1] // 64)
         return result
 
     blocks = [apply(target.block(b), f"{b}.") for b in range(target.settings.num_blocks)]
@@ -79,7 +78,9 @@ def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
 def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model, dict[str, Any]]:
     """Return the model of a ticket, and its numbers."""
     others = "".join(f"-{kind}{bits}" for kind, bits in bands.others)
-    folder = out / "tickets" / f"{bands.bits}{others}-{bands.states}-{bands.weights}-{seed}"
+    scales = "-columns" if bands.column_scales else ""
+    name = f"{bands.bits}{others}-{bands.states}-{bands.weights}{scales}-{seed}"
+    folder = out / "tickets" / name
     start = time.perf_counter()
     path = hide.solve(reader, hide.make_spec(reader, bits=bands), folder, seed=seed)
     seconds = time.perf_counter() - start
@@ -99,9 +100,10 @@ def main() -> None:
     """Measure the missing settings, write rows as JSON and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/bits"))
-    parser.add_argument("--bits", default="3,4,5,6,7,8,9,10")
+    parser.add_argument("--bits", default="3,4,5,6,8,10,12")
     parser.add_argument("--states", type=int, default=10)
     parser.add_argument("--weights", default="sign_normal")
+    parser.add_argument("--scales", choices=("rows", "both"), default="rows")
     parser.add_argument("--others", default="", help="KIND=B,KIND=B")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -114,9 +116,11 @@ def main() -> None:
     pairs = [pair.split("=") for pair in options.others.split(",") if pair]
     others = tuple(sorted((kind, int(bits)) for kind, bits in pairs))
     for bits in map(int, options.bits.split(",")):
-        bands = Bands(bits, options.states, options.weights, others=others)
+        columns = options.scales == "both"
+        bands = Bands(bits, options.states, options.weights, column_scales=columns, others=others)
         setting = {"method": "band", "bits": bits, "states": bands.states}
         setting |= {"weights": bands.weights, "seed": options.seed, "others": dict(others)}
+        setting |= {"scales": options.scales}
         if not any(setting.items() <= row.items() for row in rows):
             model, numbers = ticket(reader, bands, options.seed, options.out)
             rows.append({**setting, **numbers, **compared(target, model, texts)})

@@ -136,7 +136,7 @@ def chat(options: argparse.Namespace) -> dict[str, Any]:
     measured = hide.measures(hide.logits(target, tokens), hide.logits(ours, tokens), tokens)
     answers: list[dict[str, Any]] = []
     both = [model.load() for model in (target, ours)]
-    for question in QUESTIONS:
+    for question in QUESTIONS[: options.questions]:
         prompt = tokenizer.chat(question)
         first, second = (
             models.generate(params, model.settings, prompt, ANSWER, stop=tokenizer.stop)
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--scales", help="as `hide --scales`")
     parser.add_argument("--bits", help="mask bits per weight, as `hide --bits`")
     parser.add_argument("--states", type=int, help="with --bits: log2 of the states of the search")
+    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="of a chat")
     parser.add_argument("--kill", type=float, help="SIGKILL after so many seconds, then resume")
     parser.add_argument("--out", help="folder of the run (default: results/KIND)")
     parser.add_argument("--note", default="", help="a remark on the machine, such as 'shared'")

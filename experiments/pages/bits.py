@@ -35,19 +35,40 @@ def readme_bits() -> str:
 
 
 def bits_models() -> str:
-    """The paragraph on all-MiniLM-L6-v2 in bands."""
-    run = read("real_minilm_bits")
-    cost, close = run["hide"], run["compare"]
-    bands = cost["bands"]
-    others = ", ".join(f"{bits} for {kind}" for kind, bits in bands["others"])
-    return wrapped(
-        f"all-MiniLM-L6-v2 (`python -m experiments.benchmarks.real_models {run['command']}`, "
-        f"{run['device']}, {run['date']}): {bands['bits']} bits per entry, {others}; "
-        f"embeddings hardly need theirs. The ticket has {cost['ticket_bytes'] / 1e6:.1f} MB, the "
-        f"norms' maps of 16 bits per entry included, and took {cost['seconds']:.0f} s. "
-        f"On {close['sentences']:,} lines of WikiText-2 the cosine of its sentence embedding to the "
-        f"target's is {close['mean_cosine']:.5f} on average and {close['least_cosine']:.4f} at least; "
-        f"the nearest neighbours of {close['equal_nearest']} of {close['queries']} queries are equal."
+    """The paragraphs on all-MiniLM-L6-v2 and SmolLM2-135M-Instruct in bands."""
+    encoder, chat = read("real_minilm_bits"), read("real_chat_bits")
+    close, near = encoder["compare"], chat["compare"]
+    parts = near["perplexity"] / near["target_perplexity"] - 1
+    return "\n\n".join(
+        wrapped(text)
+        for text in (
+            f"all-MiniLM-L6-v2, {_stored(encoder)}. On {close['sentences']:,} lines of WikiText-2 the "
+            f"cosine of its sentence embedding to the target's is {close['mean_cosine']:.5f} on average "
+            f"and {close['least_cosine']:.4f} at least; the nearest neighbours of "
+            f"{close['equal_nearest']} of {close['queries']} queries are equal.",
+            f"SmolLM2-135M-Instruct, {_stored(chat)}. On {near['tokens']:,} tokens of WikiText-2 its "
+            f"perplexity is {near['perplexity']:.2f} (target {near['target_perplexity']:.2f}, "
+            f"{100 * parts:+.1f} %), and {100 * near['top1_agreement']:.1f} % of its first choices are "
+            f"the target's.",
+        )
+    )
+
+
+def _stored(run: dict[str, Any]) -> str:
+    """Return bits, bytes, time and command of a model in bands."""
+    cost = run["hide"]
+    bands, weights = cost["bands"], cost["target_bytes"] // 4
+    others = "".join(f", {bits} for {kind}" for kind, bits in bands["others"])
+    minutes = (
+        f"{cost['seconds'] / 60:.0f} minutes"
+        if cost["seconds"] > 120
+        else f"{cost['seconds']:.0f} s"
+    )
+    return (
+        f"{bands['bits']} bits per entry{others}: {cost['ticket_bytes'] / 1e6:.1f} MB, all in all "
+        f"{8 * cost['ticket_bytes'] / weights:.2f} bits for each of its {weights / 1e6:.1f} million "
+        f"weights, in {minutes} (`python -m experiments.benchmarks.real_models {run['command']}`, "
+        f"{run['device']}, {run['date']}{', ' + run['note'] if run['note'] else ''})"
     )
 
 

@@ -124,16 +124,20 @@ class Bands:
       weights: the distributions of weights, see `construction.encode.SOURCES`.
       row_scales: whether each row of a free factor has a scale, 4 bits (see `LEVELS`), beside the
         scale of its matrix.
-      column_scales: whether each column of a grouped factor has one too, in units of the largest.
+      column_scales: whether each column of a grouped factor has one too, in units of the largest,
+        and rows with outliers are solved again with coarser ones.
       others: exceptions, each a kind of matrix or a matrix's name, and its bits per entry.
+      diagonal_gain: whether the map of the last norm in front of a tied embedding is a diagonal of
+        subset sums, as those of other norms are. False in tickets of an earlier version.
     """
 
     bits: int
     states: int = 12
     weights: str = "sign_uniform"
     row_scales: bool = True
-    column_scales: bool = False
+    column_scales: bool = True
     others: tuple[tuple[str, int], ...] = ()
+    diagonal_gain: bool = True
 
     def __post_init__(self):
         self.rule()
@@ -231,10 +235,10 @@ class Spec:
         units = 2**self.bands.bits
         checks.integer("samples", self.samples, low=units, high=units)
         checks.choice("form", self.form, ("linear",))
-        names = {part.name for part in self.every_part}
+        parts = [part for part in self.every_part if part.band is not None]
         for name, _ in self.bands.others:
-            if name not in names:
-                kinds = sorted({part.kind for part in self.every_part})
+            if name not in {part.name for part in parts}:
+                kinds = sorted({part.kind for part in parts})
                 checks.choice("a kind of matrix", name, kinds)
 
     @property
@@ -270,7 +274,12 @@ class Spec:
 
     def diagonal(self, part: Part) -> bool:
         """Return whether the part is a norm's gain and shift: a diagonal and a constant row."""
-        return part.kind in NORMS or (part.kind == "gain" and self.scaling != "largest")
+        return self._diagonal(part.kind)
+
+    def _diagonal(self, kind: str) -> bool:
+        if self.bands is not None:
+            return kind in NORMS or (kind == "gain" and self.bands.diagonal_gain)
+        return kind in NORMS or (kind == "gain" and self.scaling != "largest")
 
     def rule(self, part: Part) -> Rule:
         """Return the rule of a part: subset sums without shift units if it is diagonal.
@@ -355,7 +364,7 @@ class Spec:
         samples = self.samples_of(name) * (2 if relu else 1)
         units = max(samples * columns // 8 * 8, -(-columns // 8) * 8)  # whole bytes of mask bits
         band, weights = None, "uniform"
-        if self.bands is not None and kind in NORMS:
+        if self.bands is not None and self._diagonal(kind):
             units = _SAMPLES * columns // 8 * 8
         elif self.bands is not None:
             band, weights = self.bands.band(name), self.bands.weights
@@ -438,7 +447,8 @@ def from_json(fields: Mapping[str, Any]) -> Spec:
 def _bands(fields: Mapping[str, Any] | None) -> Bands | None:
     if fields is None:
         return None
-    return Bands(**{**fields, "others": tuple((kind, bits) for kind, bits in fields["others"])})
+    others = tuple((kind, bits) for kind, bits in fields["others"])
+    return Bands(**{"column_scales": False, "diagonal_gain": False, **fields, "others": others})
 
 
 def can_share(settings: Settings, form: str, keep: Iterable[str]) -> bool:

@@ -31,6 +31,14 @@ def test_weights_times_masks_are_the_decoded_matrices(gpt2):
     for part in spec.parts:
         mask = ticket.mask(opened.ticket, part.name)
         assert mask.shape == part.shape and mask.dtype == bool
+        if part.kind == "gain":  # a diagonal, of subset sums
+            target = Targets(reader, spec).product(part, 0)
+            product = opened.entries(part)[0]
+            np.testing.assert_allclose(product, target, atol=1e-2 * np.abs(target).max())
+            np.testing.assert_array_equal(product[target == 0], 0)
+            bits = opened.ticket.bits
+            assert bits.num_bytes < sum(x.size for x in bits.values())
+            continue
         groups = mask.reshape(part.count, part.rows, part.columns, -1)
         assert groups.shape[-1] == 2 ** {"wte": 6, "in": 5}.get(part.kind, 4)
         assert np.all(groups.sum(axis=-1) == 1)
@@ -58,14 +66,17 @@ def test_the_ticket_computes_its_target_and_is_verified(gpt2):
     assert measured["rms_logit_difference"] < 0.5 * measured["logit_sd"]
     report = ticket.verify(path)
     assert report.size == sum(np.prod(part.shape) for part in spec.parts)
-    assert report.num_kept == sum(part.num_sums for part in spec.parts)
+    ones = hide.opened(path).ticket.num_kept("gain")
+    assert report.num_kept == ones + sum(part.num_sums for part in spec.parts if part.band)
     params = ticket.materialize(report.ticket)
     settings = hide.model.assemble.masked_settings(spec)
     as_it_is = np.asarray(models.apply(jax.tree.map(jax.numpy.asarray, params), tokens, settings))
     np.testing.assert_allclose(as_it_is, logits, atol=1e-3 * measured["logit_sd"])
-    size = sum(-(-part.columns * part.band.bits // 8) * part.rows for part in spec.parts)
-    size += -(-sum(part.rows for part in spec.parts) // 2)
-    size += -(-sum(part.columns for part in spec.parts) // 2)
+    bands = [part for part in spec.parts if part.band]
+    size = sum(-(-part.columns * part.band.bits // 8) * part.rows for part in bands)
+    size += -(-sum(part.rows for part in bands) // 2)
+    size += -(-sum(part.columns for part in bands) // 2)
+    size += sum(part.num_bytes for part in spec.parts if not part.band)
     assert sum(bits.size for bits in report.ticket.bits.values()) == size
 
 
@@ -96,6 +107,10 @@ def test_older_specs_have_no_bands_and_newer_ones_return(gpt2):
     reader, spec, _, _ = gpt2
     fields = json.loads(json.dumps(storage.plain(spec.to_json())))
     assert from_json(fields) == spec
+    # Bands of the first version had no scales of columns, and a band for the last gain.
+    first = {n: v for n, v in fields["bands"].items() if n in ("bits", "states", "weights")}
+    bands = from_json(fields | {"bands": {**first, "row_scales": True, "others": []}}).bands
+    assert bands is not None and not bands.column_scales and not bands.diagonal_gain
     older = storage.plain(hide.make_spec(reader, samples=8).to_json())
     assert older.pop("bands") is None and from_json(older).bands is None
 
@@ -114,7 +129,8 @@ def test_levels_follow_the_sizes_of_rows():
     "bits, words",
     [
         (13, r"^bits must be an integer in \[1, 12\], got 13"),
-        (Bands(3, others=(("head", 4),)), "a kind of matrix must be one of 'gain', "),
+        (Bands(3, others=(("head", 4),)), "a kind of matrix must be one of 'in', "),
+        (Bands(3, others=(("gain", 4),)), "a kind of matrix must be one of 'in', "),
     ],
 )
 def test_bad_bits_are_refused(gpt2, bits, words):
