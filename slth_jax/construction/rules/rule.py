@@ -200,12 +200,13 @@ def take_turns(
         value = jnp.where(free, weigh(turn, state), -jnp.inf)
         # The first of the largest; argmax takes four times as long on a CPU.
         unit = jnp.min(jnp.where(value == jnp.max(value), index, n))
-        chosen = chosen.at[turn].set(unit)
+        chosen = chosen.at[turn].set(jnp.where(turn < turns, unit, -1))
         return free & (index != unit), chosen, taken(turn, unit, state)
 
     free = (index >= span.first) & (index < span.last)
     unassigned = jnp.full(slots * num_columns, -1, jnp.int32)
     turns = jnp.asarray(span.last) - span.first
-    _, chosen, _ = jax.lax.fori_loop(0, turns, choose, (free, unassigned, state))
+    # As many rounds for every width: devices then need not agree on when to stop.
+    _, chosen, _ = jax.lax.fori_loop(0, span.most, choose, (free, unassigned, state))
     chosen = chosen.reshape(slots, num_columns).T  # [r, slots]
     return jnp.maximum(chosen, 0), chosen >= 0
