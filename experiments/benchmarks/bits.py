@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from experiments import machine
+from experiments.rounding import rounded
 from slth_jax import construction, models
 from slth_jax.plots import style
 
@@ -42,20 +43,6 @@ def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
         levels = np.where(counts > 0, sums / np.maximum(counts, 1), levels)
     cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, target.ravel())
     return levels[cells].reshape(target.shape)
-
-
-def rounded(target: np.ndarray, bits: int, group: int = 128) -> np.ndarray:
-    """Return `target` rounded to equal steps, with the best clip of 27 per `group` entries."""
-    rows = target.reshape(-1, min(group, target.size))
-    largest = np.abs(rows).max(axis=1, keepdims=True) + 1e-30
-    best, least = np.zeros_like(rows), np.full((len(rows), 1), np.inf)
-    edge = (2**bits - 1) / 2
-    for clip in np.linspace(0.3, 1, 27):
-        step = (clip * largest / edge).astype(np.float16).astype(np.float64) + 1e-30
-        values = np.clip(np.round(rows / step - 0.5) + 0.5, -edge, edge) * step
-        error = np.sum((values - rows) ** 2, axis=1, keepdims=True)
-        best, least = np.where(error < least, values, best), np.minimum(error, least)
-    return best.reshape(target.shape)
 
 
 # Entries of a block, and coefficients: 16 bits of a seed, 4 of an exponent, 4 per coefficient.

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments import claims, measure
 from experiments.folder import RunFolder
-from experiments.language import cost, plots, text, training
+from experiments.language import cost, plots, stored, text, training
 from experiments.language.job import Job, Run
 from experiments.language.model import Model
 from experiments.language.outcome import summarize
@@ -20,6 +20,7 @@ PAPER = {
     "seeds": 3,
 }
 METHODS = tuple(plots.METHODS)
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Config(Settings):
       models: names in `models.PRESETS`.
       widths: width multiplier of each model; the heads' width stays.
       methods: any of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
-      dense_learning_rate: the highest learning rate of the trained models.
+      rates: highest learning rates that are tried for each method and size, with all seeds; the
+        results are those of the rate with the lowest mean loss. Empty: `learning_rate` for
+        tickets and `dense_learning_rate` for trained models.
+      dense_learning_rate: see `rates`.
       runs_at_once: runs in one program; 0 for all of a model and method.
     """
 
@@ -39,6 +43,7 @@ class Config(Settings):
     models: tuple[str, ...] = ("tiny",)
     widths: tuple[float, ...] = (1.0,)
     methods: tuple[str, ...] = METHODS
+    rates: tuple[float, ...] = ()
     dense_learning_rate: float = 1e-3
     runs_at_once: int = 0
 
@@ -53,8 +58,13 @@ class Config(Settings):
 
 
 PRESETS = {
-    # Widths 32, 64, 128, 256, three methods, five seeds: 30 to 40 minutes on two cores.
-    "quick": Config(models=("nano",) * 4, widths=(1.0, 2.0, 4.0, 8.0), seeds=5, steps=400),
+    # Widths 32, 64, 128, three methods, four rates, three seeds: 30 to 40 minutes on two cores.
+    "quick": Config(
+        models=("nano",) * 3,
+        widths=(1.0, 2.0, 4.0),
+        rates=(1e-3, 3e-3, 1e-2, 3e-2),
+        steps=400,
+    ),
     # One size and seed: one to two minutes.
     "tiny": Config(seeds=1, steps=200, chunk=50),
     "paper": Config(
@@ -82,16 +92,17 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     for (model, width, dense), job in jobs.items():
         name = f"{model}-x{width:g}-{'dense' if dense else 'tickets'}"
         setting = {"model": model, "width_multiplier": width}
-        for outcome in training.train_in_groups(
+        for group in training.train_in_groups(
             name, job, _runs(config, job.model, dense), config.runs_at_once, corpus, out
         ):
-            log += [setting | {"model": f"{model} x{width:g}"} | row for row in outcome.log]
+            log += [setting | row for row in group.log]
             rows += [
-                setting | {"nonzero": _nonzero(job, config)} | outcome.measurement(index)
-                for index in range(len(outcome.runs))
+                setting | {"nonzero": _nonzero(job, config)} | group.measurement(index)
+                for index in range(len(group.runs))
             ]
         out.write_rows(rows)
-    summary = summarize(rows, ("model", "width_multiplier", "method", "nonzero"))
+    every = summarize(rows, ("model", "width_multiplier", "method", "nonzero", "learning_rate"))
+    summary, rows = _best_rates(every, rows)
     sizes = list(zip(config.models, config.widths, strict=True))
     summary.sort(
         key=lambda row: (
@@ -100,15 +111,41 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         )
     )
     out.figure(plots.against_size(summary), "language")
-    out.figure(plots.curves(log, "method"), "curves")
+    shown = [
+        row | {"model": f"{row['model']} x{row['width_multiplier']:g}"}
+        for row in _of_rates(summary, log)
+    ]
+    out.figure(plots.curves(shown, "method"), "curves")
+    by_bytes = stored.by_bytes(config.bits, jobs, rows)
+    out.figure(plots.against_bytes(by_bytes), "bytes")
     paired = _paired(config, rows)
     return {
         "rows": summary,
+        "rates": every if config.rates else [],
+        "bytes": by_bytes,
         "paired": paired,
         "unigram_entropy": text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size),
         "paper": PAPER,
         "claims": compare(paired),
     }
+
+
+def _best_rates(every: list[Row], rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the settings with the lowest mean loss of each size and method, and their rows."""
+    best: dict[tuple, Row] = {}
+    for setting in every:
+        key = tuple(setting[name] for name in ("model", "width_multiplier", "method"))
+        if key not in best or setting["mean"] < best[key]["mean"]:
+            best[key] = setting
+    chosen = list(best.values())
+    return chosen, _of_rates(chosen, rows)
+
+
+def _of_rates(chosen: list[Row], rows: list[Row]) -> list[Row]:
+    """Return the rows of settings that are among the chosen ones."""
+    names = ("model", "width_multiplier", "method", "learning_rate")
+    settings = {tuple(setting[name] for name in names) for setting in chosen}
+    return [row for row in rows if tuple(row[name] for name in names) in settings]
 
 
 def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
@@ -141,31 +178,32 @@ def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def dry_run(config: Config) -> str:
-    """Return the cost of the comparison, without starting it."""
-    lines = [f"language: {config.steps} steps a run"]
+def dry_run(config: Config, on: str | None = None) -> str:
+    """Return the cost of the comparison, without starting it, here or on another machine."""
+    lines = [f"language: {config.steps} steps per run"]
     for model, width in zip(config.models, config.widths, strict=True):
         for dense in (False, True):
             job = config.job(model, width_multiplier=width, dense=dense)
-            runs = len(_runs(config, job.model, dense))
+            runs = _runs(config, job.model, dense)
             name = f"{model} x{width:g}, {'trained' if dense else 'tickets'}"
-            lines += cost.report(name, job, runs, config.keep) if runs else []
+            if not runs:
+                continue
+            if on is None:
+                lines += cost.report(name, job, len(runs), config.keep)
+            else:
+                lines += cost.report_on(on, name, job, runs[: config.runs_at_once or None])
     return "\n".join(lines)
 
 
 def _runs(config: Config, model: Model, dense: bool) -> list[Run]:
     """Return the runs of one program: dense ones, or tickets with and without scaling."""
     scales = {"dense": 1.0, "ticket": 1.0, "scaled": model.paper_qk_scale}
+    rates = config.rates or (config.dense_learning_rate if dense else config.learning_rate,)
     return [
-        Run(
-            method,
-            seed,
-            scales[method],
-            1.0 if dense else config.keep,
-            config.dense_learning_rate if dense else config.learning_rate,
-        )
+        Run(method, seed, scales[method], 1.0 if dense else config.keep, rate)
         for method in config.methods
         if (method == "dense") == dense
+        for rate in rates
         for seed in range(config.seeds)
     ]
 

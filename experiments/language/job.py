@@ -19,14 +19,14 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """Return a name for files and messages."""
-        return f"{self.method}-scale{self.qk_scale:.4g}-seed{self.seed}"
+        return f"{self.method}-scale{self.qk_scale:.4g}-rate{self.learning_rate:g}-seed{self.seed}"
 
     @property
     def words(self) -> str:
         """Return the name and the settings that may make a run fail, for messages."""
         return (
-            f"run {self.name} (learning_rate={self.learning_rate:g}, keep={self.keep:g}, "
-            f"qk_scale={self.qk_scale:g})"
+            f"run {self.method} with seed {self.seed} (learning_rate={self.learning_rate:g}, "
+            f"keep={self.keep:g}, qk_scale={self.qk_scale:g})"
         )
 
 
@@ -42,6 +42,8 @@ class Work:
       dtype: the dtype of the matrix products, 'float32' or 'bfloat16'.
       remat: recompute blocks in the backward pass.
       mesh: devices along 'run', 'data' and 'model'; empty to fit runs first, then rows.
+      bits: bits per weight to which the matrices of a trained model are rounded, for a loss each;
+        16 is float16.
     """
 
     rows: int = 16
@@ -52,6 +54,7 @@ class Work:
     dtype: str = "float32"
     remat: bool = False
     mesh: tuple[int, ...] = ()
+    bits: tuple[int, ...] = (16, 8, 4)
 
     def __post_init__(self):
         checks.integer("rows", self.rows, low=1)
@@ -61,6 +64,8 @@ class Work:
         checks.choice("dtype", self.dtype, ("float32", "bfloat16"))
         if self.rows % checks.integer("accumulate", self.accumulate, low=1):
             raise checks.fail("accumulate", f"a divisor of rows = {self.rows}", self.accumulate)
+        for number in self.bits:
+            checks.integer("bits", number, low=2, high=16)
         if self.mesh and len(self.mesh) != 3:
             raise checks.fail("mesh", "three numbers: run, data, model", self.mesh)
 

@@ -11,7 +11,8 @@ import numpy as np
 from experiments import measure, tickets
 from experiments.folder import RunFolder
 from experiments.language.job import Job, Run
-from slth_jax import edge_popup, supermask
+from slth_jax import edge_popup, supermask, ticket
+from slth_jax.models.settings import matrix_shapes, vector_shapes
 from slth_jax.types import Array
 
 
@@ -26,6 +27,7 @@ class Outcome:
       best: best validation loss and its step per run, and the masks at that step.
       shuffled: validation loss of the best masks with each matrix's entries in random order; NaN
         for dense training.
+      rounded: validation losses of a trained model's best weights, rounded, by bits per weight.
     """
 
     job: Job
@@ -33,6 +35,7 @@ class Outcome:
     log: list[dict[str, Any]]
     best: edge_popup.Best
     shuffled: np.ndarray
+    rounded: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def last(self, index: int, name: str = "val_loss") -> float:
         """Return the last logged value of a run."""
@@ -60,11 +63,21 @@ class Outcome:
             "last_loss": self.last(index),
             "tokens_per_second": self.tokens_per_second(),
         }
-        if not self.job.dense:
+        if self.job.dense:
+            row |= {f"loss_{b}_bits": float(loss[index]) for b, loss in self.rounded.items()}
+        else:
+            row["bytes"] = self.num_bytes(index)
             row["random_mask"] = self.first(index)
             row["shuffled_mask"] = float(self.shuffled[index])
             row["kept"] = self.kept(index)
         return row
+
+    def num_bytes(self, index: int) -> int:
+        """Return the bytes of a run's best masks in a ticket's file, learned parameters beside."""
+        masks = {name: np.asarray(bits[index]) for name, bits in self.best.masks.items()}
+        stored = sum(bits.size for bits in ticket.stored(masks).values())
+        sizes = matrix_shapes(self.job.model.settings) | vector_shapes(self.job.model.settings)
+        return stored + 4 * sum(math.prod(sizes[name]) for name in self.job.model.learned)
 
     def tokens_per_second(self) -> float | None:
         """Return the median speed of all runs together, compilation left out."""

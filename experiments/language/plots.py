@@ -67,6 +67,20 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
     return drawing
 
 
+def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the best validation loss against the bytes of tickets and of rounded models."""
+    drawing, axes = figure()
+    for index, name in enumerate(dict.fromkeys(point["name"] for point in points)):
+        series = sorted((p for p in points if p["name"] == name), key=lambda p: p["bytes"])
+        error_bars(axes, [point["bytes"] for point in series], series, name, index)
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_xlabel("bytes of the stored model")
+    axes.set_ylabel("validation loss (nats a token)")
+    axes.legend(frameon=False)
+    return drawing
+
+
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
     """Draw the validation loss over steps, the mean over seeds, one line per value of `by`."""
     drawing, axes = figure()

@@ -2,21 +2,20 @@
 
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from experiments.folder import RunFolder
-from experiments.language import text
+from experiments.language import stored, text
 from experiments.language.job import Job, Run
 from experiments.language.model import Model, Params
 from experiments.language.outcome import Outcome, rows_of, save_tickets
-from slth_jax import checks, edge_popup, models, placement, storage, supermask
+from slth_jax import checks, edge_popup, machines, models, placement, storage, supermask
 from slth_jax.distributed import on_first, whole
 from slth_jax.types import Array, Key, PyTree
 
@@ -65,7 +64,7 @@ def train(
         group,
         evaluate_every=job.chunk,
         evaluate_first=True,
-        best_params=False,  # nobody asks for them; of a dense model they are all of it
+        best_params=job.dense and bool(job.bits),  # to be rounded; else nobody asks for them
         out=folder,
         # Rates are in the optimiser's state, so those of a checkpoint would win without a word.
         config={"runs": storage.plain([run._asdict() for run in runs])},
@@ -76,7 +75,8 @@ def train(
     shuffled = np.full(len(runs), np.nan)
     if not job.dense:
         shuffled = group.evaluate(state, _shuffled(job, runs, best))["loss"]
-    return Outcome(job, tuple(runs), rows_of(job, runs, log), best, shuffled)
+    rounded = _rounded(job, group, state, best) if best.moving else {}
+    return Outcome(job, tuple(runs), rows_of(job, runs, log), best, shuffled, rounded)
 
 
 def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.Runs:
@@ -115,8 +115,27 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
     )
 
 
+def compile_for(on: str, job: Job, runs: Sequence[Run]) -> tuple[machines.Report, int]:
+    """Compile the training of `runs` for a machine that is not at hand; return the calls too.
+
+    Args:
+      on: see `machines.compile_for`.
+      job, runs: as in `train`.
+    """
+    report = machines.compile_for(on, lambda devices: trace(devices, job, runs))
+    return report, job.schedule.steps // _stretch(job, len(runs))
+
+
+def trace(devices: Sequence[Any], job: Job, runs: Sequence[Run]) -> Any:
+    """Return the steps of one call, traced for devices that need not be at hand."""
+    program = _program(job, len(runs), tuple(devices))
+    keys = jax.eval_shape(lambda: jnp.stack([_key(run) for run in runs]))
+    shape = (len(runs), _stretch(job, len(runs)), job.rows, job.length + 1)
+    return program.trace(keys, jax.ShapeDtypeStruct(shape, np.int32))
+
+
 @functools.lru_cache(maxsize=8)
-def _program(job: Job, count: int) -> edge_popup.Program:
+def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> edge_popup.Program:
     """Return the program of `count` runs of a job, the same one for every group of runs."""
 
     def loss(params: Params, tokens: Array) -> Array:
@@ -133,7 +152,7 @@ def _program(job: Job, count: int) -> edge_popup.Program:
             job.accumulate,
         ),
         count,
-        mesh=_mesh(job, count),
+        mesh=_mesh(job, count, devices),
         shapes=jax.eval_shape(lambda: _stack([_start(job, run)] * count)),
     )
 
@@ -165,13 +184,14 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _mesh(job: Job, runs: int) -> Mesh:
+def _mesh(job: Job, runs: int, devices: Sequence[Any] | None) -> Mesh:
     if not job.mesh:
-        return placement.mesh_of_all(runs, job.rows // job.accumulate)
-    sizes = tuple(checks.integer("mesh", size, low=1) for size in job.mesh)
-    if math.prod(sizes) != jax.device_count():
-        raise checks.fail("mesh", f"of {jax.device_count()} devices in all", job.mesh)
-    return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+        return placement.mesh_of_all(runs, job.rows // job.accumulate, devices)
+    run, data, model = (checks.integer("mesh", size, low=1) for size in job.mesh)
+    count = jax.device_count() if devices is None else len(devices)
+    if run * data * model != count:
+        raise checks.fail("mesh", f"of {count} devices in all", job.mesh)
+    return placement.mesh((run, data, model), devices)
 
 
 def _stretch(job: Job, runs: int) -> int:
@@ -198,6 +218,26 @@ def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str,
         }
         rows.append(edge_popup.shuffled(jax.random.fold_in(_key(run), _SHUFFLE), masks))
     return _stack(rows)
+
+
+def _rounded(
+    job: Job, group: edge_popup.Runs, state: edge_popup.State, best: edge_popup.Best
+) -> dict[int, np.ndarray]:
+    """Return the validation losses of trained models with rounded matrices, by bits.
+
+    Gains and biases are rounded to float16.
+    """
+    trainable = best.moving["trainable"]
+
+    def loss(bits: int) -> np.ndarray:
+        learned = {
+            name: stored.rounded(value, bits if name in job.model.shapes else 16)
+            for name, value in trainable.learned.items()
+        }
+        changed = state._replace(trainable=trainable._replace(learned=learned))
+        return group.evaluate(changed)["loss"]
+
+    return {bits: loss(bits) for bits in job.bits}
 
 
 def _batches(

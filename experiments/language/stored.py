@@ -1,0 +1,76 @@
+"""Bytes of tickets and of trained models at few bits per weight, and their losses."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from experiments import measure, rounding
+from experiments.language.job import Job
+from experiments.language.model import Model
+from experiments.language.plots import METHODS
+from slth_jax.models.settings import vector_shapes
+
+_GROUP = 64  # entries of a rounded matrix that share a step of 16 bits
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def rounded(matrices: Float[Array, "run ..."], bits: int) -> Float[Array, "run ..."]:
+    """Return the matrices of all runs, rounded in groups of 64 entries of a column.
+
+    16 bits are float16; fewer are equal steps, see `rounding.rounded`.
+    """
+    if bits == 16:
+        return matrices.astype(jnp.float16).astype(matrices.dtype)
+    columns = jnp.swapaxes(matrices, -1, -2)
+    return jnp.swapaxes(rounding.rounded(columns, bits, _GROUP), -1, -2)
+
+
+def num_bytes(model: Model, bits: int) -> int:
+    """Return the bytes of a trained model whose matrices are rounded to `bits` per entry.
+
+    Gains and biases are stored in float16.
+    """
+    total = 0.0
+    for shape in model.shapes.values():
+        size, rows = math.prod(shape), shape[-2]
+        steps = 0 if bits == 16 else size // rows * -(-rows // _GROUP)
+        total += size * bits / 8 + 2 * steps
+    return round(total) + 2 * sum(map(math.prod, vector_shapes(model.settings).values()))
+
+
+def by_bytes(
+    bits: Sequence[int],
+    jobs: Mapping[tuple[str, float, bool], Job],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return bytes and losses over the seeds, of tickets and of trained models at each `bits`.
+
+    Args:
+      bits: bits per weight of trained models.
+      jobs: by model, width multiplier, and whether weights train.
+      rows: the runs of the chosen learning rates.
+    """
+    points = []
+    for (model, width, dense), job in jobs.items():
+        setting = {"model": model, "width_multiplier": width}
+        for method, name in METHODS.items():
+            keys = ("model", "width_multiplier", "method")
+            same = [row for row in rows if tuple(row[k] for k in keys) == (model, width, method)]
+            if not same or (method == "dense") != dense:
+                continue
+            sizes = {
+                f"{name}, {number} bits": (f"loss_{number}_bits", num_bytes(job.model, number))
+                for number in (bits if dense else ())
+            }
+            if not dense:
+                mean = round(measure.mean([row["bytes"] for row in same]))
+                sizes = {name: ("loss", mean)}
+            for label, (metric, size) in sizes.items():
+                losses = measure.moments([row[metric] for row in same])
+                points.append({**setting, "name": label, "bytes": size, **losses})
+    return points
