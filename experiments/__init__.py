@@ -2,7 +2,7 @@
 
 An experiment is one module and one entry of `registry`. The module defines a flat frozen dataclass
 `Config` (its docstring explains each option), `PRESETS` by name, `run(config, out) -> summary`, and
-`sweeps(config)` or `dry_run(config)`, from which time and memory are estimated.
+`sweeps(config)` or `dry_run(config, on)`, from which time and memory are estimated.
 
     paper/           figures 4, 5 and 6         language/    figures 7 and 8
     law/             least widths               benchmarks/  speed, kills, published models

@@ -106,12 +106,8 @@ def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
 
 def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
     """Return the cost of a run on this machine or on another, without starting it."""
-    if on is not None and not hasattr(module, "sweeps"):
-        raise checks.fail(
-            "--on", "given for an experiment that is a sweep", f"--on {on} for {name}"
-        )
-    if on is None and hasattr(module, "dry_run"):
-        return module.dry_run(config)
+    if hasattr(module, "dry_run"):
+        return module.dry_run(config, on)
     if on is not None:
         return f"{name} on {on}\n" + machine.cost_on(on, module.sweeps(config), config.seeds)
     return f"{name}, {config.seeds} seeds a setting\n" + machine.cost(

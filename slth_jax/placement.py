@@ -6,7 +6,8 @@ counting, so sharded scores stay where they are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from slth_jax.types import PyTree
 
 
-def mesh_of_all(runs: int, rows: int) -> Mesh:
-    """Return a mesh of every device of every process: along runs first, then along rows.
+def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return a mesh of all devices: along runs first, then along rows.
 
     Args:
       runs: the number of runs.
       rows: rows that go through the model together.
+      devices: None for every device of every process.
     """
-    devices = jax.device_count()
-    along_runs = math.gcd(runs, devices)
-    along_rows = math.gcd(rows, devices // along_runs)
-    sizes = (along_runs, along_rows, devices // along_runs // along_rows)
-    return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    count = jax.device_count() if devices is None else len(devices)
+    along_runs = math.gcd(runs, count)
+    along_rows = math.gcd(rows, count // along_runs)
+    return mesh((along_runs, along_rows, count // along_runs // along_rows), devices)
+
+
+def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Return a mesh of devices, None for all, along 'run', 'data' and 'model'."""
+    kinds = (AxisType.Auto,) * 3
+    return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=kinds, devices=devices)
 
 
 def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:

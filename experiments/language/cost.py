@@ -1,9 +1,11 @@
 """The cost of training a language model: parameters, memory, operations, hours."""
 
 import math
+from collections.abc import Sequence
 
 from experiments import machine
-from experiments.language.job import Job
+from experiments.language import training
+from experiments.language.job import Job, Run
 from experiments.language.model import Model
 from slth_jax import supermask
 from slth_jax.cli.memory import peak_bytes
@@ -71,6 +73,19 @@ def memory(job: Job) -> float:
     blocks = 1 if job.remat else model.num_blocks
     logits = model.vocab_size * 4 * 2
     return parameters + tokens * (blocks * per_block + kept + logits)
+
+
+def report_on(on: str, name: str, job: Job, runs: Sequence[Run]) -> list[str]:
+    """Return lines on the cost of runs on a machine such as 'v5e:2x2', compiled for it."""
+    compiled, calls = training.compile_for(on, job, runs)
+    steps = job.schedule.steps // calls
+    lines = [f"{name}: {len(runs)} runs, {calls} calls of one program of {steps} steps"]
+    lines += compiled.lines(
+        "more parts of a batch (--set accumulate=N), recomputed blocks (--set remat=true), fewer "
+        "runs at once (--set runs_at_once=N), or a mesh with devices along 'model' (--set mesh=)"
+    )
+    seconds = calls * compiled.seconds + compiled.compile_seconds
+    return [*lines, f"  at least {machine.duration(seconds)} in all, without evaluations"]
 
 
 def report(name: str, job: Job, runs: int, keep: float) -> list[str]:

@@ -117,12 +117,16 @@ def compare(
     ]
 
 
-def dry_run(config: Config) -> str:
-    """Return the cost of the sweep, without starting it."""
-    runs = len(config.scales) * config.seeds
-    lines = [f"weight-scale: {runs} runs a model, {config.steps} steps each"]
+def dry_run(config: Config, on: str | None = None) -> str:
+    """Return the cost of the sweep, without starting it, here or on another machine."""
+    runs = _runs(config)
+    lines = [f"weight-scale: {len(runs)} runs per model, {config.steps} steps each"]
     for model in config.models:
-        lines += cost.report(model, config.job(model), runs, config.keep)
+        job = config.job(model)
+        if on is None:
+            lines += cost.report(model, job, len(runs), config.keep)
+        else:
+            lines += cost.report_on(on, model, job, runs[: config.runs_at_once or None])
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--scales",
         choices=("matrix", "rows", "both"),
         help="one scale per random matrix, or per row, 4 bits each (default: rows, but for merged "
-        "attention or a rule asked for by name); with --bits also both, per row and column",
+        "attention or a rule asked for by name); with --bits also both, per row and column, the "
+        "default there",
     )
     parser.add_argument(
         "--form",
@@ -95,6 +97,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="estimate bytes and time on this machine and stop"
     )
+    parser.add_argument(
+        "--on",
+        metavar="MACHINE",
+        help="with --dry-run: compile for v5e:4x4, h100:8, ..., and report memory; needs that "
+        "machine's compiler (slth-jax[tpu] or [cuda12]), not the machine",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -127,8 +135,13 @@ def _hide(options: argparse.Namespace) -> None:
         bits=_bands(options),
         scales=options.scales if options.bits is None else None,
     )
+    if options.on is not None and not options.dry_run:
+        raise checks.fail("--on", "given with --dry-run", options.on)
     if options.dry_run:
-        print(_estimated(hide.estimate(reader, spec), reader))
+        if options.on is None:
+            print(_estimated(hide.estimate(reader, spec), reader))
+        else:
+            print("\n".join(_compiled(options.on, hide.compile_for(options.on, spec))))
         return
     # Inputs are validated before the work begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
@@ -183,6 +196,15 @@ def _estimated(cost: Any, reader: Any) -> str:
         f"{cost.ticket_bytes / 1e6:.2f} MB (target {reader.num_bytes / 1e6:.2f} MB in float32); "
         f"about {minutes} on this machine, {cost.compile_seconds:.0f} s of it to compile"
     )
+
+
+def _compiled(on: str, programs: Any) -> Iterator[str]:
+    """Yield the report of programs that were compiled for another machine."""
+    for report, parts, calls in programs:
+        yield f"{parts[0]} and {len(parts) - 1} more of its shape: {calls} calls of one program"
+        yield from report.lines("use a rule with fewer samples")
+    total = sum(program.report.compile_seconds for program in programs)
+    yield f"{len(programs)} programs for {on}, compiled in {total:.0f} s in all"
 
 
 def _solve(reader: Any, spec: Any, options: argparse.Namespace) -> "Place | None":
@@ -240,7 +262,7 @@ def _bands(options: argparse.Namespace) -> Any:
         options.states,
         options.source_weights,
         options.scales != "matrix",
-        options.scales == "both",
+        options.scales in (None, "both"),
         tuple(sorted((kind, int(bits)) for kind, _, bits in others)),
     )
 

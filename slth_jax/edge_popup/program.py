@@ -157,6 +157,21 @@ class Program:
         """Return NumPy batches as `advance` takes them, on the mesh."""
         return self._placed(batches, runs=not self._shared, steps=True)
 
+    def trace(self, keys: PyTree, batches: PyTree) -> Any:
+        """Return `advance` traced for shapes of keys and batches, on a mesh; nothing is computed.
+
+        The mesh may be of devices that are not at hand, see `machines.compile_for`.
+        """
+        if self._mesh is None:
+            raise checks.fail("mesh", "given, to trace a program for it", None)
+        places = placement.of_batch(batches, self._mesh, runs=not self._shared, steps=True)
+        rows = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches, places
+        )
+        keep = jax.ShapeDtypeStruct((self.runs,), np.float32)
+        advance: Any = self.advance
+        return advance.trace(self.like(keys), self.shapes, rows, self.like(keep), None)
+
     def place_validation(self, batches: PyTree) -> PyTree:
         """Return NumPy batches `[part, row, ...]`, the same for all runs, on the mesh."""
         return self._placed(batches, runs=False, steps=not self._shared)

@@ -1,7 +1,7 @@
 """The masks of rows of a product: drawn, solved and packed on the devices."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Float, Int, UInt8
 
 from slth_jax.construction import choices, engine, trellis
@@ -264,6 +264,29 @@ def _in_steps(
 
 def _fetch(masks: Masks, count: int) -> Masks:
     return Masks(*(np.array(x)[:count] for x in masks))
+
+
+def trace(part: Part, rule: Rule, devices: Sequence[Any]) -> Any:
+    """Return the step of `rows` on `products.ROWS` rows per device, traced for these devices.
+
+    They need not be at hand, see `machines.compile_for`.
+    """
+    mesh = Mesh(np.array(devices, object), ("rows",), axis_types=(AxisType.Auto,))
+    count = products.ROWS * len(devices)
+    by_row = jax.NamedSharding(mesh, jax.P("rows"))
+    given = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
+        for shape, dtype in (
+            ((count,), np.int32), ((count, part.columns), np.float32), ((count,), np.float32),
+        )
+    )  # fmt: skip
+    whole = jax.NamedSharding(mesh, jax.P())
+    product = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(lambda: products.draw(0, part, 0, rule)),
+    )
+    solve: Any = _program(part.nameless, rule, mesh)
+    return solve.trace(*given, product)
 
 
 @cache

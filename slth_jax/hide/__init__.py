@@ -16,17 +16,19 @@ In a notebook::
 """
 
 from slth_jax.hide.compare import embeddings, equal_tokens, logits, measures, read_tokens
-from slth_jax.hide.estimate import Estimate, estimate
+from slth_jax.hide.estimate import Ahead, Estimate, compile_for, estimate
 from slth_jax.hide.export import to_huggingface
 from slth_jax.hide.model import Model, Opened, of_target, of_ticket, opened
 from slth_jax.hide.run import Unfinished, clean, identity_of, make_spec, solve
 
 __all__ = [
+    "Ahead",
     "Estimate",
     "Model",
     "Opened",
     "Unfinished",
     "clean",
+    "compile_for",
     "embeddings",
     "equal_tokens",
     "estimate",

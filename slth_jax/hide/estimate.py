@@ -1,9 +1,13 @@
 """Cost of a run before it begins: subset sums, bytes, and time on this machine."""
 
 import time
+from functools import partial
 from typing import NamedTuple
 
-from slth_jax.factored import Part, Spec, num_bits, products
+from slth_jax import machines
+from slth_jax.construction.rules import Rule
+from slth_jax.factored import Part, Spec, products
+from slth_jax.factored import solve as step
 from slth_jax.hide import pieces
 from slth_jax.hide.pieces import Piece
 from slth_jax.hide.targets import Targets
@@ -19,7 +23,7 @@ class Estimate(NamedTuple):
       num_sums: the number of subset sums, or of entries in bands.
       random_weights: the number of random weights.
       ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; a file has
-        some more.
+        some more. The masks of diagonals are compressed; they count as their ones.
       seconds: the time on this machine, from some rows of each shape of parts.
       compile_seconds: the part of it that compiles.
     """
@@ -66,7 +70,52 @@ def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
     return Estimate(
         num_sums=sums,
         random_weights=sum(part.num_weights for part in spec.parts),
-        ticket_bytes=num_bits(spec.parts) // 8 + sum(-(-count // 2) for count in levels) + 4 * kept,
+        ticket_bytes=sum(_stored(spec, part) for part in spec.parts)
+        + sum(-(-count // 2) for count in levels)
+        + 4 * kept,
         seconds=compiling + (spent / measured * sums if measured else 0.0),
         compile_seconds=compiling,
     )
+
+
+class Ahead(NamedTuple):
+    """One program of a run on another machine.
+
+    Attributes:
+      report: memory per chip and the time that compiling took. Its lower bound of the time counts
+        one pass over arguments and results, not the comparisons of the search.
+      parts: the names of the parts that it solves.
+      calls: how often it is called, rows that are solved again not counted.
+    """
+
+    report: machines.Report
+    parts: list[str]
+    calls: int
+
+
+def compile_for(on: str, spec: Spec) -> list[Ahead]:
+    """Return a report per program of `solve` on a machine such as 'v5e:4x4'.
+
+    Args:
+      on: see `machines.compile_for`.
+      spec: see `make_spec`.
+    """
+    by_program: dict[tuple[Part, Rule], list[Part]] = {}
+    for part in spec.parts:
+        by_program.setdefault((part.nameless, spec.rule(part)), []).append(part)
+    ahead = []
+    for (_, rule), parts in by_program.items():
+        report = machines.compile_for(on, partial(step.trace, parts[0], rule))
+        rows = sum(part.count * part.rows for part in parts)
+        calls = -(-rows // (products.ROWS * report.chips))
+        ahead.append(Ahead(report, [part.name for part in parts], calls))
+    return ahead
+
+
+def _stored(spec: Spec, part: Part) -> int:
+    """Return the bytes of a part's masks in the file."""
+    if not spec.diagonal(part):
+        return part.num_bytes
+    # Half of the samples of a diagonal and of a constant row; zlib takes about ten bits for each.
+    ones = (part.rows + part.columns) * (part.units // part.columns) // 2
+    return part.count * ones * 10 // 8

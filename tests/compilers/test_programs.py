@@ -11,15 +11,21 @@ import jax.numpy as jnp
 import pytest
 from machines_at_hand import skip_without
 
+from experiments.language import training as language
+from experiments.language.comparison import Config
+from experiments.language.job import Run
 from slth_jax import (
     attention,
     construction,
+    factored,
     initializers,
     machines,
     models,
     subset_sum,
     supermask,
 )
+from slth_jax.construction import rules
+from slth_jax.factored import solve
 
 TPU, TPUS, POD, GPU, GPUS = "v5e:1x1", "v5e:2x2", "v6e:16x16", "h100:1", "h100:4"
 MIB = 2**20
@@ -124,6 +130,39 @@ def generating(devices):
     return step.trace(*(shapes_of(x, place) for x in (params, cache, tokens)))
 
 
+def transformer(seed):
+    key = jax.random.key(seed, impl="threefry2x32")
+    draw = functools.partial(initializers.theory_transformer, num_blocks=1, num_heads=1, d=2)
+    target = draw(jax.random.fold_in(key, 1), hidden=(), units=(2,), n_k=2, n_v=2)
+    source = draw(key, hidden=(2,), units=(24, 24), n_k=12, n_v=12)
+    return construction.prune_transformer(source, target)
+
+
+def hiding(bits=None):
+    """Return the step of `hide`: 64 rows per device of a projection of width 256."""
+
+    def trace(devices):
+        settings = models.make_settings(**SHAPE)
+        bands = None if bits is None else factored.Bands(bits, states=10)
+        rule = rules.for_samples(16, many=True) if bands is None else bands.rule()
+        samples = 16 if bits is None else 2**bits
+        spec = factored.Spec(settings, samples, rule, attention="factored", bands=bands)
+        part = next(part for part in spec.parts if part.kind == "q")
+        return solve.trace(part, spec.rule(part), devices)
+
+    return trace
+
+
+def training(mesh, runs=4):
+    """Return the edge-popup steps of GPT-2 mini with GPT-2's tokens."""
+
+    def trace(devices):
+        job = Config(tokenizer="gpt2", rows=16, length=128, chunk=1, mesh=mesh).job("mini")
+        return language.trace(devices, job, [Run("ticket", i, 1.0, 0.3, 0.01) for i in range(runs)])
+
+    return trace
+
+
 # name: program, machines, most MiB per device, whether its trials are independent.
 TABLE = {
     **{f"solve, n = {n}": (solved(n), (TPU, TPUS, GPU, GPUS), 600, True) for n in (12, 20, 24)},
@@ -136,6 +175,13 @@ TABLE = {
     "attention.apply": (of_seeds(applied), (TPUS, GPUS), 8, True),
     "from_scores": (of_seeds(masked), (TPUS, GPUS), 64, True),
     "sweep": (sweeping, (TPU, TPUS, POD, GPUS), 600, True),
+    "prune_transformer": (of_seeds(transformer), (TPUS, GPUS), 600, True),
+    "hide": (hiding(), (TPU, TPUS, GPUS), 600, True),
+    "hide, 5 bits": (hiding(5), (TPUS, GPUS), 600, True),
+    "edge-popup, runs": (training((4, 1, 1)), (TPUS, GPUS), 4000, True),
+    "edge-popup, data": (training((1, 4, 1), 1), (TPUS,), 4000, False),
+    "edge-popup, model": (training((1, 1, 4), 1), (TPUS, GPUS), 1500, False),
+    "edge-popup, pod": (training((64, 2, 2), 64), (POD,), 4000, False),
     "generation with a cache": (generating, (TPU, GPU), 400, True),
 }
 COUNTING = ("from_scores",)
