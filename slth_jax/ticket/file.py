@@ -112,7 +112,8 @@ def _reading(path: storage.Place) -> Iterator[None]:
 def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = False) -> None:
     """Write a ticket as one safetensors file, atomically; the same bytes for the same ticket.
 
-    Masks with few ones, or nearly all, are compressed by zlib.
+    Masks with few ones, or nearly all, are compressed by zlib. A file that has the ticket already,
+    compressed or not, stays as it is.
 
     Raises:
       ValueError: `path` does not end in '.ticket.safetensors'.
@@ -143,10 +144,22 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
     smaller = [name for name in ticket.bits if tensors[name].size < ticket.bits[name].size]
     entry = _header(ticket, _masks_sum(ticket.bits), compressed=smaller)
     data = safetensors.numpy.save(tensors, metadata=entry)
-    if not storage.write_new(path, data) and storage.read_bytes(path) != data:
-        if not overwrite:
-            raise CheckpointError(f"{path} exists and differs; pass overwrite=True to replace it")
-        storage.write_bytes(path, data)
+    if storage.write_new(path, data) or storage.read_bytes(path) == data or _has(path, ticket):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{path} exists and differs; pass overwrite=True to replace it")
+    storage.write_bytes(path, data)
+
+
+def _has(path: storage.Place, ticket: Ticket) -> bool:
+    """Return whether a file has this ticket, however its masks are stored."""
+    try:
+        open(path, check=True)
+        fields = read_header(path)
+    except CheckpointError:
+        return False
+    text = _header(ticket, _masks_sum(ticket.bits))["ticket"].partition(" ")[2]
+    return all(fields[n] == value for n, value in json.loads(text).items() if n != "format")
 
 
 def stored(bits: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, " bytes"]]:

@@ -317,6 +317,14 @@ def test_masks_with_few_ones_are_stored_compressed(tmp_path):
         assert read.num_kept(name) == mask.sum()
     assert f"{stored + 2048:,} bytes, 4,096 before compression" in ticket.describe(read)
     ticket.save(path, ticket.load(path))  # the same bytes
+    older = tmp_path / "older.ticket.safetensors"  # as versions without compression wrote it
+    entry = ticket.file._header(new, storage.array_hash(new.bits))
+    older.write_bytes(safetensors.numpy.save(dict(new.bits), metadata=entry))
+    before = older.read_bytes()
+    ticket.save(older, new)
+    assert older.read_bytes() == before
+    with pytest.raises(CheckpointError, match="exists and differs"):
+        ticket.save(older, dataclasses.replace(new, seed=1))
     # The streaming writer stores the same tensors.
     tensors = {
         name: ticket.Tensor(bits.size, lambda bits=bits: (bits[:99], bits[99:]), name == "few")
