@@ -188,7 +188,12 @@ def main() -> None:
     parser.add_argument("--scales", help="as `hide --scales`")
     parser.add_argument("--bits", help="mask bits per weight, as `hide --bits`")
     parser.add_argument("--states", type=int, help="with --bits: log2 of the states of the search")
-    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="of a chat")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=len(QUESTIONS),
+        help="the number of questions to a chat model",
+    )
     parser.add_argument("--kill", type=float, help="SIGKILL after so many seconds, then resume")
     parser.add_argument("--out", help="folder of the run (default: results/KIND)")
     parser.add_argument("--note", default="", help="a remark on the machine, such as 'shared'")

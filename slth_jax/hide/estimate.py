@@ -85,7 +85,7 @@ class Ahead(NamedTuple):
       report: memory per chip and the time that compiling took. Its lower bound of the time counts
         one pass over arguments and results, not the comparisons of the search.
       parts: the names of the parts that it solves.
-      calls: how often it is called, rows that are solved again not counted.
+      calls: the number of its calls, without those for rows that are solved again.
     """
 
     report: machines.Report
