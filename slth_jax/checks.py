@@ -65,6 +65,13 @@ def sequence(name: str, value: Any, kind: type | UnionType = object) -> Sequence
     return value
 
 
+def different(name: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Return `values`, at least one of them, no two of which are equal."""
+    if not values or any(value in values[:index] for index, value in enumerate(values)):
+        raise fail(name, "different values, at least one", values)
+    return values
+
+
 def function(name: str, value: Any) -> Any:
     """Return `value`, which must be callable."""
     if not callable(value):

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from slth_jax.edge_popup.model import Loss, Masking, Parts, by_name, fraction
 from slth_jax.edge_popup.prepare import Prepared
 from slth_jax.edge_popup.results import Fits, Setting
 from slth_jax.edge_popup.scores import Keep
-from slth_jax.edge_popup.training import Training
+from slth_jax.edge_popup.training import Training, listed
 from slth_jax.types import Key, PyTree
 
 CONTROLS = ("dense", "random")
@@ -49,7 +50,8 @@ def fit(
         is called.
       training: steps, optimiser, evaluation.
       keep: fraction of each array that is kept, in (0, 1], or a dictionary of fractions by the
-        arrays' names or by the beginnings of their names ('conv' for 'conv.kernel'); or several.
+        arrays' names or by the beginnings of their names ('conv' for 'conv.kernel'); or several,
+        which are read in millionths.
       seeds: number of runs of each setting; run i has ``jax.random.fold_in(key, i)``. None for a
         single run, with `key` itself.
       controls: runs beside edge-popup's: 'dense' trains all floating-point arrays, 'random' trains
@@ -85,8 +87,9 @@ def fit(
       True
     """
     dtype = getattr(key, "dtype", np.dtype(object))
-    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise checks.fail("key", "a typed key, jax.random.key(seed)", f"dtype {dtype}")
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape:
+        shape = getattr(key, "shape", ())
+        raise checks.fail("key", "a typed key, jax.random.key(seed)", f"dtype {dtype}, {shape}")
     checks.function("loss", loss)
     checks.function("batches", batches)
     checks.record("training", training, Training)
@@ -114,16 +117,20 @@ def _settings(
     keep: Keep | Sequence[Keep],
     seeds: int,
     controls: Sequence[str],
-    sweep: Mapping[str, Sequence[float]],
+    sweep: Mapping[str, Sequence[float] | np.ndarray],
 ) -> list[Setting]:
     """Return the settings of all runs."""
-    keeps = list(keep) if isinstance(keep, Sequence) else [keep]
+    lists = isinstance(keep, Sequence) and not isinstance(keep, str)
+    keeps: Sequence[Any] = [keep]
+    if lists or getattr(keep, "ndim", 0) == 1:
+        keeps = listed("keep", keep)
     several = any(isinstance(fractions, Mapping) for fractions in keeps)
     expanded: list[Keep] = [by_name(k, parts.masked) if several else fraction(k) for k in keeps]
-    if not expanded:
-        raise checks.fail("keep", "at least one fraction", keeps)
+    checks.different("keep", expanded)
     for name in checks.sequence("controls", controls):
         checks.choice("controls", name, CONTROLS)
+    if controls:
+        checks.different("controls", controls)
     dense: Keep = dict.fromkeys(parts.masked, 1.0) if several else 1.0
     of_method = {"edge-popup": expanded, "dense": [dense], "random": expanded}
     values = [tuple(map(float, sweep[name])) for name in sweep]

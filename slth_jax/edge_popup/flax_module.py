@@ -27,9 +27,9 @@ class FlaxModule:
         self._paths = {_name(path): path for path, _ in nnx.to_flat_state(params)}
         self._rest = {_name(path): path for path, _ in nnx.to_flat_state(rest)}
         self._keys = {
-            _name(path): jax.random.key_impl(variable.get_value())
-            for path, variable in nnx.to_flat_state(rest)
-            if jnp.issubdtype(variable.get_value().dtype, jax.dtypes.prng_key)
+            name: jax.random.key_impl(value)
+            for name, value in _values(rest).items()
+            if jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         }
         self.names = tuple(self._paths)
 
@@ -87,4 +87,9 @@ def _name(path: tuple) -> str:
 
 
 def _values(state: Any) -> dict[str, Array]:
-    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    return {_name(path): jnp.asarray(value_of(leaf)) for path, leaf in nnx.to_flat_state(state)}
+
+
+def value_of(leaf: Any) -> Any:
+    """Return the value of a variable; anything else, such as a bare array, is its own value."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf

@@ -39,6 +39,23 @@ def of_function(function: Callable[..., Any], *args: PyTree) -> str:
     return digest.hexdigest()
 
 
+def of_gradient(loss: Callable[..., Any], arrays: PyTree, *rest: PyTree) -> str:
+    """Return the SHA-256 of a loss and its gradient, which may be the user's, too (custom_vjp).
+
+    Args:
+      loss: ``loss(arrays, *rest)``, a scalar, or a scalar and a state.
+      arrays: arrays by name.
+      rest: the loss's other arguments.
+    """
+    floating = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+    def of_floating(moving: PyTree, *rest: PyTree) -> tuple[Any, Any]:
+        result = loss({**arrays, **moving}, *rest)
+        return result if isinstance(result, tuple) else (result, None)
+
+    return of_function(jax.value_and_grad(of_floating, has_aux=True), floating, *rest)
+
+
 def has_convolution(function: Callable[..., Any], *args: PyTree) -> bool:
     """Return whether a function of arrays computes a convolution."""
     traced = jax.make_jaxpr(function)(*args)

@@ -77,6 +77,8 @@ def train(
     """
     wheels.warn_if_unused()
     checks.integer("evaluate_every", evaluate_every, low=1)
+    if out is not None:
+        checks.record("out", out, str | os.PathLike)
     if evaluate_first and not runs.validation:
         raise checks.fail("evaluate_first", "False without validation batches", True)
     if out is not None and runs.program.processes < jax.process_count():

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from slth_jax import checks
+from slth_jax.edge_popup import forms
 from slth_jax.edge_popup.schedule import VECTORS
 from slth_jax.edge_popup.scores import Keep
 from slth_jax.edge_popup.variants import Variant
@@ -94,7 +96,7 @@ class Tree:
         named = _named(model)
         if tuple(named) != self.names:
             raise checks.fail("params", f"a tree with leaves {list(self.names)}", list(named))
-        return {name: jnp.asarray(leaf) for name, leaf in named.items()}, None
+        return {name: _array(name, leaf) for name, leaf in named.items()}, None
 
     def join(self, named: Mapping[str, Any], state: None = None) -> PyTree:
         """Return named arrays in the user's tree."""
@@ -114,20 +116,21 @@ class Tree:
 
 
 class StatefulTree:
-    """`Stateful`: parameters and state, each in a tree."""
+    """`Stateful`: parameters and state, each in a tree; random keys as their data."""
 
     def __init__(self, model: Stateful):
         self._params = Tree(model.params)
         self.names = self._params.names
+        self._keys = jax.tree.map(_key_impl, model.state)
 
     def split(self, model: Stateful) -> tuple[Arrays, PyTree]:
         """Return the parameters by name, and the state."""
         named, _ = self._params.split(model.params)
-        return named, jax.tree.map(jnp.asarray, model.state)
+        return named, self._plain(jax.tree.map(jnp.asarray, model.state))
 
     def join(self, named: Mapping[str, Any], state: PyTree) -> Stateful:
         """Return parameters and state in the user's trees."""
-        return Stateful(self._params.join(named), state)
+        return Stateful(self._params.join(named), self._typed(state))
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
         """Return named masks in the tree of the parameters."""
@@ -137,13 +140,27 @@ class StatefulTree:
         self, loss: Loss, named: Arrays, state: PyTree, batch: PyTree, key: Key
     ) -> tuple[Array, PyTree]:
         """Return the user's loss and the next state."""
-        return loss(self._params.join(named), state, batch, key)
+        result = loss(self._params.join(named), self._typed(state), batch, key)
+        if not isinstance(result, tuple) or len(result) != 2:
+            allowed = "a function that returns (loss, state)"
+            raise checks.fail("loss", allowed, forms.form_of(result))
+        return result[0], self._plain(result[1])
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
         """Return the evaluation; the loss cannot serve, since it changes the state."""
         if evaluate is None:
             return None
-        return lambda named, state, batch: evaluate(self._params.join(named), state, batch)
+        return lambda named, state, batch: evaluate(*self.join(named, state), batch)
+
+    def _plain(self, state: PyTree) -> PyTree:
+        """Return the state with the data of its random keys, which can be saved."""
+        return jax.tree.map(lambda x: jax.random.key_data(x) if _key_impl(x) else x, state)
+
+    def _typed(self, state: PyTree) -> PyTree:
+        """Return the state with its random keys."""
+        return jax.tree.map(
+            lambda impl, x: jax.random.wrap_key_data(x, impl=impl) if impl else x, self._keys, state
+        )
 
 
 def is_draw(params: Any) -> bool:
@@ -187,17 +204,28 @@ def parts_of(named: Arrays, masking: Masking) -> Parts:
     for name, shape in masked.items():
         if len(shape) < 2:
             raise checks.fail(f"mask of {name!r}", "of an array of two dimensions", shape)
+    for name in masking.fan_in:
+        if name not in masked:
+            raise checks.fail("fan_in", f"a dictionary by names in {sorted(masked)}", repr(name))
     rest = {n: x for n, x in floating.items() if n not in masked}
     learned = tuple(n for n, x in rest.items() if masking.learn and masking.learn(n, x))
     return Parts(masked, learned, tuple(n for n in rest if n not in learned))
 
 
-def fraction(keep: Any, name: str = "keep") -> float:
-    """Return a fraction kept, refused outside (0, 1]."""
-    return checks.number(name, keep, low=0, high=1, open_low=True)
+def fraction(keep: Any, name: str = "keep") -> Any:
+    """Return a fraction kept as the decimal number that it prints as; a traced one as it is.
+
+    Raises:
+      ValueError: a known fraction outside (0, 1].
+    """
+    if isinstance(keep, jax.core.Tracer) and keep.ndim == 0:
+        return keep
+    value = checks.number(name, keep, low=0, high=1, open_low=True)
+    # The float32 nearest to 0.29 is 0.28999999; `num_kept` reads it as 0.29.
+    return float(str(np.asarray(keep)[()])) if hasattr(keep, "dtype") else value
 
 
-def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, float]:
+def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, Any]:
     """Return a fraction for each masked array.
 
     Raises:
@@ -216,6 +244,20 @@ def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, float]:
         if not any(array == name or array.startswith(f"{name}.") for array in masked):
             raise checks.fail("keep", f"a dictionary by names in {sorted(masked)}", repr(name))
     return result
+
+
+def _key_impl(leaf: Any) -> str:
+    """Return the name of a random key's implementation, '' for other leaves."""
+    is_key = jnp.issubdtype(getattr(leaf, "dtype", np.dtype(object)), jax.dtypes.prng_key)
+    return str(jax.random.key_impl(leaf)) if is_key else ""
+
+
+def _array(name: str, leaf: Any) -> Array:
+    """Return a leaf of the parameters as an array."""
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError):  # text, objects
+        raise checks.fail(f"params[{name!r}]", "an array of numbers", repr(leaf)) from None
 
 
 def _is_matrix(name: str, array: Float[Array, "..."]) -> bool:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from slth_jax import checks, placement, supermask
-from slth_jax.edge_popup import identity
+from slth_jax.edge_popup import forms, identity
 from slth_jax.edge_popup import scores as edge
 from slth_jax.edge_popup.loop import Trained
 from slth_jax.edge_popup.model import Arrays, Kind, Masking, is_draw, kind_of, parts_of
@@ -20,7 +20,7 @@ from slth_jax.edge_popup.program import Program, Task
 from slth_jax.edge_popup.results import Fit, Fits, Setting, log_of
 from slth_jax.edge_popup.runs import Runs
 from slth_jax.edge_popup.scores import State, Trainable
-from slth_jax.edge_popup.step import start
+from slth_jax.edge_popup.step import start, update
 from slth_jax.edge_popup.training import Training
 from slth_jax.edge_popup.variants import variant_of
 from slth_jax.types import Key, PyTree
@@ -56,12 +56,14 @@ class Prepared:
             if not leaf.is_fully_addressable:
                 allowed = "arrays of this process, the same ones on every process"
                 raise checks.fail("params", allowed, "arrays that are spread over processes")
+        forms.check_sources(self._sources)
         self.parts = parts_of(self._sources[0][0], masking)
+        measure = kind.evaluate(training.evaluate, loss)
         self._task = Task(
-            lambda named, *rest: kind.loss(loss, named, *rest),
+            lambda named, *rest: kind.loss(loss, self._narrow(named), *rest),
             training.optimizer,
             variant_of(masking.variant),
-            kind.evaluate(training.evaluate, loss),
+            measure and (lambda named, *rest: measure(self._narrow(named), *rest)),
             training.accumulate,
         )
 
@@ -73,6 +75,12 @@ class Prepared:
         controls = control if bool(control.any()) else None
         flags = [None] * len(settings) if controls is None else np.asarray(control).tolist()
         batch = batches(0)
+        forms.check_batch("batches(0)", batch)
+        forms.check_loss(self._task.loss, self._sources[0][1], self._arguments(batch))
+        for index, rows in enumerate(self._training.validation):
+            forms.check_batch(f"validation[{index}]", rows)
+        if self._training.validation:
+            jax.eval_shape(self._task.evaluate, *self._sources[0], self._training.validation[0])
         mesh, shapes = self._mesh(len(settings), batch), None
         if mesh is not None:
             shapes = jax.tree.map(
@@ -110,7 +118,13 @@ class Prepared:
         """Return all numbers and fingerprints of functions and arrays that results depend on."""
         training, task = self._training, self._task
         arrays, model = self._sources[0]
-        batch = jax.tree.map(lambda x: x[0], runs.batches(0, 1))
+        steps = (0, 0, training.steps - 1)
+        first, again, last = (
+            jax.tree.map(lambda x: x[0], runs.batches(step, step + 1)) for step in steps
+        )
+        if identity.of_arrays(first) != identity.of_arrays(again):
+            allowed = "a function that returns the same batch whenever it gets a step"
+            raise checks.fail("batches", allowed, "two different batches of step 0")
         state = self._started(settings[0], None)
         scores = state.trainable.scores
         result = {
@@ -122,17 +136,15 @@ class Prepared:
             "learned": sorted(self.parts.learned),
             "key": [identity.of_arrays(key) for key in self._keys],
             "params": identity.of_arrays(self._sources),
-            "loss": identity.of_function(task.loss, *self._arguments(batch)),
-            "optimizer": identity.of_function(
-                task.optimizer.update, state.trainable, state.opt_state, state.trainable
-            )
+            "loss": identity.of_gradient(task.loss, *self._arguments(first)),
+            "optimizer": identity.of_function(self._update, state)
             + identity.of_arrays(state.opt_state)[:8],
             "variant": identity.of_function(
                 self._factors, *(self._keys[0], state.step, scores, arrays)
             )
             + identity.of_arrays(scores)[:8],
             "redrawing": [task.variant.redraw_every, task.variant.redraw_rate],
-            "batches": identity.of_arrays(batch),
+            "batches": identity.of_arrays([first, last]),
             "validation": identity.of_arrays(list(training.validation)),
         }
         if training.validation:
@@ -158,7 +170,8 @@ class Prepared:
             }
             one_run = jax.tree.map(lambda x: x[run], state)
             control = None if runs.control is None else runs.control[run]
-            return masks, edge.masked(one_run, masks, control), one_run.model
+            params = self._narrow(edge.masked(one_run, masks, control))
+            return masks, params, one_run.model
 
         for run, setting in enumerate(settings):
             masks, params, model = runs.program.alone(of_run, run, best.masks, state)
@@ -184,6 +197,17 @@ class Prepared:
         """Return arguments of the loss."""
         arrays, model = self._sources[0]
         return (arrays, batch) if model is None else (arrays, model, batch, self._keys[0])
+
+    def _narrow(self, named: Arrays) -> Arrays:
+        """Return arrays in the dtypes of the source, where those that train are wider."""
+        source = self._sources[0][0]
+        return {name: x.astype(source[name].dtype) for name, x in named.items()}
+
+    def _update(self, state: State) -> PyTree:
+        """Return an optimiser's update of a gradient and a loss: the optimiser as a program."""
+        sizes = lambda trainable: optax.tree.norm(trainable, squared=True)  # noqa: E731
+        scores = state.trainable
+        return update(self._task.optimizer, scores, state, sizes(scores), sizes)
 
     def _factors(self, key: Key, step: Array, scores: Arrays, arrays: Arrays) -> PyTree:
         """Return masked parameters, and their derivative: the variant as a program."""
@@ -212,10 +236,12 @@ class Prepared:
         scores = self._scores(setting.seed)
         learned = {name: arrays[name] for name in self.parts.learned}
         weights = {name: x for name, x in arrays.items() if name not in learned}
-        if (
-            control is not None
-        ):  # arrays that only a control trains are twice in every run of the program
+        if control is not None:
+            # Arrays that only a control trains are twice in every run of the program.
             learned |= {name: arrays[name] for name in self.parts.others}
+            matrices = {name: _wide(x) for name, x in matrices.items()}
+            weights |= matrices
+        learned = {name: _wide(x) for name, x in learned.items()}
         if control:
             weights, scores = weights | scores, matrices
         state = start(weights, Trainable(scores, learned), self._task.optimizer, model=model)
@@ -247,12 +273,24 @@ def _one_step(leaf: Any) -> Any:
     return (leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))[None]
 
 
+def _wide(array: Array) -> Array:
+    """Return an array that trains: in float32 if it is float16 (see `init_scores`)."""
+    return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
+
+
 def _with(opt_state: PyTree, hyperparameters: Mapping[str, float]) -> PyTree:
     """Return the optimiser's state with other hyperparameters."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(opt_state)
+    places = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     for name, value in hyperparameters.items():
-        try:
-            opt_state = optax.tree.set(opt_state, **{name: jnp.float32(value)})
-        except KeyError:
+        place = f".hyperparams[{name!r}]"
+        hits = [other for other in places if other.endswith(place)]
+        if not hits:
             allowed = "names of hyperparameters in the optimiser's state (optax.inject_hyperparams)"
-            raise checks.fail("sweep", allowed, repr(name)) from None
-    return opt_state
+            raise checks.fail("sweep", allowed, repr(name))
+        if any(f".hyperparams_states[{name!r}]" in other for other in places):
+            allowed = "names of hyperparameters that no schedule sets at every step"
+            raise checks.fail("sweep", allowed, repr(name))
+        for hit in hits:
+            places[hit] = jnp.asarray(value, places[hit].dtype)
+    return jax.tree.unflatten(structure, list(places.values()))

@@ -20,6 +20,8 @@ from slth_jax.edge_popup.variants import Variant
 from slth_jax.types import ArrayLike, Key, PyTree
 
 _STEP = 1 << 23  # folded into a run's key, for the keys of its steps
+# Names of other columns of logs and tables.
+_COLUMNS = ("step", "steps_per_second", "validation", "method", "keep", "seed", "count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +50,13 @@ class Task:
         if model is None:
             value = (self.measure or self.loss)(params, batch)
         elif self.measure is None:
-            raise checks.fail("measure", "a function for a model with mutable state", None)
+            raise checks.fail("evaluate", "a function for a model with mutable state", None)
         else:
             value = self.measure(params, model, batch)
-        if not isinstance(value, dict):
-            return {"loss": value}
-        if "loss" not in value:
-            raise checks.fail("measure", "a function whose dictionary has 'loss'", sorted(value))
-        return value
+        measured = value if isinstance(value, dict) else {"loss": value}
+        if "loss" not in measured:
+            raise checks.fail("evaluate", "a function whose dictionary has 'loss'", [*measured])
+        return {name: _scalar(name, x) for name, x in measured.items()}
 
 
 class Program:
@@ -262,6 +263,22 @@ class Program:
 
     def _fraction(self, keep):
         return keep if self._keep is None else self._keep
+
+
+def _scalar(name: str, value: Any) -> Array:
+    """Return a measurement as an array without axes."""
+    if name in _COLUMNS:
+        raise checks.fail("names of evaluate's measurements", f"none of {_COLUMNS}", repr(name))
+    number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
+    if number and jnp.shape(value) == ():
+        return jnp.asarray(value)
+    raise checks.fail(f"evaluate's measurement {name!r}", "a number", _form(value))
+
+
+def _form(value: Any) -> str:
+    """Return dtype and shape of an array, or the value itself."""
+    array = hasattr(value, "dtype")
+    return f"{value.dtype} of shape {value.shape}" if array else repr(value)
 
 
 def _step_key(key: Key, state: State) -> Key:

@@ -98,14 +98,23 @@ def masks(key: Key | None, scores: Named, weights: Named, keep: Keep, variant: V
     if variant.scope == "global":
         if isinstance(keep, Mapping):
             raise checks.fail("keep", "one fraction if scope is 'global'", sorted(keep))
-        return variant.masks(key, dict(scores), source, keep)
+        return _checked(variant.masks(key, dict(scores), source, keep), dict(scores))
     places = {name: index for index, name in enumerate(sorted(scores))}
     result = {}
     for name, value in scores.items():
         fraction = keep[name] if isinstance(keep, Mapping) else keep
         array_key = None if key is None else jax.random.fold_in(key, places[name])
         result[name] = _array_mask(array_key, value, source[name], fraction, variant)
-    return result
+    return _checked(result, dict(scores))
+
+
+def _checked(masks: PyTree, scores: dict[str, Array]) -> Masks:
+    """Return masks of a variant, which must be booleans of the shapes of the scores."""
+    forms = jax.tree.map(lambda mask: f"{mask.dtype}{list(mask.shape)}", masks)
+    allowed = {name: f"bool{list(value.shape)}" for name, value in scores.items()}
+    if forms != allowed:
+        raise checks.fail("masks", f"a function that returns {allowed}", forms)
+    return masks
 
 
 def _array_mask(

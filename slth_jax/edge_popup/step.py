@@ -56,7 +56,8 @@ def step(
       keep: fraction kept, or a fraction per name; may be traced.
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a model with mutable state
         ``loss(params, state, batch, key) -> (scalar, state)``.
-      optimizer: any optimiser of Optax, of a `Trainable`.
+      optimizer: any optimiser of Optax, of a `Trainable`; it gets `value`, `grad` and `value_fn`,
+        the loss, its gradient and the loss of a `Trainable`, which line searches read.
       variant: the form of edge-popup.
       accumulate: parts of a batch that go through the model one after another.
       control: whether this run is a control; None for a program without controls.
@@ -83,14 +84,32 @@ def step(
 
     params, pull = jax.vjp(moving, state.trainable)
     fixed = {name: value for name, value in state.weights.items() if name not in params}
-    value, gradient, model = _gradient(
-        _uniform(loss, fixed, state.model), params, state.model, batch, key, accumulate
-    )
+    uniform = _uniform(loss, fixed, state.model)
+    value, gradient, model = _gradient(uniform, params, state.model, batch, key, accumulate)
     (gradient,) = pull(gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+    updates, opt_state = update(
+        optimizer,
+        gradient,
+        state,
+        value,
+        lambda trainable: uniform(moving(trainable), state.model, batch, key)[0],
+    )
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
     return State(state.step + 1, state.weights, trainable, opt_state, model), metrics
+
+
+def update(
+    optimizer: optax.GradientTransformation,
+    gradient: Trainable,
+    state: State,
+    value: Float[Array, ""],
+    value_fn: Callable[[Trainable], Array],
+) -> tuple[Trainable, PyTree]:
+    """Return the optimiser's updates and its next state."""
+    more = optax.with_extra_args_support(optimizer)
+    before = state.opt_state, state.trainable
+    return more.update(gradient, *before, value=value, grad=gradient, value_fn=value_fn)
 
 
 def _uniform(loss: Loss, fixed: dict[str, Array], model: PyTree) -> Loss:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -19,6 +21,7 @@ class Training:
     Attributes:
       steps: optimiser steps of each run.
       optimizer: any optimiser of Optax, such as ``Schedule(steps).optimizer(0.05)``, the paper's.
+        It moves a `Trainable`: its masks and labels are functions of that tree.
       sweep: values of hyperparameters in the optimiser's state (`optax.inject_hyperparams`) by
         name, such as ``{"learning_rate": [0.01, 0.1]}``: runs for all of them, controls among them.
       accumulate: parts of a batch that go through the model one after another.
@@ -38,7 +41,7 @@ class Training:
 
     steps: int
     optimizer: optax.GradientTransformation
-    sweep: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    sweep: Mapping[str, Sequence[float] | np.ndarray] = dataclasses.field(default_factory=dict)
     accumulate: int = 1
     validation: Sequence[PyTree] = ()
     evaluate: Callable[..., Any] | None = None
@@ -51,3 +54,23 @@ class Training:
         checks.integer("steps", self.steps, low=1)
         checks.integer("accumulate", self.accumulate, low=1)
         checks.integer("evaluate_every", self.evaluate_every, low=1)
+        if not all(callable(getattr(self.optimizer, part, None)) for part in ("init", "update")):
+            allowed = "an optimiser of Optax, such as optax.adam(0.01)"
+            raise checks.fail("optimizer", allowed, repr(self.optimizer))
+        for name, values in checks.record("sweep", self.sweep, Mapping).items():
+            label = f"sweep[{name!r}]"
+            checks.different(label, [checks.number(label, x) for x in listed(label, values)])
+        checks.sequence("validation", self.validation)
+        for name in ("evaluate", "progress"):
+            if getattr(self, name) is not None:
+                checks.function(name, getattr(self, name))
+        if self.evaluate is not None and not self.validation:
+            raise checks.fail("evaluate", "None without validation batches", self.evaluate)
+        checks.record("mesh", self.mesh, Mesh | None)
+
+
+def listed(name: str, values: Any) -> Sequence[Any]:
+    """Return values as a sequence: a list, a tuple, or an array of one dimension."""
+    if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 1:
+        return list(np.asarray(values))
+    return checks.sequence(name, values)

@@ -80,6 +80,10 @@ class Variant:
     redraw_rate: float = 0.1
 
     def __post_init__(self):
+        for name in ("masks", "through", "init"):
+            checks.function(name, getattr(self, name))
+        if self.keep_at is not None:
+            checks.function("keep_at", self.keep_at)
         checks.choice("scope", self.scope, SCOPES)
         checks.integer("redraw_every", self.redraw_every, low=0)
         checks.number("redraw_rate", self.redraw_rate, low=0, high=1)

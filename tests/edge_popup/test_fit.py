@@ -143,6 +143,23 @@ def test_a_module_keeps_its_state_and_evaluates_without_dropout():
     ), "biases of two dimensions are no matrices"
 
 
+def test_arrays_of_a_module_that_are_no_variables_are_state():
+    class Counting(nnx.Module):
+        def __init__(self, rngs):
+            self.scale, self.calls = np.full((1, 4), 0.5, np.float32), jnp.zeros(())
+            self.out = nnx.WeightNorm(nnx.Linear(4, 2, rngs=rngs), rngs=rngs)
+
+        def __call__(self, x):
+            self.calls = self.calls + 1
+            return self.out(x * self.scale)
+
+    training = dataclasses.replace(TRAINING, steps=3)
+    module = Counting(nnx.Rngs(0))
+    [result] = edge_popup.fit(KEY, module, module_loss, batch, keep=0.4, training=training)
+    assert list(storage.named_leaves(result.masks)) == ["out.layer_instance.kernel"]
+    assert float(result.ticket.calls) == 3 and float(module.calls) == 0
+
+
 def test_state_that_nobody_updates_is_refused():
     graph, params = nnx.split(Module(nnx.Rngs(0)))
     loss = squared(lambda p, x: nnx.merge(graph, p)(x))
@@ -181,7 +198,7 @@ def test_state_in_a_tree_goes_on_with_keys_of_its_own(tmp_path):
     again = edge_popup.fit(KEY, model, loss, batch, keep=0.4, training=training, out=tmp_path)
     same((whole[0].masks, whole[0].ticket), (again[0].masks, again[0].ticket))
     assert float(whole[0].ticket.state["mean"]) != 0
-    with refusals("^measure must be a function for a model with mutable state, got None"):
+    with refusals("^evaluate must be a function for a model with mutable state, got None"):
         unmeasured = dataclasses.replace(training, evaluate=None)
         edge_popup.fit(KEY, model, loss, batch, keep=0.4, training=unmeasured)
 

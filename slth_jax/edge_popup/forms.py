@@ -1,0 +1,64 @@
+"""Dtypes and shapes of a user's arrays, which `fit` checks before it compiles anything."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slth_jax import checks
+from slth_jax.types import PyTree
+
+
+def of_tree(tree: PyTree) -> dict[str, str]:
+    """Return dtype and shape of each array of a tree, by its place."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): form_of(leaf)
+        for path, leaf in leaves
+    }
+
+
+def check_batch(name: str, batch: PyTree) -> None:
+    """Refuse a batch of anything but arrays and numbers."""
+    leaves = jax.tree.leaves(batch)
+    for leaf in leaves or [batch]:
+        try:
+            jax.eval_shape(lambda x: x, leaf)
+            known = bool(leaves)
+        except TypeError:  # text, objects
+            known = False
+        if not known:
+            raise checks.fail(name, "a tree of arrays", repr(leaf))
+
+
+def check_sources(sources: Sequence[tuple[PyTree, PyTree]]) -> None:
+    """Refuse models of several seeds whose arrays differ in dtype or shape."""
+    forms = [of_tree(params) | of_tree(state) for params, state in sources]
+    first = forms[0]
+    for form in forms[1:]:
+        if form != first:
+            name = min(n for n in first | form if first.get(n) != form.get(n))
+            allowed = f"a function that draws equal shapes: {name!r} of {first.get(name)}"
+            raise checks.fail("params", allowed, str(form.get(name)))
+
+
+def check_loss(loss: Callable[..., Any], state: PyTree, arguments: Sequence[PyTree]) -> None:
+    """Refuse a loss that is no scalar, or whose next state is not of the form of the state."""
+    result = jax.eval_shape(loss, *arguments)
+    value, after = (result, None) if state is None else result
+    if state is not None:
+        before = of_tree(state)
+        if (form := of_tree(after)) != before:
+            name = min(n for n in before | form if before.get(n) != form.get(n))
+            allowed = f"a function whose next state has {name!r} of {before.get(name)}"
+            raise checks.fail("loss", allowed, str(form.get(name)))
+    array = isinstance(value, jax.ShapeDtypeStruct)
+    if not array or value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise checks.fail("loss", "a function that returns a floating-point scalar", form_of(value))
+
+
+def form_of(value: Any) -> str:
+    """Return dtype and shape of an array, or the name of another type."""
+    array = hasattr(value, "dtype")
+    return f"{value.dtype}{list(value.shape)}" if array else type(value).__name__
