@@ -16,7 +16,7 @@ is called as the module is, and trains as any module does::
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +25,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from slth_jax import attention, checks, edge_popup, initializers, models, storage
+from slth_jax.edge_popup.flax_module import value_of
 from slth_jax.edge_popup.model import Masking, by_name, fraction, parts_of
-from slth_jax.edge_popup.variants import variant_of
+from slth_jax.edge_popup.variants import largest, largest_raw, variant_of
 from slth_jax.types import ArrayLike, AttentionParams
 
 
@@ -36,6 +37,10 @@ class Frozen(nnx.Variable):
 
 class Score(nnx.Param):
     """The scores of an array of weights, which training moves."""
+
+
+class Fraction(nnx.Variable):
+    """A fraction kept that is an array, which JAX may trace."""
 
 
 class Supermask(nnx.Module):
@@ -49,7 +54,8 @@ class Supermask(nnx.Module):
     Args:
       model: any module; the wrapper works on a copy.
       keep: fraction of each array that is kept, or a dictionary of fractions by the arrays' names
-        or the beginnings of their names ('conv' for 'conv.kernel').
+        or the beginnings of their names ('conv' for 'conv.kernel'). Fractions that are JAX arrays
+        may be traced, and are read in millionths.
       rngs: the stream 'params' draws the scores, 'masks' the masks of variants that sample them.
       variant: a form of edge-popup, or its name in `edge_popup.VARIANTS`; its scope is 'array'
         unless arrays are stacks of matrices. Forms that depend on the step, by `keep_at` or
@@ -79,22 +85,26 @@ class Supermask(nnx.Module):
         graph, params, rest = _split(model)
         named = {_name(path): variable.get_value() for path, variable in params}
         masked = parts_of(named, Masking(mask=mask)).masked
-        if isinstance(keep, Mapping):
-            self.keep: Any = by_name(keep, masked)
-        else:
-            known = not isinstance(keep, jax.core.Tracer)
-            checked = fraction(keep) if known else keep
-            self.keep = keep if isinstance(keep, jax.Array) else checked
+        if any(isinstance(variable, (Frozen, Score)) for _, variable in params):
+            raise checks.fail("model", "a module without a Supermask inside", type(model).__name__)
+        self.keep: Any = _kept(keep, masked, self.variant)
         frozen = [
-            (path, Frozen(v.get_value()) if _name(path) in masked else v) for path, v in params
+            (path, _retyped(v, Frozen, of=type(v)) if _name(path) in masked else v)
+            for path, v in params
         ]
         self.model = _merge(graph, frozen, rest)
         weights = {name: named[name] for name in masked}
+        if "params" not in rngs and "default" not in rngs:
+            streams = [name for name, _ in rngs.items()]
+            raise checks.fail("rngs", "with a stream 'params' for the first scores", streams)
         scores = edge_popup.init_scores(
             rngs.params(), weights, self.variant, fan_in=_fan_in(model, masked)
         )
-        self.scores = nnx.Dict({name: Score(value) for name, value in scores.items()})
-        self.rngs = nnx.Rngs(masks=rngs.masks()) if "masks" in rngs else None
+        metadata = {_name(path): v.get_metadata() for path, v in params}
+        self.scores = nnx.Dict({n: Score(x, **metadata[n]) for n, x in scores.items()})
+        samples = self.variant.masks not in (largest, largest_raw)
+        drawn = "masks" in rngs or (samples and "default" in rngs)
+        self.rngs = nnx.Rngs(masks=rngs.masks()) if drawn else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module under the masks."""
@@ -108,9 +118,9 @@ class Supermask(nnx.Module):
         graph, params, rest = _split(self.model)
         weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
         trainable = edge_popup.Trainable(self._scores(), {})
-        masked = edge_popup.ticket(self._key(), weights, trainable, self.keep, self.variant)
+        masked = edge_popup.ticket(self._key(), weights, trainable, self._keep(), self.variant)
         plain = [
-            (path, nnx.Param(masked[_name(path)]) if isinstance(v, Frozen) else v)
+            (path, _plain(v, masked[_name(path)]) if isinstance(v, Frozen) else v)
             for path, v in params
         ]
         return _merge(graph, plain, rest)
@@ -119,11 +129,17 @@ class Supermask(nnx.Module):
         """Return the masks, booleans in nested dictionaries named as the parameters."""
         _, params, _ = _split(self.model)
         weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
-        masks = edge_popup.masks(self._key(), self._scores(), weights, self.keep, self.variant)
+        masks = edge_popup.masks(self._key(), self._scores(), weights, self._keep(), self.variant)
         return storage.nested(masks)
 
     def _scores(self) -> dict[str, Float[Array, "..."]]:
         return {name: score[...] for name, score in self.scores.items()}
+
+    def _keep(self) -> Any:
+        """Return the fraction, or the fractions by name, as numbers or arrays."""
+        if not isinstance(self.keep, Mapping):
+            return value_of(self.keep)
+        return {name: value_of(share) for name, share in self.keep.items()}
 
     def _key(self) -> Array | None:
         return None if self.rngs is None else self.rngs.masks()
@@ -131,14 +147,13 @@ class Supermask(nnx.Module):
     def _take_state(self, ticket: nnx.Module) -> None:
         """Take over the mutable state in which a call has left the plain module."""
         before = dict(_split(self.model)[2])
-        for path, variable in _split(ticket)[2]:
-            if path not in before:  # the call has sown it
-                owner: Any = self.model
-                for part in path[:-1]:
-                    owner = owner[part] if isinstance(part, int) else getattr(owner, part)
-                setattr(owner, path[-1], type(variable)(variable.get_value()))
-            elif variable.get_value() is not before[path].get_value():
-                before[path].set_value(variable.get_value())
+        for path, leaf in _split(ticket)[2]:
+            if path in before and value_of(leaf) is value_of(before[path]):
+                continue
+            if path in before and isinstance(leaf, nnx.Variable):
+                before[path].set_value(leaf.get_value())
+            else:  # the call has sown it, or it is an array without a variable
+                _set(self.model, path, leaf)
 
 
 class Attention(nnx.Module):
@@ -208,7 +223,7 @@ class Decoder(nnx.Module):
         return models.loss(self.arrays(), tokens, self.settings, dtype=self.dtype)
 
 
-Flat = list[tuple[tuple, nnx.Variable]]
+Flat = list[tuple[tuple, Any]]  # (path, variable), or (path, array) of one without
 
 
 def _split(model: nnx.Module) -> tuple[Any, Flat, Flat]:
@@ -227,10 +242,49 @@ def _merge(graph: Any, params: Flat, rest: Flat) -> nnx.Module:
 
     def copies(variables: Flat) -> Any:
         return nnx.from_flat_state(
-            [(path, type(v)(v.get_value(), **v.get_metadata())) for path, v in variables]
+            [
+                (path, _retyped(v, type(v)) if isinstance(v, nnx.Variable) else v)
+                for path, v in variables
+            ]
         )
 
     return nnx.merge(graph, copies(params), copies(rest))
+
+
+def _retyped(variable: nnx.Variable, kind: type[nnx.Variable], **more: Any) -> Any:
+    """Return a variable of another type with the same value and metadata, such as shardings."""
+    return kind(variable.get_value(), **variable.get_metadata(), **more)
+
+
+def _plain(frozen: Frozen, value: Array) -> nnx.Variable:
+    """Return a variable as the module had it before it was frozen, with another value."""
+    metadata = frozen.get_metadata()
+    kind = metadata.pop("of")
+    return kind(value, **metadata)
+
+
+def _kept(keep: Any, masked: Mapping[str, Any], variant: edge_popup.Variant) -> Any:
+    """Return checked fractions; those that are arrays as variables, so that JAX may trace them."""
+    if not isinstance(keep, Mapping):
+        checked = fraction(keep)
+        return Fraction(jnp.asarray(keep)) if isinstance(keep, jax.Array) else checked
+    if variant.scope == "global":
+        raise checks.fail("keep", "one fraction if scope is 'global'", sorted(map(str, keep)))
+    by_array = by_name(keep, masked)
+    if not any(isinstance(value, jax.Array) for value in by_array.values()):
+        return by_array
+    return nnx.Dict({name: Fraction(jnp.asarray(value)) for name, value in by_array.items()})
+
+
+def _set(module: nnx.Module, path: tuple, leaf: Any) -> None:
+    """Set a value at a path through attributes, lists and dictionaries."""
+    owner: Any = module
+    for part in path[:-1]:
+        owner = owner[part] if isinstance(owner, (Mapping, Sequence)) else getattr(owner, part)
+    if isinstance(owner, (MutableMapping, MutableSequence)):
+        owner[path[-1]] = leaf
+    else:
+        setattr(owner, path[-1], leaf)
 
 
 def _name(path: tuple) -> str:

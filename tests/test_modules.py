@@ -337,6 +337,81 @@ def test_forms_that_depend_on_the_step_and_wrong_fractions_are_refused():
     assert model.keep == {"layers.0.kernel": 0.5, "layers.2.kernel": 0.5}
 
 
+class Bare(nnx.Module):
+    """Arrays that are no variables: a table, and a count that every call raises."""
+
+    def __init__(self, rngs):
+        self.table = jnp.arange(16.0)[None]
+        self.count = jnp.zeros(())
+        self.out = nnx.WeightNorm(nnx.Linear(16, 3, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        self.count = self.count + 1
+        return self.out(x * self.table)
+
+
+def test_arrays_that_are_no_variables_are_state():
+    rngs = nnx.Rngs(KEY)
+    model = Supermask(Bare(rngs), keep=KEEP, rngs=rngs)
+    assert list(model.scores) == ["out.layer_instance.kernel"]
+    optimizer = nnx.Optimizer(model, OPTIMIZER, wrt=Score)
+    train = nnx.jit(step)
+    for seed in range(2):
+        assert np.isfinite(train(model, optimizer, *batch(seed)))
+    assert float(model.model.count) == 2
+    np.testing.assert_array_equal(model.model.table[0], jnp.arange(16.0))
+
+
+def test_fractions_may_be_traced():
+    keeps = jnp.array([0.1, 0.5, 0.9])
+
+    @nnx.vmap
+    def create(key, keep):
+        rngs = nnx.Rngs(key)
+        model = MODELS["sequential"](rngs)
+        by_name = {"layers.0": keep, "layers.2": 0.5}
+        return [Supermask(model, keep=kept, rngs=rngs) for kept in (keep, by_name)]
+
+    count = nnx.jit(nnx.vmap(lambda model: [mask.sum() for mask in jax.tree.leaves(model.masks())]))
+    alike, by_name = map(count, create(jax.random.split(KEY, 3), keeps))
+    for counts, fractions in ((alike, (keeps, keeps)), (by_name, (keeps, [0.5] * 3))):
+        for size, kept, shares in zip((512, 96), counts, fractions, strict=True):
+            expected = [supermask.num_kept(size, keep) for keep in np.asarray(shares)]
+            np.testing.assert_array_equal(kept, expected)
+    assert supermask.num_kept(512, 0.29) == sum(
+        int(mask.sum())
+        for mask in jax.tree.leaves(
+            Supermask(
+                nnx.Linear(512, 1, rngs=nnx.Rngs(0)), keep=np.float32(0.29), rngs=nnx.Rngs(0)
+            ).masks()
+        )
+    )
+
+
+def test_types_and_metadata_of_variables_stay():
+    lora = nnx.LoRA(6, 2, 3, rngs=nnx.Rngs(0), a_initializer=nnx.with_metadata(
+        nnx.initializers.normal(), axes=("in", "rank")))  # fmt: skip
+    model = Supermask(lora, keep=KEEP, rngs=nnx.Rngs(1))
+    plain = model.ticket()
+    assert type(plain.lora_a) is nnx.LoRAParam and plain.lora_a.get_metadata("axes")[0] == "in"
+    assert model.scores["lora_a"].get_metadata("axes") == ("in", "rank")
+    assert nnx.state(plain, nnx.LoRAParam).keys() == nnx.state(lora, nnx.LoRAParam).keys()
+
+
+def test_modules_and_streams_that_cannot_be_used_are_named():
+    inner = nnx.Sequential(
+        Supermask(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), keep=0.5, rngs=nnx.Rngs(0))
+    )
+    with refusals("model must be a module without a Supermask inside, got Sequential"):
+        Supermask(inner, keep=0.5, rngs=nnx.Rngs(0))
+    with refusals(r"rngs must be with a stream 'params' for the first scores, got \['dropout'\]"):
+        Supermask(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), keep=0.5, rngs=nnx.Rngs(dropout=0))
+    with refusals(r"keep must be one fraction if scope is 'global', got \['kernel'\]"):
+        variant = edge_popup.VARIANTS["kaiming_global"]
+        linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+        Supermask(linear, keep={"kernel": 0.5}, rngs=nnx.Rngs(0), variant=variant)
+
+
 def test_the_decoder_is_the_functions_of_models():
     settings = models.make_settings(
         vocab_size=24, width=16, num_blocks=2, num_heads=2, max_length=8, activation="relu"
@@ -374,8 +449,8 @@ def test_sampled_masks_differ_from_call_to_call():
     def masks(key, scores, weights, keep):
         return jax.random.bernoulli(key, jax.nn.sigmoid(scores))
 
-    rngs = nnx.Rngs(params=0, masks=1)
     variant = dataclasses.replace(edge_popup.VARIANTS["ramanujan"], masks=masks)
-    model = Supermask(MODELS["sequential"](rngs), keep=KEEP, rngs=rngs, variant=variant)
-    first, second = model(batch()[0]), model(batch()[0])
-    assert not np.array_equal(first, second)
+    for rngs in (nnx.Rngs(params=0, masks=1), nnx.Rngs(0)):
+        model = Supermask(MODELS["sequential"](rngs), keep=KEEP, rngs=rngs, variant=variant)
+        first, second = model(batch()[0]), model(batch()[0])
+        assert not np.array_equal(first, second)
