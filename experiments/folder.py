@@ -20,7 +20,7 @@ _log = logging.getLogger("experiments")
 
 
 class Sweep(NamedTuple):
-    """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk`.
+    """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk`, `static`.
 
     Programs are compiled at the largest padded size: narrower sources cost little in it. A run
     of several sweeps gives each a `part`, the name of its folder.
@@ -33,10 +33,11 @@ class Sweep(NamedTuple):
     batch: int | None = None
     chunk: int | None = None
     part: str = ""
+    static: Sequence[str] = ()
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of `sweep.run`, besides the trial and the seeds."""
-        named = ("grid", "padded", "batch", "chunk")
+        named = ("grid", "padded", "batch", "chunk", "static")
         return {name: getattr(self, name) for name in named} | {"buckets": "largest"}
 
 

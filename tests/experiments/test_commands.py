@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -117,6 +118,19 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
         folder.open(str(tmp_path / "run"), "hidden-dim", config),
     ):
         pass
+
+
+def test_a_sweep_of_an_experiment_has_plain_values_where_it_asks(tmp_path):
+    def trial(key, hparams):
+        shape = (hparams["length"],)  # a traced value is no shape
+        return {"error": jax.random.uniform(key, shape).mean() * hparams["scale"]}
+
+    config = options.configure(registry.load("hidden-dim").PRESETS, "quick", {}, 2)
+    grid = {"length": (2, 3), "scale": (0.5, 1.0)}
+    planned = folder.Sweep("trials", trial, grid, padded=(), static=("length",))
+    with folder.open(str(tmp_path / "run"), "hidden-dim", config, quiet=True) as run:
+        rows = run.sweep(planned).rows
+    assert len(rows) == 8 and {row["length"] for row in rows} == {2, 3}
 
 
 def test_rows_are_averaged_by_setting():
