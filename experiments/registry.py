@@ -92,6 +92,8 @@ EXPERIMENTS = {
         {
             "tiny": "one size and seed: one to two minutes; shows that everything runs",
             "quick": "four widths, five seeds: 30 to 40 minutes; scaling helps from width 128 on",
+            "tuned": "three widths, each method at the best of three rates: about an hour; losses by "
+            "parameters and by bytes",
             "paper": "the paper's sizes: accelerators only; --dry-run estimates hours and memory",
         },
     ),

@@ -264,41 +264,17 @@ def language() -> str:
     run = read("language_quick")
     rows = []
     for width in sorted({row["width_multiplier"] for row in run["rows"]}):
-        cells = []
-        for method in ("dense", "ticket", "scaled"):
-            row = pick(run["rows"], width_multiplier=width, method=method)
-            cells.append(f"{row['mean']:.3f} ({row['learning_rate']:g})")
+        means = {
+            row["method"]: row["mean"] for row in run["rows"] if row["width_multiplier"] == width
+        }
+        cells = [f"{means[method]:.3f}" for method in ("dense", "ticket", "scaled")]
         for reference in ("ticket", "dense"):
             pair = pick(run["paired"], width_multiplier=width, method="scaled", reference=reference)
             cells.append(f"{pair['difference']:.3f} {interval(pair['low'], pair['high'], 3)}")
         rows.append((f"{32 * width:g}", *cells))
     names = ("width", "trained", "ticket", "scaled ticket", "scaled - ticket", "scaled - trained")
-    rates = sorted({row["learning_rate"] for row in run["rates"]})
-    at_edge = sum(row["learning_rate"] in (rates[0], rates[-1]) for row in run["rows"])
-    note = (
-        f"Mean of the best validation loss over {run['rows'][0]['count']} seeds, in brackets the highest learning "
-        f"rate: of {', '.join(f'{rate:g}' for rate in rates)} the one with the lowest mean, for each "
-        f"size and method ({at_edge} of {len(run['rows'])} are the least or the largest). Differences "
-        f"are paired by seed, with 95 % intervals that do not know of this choice. The run took "
-        f"{run['seconds'] / 60:.0f} minutes."
-    )
-    return f"{table(names, rows)}\n\n{wrapped(note)}"
-
-
-def language_bytes() -> str:
-    """Losses of tickets, and of trained models at few bits per weight, by the bytes of each."""
-    points = read("language_quick")["bytes"]
-    widths = sorted({point["width_multiplier"] for point in points})
-    rows = []
-    for name in dict.fromkeys(point["name"] for point in points):
-        cells = []
-        for width in widths:
-            point = pick(points, name=name, width_multiplier=width)
-            cells.append(
-                f"{point['bytes'] / 1000:.1f} kB: {point['mean']:.3f} ± {point['std']:.3f}"
-            )
-        rows.append((name, *cells))
-    return table(("stored", *(f"width {32 * width:g}" for width in widths)), rows)
+    seeds, minutes = run["rows"][0]["count"], run["seconds"] / 60
+    return f"{table(names, rows)}\n\n{seeds} seeds, {minutes:.0f} minutes."
 
 
 def edge_popup_step() -> str:
