@@ -88,12 +88,12 @@ EXPERIMENTS = {
         "experiments.language.comparison",
         "figure 7: trained GPT-2s, their tickets, and scaled tickets",
         "Validation loss against the number of non-zero parameters: scaled tickets gain on plain "
-        "tickets as the model widens. Rates are not tuned per method.",
+        "tickets as the model widens. Only the preset tuned tries several rates per method.",
         {
             "tiny": "one size and seed: one to two minutes; shows that everything runs",
             "quick": "four widths, five seeds: 30 to 40 minutes; scaling helps from width 128 on",
-            "tuned": "three widths, each method at the best of three rates: about an hour; losses by "
-            "parameters and by bytes",
+            "tuned": "three widths, each method at the best of three rates: about an hour; losses "
+            "by parameters and by bytes",
             "paper": "the paper's sizes: accelerators only; --dry-run estimates hours and memory",
         },
     ),

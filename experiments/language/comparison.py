@@ -60,7 +60,7 @@ class Config(Settings):
 PRESETS = {
     # Widths 32, 64, 128, 256, three methods, five seeds: 30 to 40 minutes on two cores.
     "quick": Config(models=("nano",) * 4, widths=(1.0, 2.0, 4.0, 8.0), seeds=5, steps=400),
-    # Widths 32, 64, 128, three methods, each at the best of three rates: about an hour on two cores.
+    # Widths 32, 64, 128, each method at the best of three rates: about an hour on two cores.
     "tuned": Config(
         models=("nano",) * 3,
         widths=(1.0, 2.0, 4.0),
