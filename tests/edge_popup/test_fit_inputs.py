@@ -71,7 +71,7 @@ def same(left, right):
         optax.chain(ADAM, optax.contrib.reduce_on_plateau()),  # reads the loss
         pytest.param(optax.polyak_sgd(0.1), marks=pytest.mark.slow),
         pytest.param(optax.lbfgs(0.1), marks=pytest.mark.slow),  # evaluates the loss
-        pytest.param(optax.MultiSteps(ADAM, 2), marks=pytest.mark.slow),
+        pytest.param(optax.MultiSteps(ADAM, 2).gradient_transformation(), marks=pytest.mark.slow),
         pytest.param(optax.adafactor(0.01, min_dim_size_to_factor=4), marks=pytest.mark.slow),
         pytest.param(optax.add_noise(0.1, 0.5, KEY), marks=pytest.mark.slow),  # draws from a key
     ],
