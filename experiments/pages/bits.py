@@ -38,7 +38,7 @@ def bits_models() -> str:
     """The paragraphs on all-MiniLM-L6-v2 and SmolLM2-135M-Instruct in bands."""
     encoder, chat = read("real_minilm_bits"), read("real_chat_bits")
     close, near = encoder["compare"], chat["compare"]
-    parts = near["perplexity"] / near["target_perplexity"] - 1
+    parts = near["ticket_perplexity"] / near["target_perplexity"] - 1
     return "\n\n".join(
         wrapped(text)
         for text in (
@@ -47,9 +47,9 @@ def bits_models() -> str:
             f"and {close['least_cosine']:.4f} at least; the nearest neighbours of "
             f"{close['equal_nearest']} of {close['queries']} queries are equal.",
             f"SmolLM2-135M-Instruct, {_stored(chat)}. On {near['tokens']:,} tokens of WikiText-2 its "
-            f"perplexity is {near['perplexity']:.2f} (target {near['target_perplexity']:.2f}, "
+            f"perplexity is {near['ticket_perplexity']:.2f} (target {near['target_perplexity']:.2f}, "
             f"{100 * parts:+.1f} %), and {100 * near['top1_agreement']:.1f} % of its first choices are "
-            f"the target's.",
+            f"the target's. {near['equal_answers']} of {len(near['answers'])} answers to questions are equal.",
         )
     )
 

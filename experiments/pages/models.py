@@ -39,6 +39,27 @@ def scales_of_rows() -> str:
     )
 
 
+def key_biases() -> str:
+    """Errors of a random Qwen2 with large key biases."""
+    run = read("key_biases")
+    runs, samples = run["runs"], run["samples"]
+    (none,), (slow, slow_finer), (every, every_finer) = (runs[n] for n in ("none", "slow", "all"))
+    (more,) = set(slow_finer["finer"].values())
+    bits = 100 * (slow_finer["mask_bits"] / slow["mask_bits"] - 1)
+    exact = every_finer["error_of_exact_queries_and_keys"]
+    return wrapped(
+        f"Measured on a random Qwen2 of two blocks and width 64 at {samples} samples "
+        f"(`python -m experiments.benchmarks.key_biases`, {run['device']}, {run['date']}): the root "
+        f"mean square error of the logits is {g(none['error'])} of their standard deviation. With "
+        f"key biases of {run['size']:.0f} at the slowly turning coordinates it is "
+        f"{g(slow['error'])} with {samples} samples for all matrices, and {g(slow_finer['error'])} "
+        f"with {more} for the keys, at {bits:.1f} % more mask bits. With such biases at all "
+        f"coordinates it is {g(every['error'])} and {g(every_finer['error'])}; with exact queries "
+        f"and keys it would be {g(exact)}, since there the biases multiply the errors of the rows "
+        f"that attention reads. No finer encoding of queries and keys removes that."
+    )
+
+
 def _minutes(run: dict[str, Any]) -> str:
     return g(run["hide"]["seconds"] / 60)
 
