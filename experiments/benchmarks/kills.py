@@ -53,16 +53,19 @@ def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[s
     command += [str(out), str(inputs)]
     address = _free_address()
     places = [[f"{address},{index}/{count}"] if count > 1 else [] for index in range(count)]
-    return [
-        subprocess.Popen(
-            command + place,
-            cwd=Path(__file__).parents[2],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=_errors(out, index).open("w"),
-        )
-        for index, place in enumerate(places)
-    ]
+    processes = []
+    for index, place in enumerate(places):
+        with _errors(out, index).open("w") as errors:  # the process has its own copy
+            processes.append(
+                subprocess.Popen(
+                    command + place,
+                    cwd=Path(__file__).parents[2],
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                )
+            )
+    return processes
 
 
 def _free_address() -> str:
