@@ -208,9 +208,12 @@ def error(
     return checks.finite_result(errors)
 
 
+_MOST = 1 << 17  # rows of a mask, which then has 16 GiB
+
+
 def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
-    """Return the causal attention mask: row i attends to columns j <= i."""
-    length = checks.integer("length", length, low=0)
+    """Return the causal attention mask: row i attends to columns j <= i; at most 2^17 rows."""
+    length = checks.integer("length", length, low=0, high=_MOST)
     return jnp.tril(jnp.ones((length, length), bool))
 
 

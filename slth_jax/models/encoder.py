@@ -51,6 +51,7 @@ def embeddings(
 
 def check(settings: Settings, pooling: str) -> None:
     """Refuse the settings of a decoder, and an unknown pooling."""
+    checks.record("settings", settings, Settings)
     if not settings.states or settings.causal:
         raise checks.fail("settings", "of an encoder: causal False, states True", "a decoder's")
     checks.choice("pooling", pooling, POOLINGS)
