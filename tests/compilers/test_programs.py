@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import pytest
 from machines_at_hand import skip_without
 
-from experiments.language import training as language
-from experiments.language.comparison import Config
-from experiments.language.job import Run
 from slth_jax import (
     attention,
     construction,
@@ -153,16 +150,6 @@ def hiding(bits=None):
     return trace
 
 
-def training(mesh, runs=4):
-    """Return the edge-popup steps of GPT-2 mini with GPT-2's tokens."""
-
-    def trace(devices):
-        job = Config(tokenizer="gpt2", rows=16, length=128, chunk=1, mesh=mesh).job("mini")
-        return language.trace(devices, job, [Run("ticket", i, 1.0, 0.3, 0.01) for i in range(runs)])
-
-    return trace
-
-
 # name: program, machines, most MiB per device, whether its trials are independent.
 TABLE = {
     **{f"solve, n = {n}": (solved(n), (TPU, TPUS, GPU, GPUS), 600, True) for n in (12, 20, 24)},
@@ -178,10 +165,6 @@ TABLE = {
     "prune_transformer": (of_seeds(transformer), (TPUS, GPUS), 600, True),
     "hide": (hiding(), (TPU, TPUS, GPUS), 600, True),
     "hide, 5 bits": (hiding(5), (TPUS, GPUS), 600, True),
-    "edge-popup, runs": (training((4, 1, 1)), (TPUS, GPUS), 4000, True),
-    "edge-popup, data": (training((1, 4, 1), 1), (TPUS,), 4000, False),
-    "edge-popup, model": (training((1, 1, 4), 1), (TPUS, GPUS), 1500, False),
-    "edge-popup, pod": (training((64, 2, 2), 64), (POD,), 4000, False),
     "generation with a cache": (generating, (TPU, GPU), 400, True),
 }
 COUNTING = ("from_scores",)
