@@ -1,4 +1,4 @@
-"""A random Llama of the shape of Llama-3.2-1B: the cost of hiding it, and two blocks really hidden.
+"""A random Llama of the shape of Llama-3.2-1B: the cost to hide it, and two blocks hidden.
 
     python -m experiments.benchmarks.hide_large --work FOLDER [--samples 16] [--blocks 2]
 
@@ -160,7 +160,7 @@ def main() -> None:
         **machine.report(),
     }
     print(json.dumps(result, indent=1))
-    storage.write_json(storage.make_folder(options.out) / "hide_1b.json", result)
+    storage.write_json(storage.make_folder(options.out) / "hide_large.json", result)
 
 
 if __name__ == "__main__":

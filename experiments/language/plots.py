@@ -10,8 +10,10 @@ import numpy as np
 from experiments.plots import COLORS, PAPER, error_bars, figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LOSS = "validation loss (nats per token)"
 METHODS = {"dense": "trained", "ticket": "ticket", "scaled": "ticket, scaled query and key"}
 
 
@@ -34,7 +36,7 @@ def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
         fontsize=9,
     )
     axes.set_xlabel("scale of query and key weights")
-    axes.set_ylabel("validation loss (nats a token)")
+    axes.set_ylabel(LOSS)
     axes.set_title(f"Ticket loss against weight scale; unigram entropy {entropy:.2f}", fontsize=10)
     axes.legend(frameon=False)
     return drawing
@@ -59,11 +61,7 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
                 fontsize=8,
                 color=PAPER,
             )
-    axes.set_xscale("log")
-    axes.margins(x=0.12)
-    axes.set_xlabel("non-zero parameters")
-    axes.set_ylabel("validation loss (nats a token)")
-    axes.legend(frameon=False)
+    _label_sizes(axes, "non-zero parameters")
     return drawing
 
 
@@ -73,12 +71,17 @@ def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
     for index, name in enumerate(dict.fromkeys(point["name"] for point in points)):
         series = sorted((p for p in points if p["name"] == name), key=lambda p: p["bytes"])
         error_bars(axes, [point["bytes"] for point in series], series, name, index)
+    _label_sizes(axes, "bytes of the stored model")
+    return drawing
+
+
+def _label_sizes(axes: Axes, size: str) -> None:
+    """Label losses against a size, on a logarithmic axis."""
     axes.set_xscale("log")
     axes.margins(x=0.12)
-    axes.set_xlabel("bytes of the stored model")
-    axes.set_ylabel("validation loss (nats a token)")
+    axes.set_xlabel(size)
+    axes.set_ylabel(LOSS)
     axes.legend(frameon=False)
-    return drawing
 
 
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
@@ -104,6 +107,6 @@ def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
                 label=label if len(models) == 1 else f"{model}, {label}",
             )
     axes.set_xlabel("step")
-    axes.set_ylabel("validation loss (nats a token)")
+    axes.set_ylabel(LOSS)
     axes.legend(frameon=False, fontsize=8)
     return drawing

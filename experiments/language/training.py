@@ -120,7 +120,8 @@ def compile_for(on: str, job: Job, runs: Sequence[Run]) -> tuple[machines.Report
 
     Args:
       on: see `machines.compile_for`.
-      job, runs: as in `train`.
+      job: the settings of model and training.
+      runs: the runs that train together.
     """
     report = machines.compile_for(on, lambda devices: trace(devices, job, runs))
     return report, job.schedule.steps // _stretch(job, len(runs))

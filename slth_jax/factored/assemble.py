@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float
 
-from slth_jax.factored.spec import Part, Spec
+from slth_jax.factored.part import Part
+from slth_jax.factored.spec import Spec
 from slth_jax.models import Settings
 from slth_jax.models.weights import stacked
 

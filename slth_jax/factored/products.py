@@ -26,7 +26,8 @@ from slth_jax import initializers, wheels
 from slth_jax.construction import choices, engine, search
 from slth_jax.construction.encode import SOURCES
 from slth_jax.construction.rules import Assignment, Rule
-from slth_jax.factored.spec import Network, Part
+from slth_jax.factored.network import Network
+from slth_jax.factored.part import Part
 from slth_jax.types import Array, Key
 
 ROWS = 64  # rows of a free factor that a device works on at a time

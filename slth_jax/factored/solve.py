@@ -9,15 +9,17 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
+from slth_jax import machines
 from slth_jax.construction import choices, engine, trellis
 from slth_jax.construction.encode import SOURCES
 from slth_jax.construction.rules import Rule
 from slth_jax.factored import products
+from slth_jax.factored.network import LEVELS
+from slth_jax.factored.part import Part
 from slth_jax.factored.products import Product
-from slth_jax.factored.spec import LEVELS, Part
 from slth_jax.types import Array
 
 # The largest error of a row that is accepted, in units of scale / 2^(samples - 1).
@@ -54,7 +56,7 @@ class Masks(NamedTuple):
 
 
 Levels = UInt8[np.ndarray, " p"]
-"""The levels of rows' scales, see `spec.LEVELS`."""
+"""The levels of rows' scales, see `network.LEVELS`."""
 
 
 def rows(
@@ -271,7 +273,7 @@ def trace(part: Part, rule: Rule, devices: Sequence[Any]) -> Any:
 
     They need not be at hand, see `machines.compile_for`.
     """
-    mesh = Mesh(np.array(devices, object), ("rows",), axis_types=(AxisType.Auto,))
+    mesh = machines.mesh_of(devices, names=("rows",))
     count = products.ROWS * len(devices)
     by_row = jax.NamedSharding(mesh, jax.P("rows"))
     given = (

@@ -9,7 +9,9 @@ from jaxtyping import UInt8
 
 from slth_jax import checks
 from slth_jax.factored import assemble, products
-from slth_jax.factored.spec import Network, Part, Spec, from_json
+from slth_jax.factored.network import Network
+from slth_jax.factored.part import Part
+from slth_jax.factored.spec import Spec, from_json
 from slth_jax.models import Settings
 from slth_jax.storage import CheckpointError, reason
 

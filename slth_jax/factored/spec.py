@@ -22,21 +22,14 @@ stand one below the other in one product.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, Int
-
 from slth_jax import checks
-from slth_jax.construction import choices, encode, rules
+from slth_jax.construction import rules
 from slth_jax.construction.rules import Rule, Search
-from slth_jax.construction.trellis import Band
+from slth_jax.factored.part import Bands, Part
 from slth_jax.models import Settings
-
-LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.float32)
-"""The scale of a row by its level, 4 bits, in units of its matrix's: 1, 3/4, 1/2, 3/8, ..."""
 
 FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
@@ -51,111 +44,6 @@ KEEP = {
     "norms": NORMS,
 }
 """The parts of a model that can be left as the target's, and the kinds of their matrices."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A stack of `count` products ``left [rows, units] right [units, columns]``.
-
-    Attributes:
-      block: the number of its block; None outside of the blocks.
-      kind: 'wte', 'qk', ..., see the table above.
-      index: its place among all parts, from which its random key is folded.
-      count, rows, columns, units: the shape of the stack.
-      rows_are_inputs: whether the rows are the inputs of the map (`left` comes first) or its
-        outputs.
-      relu: whether a ReLU stands between the factors.
-      band: the shape of the grouped mask if rows are walks through a band; None for subset sums.
-      weights: the distributions of the weights of a band, see `construction.encode.SOURCES`.
-    """
-
-    block: int | None
-    kind: str
-    index: int
-    count: int
-    rows: int
-    columns: int
-    units: int
-    rows_are_inputs: bool
-    relu: bool
-    band: Band | None = None
-    weights: str = "uniform"
-
-    @property
-    def name(self) -> str:
-        """The name in files: '3.qk', 'wte'."""
-        return self.kind if self.block is None else f"{self.block}.{self.kind}"
-
-    @property
-    def num_sums(self) -> int:
-        """The number of entries that are approximated by subset sums."""
-        return self.count * self.rows * self.columns
-
-    @property
-    def num_weights(self) -> int:
-        """The number of random weights."""
-        return self.count * self.units * (self.rows + self.columns)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of the masks of the free factors."""
-        return self.count, self.rows, self.units
-
-    @property
-    def num_bytes(self) -> int:
-        """The bytes of the stored masks of the free factors."""
-        if self.band is None:
-            return math.prod(self.shape) // 8
-        return choices.num_bytes(self.shape, self.band.bits)
-
-    @property
-    def nameless(self) -> "Part":
-        """The part without its place and its number of rows: such parts share compiled programs."""
-        return dataclasses.replace(self, block=None, kind="", index=0, count=1, rows=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bands:
-    """Bands in the place of subset sums: b mask bits per entry, see `construction.trellis`.
-
-    Attributes:
-      bits: b.
-      states: the base-2 logarithm of the number of states of the search.
-      weights: the distributions of weights, see `construction.encode.SOURCES`.
-      row_scales: whether each row of a free factor has a scale, 4 bits (see `LEVELS`), beside the
-        scale of its matrix.
-      column_scales: whether each column of a grouped factor has one too, in units of the largest,
-        and rows with outliers are solved again with coarser ones.
-      others: exceptions, each a kind of matrix or a matrix's name, and its bits per entry.
-      diagonal_gain: whether the map of the last norm in front of a tied embedding is a diagonal of
-        subset sums, as those of other norms are. False in tickets of an earlier version.
-    """
-
-    bits: int
-    states: int = 12
-    weights: str = "sign_uniform"
-    row_scales: bool = True
-    column_scales: bool = True
-    others: tuple[tuple[str, int], ...] = ()
-    diagonal_gain: bool = True
-
-    def __post_init__(self):
-        self.rule()
-        for name, _ in self.others:
-            self.band(name)
-        checks.choice("weights", self.weights, encode.SOURCES)
-
-    def rule(self) -> Rule:
-        """Return the rule of most matrices."""
-        return rules.band(self.bits, self.states)
-
-    def band(self, name: str) -> Band:
-        """Return the band of a matrix by its name, as in '3.q'."""
-        others = dict(self.others)
-        bits = others.get(name, others.get(name.rpartition(".")[2], self.bits))
-        band = rules.band(bits, self.states).band
-        assert band is not None
-        return band
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +65,7 @@ class Spec:
         (the paper's construction), or 'factored', a product per projection.
       shared: whether a tied embedding is one product, used for the first and the last map.
       scaling: 'largest', a fixed multiple of a matrix's largest entry; 'rows', a scale per row of
-        a free factor (see `LEVELS`). In tickets of an earlier version 'spread', less than
+        a free factor (see `network.LEVELS`). In tickets of an earlier version 'spread', less than
         'largest' if the largest entry is far beyond the root mean square.
       bands: the bands of the products, with ``samples = 2^bits``; None for subset sums.
       finer: exceptions, each a matrix's name, as in '3.k', and its samples per subset sum.
@@ -384,43 +272,6 @@ class Spec:
             "bands": None if self.bands is None else dataclasses.asdict(self.bands),
             "finer": [list(entry) for entry in self.finer],
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A random network: a spec, a seed, and the scale of each free factor by part and product.
-
-    With `Spec.row_scales`, `levels` has the levels of rows `[count, rows]` by part; `columns` those
-    of columns `[count, columns]`.
-    """
-
-    spec: Spec
-    seed: int
-    scales: Mapping[str, list[float]]
-    levels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def row_scales(self, part: Part, g: int) -> Float[np.ndarray, " rows"]:
-        """Return the scales of the rows of a free factor."""
-        scale = np.float32(self.scales[part.name][g])
-        if part.name not in self.levels:
-            return np.full(part.rows, scale)
-        return scale * LEVELS[self.levels[part.name][g]]
-
-    def column_scales(self, part: Part, g: int) -> Float[np.ndarray, " columns"] | None:
-        """Return the scales of the columns of a grouped factor; None if they are all 1."""
-        levels = self.columns.get(part.name)
-        return None if levels is None else LEVELS[levels[g]]
-
-    def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
-        """Return the numbers from which the rows of a free factor are drawn.
-
-        With scales chosen row by row, each level has random weights of its own.
-        """
-        rows = np.arange(part.rows)
-        if self.spec.scaling != "rows":
-            return rows
-        return rows + part.rows * self.levels[part.name][g].astype(int)
 
 
 def from_json(fields: Mapping[str, Any]) -> Spec:

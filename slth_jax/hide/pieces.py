@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 from slth_jax.construction.rules import Rule
 from slth_jax.factored import Part, Spec, products, solve
-from slth_jax.factored.spec import LEVELS
+from slth_jax.factored.network import LEVELS
 from slth_jax.hide.targets import Targets
 
 # Some seconds of work, the most that is computed again after a kill.

@@ -29,7 +29,7 @@ from slth_jax.ticket.record import IMPL, Ticket
 SUFFIX = ".ticket.safetensors"
 LEVELS = ("rows", "columns")  # tensors of whole models beside the masks
 _FORMATS = (1, 2)  # without and with compressed masks
-_SMALLER = 0.9  # a mask is compressed if that leaves at most this share of its bytes
+_SMALLER = 0.95  # a mask is compressed if that leaves at most this share of its bytes
 _RATIO = 1032  # of zlib: no stream has more bytes than this multiple of its own
 _COMPACT = (",", ":")  # of JSON: a kilobyte less in the file of a small model
 _NAME = re.compile(r"[\w.\- ]{0,200}")  # names of sources, options, masks

@@ -6,18 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusals import refusals
+from small_model import MODEL
 
 from experiments.language import comparison, stored, text, training
 from experiments.language.job import Job, Run
-from experiments.language.model import Model
 from slth_jax import edge_popup, models, supermask, ticket
 
-MODEL = Model(
-    models.make_settings(
-        num_blocks=1, width=16, num_heads=2, vocab_size=256, max_length=16, activation="relu"
-    ),
-    models.Initial(sd=0.2, embedding_sd=0.4),
-)
 JOB = Job(
     model=MODEL,
     schedule=edge_popup.Schedule(steps=8, warmup=1),

@@ -1,0 +1,50 @@
+"""The random network: a spec, a seed, and the scales of its factors."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from slth_jax.factored.part import Part
+from slth_jax.factored.spec import Spec
+
+LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.float32)
+"""The scale of a row by its level, 4 bits, in units of its matrix's: 1, 3/4, 1/2, 3/8, ..."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A random network: a spec, a seed, and the scale of each free factor by part and product.
+
+    With `Spec.row_scales`, `levels` has the levels of rows `[count, rows]` by part; `columns` those
+    of columns `[count, columns]`.
+    """
+
+    spec: Spec
+    seed: int
+    scales: Mapping[str, list[float]]
+    levels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def row_scales(self, part: Part, g: int) -> Float[np.ndarray, " rows"]:
+        """Return the scales of the rows of a free factor."""
+        scale = np.float32(self.scales[part.name][g])
+        if part.name not in self.levels:
+            return np.full(part.rows, scale)
+        return scale * LEVELS[self.levels[part.name][g]]
+
+    def column_scales(self, part: Part, g: int) -> Float[np.ndarray, " columns"] | None:
+        """Return the scales of the columns of a grouped factor; None if they are all 1."""
+        levels = self.columns.get(part.name)
+        return None if levels is None else LEVELS[levels[g]]
+
+    def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
+        """Return the numbers from which the rows of a free factor are drawn.
+
+        With scales chosen row by row, each level has random weights of its own.
+        """
+        rows = np.arange(part.rows)
+        if self.spec.scaling != "rows":
+            return rows
+        return rows + part.rows * self.levels[part.name][g].astype(int)

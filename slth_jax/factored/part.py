@@ -1,0 +1,114 @@
+"""A part of the random network, a stack of products, and the bits per entry of parts in bands."""
+
+import dataclasses
+import math
+
+from slth_jax import checks
+from slth_jax.construction import choices, encode, rules
+from slth_jax.construction.rules import Rule
+from slth_jax.construction.trellis import Band
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stack of `count` products ``left [rows, units] right [units, columns]``.
+
+    Attributes:
+      block: the number of its block; None outside of the blocks.
+      kind: 'wte', 'qk', ..., see the table above.
+      index: its place among all parts, from which its random key is folded.
+      count, rows, columns, units: the shape of the stack.
+      rows_are_inputs: whether the rows are the inputs of the map (`left` comes first) or its
+        outputs.
+      relu: whether a ReLU stands between the factors.
+      band: the shape of the grouped mask if rows are walks through a band; None for subset sums.
+      weights: the distributions of the weights of a band, see `construction.encode.SOURCES`.
+    """
+
+    block: int | None
+    kind: str
+    index: int
+    count: int
+    rows: int
+    columns: int
+    units: int
+    rows_are_inputs: bool
+    relu: bool
+    band: Band | None = None
+    weights: str = "uniform"
+
+    @property
+    def name(self) -> str:
+        """The name in files: '3.qk', 'wte'."""
+        return self.kind if self.block is None else f"{self.block}.{self.kind}"
+
+    @property
+    def num_sums(self) -> int:
+        """The number of entries that are approximated by subset sums."""
+        return self.count * self.rows * self.columns
+
+    @property
+    def num_weights(self) -> int:
+        """The number of random weights."""
+        return self.count * self.units * (self.rows + self.columns)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the masks of the free factors."""
+        return self.count, self.rows, self.units
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the stored masks of the free factors."""
+        if self.band is None:
+            return math.prod(self.shape) // 8
+        return choices.num_bytes(self.shape, self.band.bits)
+
+    @property
+    def nameless(self) -> "Part":
+        """The part without its place and its number of rows: such parts share compiled programs."""
+        return dataclasses.replace(self, block=None, kind="", index=0, count=1, rows=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands:
+    """Bands in the place of subset sums: b mask bits per entry, see `construction.trellis`.
+
+    Attributes:
+      bits: b.
+      states: the base-2 logarithm of the number of states of the search.
+      weights: the distributions of weights, see `construction.encode.SOURCES`.
+      row_scales: whether each row of a free factor has a scale, 4 bits (see `network.LEVELS`),
+        beside the scale of its matrix.
+      column_scales: whether each column of a grouped factor has one too, in units of the largest,
+        and rows with outliers are solved again with coarser ones.
+      others: exceptions, each a kind of matrix or a matrix's name, and its bits per entry.
+      diagonal_gain: whether the map of the last norm in front of a tied embedding is a diagonal of
+        subset sums, as those of other norms are. False in tickets of an earlier version.
+    """
+
+    bits: int
+    states: int = 12
+    weights: str = "sign_uniform"
+    row_scales: bool = True
+    column_scales: bool = True
+    others: tuple[tuple[str, int], ...] = ()
+    diagonal_gain: bool = True
+
+    def __post_init__(self):
+        self.rule()
+        for name, _ in self.others:
+            self.band(name)
+        checks.choice("weights", self.weights, encode.SOURCES)
+
+    def rule(self) -> Rule:
+        """Return the rule of most matrices."""
+        return rules.band(self.bits, self.states)
+
+    def band(self, name: str) -> Band:
+        """Return the band of a matrix by its name, as in '3.q'."""
+        others = dict(self.others)
+        bits = others.get(name, others.get(name.rpartition(".")[2], self.bits))
+        band = rules.band(bits, self.states).band
+        assert band is not None
+        return band
