@@ -108,7 +108,7 @@ def whole(folder: Path, samples: int) -> dict[str, Any]:
         "parameters": reader.num_bytes // 4,
         **cost._asdict(),
         "hours": cost.seconds / 3600,
-        "hours_on_an_h100": hours,
+        "solver_hours_on_an_h100": hours,
         "seconds_of_the_dry_run": time.perf_counter() - begun,
     }
 

@@ -39,6 +39,24 @@ def scales_of_rows() -> str:
     )
 
 
+def hide_large() -> str:
+    """The cost of a model of a billion weights, and two of its blocks."""
+    run = read("hide_large")
+    whole, blocks = run["whole"], run["blocks"]
+    return wrapped(
+        f"A random Llama of the shape of Llama-3.2-1B ({whole['parameters'] / 1e9:.2f} billion "
+        f"weights) at {run['samples']} samples (`python -m experiments.benchmarks.hide_large`, "
+        f"{run['device']}, {run['date']}, beside other programs): the dry run says "
+        f"{whole['num_sums'] / 1e9:.2f} billion subset sums, a ticket of "
+        f"{whole['ticket_bytes'] / 1e9:.2f} GB and {g(whole['hours'])} hours. "
+        f"{blocks['blocks']} blocks were hidden, {blocks['num_sums'] / 1e6:.0f} million sums in "
+        f"{blocks['seconds'] / 60:.0f} minutes and {blocks['peak_bytes'] / 2**30:.1f} GiB, "
+        f"{blocks['sums_per_second'] / 1000:.0f} thousand per second; at that rate the whole takes "
+        f"{g(whole['num_sums'] / blocks['sums_per_second'] / 3600)} hours. The largest relative "
+        f"error of a matrix is {g(blocks['largest_relative_error'])}."
+    )
+
+
 def key_biases() -> str:
     """Errors of a random Qwen2 with large key biases."""
     run = read("key_biases")
