@@ -210,7 +210,7 @@ WORK = {
         "checkpoints/chunks/*[0-9]",
     ),
 }
-# Sweeps and trainings that two processes share have the bits of a single process.
+# Sweeps and trainings that two processes share have the bits of a single process with two devices.
 WORK |= {
     f"{name} on two processes": dataclasses.replace(WORK[name], processes=2)
     for name in ("sweep", "fit")

@@ -46,8 +46,9 @@ def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[s
         "JAX_COMPILATION_CACHE_DIR": str(inputs.with_name("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
-        "JAX_NUM_CPU_DEVICES": str(devices // count),
         **os.environ,
+        # The shapes of a batch on one device decide how its sums are rounded.
+        "JAX_NUM_CPU_DEVICES": str(devices // count),
     }
     command = [sys.executable, "-m", "experiments.benchmarks.killed_work", name]
     command += [str(out), str(inputs)]
