@@ -8,15 +8,15 @@ Where to start::
     initializers.theory_attention(key, ...)          draw a random source
     construction.prune_attention(source, target)     find the masks of a ticket by subset sums
     construction.guaranteed_error(source, masks, target, max_norm)
-    attention.apply(params, x)                       run attention, of a target or of a ticket
-    construction.find_width(target, error, key=...)  the smallest width that is good enough
-    attention.from_torch(layer, num_heads)           a layer of PyTorch as a target
+    attention.apply(params, x)                       compute attention of a target or a ticket
+    construction.find_width(target, error, key=...)  find the smallest width for an error
+    attention.from_torch(layer, num_heads)           convert a PyTorch layer to a target
     edge_popup.fit(key, params, loss, batches, ...)  find masks by training scores instead
-    hide.solve(reader, recipe, out)                  a whole language model in a seed and masks
-    subset_sum.solve(samples, value)                 the scalar problem underneath
-    ticket.create, save, load, verify, export        a ticket as one small file
-    sweep.run(trial, seeds=..., grid=...)            thousands of trials, batched and resumable
-    theory.attention_widths(epsilon, ...)            the paper's bounds (arXiv:2511.04217)
+    hide.solve(reader, recipe, out)                  store a language model as a seed and masks
+    subset_sum.solve(samples, value)                 solve the scalar problem underneath
+    ticket.create, save, load, verify, export        write and read a ticket as one small file
+    sweep.run(trial, seeds=..., grid=...)            run thousands of trials, batched and resumable
+    theory.attention_widths(epsilon, ...)            compute the paper's bounds (arXiv:2511.04217)
 
 On the command line: ``slth-jax --help``.
 """
@@ -32,12 +32,12 @@ __all__ = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "__
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module of the package when it is first asked for (PEP 562)."""
+    """Import a module of the package when it is first accessed (PEP 562)."""
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """Return every name; names of modules that are not imported yet are among them."""
+    """Return all names, including modules that are not imported yet."""
     return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """Validation of arguments, before any tracing.
 
-Every refusal is one line of one form: the argument, the allowed values, the value received::
+Every error message is one line with the argument, the allowed values and the value received::
 
     keep must be a number in (0, 1], got 1.5
 """
@@ -49,7 +49,7 @@ def _brief(text: str) -> str:
 
 
 def record(name: str, value: Any, kind: type | UnionType) -> Any:
-    """Return `value`, which must be an instance of a type, or of one of several joined by ``|``."""
+    """Return `value`, which must be an instance of `kind`, a type or a union of types."""
     if not isinstance(value, kind):
         allowed = " or ".join(part.__name__ for part in get_args(kind) or (kind,))
         raise fail(name, allowed, f"{type(value).__name__} {value!r}")
@@ -66,7 +66,7 @@ def sequence(name: str, value: Any, kind: type | UnionType = object) -> Sequence
 
 
 def different(name: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Return `values`, at least one of them, no two of which are equal."""
+    """Return `values`, which must not be empty or contain two equal values."""
     if not values or any(value in values[:index] for index, value in enumerate(values)):
         raise fail(name, "different values, at least one", values)
     return values
@@ -128,7 +128,7 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None) -> int:
 
 
 def _scalar(value: Any) -> Any:
-    """Return a concrete array of no dimensions as its entry, anything else as it is."""
+    """Return the entry of a concrete array without dimensions; return other values unchanged."""
     plain = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
     if not plain or value.shape or not jnp.issubdtype(value.dtype, np.number):
         return value
@@ -144,7 +144,7 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
 
 
 def shard(value: str | None) -> tuple[int, int]:
-    """Return (i, n) for 'i/n', part i of n parts; (0, 1), everything, for None."""
+    """Return (i, n) for the text 'i/n', part i of n parts; None, everything, gives (0, 1)."""
     if value is None:
         return 0, 1
     index, slash, count = str(value).partition("/")
@@ -177,19 +177,20 @@ def array(
 ) -> Array:
     """Return `value` as a JAX array after a check of its rank, shape, dtype and entries.
 
-    The library's only rule for float64 (NumPy arrays, lists) while JAX has 64-bit numbers switched
-    off: it is rounded to float32 without a warning.
+    NumPy arrays and lists of float64 are rounded to float32 without a warning while JAX's 64-bit
+    mode is off. No other function of the library converts float64.
 
     Args:
       name: the argument's name, for the message.
       value: any argument of `jnp.asarray`.
-      ndim: the exact rank, if it matters.
+      ndim: the exact rank; None allows any.
       min_ndim: the least rank.
-      shape: the exact shape; `None` entries are free.
+      shape: the exact shape, in which an entry None allows any size.
       kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'factor'
-        (the same, at most 1e17 in magnitude, since products of two are summed), 'bool' or 'int'.
-      finite: refuse NaN and infinities. Under a JAX transformation values are not known yet and
-        not checked.
+        (as 'wide', with entries of at most 1e17 in magnitude, because products of two entries are
+        summed), 'bool' or 'int'.
+      finite: whether to refuse NaN and infinities. Under a JAX transformation values are not known
+        and therefore not checked.
 
     Raises:
       ValueError: one line with the argument, the allowed values and the value received.
@@ -225,7 +226,7 @@ def array(
 
 
 def finite_result(result: Array) -> Array:
-    """Return the result of finite arguments, refused if it overflowed; not known under JAX."""
+    """Return `result`; raise an error if it overflowed (not checked while JAX traces)."""
     known = not isinstance(result, jax.core.Tracer) and result.is_fully_addressable
     if known and not jnp.isfinite(result).all():
         allowed = f"small enough for a finite result in {result.dtype}"

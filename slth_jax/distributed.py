@@ -1,4 +1,4 @@
-"""The processes of one run: joining them, and agreement on values, errors and when to stop."""
+"""Join the processes of one run; let them agree on values, on errors and on when to stop."""
 
 import contextlib
 import contextvars
@@ -23,15 +23,15 @@ __all__ = [
     "wait_for_all", "whole",
 ]  # fmt: skip
 
-# Seconds in which all processes must join, unless SLTH_JOIN_SECONDS is another number.
+# Seconds within which all processes must join; SLTH_JOIN_SECONDS overrides them.
 _JOINING = 40
-# Seconds without a sign of life after which JAX aborts: a second line behind `Watch`, whose thread
+# Seconds without a sign of life after which JAX aborts. This is a fallback: the thread of `Watch`
 # may hang in a request to a host that is off.
 _HEARTBEAT = 45
 # Seconds for which a process that has done its part waits for the others to leave.
 _LEAVING = 20
-# Milliseconds that a process waits for the others to finish their parts: no limit, since `joined`
-# ends every process once another one is lost.
+# Milliseconds for which a process waits for the others to finish their parts. In effect there is no
+# limit, since `joined` ends every process once another one is lost.
 _FOREVER = 30 * 24 * 3600 * 1000
 _barriers = itertools.count()
 _is_alone = contextvars.ContextVar("alone", default=False)
@@ -58,7 +58,7 @@ def on_first(step: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let this process work by itself while the block runs: it agrees with no other on anything."""
+    """While the block runs, let this process work alone, without waiting for other processes."""
     before = _is_alone.set(True)
     try:
         yield
@@ -78,7 +78,7 @@ def wait_for_all() -> None:
 
 
 def whole(array: Any) -> np.ndarray:
-    """Return an array in NumPy, on every process if it is spread over the processes."""
+    """Return the whole array in NumPy, on every process even if it is spread over several."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:
@@ -105,11 +105,11 @@ def _broadcast(value: Any) -> Any:
 
 @contextlib.contextmanager
 def until_sigterm() -> Iterator[Callable[..., None]]:
-    """Yield ``check(last=None)``: it ends every process with status 143 once any got SIGTERM.
+    """Yield ``check(last=None)``, which ends all processes, status 143, once one got SIGTERM.
 
-    While the block runs the signal only sets a flag, so nothing is cut in the middle. `last`, if
-    given, is called before the end. Outside the main thread, where Python cannot handle signals,
-    the check never ends the process by itself.
+    While the block runs the signal only sets a flag, so no operation is interrupted. `last`, if
+    given, is called before the end. Outside the main thread Python cannot handle signals: there the
+    check reacts only to signals of other processes.
     """
     stop_requested = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -137,19 +137,20 @@ def until_sigterm() -> Iterator[Callable[..., None]]:
 def joined(how: str, report: Callable[[BaseException], int] | None = None) -> Iterator[None]:
     """Join the processes of one run while the block runs; no process waits for a lost one.
 
-    Each process reports every second that it lives. If another process has failed, or has been
-    silent for 25 seconds, this one prints a line that names it and ends with the status `LOST`; the
-    same if not all processes join within 40 seconds (SLTH_JOIN_SECONDS). An error in the block ends
-    this process at once, after `report`.
+    Each process reports every second that it is alive. If another process has failed, or has been
+    silent for 25 seconds, this process prints a line that names the lost process and ends with the
+    status `LOST`. It does the same if not all processes join within 40 seconds (SLTH_JOIN_SECONDS).
+    An error in the block ends this process at once, after `report`.
 
     Args:
       how: 'off' for this process alone; 'on' for the processes that a scheduler (Slurm, MPI, Cloud
-        TPU, Kubernetes) describes; 'auto' for these if there are any; or 'HOST:PORT,I/N' for
-        process I of N, where process 0 is at HOST:PORT.
-      report: prints an error and returns the exit status; None for Python's traceback and 1.
+        TPU, Kubernetes) describes; 'auto' for these processes if there is a scheduler, else for
+        this process alone; or 'HOST:PORT,I/N' for process I of N, where process 0 is at HOST:PORT.
+      report: a function that prints an error and returns the exit status. None prints Python's
+        traceback and returns 1.
 
     Raises:
-      ValueError: `how` is none of these, or no scheduler describes the processes.
+      ValueError: `how` is none of these, or is 'on' and no scheduler describes the processes.
     """
     if how == "off" or jax.distributed.is_initialized():
         yield
@@ -197,7 +198,7 @@ def _seconds_to_join() -> int:
 
 
 def _place(how: str) -> dict[str, Any]:
-    """Return the arguments of `jax.distributed.initialize` for a value of `joined`."""
+    """Return the arguments of `jax.distributed.initialize` for the argument `how` of `joined`."""
     if how in ("on", "auto"):
         return {}
     address, _, part = how.partition(",")

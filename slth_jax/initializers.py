@@ -1,11 +1,11 @@
 """Distributions of source weights.
 
-The numbers of a source do not depend on its width: hidden unit j of attention projection p (q, k,
-v, o counted from 0) is drawn from the key ``fold_in(key, 4 j + p)``. So a source of width n is the
-first n units of any wider source with the same key, up to the scale, and a program that pads widths
-draws the same weights.
+The random numbers of a source do not depend on its width: hidden unit j of attention projection p
+(0, 1, 2, 3 for q, k, v, o) is drawn from the key ``fold_in(key, 4 j + p)``. So a source of width n
+consists of the first n units of any wider source with the same key, up to the scale. A program that
+pads widths draws the same weights.
 
-A distribution of attention is one function and an entry of `ATTENTION`.
+Each distribution of attention weights is one function and one entry of `ATTENTION`.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ from slth_jax.types import (
 )
 
 DTypeLike = jax.typing.DTypeLike
-_LAYERS = 2**31  # folded into a key with a block's number, for its ReLU layers
-# Draws numbers of mean zero in [-1, 1]: ``draw(key, shape, dtype)``.
+_LAYERS = 2**31  # the ReLU layers of block b are drawn from fold_in(key, 2^31 + b)
+# Draws random numbers of mean zero: ``draw(key, shape, dtype)``.
 Draw = Callable[[Key, tuple[int, ...], DTypeLike], Array]
 
 _LARGEST = 2**31 - 1  # the largest size of a dimension
@@ -72,11 +72,12 @@ def theory_attention(
       key: a typed PRNG key.
       num_heads, d_in, d_out: h, m and o of the target.
       n_k, n_v: source widths of keys and values; may be traced if `padded` is given.
-      padded: draw projections of this static width, with zeros from `n_k` (or `n_v`) on.
+      padded: the static width of the projections, whose units from `n_k` (or `n_v`) on are zeros.
+        None draws widths `n_k` and `n_v`.
       dtype: the dtype of the weights.
 
     Returns:
-      `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`; with `padded` a
+      `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`; if `padded` is given, a
       `types.PaddedAttention`, which stores the widths.
 
     Raises:
@@ -101,7 +102,7 @@ def xavier_attention(
     """Draw a Xavier-uniform source: ``U[-b, b]``, ``b = sqrt(6 / (fan_in + fan_out))`` per head.
 
     With ``scale_qk=True`` the query and key weights are multiplied by ``n_k^(1/4)`` (paper,
-    appendix). Arguments, shapes and errors otherwise as in `theory_attention`.
+    appendix). The other arguments, the shapes and the errors are as in `theory_attention`.
     """
     shape = _shape(num_heads, d_in, d_out, n_k, n_v, padded, dtype)
     qk = jnp.sqrt(6 / (shape.d_in + shape.n_k)) * (_fourth_root(shape.n_k) if scale_qk else 1)
@@ -121,7 +122,7 @@ def scaled_xavier_attention(
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Projections:
-    """Draw `xavier_attention` with query and key weights times ``n_k^(1/4)``."""
+    """Draw `xavier_attention` with query and key weights multiplied by ``n_k^(1/4)``."""
     return xavier_attention(
         key,
         num_heads=num_heads,
@@ -146,10 +147,10 @@ def signed_constant_attention(
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Projections:
-    """Draw signs: ``+-n_k^(1/4)`` for `w_q, w_k` and ``+-1`` for `w_v, w_o`.
+    """Draw weights ``+-n_k^(1/4)`` for `w_q, w_k` and ``+-1`` for `w_v, w_o`, with random signs.
 
-    The signed constant of Ramanujan et al. (2020) at the scales of the theory. Arguments, shapes
-    and errors as in `theory_attention`.
+    This is the signed constant of Ramanujan et al. (2020) at the theory's scales. Arguments, shapes
+    and errors are as in `theory_attention`.
     """
     shape = _shape(num_heads, d_in, d_out, n_k, n_v, padded, dtype)
     return _draw_attention(signs, key, shape, (_fourth_root(shape.n_k),) * 2 + (shape.unit,) * 2)
@@ -167,9 +168,9 @@ ATTENTION: dict[str, Callable[..., Projections]] = {
 def theory_blocks(
     key: Key, *, num_blocks: int, num_heads: int, d: int, **options
 ) -> tuple[Projections, ...]:
-    """Draw `theory_attention`, d_in = d_out = d, for each block b from ``fold_in(key, b)``.
+    """Draw `theory_attention` with d_in = d_out = d for each block b, from ``fold_in(key, b)``.
 
-    `options`: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
+    `options` are `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
     key = checks.key("key", key)
     _checked_size("d", d)
@@ -184,11 +185,11 @@ def theory_layers(key: Key, widths: Sequence[int], units: Sequence[int]) -> tupl
 
     Args:
       key: a typed PRNG key; unit j of pair l is drawn from ``fold_in(fold_in(key, l), j)``.
-      widths: the network's inputs, the outputs of its first layer, of its second, and so on.
-      units: hidden units of each pair.
+      widths: the network's number of inputs, then the number of outputs of each layer.
+      units: the number of hidden units of each pair of layers.
 
     Returns:
-      Layers without biases, `[n, i]` and `[o, n]` of each pair in turn.
+      Layers without biases: for each pair first `[n, i]`, then `[o, n]`.
     """
     key = checks.key("key", key)
     for name, sizes in (("widths", widths), ("units", units)):
@@ -216,8 +217,9 @@ def theory_transformer(
 ) -> tuple[Block, ...]:
     """Draw the random transformer of the theory (paper, Theorems 11 and 14), without biases.
 
-    Block b has the attention of `theory_blocks`, and `theory_layers` of ``fold_in(key, 2^31 + b)``
-    for a ReLU network with inputs and outputs of width d and layers of widths `hidden` in between.
+    Block b has the attention weights of `theory_blocks` and the layers that `theory_layers` draws
+    from ``fold_in(key, 2^31 + b)`` for a ReLU network with d inputs, d outputs and the widths
+    `hidden` in between.
 
     Args:
       key: a typed PRNG key.
@@ -225,8 +227,9 @@ def theory_transformer(
       num_heads: heads per block.
       d: width of the tokens.
       hidden: widths of the target's ReLU network between its layers.
-      units: hidden units of the source for each of the target's layers, one more than `hidden`.
-      options: `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
+      units: for each layer of the target's ReLU network, the number of the source's hidden units;
+        one entry more than `hidden`.
+      options: the arguments `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
     key, hidden = checks.key("key", key), checks.sequence("hidden", hidden)
     for index, size in enumerate(hidden):
@@ -267,11 +270,11 @@ def units(
 
 
 class _Shape(NamedTuple):
-    """The validated shape of an attention layer; the numbers as arrays of the weights' dtype."""
+    """The validated shape of an attention layer; sizes are arrays of the weights' dtype."""
 
     heads_and_width: tuple[int, int]  # h, and the larger of d_in and d_out
     widths: tuple[int, int, int, int]  # the outer dimension of w_q, w_k, w_v and w_o
-    real: tuple[Array, Array]  # whether a hidden unit of keys, of values is real
+    real: tuple[Array, Array]  # for keys and for values: whether each unit is real
     d_in: Array
     d_out: Array
     n_k: Array

@@ -1,8 +1,8 @@
-"""Programs compiled for machines that are not at hand: do they fit, and how fast could they be?
+"""Compile programs for machines that are not at hand: do they fit, and how fast could they be?
 
 The compilers for TPUs (`pip install "jax[tpu]"`) and NVIDIA GPUs (`"jax[cuda12]"`) run on any
-machine. `compile_for("v5e:4x4", trace)` compiles a program for that topology and reports memory per
-chip, operations, collectives and a lower bound of its time.
+machine. `compile_for("v5e:4x4", trace)` compiles a program for that topology and reports its memory
+per chip, operations, collectives and a lower bound of its running time.
 """
 
 import os
@@ -27,7 +27,7 @@ _BYTES |= {"s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 
 
 class Chip(NamedTuple):
-    """A kind of chip, from its maker's data sheet.
+    """A kind of chip, with the numbers of its maker's data sheet.
 
     Attributes:
       platform: 'tpu' or 'cuda'.
@@ -51,7 +51,7 @@ CHIPS = {
     "h100": Chip("cuda", "", 79 * 2**30, 989e12, 3352e9),
 }
 
-# The facts about a GPU that XLA reads from a device if there is one.
+# The properties of a GPU. XLA reads them from the device if there is one.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -75,14 +75,16 @@ class Report(NamedTuple):
     Attributes:
       on: the machine, as in `compile_for`.
       chips: the number of chips.
-      arguments, temporary, results: bytes. Results that take an argument's memory count once.
+      arguments, temporary, results: bytes per chip. A result that reuses an argument's memory
+        counts as an argument only.
       capacity: bytes of memory that a chip has.
-      flops: operations of matrix products, loops counted as often as they run.
-      collectives: their number in the program, by kind; collectives of single numbers, by which
-        devices agree to go on with a loop, are counted as 'scalar'.
-      callbacks: number of calls of the host.
-      seconds: a lower bound of the time of a call: the products at the chip's peak, or one pass
-        over arguments and results at its bandwidth. Elementwise operations are not counted.
+      flops: floating-point operations of matrix products per call, see `product_flops`.
+      collectives: the number of collectives in the program, by kind. Collectives of single numbers,
+        by which devices agree to continue a loop, count as 'scalar'.
+      callbacks: the number of calls to the host in the program.
+      seconds: a lower bound of the time per call: the time of the matrix products at the chip's
+        peak, or of one pass over arguments and results at its bandwidth, whichever is longer.
+        Elementwise operations are not counted.
       compile_seconds: the time that compiling took on this machine.
       text: the compiled program.
     """
@@ -102,16 +104,16 @@ class Report(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes per chip in all."""
+        """The total number of bytes per chip."""
         return self.arguments + self.temporary + self.results
 
     @property
     def fits(self) -> bool:
-        """Whether a chip has as much memory."""
+        """Whether the program fits into a chip's memory."""
         return self.memory <= self.capacity
 
     def lines(self, help_if_too_large: str = "") -> list[str]:
-        """Return the report as lines; `help_if_too_large` says how a program can take less."""
+        """Return the report as lines; `help_if_too_large` is advice on how to save memory."""
         gib = 2**30
         lines = [
             f"  {self.memory / gib:.2f} GiB of {self.capacity / gib:.0f} GiB per chip "
@@ -134,7 +136,8 @@ def devices_of(on: str) -> tuple[Chip, list[Any]]:
     """Return the chip and the devices of a topology such as 'v5e:4x4' or 'h100:8'.
 
     Raises:
-      ValueError: another chip, a topology that the compiler does not have, or no such compiler.
+      ValueError: the chip is not in `CHIPS`, its compiler is not installed, or the compiler does
+        not support the topology.
     """
     name, _, shape = on.partition(":")
     chip = CHIPS[checks.choice("on", name, tuple(CHIPS))]
@@ -142,7 +145,7 @@ def devices_of(on: str) -> tuple[Chip, list[Any]]:
         raise checks.fail("on", "a chip and its topology, as v5e:4x4 or h100:8", on)
     try:
         if chip.platform == "tpu":
-            # These only keep libtpu from asking a metadata server.
+            # These variables only keep libtpu from asking a metadata server.
             for variable, value in (
                 ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", chip.kind),
                 ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0"),
@@ -182,7 +185,7 @@ def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
         whose shardings are on these devices.
 
     Returns:
-      A `Report`, which lists the quantities.
+      A `Report` of memory, operations, collectives and time.
     """
     chip, devices = devices_of(on)
     with _known_platform(chip.platform):
@@ -218,7 +221,7 @@ def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
 
 @contextmanager
 def _known_platform(platform: str) -> Iterator[None]:
-    """Let JAX lower for CUDA without a GPU: it insists on a device of that platform otherwise.
+    """Let JAX lower for CUDA without a GPU; otherwise JAX requires a device of that platform.
 
     No public way exists (jax-ml/jax#23971).
     """
@@ -235,10 +238,10 @@ def _known_platform(platform: str) -> Iterator[None]:
 
 
 def product_flops(jaxpr: Any) -> float:
-    """Return the operations of all matrix products of a jaxpr, scans as often as they run.
+    """Return the floating-point operations of all matrix products of a jaxpr.
 
-    The bodies of `while` loops count once. Per device inside `shard_map`, which is multiplied by
-    the number of devices of its mesh.
+    The body of a scan counts once per iteration, the body of a `while` loop counts once. Operations
+    inside `shard_map` are per device, so they are multiplied by the number of devices of its mesh.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -264,7 +267,7 @@ def product_flops(jaxpr: Any) -> float:
 def loop_traffic(text: str) -> int:
     """Return the bytes that a TPU program's loops write to high-bandwidth memory per round.
 
-    Counted are results of operations whose layout is not in the vector memory, `S(1)`.
+    The sum is over results of operations whose layout is outside the vector memory, `S(1)`.
     """
     body = ""
     written: dict[str, int] = {}

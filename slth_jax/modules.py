@@ -1,7 +1,7 @@
 """Flax NNX modules: supermask scores as parameters of any model, and the layers of the theory.
 
-`Supermask` wraps a module. Its matrices become `Frozen` variables, each with a `Score`; the wrapper
-is called as the module is, and trains as any module does::
+`Supermask` wraps a module. The module's matrices become `Frozen` variables, each with a `Score`.
+The wrapper is called like the module, and is trained like any module::
 
     model = Supermask(CNN(rngs=rngs), keep=0.3, rngs=rngs)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Score)
@@ -36,31 +36,34 @@ class Frozen(nnx.Variable):
 
 
 class Score(nnx.Param):
-    """The scores of an array of weights, which training moves."""
+    """The scores of an array of weights; training changes them."""
 
 
 class Fraction(nnx.Variable):
-    """A fraction kept that is an array, which JAX may trace."""
+    """A fraction to keep, stored as an array so that JAX can trace it."""
 
 
 class Supermask(nnx.Module):
-    """A module whose matrices are frozen under masks of the `num_kept` largest scores.
+    """A module with frozen matrices under masks that keep the `num_kept` largest scores.
 
     Gradients reach the scores straight through the masks. Biases, gains and other parameters stay
-    `nnx.Param`: an optimiser with ``wrt=Score`` leaves them as they are, ``wrt=nnx.Param`` trains
-    them, too. Batch statistics, dropout and ``.train()``, ``.eval()`` work as in the module. An
-    array that several layers share has one mask.
+    `nnx.Param`: an optimiser with ``wrt=Score`` does not change them, an optimiser with
+    ``wrt=nnx.Param`` trains them together with the scores. Batch statistics, dropout and
+    ``.train()``, ``.eval()`` work as in the module. An array that several layers share has one
+    mask.
 
     Args:
       model: any module; the wrapper works on a copy.
-      keep: fraction of each array that is kept, or a dictionary of fractions by the arrays' names
-        or the beginnings of their names ('conv' for 'conv.kernel'). Fractions that are JAX arrays
-        may be traced, and are read in millionths.
-      rngs: the stream 'params' draws the scores, 'masks' the masks of variants that sample them.
-      variant: a form of edge-popup, or its name in `edge_popup.VARIANTS`; its scope is 'array'
-        unless arrays are stacks of matrices. Forms that depend on the step, by `keep_at` or
+      keep: fraction of each array that is kept, or a dictionary of fractions whose keys are names
+        of arrays or beginnings of names ('conv' for 'conv.kernel'). Fractions that are JAX arrays
+        may be traced; traced fractions are rounded to millionths.
+      rngs: random streams. The first scores are drawn from 'params', and the masks of variants that
+        sample them from 'masks'.
+      variant: a form of edge-popup, or its name in `edge_popup.VARIANTS`. Choose the scope 'array',
+        or 'matrix' if arrays are stacks of matrices. Forms that depend on the step, by `keep_at` or
         `redraw_every`, need `edge_popup.fit`.
-      mask: ``mask(name, array)`` says which parameters are masked, see `edge_popup.Masking`.
+      mask: a function; ``mask(name, array)`` returns whether a parameter is masked, see
+        `edge_popup.Masking`.
 
     Raises:
       ValueError: a fraction outside (0, 1], a name that no array has, nothing to mask, or a variant
@@ -114,7 +117,7 @@ class Supermask(nnx.Module):
         return result
 
     def ticket(self) -> nnx.Module:
-        """Return a plain module, its weights times the masks; differentiable in the scores."""
+        """Return a plain module with weights times masks; differentiable in the scores."""
         graph, params, rest = _split(self.model)
         weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
         trainable = edge_popup.Trainable(self._scores(), {})
@@ -126,7 +129,7 @@ class Supermask(nnx.Module):
         return _merge(graph, plain, rest)
 
     def masks(self) -> dict[str, Any]:
-        """Return the masks, booleans in nested dictionaries named as the parameters."""
+        """Return the masks as booleans, in nested dictionaries with the parameters' names."""
         _, params, _ = _split(self.model)
         weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
         masks = edge_popup.masks(self._key(), self._scores(), weights, self._keep(), self.variant)
@@ -145,19 +148,21 @@ class Supermask(nnx.Module):
         return None if self.rngs is None else self.rngs.masks()
 
     def _take_state(self, ticket: nnx.Module) -> None:
-        """Take over the mutable state in which a call has left the plain module."""
+        """Copy the mutable state of the plain module after a call."""
         before = dict(_split(self.model)[2])
         for path, leaf in _split(ticket)[2]:
             if path in before and value_of(leaf) is value_of(before[path]):
                 continue
             if path in before and isinstance(leaf, nnx.Variable):
                 before[path].set_value(leaf.get_value())
-            else:  # the call has sown it, or it is an array without a variable
+            else:  # sown by the call, or an array outside a variable
                 _set(self.model, path, leaf)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention as in the theory: no biases, one query and key width n_k, value n_v.
+    """Multi-head attention of the theory, without biases.
+
+    Queries and keys have width n_k, values width n_v.
 
     The weights are drawn by `initializers.theory_attention`.
     """
@@ -189,13 +194,13 @@ class Attention(nnx.Module):
 class Decoder(nnx.Module):
     """A transformer of the `models` family.
 
-    Matrices of all blocks are stacked in one array, so that a `Supermask` of it takes a variant
+    Each array stacks the matrices of all blocks, so a `Supermask` of a decoder needs a variant
     whose scope is 'matrix'.
 
     Args:
       params: parameters by name, as `models.initialise` draws or `models.weights` reads them; each
         becomes an `nnx.Param` in `params`.
-      settings: shape and settings.
+      settings: the model's shape and settings.
       dtype: the dtype of the matrix products.
     """
 
@@ -223,7 +228,7 @@ class Decoder(nnx.Module):
         return models.loss(self.arrays(), tokens, self.settings, dtype=self.dtype)
 
 
-Flat = list[tuple[tuple, Any]]  # (path, variable), or (path, array) of one without
+Flat = list[tuple[tuple, Any]]  # (path, variable), or (path, array) for an array outside a variable
 
 
 def _split(model: nnx.Module) -> tuple[Any, Flat, Flat]:
@@ -238,7 +243,7 @@ def _split(model: nnx.Module) -> tuple[Any, Flat, Flat]:
 
 
 def _merge(graph: Any, params: Flat, rest: Flat) -> nnx.Module:
-    """Return a module with variables of its own: a call of one module changes no other."""
+    """Return a module with copies of the variables: a call of it changes no other module."""
 
     def copies(variables: Flat) -> Any:
         return nnx.from_flat_state(
@@ -257,14 +262,14 @@ def _retyped(variable: nnx.Variable, kind: type[nnx.Variable], **more: Any) -> A
 
 
 def _plain(frozen: Frozen, value: Array) -> nnx.Variable:
-    """Return a variable as the module had it before it was frozen, with another value."""
+    """Return a variable of the type that it had before it was frozen, with another value."""
     metadata = frozen.get_metadata()
     kind = metadata.pop("of")
     return kind(value, **metadata)
 
 
 def _kept(keep: Any, masked: Mapping[str, Any], variant: edge_popup.Variant) -> Any:
-    """Return checked fractions; those that are arrays as variables, so that JAX may trace them."""
+    """Return the checked fractions. Arrays become variables, so that JAX can trace them."""
     if not isinstance(keep, Mapping):
         checked = fraction(keep)
         return Fraction(jnp.asarray(keep)) if isinstance(keep, jax.Array) else checked
@@ -292,7 +297,7 @@ def _name(path: tuple) -> str:
 
 
 def _fan_in(model: nnx.Module, masked: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return the inputs of an output of arrays whose axes are not inputs, then outputs."""
+    """Return the fan-in, by name, of arrays whose axes are not inputs followed by outputs."""
     result = {}
     for path, module in nnx.iter_modules(model):
         prefix = "".join(f"{part}." for part in path)

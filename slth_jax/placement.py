@@ -1,8 +1,8 @@
-"""Where the arrays of a run live on a mesh of devices.
+"""How the arrays of a run are placed on a mesh of devices.
 
-Axes that a mesh may have: 'run' (many runs under one vmap), 'data' (rows of a batch) and 'model'
-(the last axis of parameters, scores and moments). GSPMD does the rest: masks are found by
-counting, so sharded scores stay where they are.
+A mesh may have the axes 'run' (many runs under one vmap), 'data' (rows of a batch) and 'model' (the
+last axis of parameters, scores and moments). GSPMD partitions the program accordingly. Masks are
+found by counting, so sharded scores are not moved between devices.
 """
 
 import math
@@ -18,11 +18,11 @@ from slth_jax.types import PyTree
 
 
 def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh of all devices: along runs first, then along rows.
+    """Return a mesh of all devices, split along runs first, then along rows, then along 'model'.
 
     Args:
       runs: the number of runs.
-      rows: rows that go through the model together.
+      rows: the number of rows that go through the model together.
       devices: None for every device of every process.
     """
     count = jax.device_count() if devices is None else len(devices)
@@ -32,7 +32,7 @@ def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> M
 
 
 def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh of devices, None for all, along 'run', 'data' and 'model'."""
+    """Return a mesh of these `sizes` along 'run', 'data' and 'model'; None takes all devices."""
     kinds = (AxisType.Auto,) * 3
     return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=kinds, devices=devices)
 
@@ -40,18 +40,19 @@ def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> M
 def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:
     """Return a sharding for each leaf of a run's state.
 
-    The last axis of a leaf of two dimensions or more is split over 'model', where it divides.
+    The last axis of a leaf with two or more dimensions is split over 'model' if that axis of the
+    mesh divides its size.
 
     Args:
       tree: arrays, or shapes.
-      mesh: with axes of `jax.sharding.AxisType.Auto`.
-      runs: leaves have a first axis of runs, split over 'run'.
+      mesh: a mesh whose axes have the type `jax.sharding.AxisType.Auto`.
+      runs: whether leaves have a first axis of runs, which is split over 'run'.
     """
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh, runs)), tree)
 
 
 def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = False) -> PyTree:
-    """Return a sharding for each leaf `[(run,) (step,) row, ...]` of a batch: rows over 'data'."""
+    """Return a sharding for each leaf `[(run,) (step,) row, ...]`; rows are split over 'data'."""
     row = int(runs) + int(steps)
 
     def sharding(leaf) -> NamedSharding:
@@ -65,11 +66,10 @@ def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = Fal
 
 
 def put(tree: PyTree, places: PyTree) -> PyTree:
-    """Return arrays with these shardings; each process copies the shards of its own devices.
+    """Return the arrays with the shardings `places`; each process copies its devices' shards.
 
     Args:
-      tree: arrays, the same ones on every process; or arrays that are spread over the processes
-        already.
+      tree: arrays that are equal on every process, or that are already spread over the processes.
       places: a sharding for each leaf.
     """
 
@@ -87,14 +87,14 @@ def put(tree: PyTree, places: PyTree) -> PyTree:
 def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
     """Return the trees ``start(0), start(1), ...`` as one tree with a first axis of runs.
 
-    Each process starts the runs that its devices hold, one after another, and keeps its shards.
+    Each process starts the runs of its own devices one after another, and keeps their shards.
 
     Args:
       start: returns the tree of one run.
       shapes: a `jax.ShapeDtypeStruct` with a sharding for each leaf of the result.
     """
     leaves, structure = jax.tree.flatten(shapes)
-    blocks: list[dict[tuple, list[np.ndarray]]] = []  # of each leaf: its shards, run after run
+    blocks: list[dict[tuple, list[np.ndarray]]] = []  # for each leaf: shards in order of runs
     for leaf in leaves:
         indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
         blocks.append({_bounds(index, leaf.shape): [] for index in indices})
@@ -118,7 +118,7 @@ def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
 
 
 def of_this_process(tree: PyTree) -> PyTree:
-    """Return arrays that every process has whole as arrays of this process alone."""
+    """Return replicated arrays as arrays of this process alone; other arrays stay as they are."""
 
     def local(leaf):
         whole = leaf.is_fully_replicated and not leaf.is_fully_addressable
@@ -128,7 +128,7 @@ def of_this_process(tree: PyTree) -> PyTree:
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Return the first and the last entry of an index along each axis."""
+    """Return the start and the stop of an index along each axis."""
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
@@ -143,5 +143,5 @@ def _spec(shape: tuple[int, ...], mesh: Mesh, runs: bool) -> jax.P:
 
 
 def _axis(mesh: Mesh, name: str, size: int) -> str | None:
-    """Return `name` if the mesh has that axis and it divides `size`."""
+    """Return `name` if the mesh has an axis of that name that divides `size`, else None."""
     return name if name in mesh.shape and size % mesh.shape[name] == 0 else None

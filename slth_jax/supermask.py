@@ -1,9 +1,9 @@
-"""From scores to masks: the only place where a fraction becomes a count.
+"""Turn scores into masks. Only this module turns a fraction into a number of connections.
 
 A mask is 1 where a connection is kept. It keeps the connections with the largest |score|
 (edge-popup, Ramanujan et al. 2020), exactly `num_kept` of them even if scores are equal. The
 threshold is found by bisection on the bits of the scores and counting, never by sorting: a count
-over shards is a sum, so sharded scores stay where they are.
+over shards is a sum, so sharded scores are not moved between devices.
 """
 
 import functools
@@ -24,10 +24,11 @@ _MILLION = 1_000_000
 
 
 def num_kept(size: int, keep: ArrayLike) -> int:
-    """Return how many of `size` connections a fraction `keep` is: the one rounding.
+    """Return the number of connections to keep of `size`, given the fraction `keep`.
 
-    ``max(1, floor(keep size + 1/2))``, in exact arithmetic with `keep` read as the decimal number
-    that it prints as, so 0.29 of 50 is 15 (14.5 rounded up), for Python floats and float32 alike.
+    The number is ``max(1, floor(keep size + 1/2))`` in exact arithmetic, with the decimal number
+    that Python prints for `keep`. So 0.29 of 50 is 15 (14.5 rounded up), whether `keep` is a Python
+    float or a float32.
 
     Raises:
       ValueError: `keep` outside (0, 1], or `size` outside [1, 2^32 - 2].
@@ -39,9 +40,9 @@ def num_kept(size: int, keep: ArrayLike) -> int:
 def num_kept_traced(size: int, keep: ArrayLike) -> UInt32[Array, ""]:
     """Return `num_kept` as a uint32 array for a `keep` that JAX traces.
 
-    A traced `keep` is read in whole millionths, as float32 holds no more: for such fractions this
-    is `num_kept` to the last connection at every size. Values outside (0, 1] are clipped to
-    one connection and to all.
+    A traced `keep` is rounded to millionths, since float32 holds no more. If `keep` is a whole
+    number of millionths, the result equals `num_kept` at every size. Values of `keep` at or below 0
+    give one connection, values above 1 give all connections.
     """
     checks.integer("size", size, low=1, high=_MAX_SIZE)
     millionths = jnp.clip(jnp.round(jnp.asarray(keep) * _MILLION), 0, _MILLION).astype(jnp.uint32)
@@ -60,16 +61,16 @@ def from_scores(
     *,
     magnitude: bool = True,
 ) -> Bool[Array, "*shape"]:
-    """Return the mask of the `num_kept` largest |score|, ties settled by index.
+    """Return the mask that keeps the `num_kept` largest |score|; ties are settled by index.
 
     Args:
       scores: floating-point, any shape and sharding; up to 2^32 - 2 entries.
       keep: fraction kept in (0, 1]; may be traced (see `num_kept_traced`).
-      magnitude: rank by |score|; False ranks by the score itself.
+      magnitude: True ranks by |score|, False by the score itself.
 
     Returns:
-      Booleans of the shape of `scores`, exactly ``num_kept(scores.size, keep)`` of them True.
-      Among equal scores at the threshold those that come first in C order are kept.
+      Booleans of the shape of `scores`, exactly ``num_kept(scores.size, keep)`` of them True. Of
+      several equal scores at the threshold, the first ones in C order are kept.
 
     Raises:
       ValueError: `keep` outside (0, 1], or scores that are not floating-point, are empty or hold
@@ -86,7 +87,8 @@ def from_scores(
 def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyTree:
     """Return masks with one threshold over a whole tree of scores ("global" edge-popup).
 
-    Equal to `from_scores` of the concatenation of all leaves, which may have different dtypes.
+    The masks are those of `from_scores` for the concatenation of all leaves. Leaves may have
+    different dtypes.
     """
     leaves, treedef = jax.tree.flatten(scores)
     leaves = [checks.array("scores", leaf, min_ndim=1, finite=False) for leaf in leaves]
@@ -111,9 +113,9 @@ def straight_through(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of ``|scores|``.
 
-    So the score of a connection of `weights * straight_through(scores, mask)`, kept or not, gets
-    the gradient ``g w sign(score)``, g being the gradient of the masked weight (Ramanujan et al.
-    2020, equation 5, with the |score| of its published code).
+    So in `weights * straight_through(scores, mask)` the score of every connection, kept or not, has
+    the gradient ``g w sign(score)``, where w is the weight and g the gradient of the masked weight
+    (Ramanujan et al. 2020, equation 5, with the |score| of its published code).
     """
     return mask.astype(scores.dtype)
 
@@ -130,7 +132,7 @@ def straight_through_raw(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of `scores` themselves.
 
-    For masks ranked by the raw score: the gradient of a score is ``g w``.
+    It is for masks that are ranked by the raw score: the gradient of a score is ``g w``.
     """
     return mask.astype(scores.dtype)
 
@@ -141,7 +143,7 @@ def _straight_through_raw_jvp(primals, tangents):
 
 
 def pack(mask: Bool[ArrayLike, "*shape"]) -> UInt8[Array, " bytes"]:
-    """Pack a boolean mask into uint8, eight connections a byte, C order, highest bit first.
+    """Pack a boolean mask into uint8, eight connections per byte, in C order, highest bit first.
 
     Returns ``ceil(size / 8)`` bytes as `numpy.packbits` makes them; unused last bits are 0.
 
@@ -152,7 +154,7 @@ def pack(mask: Bool[ArrayLike, "*shape"]) -> UInt8[Array, " bytes"]:
 
 
 def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array, "*shape"]:
-    """Return the boolean mask of `shape` that `pack` made `bits` of.
+    """Return the boolean mask of `shape` from which `pack` made `bits`.
 
     Raises:
       ValueError: `bits` is not uint8 or its length does not fit `shape`.
@@ -168,7 +170,7 @@ def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array
 
 
 def _checked_keep(keep: ArrayLike) -> ArrayLike:
-    """Return a concrete `keep` in its own precision, refused outside (0, 1]."""
+    """Return a concrete `keep` without a change of precision; refuse values outside (0, 1]."""
     if isinstance(keep, jax.Array):
         keep = checks.array("keep", keep, ndim=0)
     value = np.asarray(keep)[()] if isinstance(keep, jax.Array) else keep
@@ -187,8 +189,8 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
     def total(entries: list[Array]) -> Array:
         return sum((_count(entry) for entry in entries), jnp.uint32(0))
 
-    # Set the threshold's bits from the highest down wherever enough entries still reach it; stop
-    # as soon as it parts exactly `count` entries from the rest.
+    # Set the threshold's bits from the highest down, each if at least `count` entries still reach
+    # the threshold. Stop as soon as exactly `count` entries reach it.
     def refine(state):
         bit, threshold, reached = state
         candidate = threshold | (jnp.ones((), dtype) << bit.astype(dtype))
@@ -206,7 +208,8 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
         lambda state: (state[0] >= 0) & (state[2] != count), refine, start
     )
 
-    # Too many reach it only if several equal it: bisect on the position that parts those.
+    # More than `count` entries reach the threshold only if several equal it. Bisect on the position
+    # up to which these are kept.
     positions = _positions(leaves)
     num_tied = count - total([key > threshold for key in keys])
 
@@ -234,10 +237,10 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
 
 
 def _count(entries: Array) -> Array:
-    """Return how many booleans are True, exactly, as uint32.
+    """Return the exact number of True entries, as uint32.
 
-    Row by row first, in float32 where that is exact: XLA makes vector instructions of it, 3.5
-    times faster on a CPU than one sum of integers.
+    Each row is summed first, in float32 if that is exact. XLA compiles this to vector instructions,
+    3.5 times faster on a CPU than one sum of integers.
     """
     exact = entries.shape[-1] < 2**24
     rows = jnp.sum(entries, axis=-1, dtype=jnp.float32 if exact else jnp.uint32)
@@ -252,8 +255,8 @@ def _order(scores: Array, magnitude: bool) -> Array:
     size = bits & ~sign
     if magnitude:
         return size
-    # Negative numbers count down from the middle, so that both zeros are equal; a NaN ranks first,
-    # whatever its sign.
+    # Negative scores map to integers below the middle, so that both zeros are equal. A NaN ranks
+    # first, whatever its sign.
     is_nan = size > jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), bits.dtype)
     return jnp.where((bits >= sign) & ~is_nan, sign - size, sign + size)
 

@@ -2,9 +2,9 @@
 
 Widths have the form ``n >= d C log(...)`` with a universal constant C whose value the theory does
 not give: it is the required argument `constant`, and can only be estimated by measurement
-(`MEASURED`). Each bound on a width is followed by its inverse, the error that a width suffices for.
-Logarithms are added, not taken of products, so that no intermediate number leaves the range of
-floats; an error beyond that range is `math.inf`.
+(`MEASURED`). Each bound on a width is followed by its inverse, the error for which a width
+suffices. Logarithms of factors are added, so that no product leaves the range of floats; an error
+beyond that range is `math.inf`.
 """
 
 import math
@@ -49,21 +49,23 @@ def counting_width(
     """Width below which no construction serves every target: there are too few masks.
 
     ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads whose value and output masks
-    take b different values per hidden unit, in bits. On one token of norm up to alpha only the sum
-    of the heads' merged matrices counts. A ticket is within epsilon of a target only if the two
-    sums are within ``epsilon / alpha`` in the spectral norm; the sums of targets of norm 1 fill a
-    ball of radius H, and a covering of it by balls of that size has at least
-    ``(H alpha / epsilon)^(d_in d_out)`` of them (by volume).
+    have b bits of choice per hidden unit (``2^b`` different masks). For one token of norm up to
+    alpha, the output depends only on the sum of the heads' merged matrices. A ticket is within
+    epsilon of a target only if the two sums are within ``epsilon / alpha`` of each other in the
+    spectral norm. The sums of targets of norm 1 fill a ball of radius H, and at least ``(H alpha /
+    epsilon)^(d_in d_out)`` balls of radius ``epsilon / alpha`` are needed to cover that ball (by
+    volume).
 
-    The bound is for the worst target and input; measured laws are averages over random ones.
+    The bound is for the worst target and input; measured laws are averages over random targets and
+    inputs.
 
     Args:
       epsilon, alpha: the error, and the norm of the token.
       d_in, d_out, num_heads: the shape of the layer.
-      masks: 'any', all masks, ``b = d_in + d_out``; 'assigned', each unit of the grouped factor is
-        assigned to a column depending on the target, as by the rule 'fitted', ``b = d_out +
-        log2(d_in)``; 'fixed', the grouped mask does not depend on the target, as by the rules
-        'proof', 'reach' and 'shift', ``b = d_out``.
+      masks: the masks that are allowed. 'any': all masks, ``b = d_in + d_out``. 'assigned': the
+        target determines the column to which each unit of the grouped factor is assigned, as in the
+        rule 'fitted', ``b = d_out + log2(d_in)``. 'fixed': the mask of the grouped factor does not
+        depend on the target, as in the rules 'proof', 'reach' and 'shift', ``b = d_out``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha, num_heads=num_heads)
     bits = {"any": d_in + d_out, "assigned": d_out + math.log2(d_in), "fixed": d_out}
@@ -95,8 +97,9 @@ def relu_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
 def softmax_error(logit_error: float, *, d_in: int, alpha: float) -> float:
     """Bound the change of attention's output if its logits change (Lemmas 5 and 8).
 
-    ``||p X - p' X|| <= sqrt(d_in) alpha (exp(2 e) - 1)`` for logits that move by at most
-    e = `logit_error` and tokens of norm at most `alpha`; independent of the number of tokens.
+    ``||p X - p' X|| <= sqrt(d_in) alpha (exp(2 e) - 1)`` if logits change by at most e =
+    `logit_error` and tokens have norms of at most `alpha`. The bound does not depend on the number
+    of tokens.
     """
     _positive(d_in=d_in, alpha=alpha)
     checks.number("logit_error", logit_error, low=0)
@@ -104,10 +107,11 @@ def softmax_error(logit_error: float, *, d_in: int, alpha: float) -> float:
 
 
 def sharp_softmax_error(logit_error: float, *, alpha: float) -> float:
-    """Bound the same move as `softmax_error`, more tightly: ``2 tanh(e / 2) alpha``.
+    """Bound the same change as `softmax_error`, more tightly: ``2 tanh(e / 2) alpha``.
 
     Two softmax rows whose logits differ by at most e differ by at most ``2 tanh(e / 2)`` in the
-    1-norm. So there is no ``sqrt(d_in)``, half the slope, and never more than ``2 alpha``.
+    1-norm. So this bound has no factor ``sqrt(d_in)``, half the slope in e, and is never above ``2
+    alpha``.
     """
     _positive(alpha=alpha)
     return 2 * math.tanh(checks.number("logit_error", logit_error, low=0) / 2) * alpha
@@ -117,10 +121,10 @@ class MeasuredLaw(NamedTuple):
     """A measured law of widths, and the region in which it was measured.
 
     ``n_k = n_v = d margin (intercept + slope log(1 / epsilon) + log_d log(d) + log_heads log(H) +
-    small / d^2)``: the form of Theorem 3, in which C = `slope`, ``log_d = 3/2 C`` and ``log_heads =
-    C``, with measured powers and a term for the few units of a small d. With the margin the mean
-    error over sources is at most epsilon at every measured point, and at no point at half of the
-    width (`python -m experiments width-law`).
+    small / d^2)``. This is the form of Theorem 3, in which C = `slope`, ``log_d = 3/2 C`` and
+    ``log_heads = C``; here the three are measured, and ``small / d^2`` corrects small d. At every
+    measured point the mean error over sources is at most epsilon at this width, and above epsilon
+    at half of this width (`python -m experiments width-law`).
     """
 
     intercept: float
@@ -142,8 +146,8 @@ class MeasuredLaw(NamedTuple):
     def covers(self, d: int, num_heads: int) -> bool:
         """Return whether (log d, log H) lies in the convex hull of the measured shapes.
 
-        It does if no half-plane from it is free of shapes: if no gap between the directions
-        towards them is above pi.
+        The point lies in the hull if no angle between neighbouring directions, from the point
+        towards the shapes, is above pi.
         """
         if (d, num_heads) in self.shapes:
             return True
@@ -179,10 +183,11 @@ MEASURED = {
         epsilon=(3e-4, 0.3),
     )
 }
-"""Laws of the rules of construction, for random targets of spectral norm 1, d_in = d_out and
-alpha = sqrt(d)."""
+"""Measured laws by rule of construction, for random targets of spectral norm 1, with d_in = d_out
+and alpha = sqrt(d)."""
 
-# How far from the measured alpha = sqrt(d) and d_in = d_out a measured law is still used.
+# The factors up to which alpha may exceed sqrt(d), and d_in and d_out may differ, when a measured
+# law is used.
 ALPHA_TOLERANCE, SHAPE_TOLERANCE = 1.1, 1.25
 
 
@@ -203,15 +208,15 @@ def attention_widths(
     ``1 - epsilon``, for tokens of norm at most ``alpha >= max(sqrt(d_in), sqrt(d_out))`` and
     target projections of spectral norm at most 1.
 
-    ``constant='measured'`` gives the law of `MEASURED` for the rule `construction`, which was
-    measured with ``n_k = n_v`` and is about the mean error over sources. It is used for alpha up to
-    1.1 sqrt(d), with ``epsilon / (alpha / sqrt(d))^3`` in place of epsilon (errors grow at most
-    with alpha^3), and for d_in and d_out that differ by 1 or by at most a quarter, with d the
-    larger of the two.
+    With ``constant='measured'`` the widths follow the law of `MEASURED` for the rule
+    `construction`. The law was measured with ``n_k = n_v``, and its epsilon is the mean error over
+    sources. It is used for alpha up to 1.1 sqrt(d), with ``epsilon / (alpha / sqrt(d))^3`` in place
+    of epsilon (errors grow at most as alpha^3). d_in and d_out may differ by 1 or by a quarter; d
+    is the larger of the two.
 
     Raises:
-      ValueError: with 'measured', a rule, shape, norm or error outside the measured region; the
-        message names the nearest measured shape.
+      ValueError: `constant` is 'measured' and the rule, shape, norm or error is outside the
+        measured region; the message names the nearest measured shape.
 
     Examples:
       >>> attention_widths(0.01, d_in=4, d_out=4, num_heads=2, alpha=2, constant=3)
@@ -256,7 +261,7 @@ def attention_error(
 def relu_network_width(
     epsilon: float, *, d_in: int, d_out: int, num_layers: int, constant: float
 ) -> int:
-    """Width of the source of one layer of a ReLU net of L = `num_layers` layers (Theorem 10).
+    """Source width for one layer of a ReLU net with L = `num_layers` layers (Theorem 10).
 
     ``n >= d_in C log(4 L d_in d_out / epsilon)``; a source of 2 L layers is then within
     `relu_network_error` of the net.
@@ -308,9 +313,9 @@ def transformer_budgets(
 ) -> list[tuple[float, float]]:
     """Input bound and error budget of each block (Theorems 6 and 14): ``[(beta_b, eps_b)]``.
 
-    ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The last block may err by ``epsilon / 2``, each
-    earlier one by half of the next one's budget over ``16 H sqrt(d) beta^2`` of the next block;
-    block 1 by twice that, as it has no predecessor.
+    ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The budget of the last block is ``epsilon / 2``, and
+    that of an earlier block is ``eps_b = eps_(b+1) / (32 H sqrt(d) beta_(b+1)^2)``. Block 1 has
+    twice that, because it has no predecessor.
 
     Raises:
       ValueError: a bound or a budget beyond the range of floats; `transformer_widths` computes with
@@ -354,8 +359,8 @@ def transformer_widths(
 ) -> list[BlockWidths]:
     """Source widths of each block of a transformer without normalisation (Theorems 6 and 14).
 
-    `block_widths` with the budgets of `transformer_budgets`: alpha for the first block and
-    ``2 beta_b`` for the later ones. With one block this is Theorem 11.
+    These are the `block_widths` for the budgets of `transformer_budgets`. The input bound of the
+    first block is alpha, that of a later block ``2 beta_b``. With one block this is Theorem 11.
     """
     _positive(num_layers=num_layers, constant=constant)
     logs = _log_budgets(epsilon, d_in, num_heads, num_blocks, alpha)

@@ -37,7 +37,7 @@ def apply_block(
 ) -> Array:
     """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11).
 
-    `attn_mask` and `queries` (rows to compute) as in `attention.apply`.
+    `attn_mask` and `queries` (the rows to compute) are as in `attention.apply`.
     """
     x = checks.array("x", x, shape=(None, block.attention.w_q.shape[1]))
     attended = attention.apply(
@@ -63,7 +63,7 @@ def apply(
 ) -> Array:
     """Apply the blocks one after another to tokens `[t, m]` (paper, Theorem 14).
 
-    With `queries` the last block computes these rows only, and the result is `[q, m]`.
+    If `queries` is given, the last block computes these rows only, and the result is `[q, m]`.
 
     Raises:
       ValueError: widths that do not fit, or a row of `attn_mask` that attends to nothing.
@@ -81,7 +81,7 @@ def apply(
 
 
 def _check(name: str, block: Block) -> None:
-    """Refuse a block whose attention or layers do not return the width that they read."""
+    """Refuse a block whose attention or layers return another width than that of their input."""
     m = validated(f"{name}.attention", block.attention).w_q.shape[1]
     w_o = block.attention.w_o
     checks.array(f"{name}.attention.w_o", w_o, shape=(*jnp.shape(w_o)[:2], m))
@@ -95,10 +95,10 @@ def _check(name: str, block: Block) -> None:
 
 
 def validate_biases(first: Linear, second: Linear, target: Linear) -> None:
-    """Refuse a pair of layers that is to replace `target` and does not have its bias.
+    """Refuse a pair of layers that stands for `target` but does not have its bias.
 
     Raises:
-      ValueError: `first` has a bias, or that of `second` is not the target's.
+      ValueError: `first` has a bias, or the bias of `second` is not the target's.
     """
     differ = (second.b is None) != (target.b is None)
     if second.b is not None and target.b is not None:

@@ -19,7 +19,7 @@ Metrics = Mapping[str, ArrayLike]
 
 
 def _brief(kind: str, fields: Mapping[str, Any]) -> str:
-    """Return ``kind(name=float32[2,8], ...)``: arrays by dtype and shape, not number by number."""
+    """Return ``kind(name=float32[2,8], ...)``: dtypes and shapes in place of arrays."""
 
     def shown(value: Any) -> str:
         if not (hasattr(value, "shape") and hasattr(value, "dtype")):
@@ -51,7 +51,7 @@ class AttentionParams(NamedTuple):
         return self.w_v.shape[-1]
 
     def __repr__(self) -> str:
-        """Return the arrays by dtype and shape."""
+        """Return a text with the dtype and shape of each array."""
         return _brief("AttentionParams", self._asdict())
 
 
@@ -60,12 +60,13 @@ class AttentionParams(NamedTuple):
 class PaddedAttention:
     """Projections of a static width whose last hidden units are zeros; also their masks.
 
-    A record of its own: it cannot be unpacked or taken for `AttentionParams`, which has the widths
-    of its arrays. To JAX it is six arrays: `vmap`, stacking, changes of dtype and products
-    with masks do not change which entries of `k_units` and `v_units` are nonzero: the real units.
+    The real units are the nonzero entries of `k_units` and `v_units`. To JAX an instance is six
+    arrays: `vmap`, stacking, changes of dtype and products with masks do not change which entries
+    are nonzero. The class cannot be unpacked, and is not mistaken for `AttentionParams`, whose
+    widths are the shapes of its arrays.
     """
 
-    # JAX puts other leaves than arrays into its records (shapes, shardings), so `Any`.
+    # JAX also puts shapes and shardings in the place of arrays, hence `Any`.
     w_q: Any  # [h, m, k]
     w_k: Any  # [h, m, k]
     w_v: Any  # [h, m, v]
@@ -90,7 +91,7 @@ class PaddedAttention:
         )
 
     def __repr__(self) -> str:
-        """Return the arrays by dtype and shape."""
+        """Return a text with the dtype and shape of each array."""
         return _brief("PaddedAttention", vars(self))
 
 
@@ -99,7 +100,7 @@ Projections = AttentionParams | PaddedAttention
 
 
 class Linear(NamedTuple):
-    """A fully connected layer ``x w^T + b``; without `b` it has no bias."""
+    """A fully connected layer ``x w^T + b``, or ``x w^T`` if `b` is None."""
 
     w: Array  # [o, i]
     b: Array | None = None  # [o]
@@ -119,5 +120,5 @@ class MergedParams(NamedTuple):
     w_vo: Float[Array, "h m o"]  # w_v w_o
 
     def __repr__(self) -> str:
-        """Return the arrays by dtype and shape."""
+        """Return a text with the dtype and shape of each array."""
         return _brief("MergedParams", self._asdict())

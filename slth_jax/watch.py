@@ -1,4 +1,4 @@
-"""End this process of a run with a line once another process is lost."""
+"""End this process with a message once another process of the same run is lost."""
 
 import contextlib
 import ctypes
@@ -14,25 +14,27 @@ from typing import Any, NoReturn
 
 from jax._src import distributed as jax_distributed  # its client has no public name
 
-# The status that a shell reports for a process ended by SIGTERM; batch systems read "preempted".
+# The status that a shell reports for a process ended by SIGTERM; to batch systems it means
+# "preempted".
 PREEMPTED = 128 + signal.SIGTERM
 # The status of a process that ended because another one was lost: EX_TEMPFAIL, "try again".
 LOST = 75
-# Seconds without a report after which a process counts as lost; less once a connection broke.
+# Seconds without a report after which a process counts as lost; fewer once a connection has broken.
 _SILENCE, _SILENCE_AFTER_BREAK = 25.0, 5.0
 # Seconds for which a process that ended by SIGTERM and its peers wait for each other.
 _GRACE = 10.0
 _FINISHED, _STOPPED = "has finished", "has ended by SIGTERM"
-# Words in errors of collectives and of the coordination service whose other side was lost.
+# Words in the errors that collectives and the coordination service raise if their other side is
+# lost.
 _BROKEN = ("gloo", "nccl", "connection", "coordination", "barrier", "unavailable", "deadline")
 
 
 class Watch:
-    """Reports that this process lives, and ends it once another one is lost.
+    """Reports that this process is alive, and ends it once another process is lost.
 
     The reports are counters in the key-value store of JAX's coordination service, which process 0
-    serves: if the store does not answer, process 0 is lost. JAX also notices that, and aborts with
-    a C++ trace; its signal, SIGABRT, is handled from the construction of the watch on.
+    serves: if the store does not answer, process 0 is lost. JAX notices that too, and aborts with a
+    C++ trace. The signal of the abort, SIGABRT, is handled from the construction of the watch on.
 
     Args:
       joining: seconds after which JAX aborts if not all processes have joined.
@@ -48,10 +50,10 @@ class Watch:
         ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
 
     def start(self) -> None:
-        """Begin to report, as soon as all processes have joined.
+        """Begin to report; called once all processes have joined.
 
-        JAX's own functions for index and count would first exchange the devices of all processes,
-        and wait for a lost one.
+        JAX's own functions for the index and the number of processes would first exchange the
+        devices of all processes, and would wait for a lost process.
         """
         state = jax_distributed.global_state
         self._client: Any = state.client
@@ -59,16 +61,16 @@ class Watch:
         self._thread.start()
 
     def cancel(self) -> None:
-        """End the watch; JAX's abort is a plain abort again."""
+        """End the watch and restore the default action of SIGABRT."""
         ctypes.CDLL(None).signal(signal.SIGABRT, None)
 
     def finished(self) -> None:
-        """Leave the run: this process has done its part, as all have."""
+        """Leave the run, after all processes have done their parts."""
         self._set(self._me, _FINISHED)
         self._leave()
 
     def stopped(self) -> None:
-        """Leave the run after SIGTERM, if all processes do; else end it, and so the others."""
+        """Leave the run after SIGTERM if all processes do; otherwise end all processes."""
         self._set(self._me, _STOPPED)
         until = time.monotonic() + _GRACE - 2
         with contextlib.suppress(Exception):  # process 0 may have ended
@@ -94,7 +96,7 @@ class Watch:
     ) -> NoReturn:
         """End this process and let the remaining ones end, too."""
         if any(word in str(error).lower() for word in _BROKEN):
-            # The other side may be lost: then the thread ends this process with a line.
+            # Another process may be lost; if so, the thread ends this process with a message.
             self._silence = _SILENCE_AFTER_BREAK
             self._thread.join(_SILENCE_AFTER_BREAK + 10)
         with self._ending:
@@ -110,7 +112,7 @@ class Watch:
         with contextlib.suppress(Exception):  # a full disk, a closed pipe
             sys.stdout.flush()
             sys.stderr.flush()
-        if self._me == 0:  # it serves the store that the remaining processes read
+        if self._me == 0:  # process 0 serves the store that the others read
             time.sleep(3)
         # At a normal exit JAX would wait for the remaining processes.
         os._exit(status)
@@ -154,7 +156,7 @@ class Watch:
             with self._ending:
                 _print(f"{'process 0' if me else others} of {count} is lost")
                 self._exit(LOST)
-        # Before all have joined, the connection to process 0 broke, or the time is over.
+        # Not all processes have joined: the connection to process 0 broke, or the time is over.
         over = waited > self._joining - 1
         who = others if over and (me == 0 or _answers(state.coordinator_address)) else "process 0"
         words = f"did not join within {waited:.0f} s (SLTH_JOIN_SECONDS)" if over else "is lost"

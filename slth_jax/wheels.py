@@ -1,7 +1,7 @@
-"""The wheels of JAX for this machine's accelerator, and whether those installed belong together.
+"""Choose the wheels of JAX for this machine's accelerator; check that installed wheels match.
 
-JAX, its compiler (jaxlib) and an accelerator's plugin must have versions of one release: JAX skips
-a plugin of another release with no more than a warning, and everything runs on the CPU. This module
+JAX, its compiler (jaxlib) and an accelerator's plugin must belong to one release. JAX skips a
+plugin of another release with only a warning, and then everything runs on the CPU. This module
 imports nothing but the standard library, so that it runs before JAX is installed.
 """
 
@@ -40,7 +40,7 @@ def extra(versions: Mapping[str, str], *, tpu: bool, driver: int | None) -> str 
     Args:
       versions: see `installed`. An installed plugin decides between releases of CUDA.
       tpu: whether the machine has a TPU.
-      driver: the main version of NVIDIA's driver; None without a GPU.
+      driver: the major version of NVIDIA's driver; None if there is no GPU.
     """
     if tpu:
         return "tpu"
@@ -65,7 +65,7 @@ def has_tpu() -> bool:
 
 
 def nvidia_driver() -> int | None:
-    """Return the main version of NVIDIA's driver; None without a GPU."""
+    """Return the major version of NVIDIA's driver; None if there is no GPU."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -80,8 +80,8 @@ def mismatch(versions: Mapping[str, str], libtpu: str | None) -> str | None:
 
     Args:
       versions: see `installed`.
-      libtpu: the version that the installed JAX needs, as '0.0.42' or '0.0.42.*'; None if it
-        states none.
+      libtpu: the version that the installed JAX needs, such as '0.0.42' or '0.0.42.*'; None if JAX
+        does not state a version.
     """
     if "jax" not in versions or "jaxlib" not in versions:
         return "jax or jaxlib is not installed"
@@ -136,7 +136,8 @@ def unused(versions: Mapping[str, str], backend: str, libtpu: str | None) -> str
 def warn_if_unused() -> None:
     """Log a line, once, if an accelerator's plugin is installed but not used.
 
-    Nothing is logged if JAX_PLATFORMS is set. The devices of JAX must not be needed otherwise yet.
+    Nothing is logged if JAX_PLATFORMS is set. The call initialises JAX's devices, so the processes
+    of a run must be joined before it.
     """
     import jax
 
