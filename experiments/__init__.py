@@ -10,9 +10,9 @@ An experiment is one module and one entry of `registry`. The module defines a fl
     trained_target/  a trained network          pods/        batch scripts
     examples/        small programs that use the library alone
 
-A run passes through `commands` (the command line), `options` (presets and their changes), `folder`
-(the files of a run; an interrupted sweep continues), `measure` (from trials to the rows of a
-summary), `curves` and `plots` (fitted curves and pictures), `claims` (the paper's numbers beside
-the measured ones), `tickets` (tickets as files) and `tables` (printed tables). `report` makes one
-page of finished runs; `machine` describes this machine and estimates costs.
+A run uses `commands` (the command line), `options` (presets and changes to them), `folder` (the
+files of a run, from which an interrupted sweep continues), `measure` (statistics of trials, in the
+rows of a summary), `curves` and `plots` (fitted curves and pictures), `claims` (the paper's numbers
+beside the measured numbers), `tickets` (tickets as files) and `tables` (printed tables). `report`
+writes one page about finished runs; `machine` describes this machine and estimates costs.
 """

@@ -9,7 +9,7 @@ from slth_jax.cli import devices, outcome
 
 
 class _Help(argparse.Action):
-    """After an experiment's name: that experiment's presets and options too."""
+    """Print the help; after an experiment's name, print its presets and options too."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.print_help()
@@ -37,11 +37,13 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "name",
         nargs="?",
-        help="an experiment; 'list' for their names, 'reproduce' for figures 4, 5 and 6 and a page "
-        "of them, 'report' for the page of runs that are finished",
+        help="an experiment; 'list' prints the names of all, 'reproduce' runs figures 4, 5 and 6 "
+        "and writes a page about them, 'report' writes the page about finished runs",
     )
     main.add_argument(
-        "names", nargs="*", help="with reproduce: these experiments only; with report: folders"
+        "names",
+        nargs="*",
+        help="with reproduce: run only these experiments; with report: the folders of the runs",
     )
     main.add_argument("--preset", default="quick", help="a named configuration (default: quick)")
     main.add_argument(
@@ -49,10 +51,11 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument(
         "--out",
-        help="folder for the results (default: results/NAME-PRESET); with report: the page's file",
+        help="folder for the results (default: results/NAME-PRESET); with report: the file of the "
+        "page",
     )
     main.add_argument(
-        "--seeds", type=int, help="number of seeds; more than a finished folder has extend it"
+        "--seeds", type=int, help="number of seeds; a larger number extends a finished folder"
     )
     main.add_argument(
         "--set",
@@ -60,14 +63,15 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="OPTION=VALUE",
         dest="options",
-        help="replace an option of the preset; may be given more than once",
+        help="replace an option of the preset; may be given several times",
     )
     main.add_argument("--weights", help="trained-target: a published network as .npz")
     main.add_argument("--devices", type=int, help="simulate this many devices on a CPU")
     main.add_argument(
         "--shard",
         metavar="I/N",
-        help="compute every N-th chunk from the I-th on; I alone if the folder has N recorded",
+        help="compute every N-th chunk, beginning with chunk I; I alone suffices if an earlier "
+        "shard has recorded N in the folder",
     )
     devices.add_distributed(main)
     main.add_argument(
@@ -82,16 +86,16 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--on",
         metavar="MACHINE",
-        help="with --dry-run: compile for v5e:4x4, v6e:16x16, h100:8, ..., and report whether it "
-        "fits; needs that machine's compiler (slth-jax[tpu] or [cuda12]), not the machine",
+        help="with --dry-run: compile for v5e:4x4, v6e:16x16, h100:8, ..., and report whether the "
+        "run fits; needs that machine's compiler (slth-jax[tpu] or [cuda12]), not the machine",
     )
-    main.add_argument("--quiet", action="store_true", help="no progress")
+    main.add_argument("--quiet", action="store_true", help="show no progress")
     main.set_defaults(recorded=None)
     return main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; return the exit status (see `cli.outcome.STATUSES`)."""
+    """Run a command line and return the exit status (see `cli.outcome.STATUSES`)."""
     options = parser().parse_args(arguments)
     if options.devices is not None:
         if options.devices < 1:

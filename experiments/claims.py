@@ -1,9 +1,10 @@
-"""Statements of the paper beside measurements: each claim is an entry of `summary.json`.
+"""Claims: statements of the paper beside measurements, for `summary.json`.
 
-A claim has these fields: `what` is compared; `paper`, the paper's number or words; `here`, the
-measured number, with `low` and `high` for its interval; `tolerance`, the condition under which both
-agree; and a `verdict`. The verdict is 'agrees', or 'lower' or 'higher' than the paper's number,
-'differs' from its words, or 'open' if the interval allows both.
+A claim has these fields: `what` names the compared quantity; `paper` is the paper's number or
+statement; `here` is the measured value, and `low` and `high` limit its interval; `tolerance` is the
+condition under which paper and measurement agree; `verdict` is the result. The verdict is 'agrees';
+'lower' or 'higher' if the measured number is lower or higher than the paper's; 'differs' if the
+measurement contradicts the paper's statement; or 'open' if the interval allows both.
 """
 
 import itertools
@@ -19,13 +20,19 @@ Claim = dict[str, Any]
 
 
 def interval(measured: float, se: float, free: int) -> tuple[float, float]:
-    """Return Student's 95 % interval of a number with a standard error of `free` degrees."""
+    """Return Student's 95 % interval of a number.
+
+    Args:
+      measured: the number.
+      se: its standard error.
+      free: the degrees of freedom of the standard error.
+    """
     half = float(stats.t.ppf(0.975, free)) * se
     return measured - half, measured + half
 
 
 def number(what: str, paper: float, measured: float, se: float, free: int) -> Claim:
-    """Compare a number of the paper with `interval`."""
+    """Compare a number of the paper with the measured number's 95 % interval; see `interval`."""
     low, high = interval(measured, se, free)
     return inside(what, paper, measured, low, high, "inside the 95 % interval")
 
@@ -41,14 +48,14 @@ def inside(
 def statement(
     what: str, paper: str, measured: Any, holds: bool, tolerance: str, **more: float
 ) -> Claim:
-    """Compare a statement of the paper with a measurement; `more` may hold `low` and `high`."""
+    """Compare a statement of the paper with a measurement; `more` may contain `low` and `high`."""
     return _claim(
         what, paper, measured, AGREES if holds else "differs", tolerance=tolerance, **more
     )
 
 
 def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
-    """Compare a difference over seeds (`measure.paired`) that is negative in the paper."""
+    """Compare a paired difference (from `measure.paired`) with the paper, where it is negative."""
     low, high = paired.get("low", -math.inf), paired.get("high", math.inf)
     verdict = AGREES if high < 0 else "differs" if low > 0 else "open"
     limits = {"low": low, "high": high} if "low" in paired else {}
@@ -60,9 +67,10 @@ def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
 def ordered(
     what: str, rows: Sequence[Mapping[str, Any]], outer: str, inner: str, *, grows: bool
 ) -> list[Claim]:
-    """Compare 'the mean error grows (or falls) with `outer`' at every equal value of `inner`.
+    """Compare the statement "the mean error grows (or falls) with `outer`" with measurements.
 
-    Neighbouring values of `outer` are compared. Returns no claim if there is a single value.
+    Neighbouring values of `outer` are compared at equal values of `inner`. The list is empty if
+    `outer` has a single value.
     """
     larger, pairs = pairs_in_order(rows, outer, inner)
     if not pairs:
@@ -72,7 +80,10 @@ def ordered(
 
 
 def pairs_in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple[int, int]:
-    """Return (pairs of neighbouring `outer` whose mean grows, pairs), at equal `inner`."""
+    """Return the number of pairs whose mean grows, and the number of all pairs.
+
+    A pair consists of two neighbouring values of `outer` at one value of `inner`.
+    """
     values = sorted({row[outer] for row in rows})
     mean = {(row[outer], row[inner]): row["mean"] for row in rows}
     pairs = [

@@ -72,7 +72,7 @@ def _set_precision(module: ModuleType) -> None:
 
 
 def _report(folders: Sequence[str], page: str | None) -> None:
-    """Write the page of finished runs and print its place."""
+    """Write the page about finished runs and print its path."""
     if not folders:
         raise checks.fail("report", "followed by folders of finished runs", "none")
     registry.require("report", ("jinja2",))
@@ -82,7 +82,7 @@ def _report(folders: Sequence[str], page: str | None) -> None:
 
 
 def describe(name: str) -> Iterator[str]:
-    """Yield lines on an experiment: its subject, its presets, and its options."""
+    """Yield lines that describe an experiment: its subject, its presets and its options."""
     names = {"reproduce": registry.REPRODUCE, "list": (), "report": ()}.get(name, (name,))
     for experiment in names:
         presets = registry.load(experiment).PRESETS
@@ -95,7 +95,7 @@ def describe(name: str) -> Iterator[str]:
 
 
 def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
-    """Return the experiments that the command line names, and a folder for each."""
+    """Return the names of the experiments of a command line, and a folder per experiment."""
     if options.name != "reproduce":
         out = options.out or os.path.join("results", f"{options.name}-{options.preset}")
         return (options.name,), [out]
@@ -105,7 +105,14 @@ def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
-    """Return the cost of a run on this machine or on another, without starting it."""
+    """Return the estimated cost of a run, which is not started.
+
+    Args:
+      name: the experiment.
+      module: its module.
+      config: the configuration of the run.
+      on: another machine, such as 'v5e:4x4'; None for this machine.
+    """
     if hasattr(module, "dry_run"):
         return module.dry_run(config, on)
     if on is not None:
@@ -118,7 +125,7 @@ def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
 def _run(
     name: str, module: ModuleType, config: Any, path: str, options: argparse.Namespace
 ) -> bool:
-    """Run one experiment; return whether it is complete, with the parts of all shards."""
+    """Run one experiment; return whether it is complete (all shards have finished)."""
     registry.require(name)
     from experiments import tables
 
@@ -160,8 +167,8 @@ def _run(
 
 
 def _log_start(name: str, out: folder.RunFolder) -> None:
-    """Write the first line of a log: versions, devices, processes, host, folder and its state."""
-    patterns = ("**/SHA256SUMS", "**/*.safetensors")  # of pieces on a disk, and in a bucket
+    """Log the first line: versions, devices, processes, host, the folder and its state."""
+    patterns = ("**/SHA256SUMS", "**/*.safetensors")  # files of pieces on a disk and in a bucket
     chunks = sum(1 for pattern in patterns for _ in out.checkpoints.glob(pattern))
     state = "finished" if out.finished else f"{chunks} saved pieces" if chunks else "new"
     progress.log_start(name, machine.versions(), f"{out.path} ({state})")

@@ -10,10 +10,11 @@ from scipy import optimize, stats
 def exponential(n: ArrayLike, mean: ArrayLike, *, floor: float = 0.0) -> dict[str, float]:
     """Fit ``gamma exp(-delta n)`` to means, as the paper does with SciPy.
 
-    `gamma`, `delta` and their standard errors by unweighted least squares on the means (which
-    the small widths dominate); `log_delta` is the rate of a straight line through the logarithms
-    of the means above `floor`, where rounding does not limit the error. The standard errors assume
-    deviations of equal variance from the curve; `free` is their degrees of freedom.
+    `gamma`, `delta` and their standard errors come from unweighted least squares on the means, so
+    the large means at small n dominate. The standard errors assume that all deviations from the
+    curve have equal variance; `free` is the degrees of freedom. `log_gamma`, `log_delta` and
+    `log_delta_se` come from a straight line through the logarithms of the means above `floor`, the
+    level below which rounding limits the error.
     """
     n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
     above = mean_ > floor
@@ -37,7 +38,7 @@ def exponential(n: ArrayLike, mean: ArrayLike, *, floor: float = 0.0) -> dict[st
 
 
 def log_line(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
-    """Fit ``log mean = log gamma - delta n`` by least squares over positive means."""
+    """Fit ``log mean = log gamma - delta n`` to the positive means by least squares."""
     n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
     positive = mean_ > 0
     line = stats.linregress(n_[positive], np.log(mean_[positive]))
@@ -49,7 +50,10 @@ def log_line(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
 
 
 def log_gamma_at(n: ArrayLike, mean: ArrayLike, delta: float) -> dict[str, float]:
-    """Fit only gamma of ``log mean = log gamma - delta n``; `residual` is the rms of the logs."""
+    """Fit gamma of ``log mean = log gamma - delta n`` at a given delta.
+
+    `residual` is the root mean square of the residuals of ``log mean``.
+    """
     shifted = np.log(np.asarray(mean, float)) + delta * np.asarray(n, float)
     return {
         "gamma": float(np.exp(shifted.mean())),
@@ -58,7 +62,7 @@ def log_gamma_at(n: ArrayLike, mean: ArrayLike, delta: float) -> dict[str, float
 
 
 def slope(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> dict[str, float]:
-    """Fit ``y = a + b x`` by least squares; `low` and `high` bound b with that confidence."""
+    """Fit ``y = a + b x`` by least squares; `low` and `high` bound b with the given confidence."""
     x_, y_ = np.asarray(x, float), np.asarray(y, float)
     line = stats.linregress(x_, y_)
     half = float(stats.t.ppf((1 + confidence) / 2, len(x_) - 2) * line.stderr)
@@ -69,10 +73,10 @@ def slope(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> dict[str, 
 def within(
     groups: Sequence[object], x: Sequence[ArrayLike], y: ArrayLike
 ) -> list[dict[str, float]]:
-    """Fit ``y = a_g + sum_i b_i x_i`` with an intercept for each group g; return each b_i.
+    """Fit ``y = a_g + sum_i b_i x_i`` with an intercept a_g per group g; return each b_i.
 
-    Least squares on the deviations from each group's means. Empty if there are no more points than
-    fitted numbers.
+    The fit is least squares on the deviations from each group's means. The list is empty if there
+    are no more points than fitted numbers, or if the x_i are linearly dependent within groups.
     """
     names, index = np.unique([repr(group) for group in groups], return_inverse=True)
     count = np.bincount(index)

@@ -1,4 +1,4 @@
-"""The folder of an experiment's run: configuration, rows, summary, figures, tickets."""
+"""The folder of an experiment's run: its configuration, rows, summary, figures and tickets."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from slth_jax.distributed import on_first
 from slth_jax.storage import CheckpointError
 
 CONFIG, ROWS, SUMMARY, SHARDS = storage.CONFIG, "rows.jsonl", "summary.json", "shards.json"
-# Entries that may be in a folder, beside locks, before its configuration is recorded.
+# Entries that a folder may contain, beside locks, before its configuration is recorded.
 BEFORE = ("checkpoints", "logs", SHARDS)
 
 
@@ -20,13 +20,13 @@ _log = logging.getLogger("experiments")
 
 
 class Sweep(NamedTuple):
-    """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk`, `static`.
+    """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk` and `static`.
 
-    Programs are compiled at the largest padded size: narrower sources cost little in it. A run
-    of several sweeps gives each a `part`, the name of its folder.
+    Programs are compiled at the largest padded size, since narrower sources cost little in a
+    program of that size. If a run has several sweeps, `part` is the name of a sweep's folder.
     """
 
-    what: str  # for the progress bar
+    what: str  # the title of the progress bar
     trial: Callable
     grid: Mapping[str, Sequence[Any]]
     padded: Sequence[str]
@@ -36,35 +36,35 @@ class Sweep(NamedTuple):
     static: Sequence[str] = ()
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments of `sweep.run`, besides the trial and the seeds."""
+        """Return the keyword arguments of `sweep.run` that describe this sweep, without seeds."""
         named = ("grid", "padded", "batch", "chunk", "static")
         return {name: getattr(self, name) for name in named} | {"buckets": "largest"}
 
 
 class Incomplete(Exception):
-    """A shard of a sweep is complete, but other shards are missing for a summary."""
+    """This shard of a sweep is complete, but the summary needs other shards, which are missing."""
 
 
 class RunFolder:
-    """One run's folder, held by a lock while the run lasts.
+    """The folder of a run, which is locked during the run.
 
-    Of the processes of one run only the first writes files.
+    If a run has several processes, only the first process writes files.
     """
 
     def __init__(self, folder: storage.RunFolder, *, shard: str | None, quiet: bool, writes: bool):
-        """Use `open` instead: it makes and locks the folder."""
+        """Use `open` instead, which creates and locks the folder."""
         self.path, self.config = folder.path, folder.config
         self.shard = shard
         self.quiet = quiet
         self.writes = writes
-        self.captions: dict[str, str] = {}  # of the figures, by name
+        self.captions: dict[str, str] = {}  # captions of figures by name
         self._folder = folder
         self._recorded = False
-        # A folder of fewer seeds is not finished: the run goes on.
+        # A folder with results of fewer seeds is not finished: the run continues.
         self.finished = on_first(self._is_finished)
 
     def _is_finished(self) -> bool:
-        """Return whether the folder has all results of this configuration, as they were written."""
+        """Return whether the folder contains all results of this configuration, undamaged."""
         if self._folder.recorded() != self.config or not (self.path / SUMMARY).exists():
             return False
         try:
@@ -75,9 +75,9 @@ class RunFolder:
         return True
 
     def record(self) -> None:
-        """Write the configuration, once there is a result to keep with it.
+        """Write the configuration; called when the first result exists.
 
-        A summary of fewer seeds is removed: it is not this configuration's.
+        A summary of fewer seeds is removed, because it belongs to another configuration.
         """
         if self.writes and not self._recorded:
             self._folder.compare()
@@ -88,22 +88,22 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> storage.Place:
-        """The folder in which sweeps and trainings keep their results."""
+        """The folder in which sweeps and trainings store their results."""
         return self.path / "checkpoints"
 
     @property
     def tickets(self) -> storage.Place:
-        """The folder of tickets, ``NAME.ticket.safetensors``."""
+        """The folder of ticket files, ``NAME.ticket.safetensors``."""
         return storage.make_folder(self.path / "tickets")
 
     def sweep(self, planned: Sweep) -> sweep.Results:
         """Run a sweep in this folder, with a progress bar, and return all its results.
 
         Raises:
-          Incomplete: with `shard`, when trials of other shards are missing.
+          Incomplete: the folder was opened with `shard`, and trials of other shards are missing.
         """
         options = dict(self.config["options"])
-        seeds = options.pop("seeds")  # more of them change no other trial
+        seeds = options.pop("seeds")  # more seeds add trials and change no existing trial
         where = self.checkpoints / planned.part
         with self.progress(planned.what) as update:
             results = sweep.run(
@@ -130,7 +130,7 @@ class RunFolder:
             storage.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, the last file of a complete run, and seal the results."""
+        """Write ``summary.json``, the last file of a complete run, and checksums of all results."""
         if self.writes:
             self.record()
             storage.write_json(self.path / SUMMARY, summary)
@@ -141,7 +141,7 @@ class RunFolder:
         return storage.read_json(self.path / SUMMARY)
 
     def figure(self, figure: Any, name: str) -> None:
-        """Write a matplotlib figure as ``name.png`` and ``name.svg``, and keep its caption."""
+        """Write a matplotlib figure as ``name.png`` and ``name.svg``, and store its caption."""
         from experiments import plots
 
         self.captions[name] = plots.caption(figure)
@@ -150,9 +150,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Show progress with the time left; yield ``update(done, total)``.
+        """Show progress and the remaining time; yield the function ``update(done, total)``.
 
-        The first result records the configuration.
+        The first update with ``done > 0`` records the configuration.
         """
         with progress.bar(title, self.quiet) as show:
 
@@ -170,19 +170,19 @@ def check(path: storage.Place) -> None:
     Raises:
       Damaged: a file is missing, superfluous or changed.
     """
-    if (path / storage.SUMS).exists():  # runs of the first versions have none
+    if (path / storage.SUMS).exists():  # runs of the first versions have no checksums
         storage.check(path, _results(path))
 
 
 def _results(path: storage.Place) -> list[str]:
-    """Return the names of the files that are sealed with the summary."""
+    """Return the names of the files whose checksums are written with the summary."""
     patterns = (ROWS, SUMMARY, "*.png", "*.svg", "tickets/*")
     files: list[Any] = [file for pattern in patterns for file in path.glob(pattern)]
     return sorted(file.relative_to(path).as_posix() for file in files)
 
 
 @contextlib.contextmanager
-def open(  # the word for it, always written folder.open
+def open(  # shadows the builtin in this module; callers write folder.open
     path: str,
     experiment: str,
     config: Any,
@@ -192,20 +192,21 @@ def open(  # the word for it, always written folder.open
     quiet: bool = False,
     writes: bool = True,
 ) -> Iterator[RunFolder]:
-    """Create or continue the folder of a run and hold it.
+    """Create or continue the folder of a run and lock it.
 
     Args:
       path: the folder, on this machine or in a bucket (gs://, s3://).
       experiment: the name of the experiment.
       config: the experiment's `Config`.
-      resume: continue a run of the same configuration; otherwise refuse its folder.
+      resume: whether to continue a run of the same configuration; if not, a folder with results is
+        refused.
       shard: 'i/n' for a part of the sweep, or 'i' if an earlier part recorded n; several parts may
-        hold the folder at once.
-      quiet: show no progress.
-      writes: whether this is the process that writes.
+        use the folder at once. None for the whole sweep.
+      quiet: whether to hide the progress.
+      writes: whether this process writes files.
 
     Raises:
-      CheckpointError: the folder is in use, cannot be written to, or holds other results.
+      CheckpointError: the folder is in use, cannot be written to, or contains other results.
     """
     where = storage.place(path).absolute()
     if where.exists() and not where.is_dir():
@@ -223,7 +224,7 @@ def open(  # the word for it, always written folder.open
 
 
 def _complete(shard: str | None, where: storage.Place) -> str | None:
-    """Return 'i/n' for 'i', with the number of shards that an earlier shard recorded."""
+    """Return 'i/n' for 'i', where n is the number of shards that an earlier shard recorded."""
     if shard is None or not shard.isdigit():
         return shard
     if not (where / SHARDS).exists():
@@ -232,7 +233,7 @@ def _complete(shard: str | None, where: storage.Place) -> str | None:
 
 
 def _refuse_foreign(where: storage.Place) -> None:
-    """Refuse a folder with files in it that no run has written."""
+    """Refuse a folder that contains files which no run has written."""
     if where.is_dir() and not (where / CONFIG).exists():
         others = sorted(
             entry.name

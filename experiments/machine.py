@@ -19,7 +19,7 @@ from slth_jax.cli.memory import peak_bytes
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that results may depend on, the commit of a clone among them."""
+    """Return the versions that results may depend on, and the commit if this is a clone."""
     named = {
         "slth_jax": __version__,
         "jax": jax.__version__,
@@ -30,7 +30,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the clone that holds this file, '+' if files differ; else ''."""
+    """Return the commit of the clone that contains this file, or '' if there is no clone.
+
+    '+' is appended if files differ from the commit.
+    """
     root = str(Path(__file__).parents[1])
     try:
         described = subprocess.run(
@@ -43,12 +46,12 @@ def commit() -> str:
 
 
 def device() -> str:
-    """Return the devices in words."""
+    """Return a description of the devices and the number of CPU cores."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
 
 
 def report() -> dict[str, Any]:
-    """Return date, versions and devices: the part of a result that describes the machine."""
+    """Return the date, the versions and the devices, which are recorded with every result."""
     return {
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
@@ -57,7 +60,7 @@ def report() -> dict[str, Any]:
 
 
 def products_per_second(size: int = 1024, dtype: str = "float32") -> float:
-    """Measure the floating-point operations per second of matrix products on one device."""
+    """Return the measured floating-point operations per second of matrix products on a device."""
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()
@@ -69,7 +72,7 @@ def products_per_second(size: int = 1024, dtype: str = "float32") -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time as text, in days, hours, minutes or seconds."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -77,22 +80,22 @@ def duration(seconds: float) -> str:
 
 
 def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
-    """Run a batch of each sweep at its largest size; return the estimate for all sweeps.
+    """Run a batch of each sweep at its largest size; return the estimated cost of all sweeps.
 
-    Time is compilation plus a time per trial; memory is this process's peak, which does not depend
-    on the number of trials.
+    The estimated time is the time of compilation plus the trials' time. The estimated memory is the
+    peak of this process, since the peak does not depend on the number of trials.
     """
     lines, total = [], 0.0
     for planned in sweeps:
         count = seeds * math.prod(map(len, planned.grid.values()))
-        # A point with the largest sizes: every program of the sweep has this size.
+        # The grid point with the largest sizes: every program of the sweep has this size.
         point = {
             name: (max(values) if name in planned.padded else values[0],)
             for name, values in planned.grid.items()
         }
         probed = min(count, (planned.batch or 16) * jax.device_count())
         done = sweep.run(planned.trial, seeds=probed, **planned.options() | {"grid": point})
-        # Every combination of the values that are not padded has a program of its own.
+        # Every combination of values that are not padded needs a separate program.
         compiled = math.prod(
             len(values) for name, values in planned.grid.items() if name not in planned.padded
         )
@@ -113,8 +116,8 @@ def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
 def cost_on(on: str, sweeps: Iterable[Sweep], seeds: int) -> str:
     """Compile the programs of sweeps for a machine such as 'v5e:4x4'; return the reports.
 
-    Nothing is run. The times are lower bounds: matrix products and one pass over arguments and
-    results; the comparisons of subset sums are not counted.
+    No program is run. The times are lower bounds: they count matrix products and one pass over
+    arguments and results, but not the comparisons of subset sums.
     """
     lines: list[str] = []
     total = 0.0

@@ -1,4 +1,4 @@
-"""From trials to the rows of a summary."""
+"""Statistics of trials: the rows of a summary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,13 +9,17 @@ from scipy import stats
 Row = Mapping[str, Any]
 
 BAND = (0.1, 0.5, 0.9)
-"""The quantiles over trials that a figure's band and line may show."""
+"""The quantiles over trials: the lower edge of a figure's band, the median, the upper edge."""
 
 
 def spread(
     rows: Sequence[Row], name: str, values: Sequence[Any], metric: str = "error"
 ) -> list[dict[str, Any]]:
-    """Return a row per entry of an array metric: `metric` becomes that entry, `name` its value."""
+    """Return a row per entry of an array metric.
+
+    In each returned row, `metric` is one entry of the array, and `name` is the corresponding entry
+    of `values`.
+    """
     return [
         {**row, name: value, metric: entry}
         for row in rows
@@ -29,18 +33,18 @@ def summarize(
     metric: str = "error",
     **more: tuple[str, Callable[[list[Any]], Any]],
 ) -> list[dict[str, Any]]:
-    """Return a row per setting: its values and the moments of `metric` over the trials.
+    """Return a row per setting: the setting's values and the moments of `metric` over its trials.
 
     The moments are mean, std, median, low and high (the 10th and 90th percentile) and count.
 
     Args:
       rows: one row per trial.
-      by: the names of the values that make a setting.
-      metric: the name of the averaged column. Values that are not finite are counted, as
-        `not_finite`, and left out of the moments.
-      **more: ``name=(metric, function)``: a further column, a function of the list of that
-        metric's values. Trials without the metric are left out; a column without values is left
-        out too.
+      by: the names of the columns whose values make a setting.
+      metric: the name of the averaged column. Values that are not finite are left out of the
+        moments; their number is stored as `not_finite`.
+      **more: ``name=(metric, function)`` adds the column `name`, which is `function` of the list of
+        the metric's values. Trials without the metric are left out; a column without any value is
+        left out too.
     """
     settings: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -65,11 +69,12 @@ def paired(
     metric: str = "loss",
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Return the difference of two settings over the seeds that both have.
+    """Return the difference between two settings over the seeds that both settings have.
 
-    ``d_s = metric(name = value, seed s) - metric(name = reference, seed s)``; the interval of its
-    mean is Student's, ``mean +- t sd / sqrt(count)``. Runs of the same seed share weights, batches
-    and first scores, so the effect of the seed cancels. `p_value` belongs to the paired t-test.
+    ``d_s = metric(name = value, seed s) - metric(name = reference, seed s)``. The interval of the
+    mean difference is Student's, ``mean +- t sd / sqrt(count)``. Runs of the same seed share
+    weights, batches and first scores, so the effect of the seed cancels. `below` is the number of
+    seeds with a negative difference; `p_value` is the p-value of the paired t-test.
     """
     first, second = (
         {row["seed"]: row[metric] for row in rows if row[name] == setting}
@@ -94,11 +99,15 @@ def paired(
 
 
 def crossed_mean(values: np.ndarray) -> dict[str, Any]:
-    """Return the standard error of the mean of crossed effects `[t, s]`, and its freedom.
+    """Return the standard error of the mean of crossed effects, and its degrees of freedom.
 
-    ``x_ts = mean + a_t + b_s + e_ts`` has the variance ``V(a) / T + V(b) / S + V(e) / (T S)``: the
-    variances of the means of rows and columns contain V(e) twice. The degrees of freedom are those
-    of the smaller side. Empty if a side has a single value.
+    For ``x_ts = mean + a_t + b_s + e_ts`` the variance of the mean is
+    ``V(a) / T + V(b) / S + V(e) / (T S)``. The sum of the variances of row means and column means
+    contains the term of V(e) twice, so it is subtracted once. The degrees of freedom are
+    ``min(T, S) - 1``. The result is empty if T or S is 1.
+
+    Args:
+      values: the measurements x, `[t, s]`.
     """
     t, s = values.shape
     if min(t, s) < 2:

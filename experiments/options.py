@@ -1,4 +1,4 @@
-"""Options of an experiment: read from text, checked, and described for the user.
+"""Options of an experiment: parse them from text, check them, and describe them.
 
 A `Config` is a flat frozen dataclass. Its docstring has a section ``Attributes:`` with a line
 ``name: meaning.`` for each option; ``NAME --help`` prints it.
@@ -37,12 +37,14 @@ def configure(
     Args:
       presets: configurations by name.
       preset: a name in `presets`.
-      options: values by field name, as typed by the user; tuples are separated by commas.
-      seeds: replaces the field `seeds`.
-      recorded: the options in a run's config.json; they replace the preset's.
+      options: values by field name, as typed by the user; entries of tuples are separated by
+        commas.
+      seeds: the number of seeds; None for the preset's number.
+      recorded: the options in a run's config.json, which replace the preset's options; None if no
+        run is repeated.
 
     Raises:
-      ValueError: an unknown preset or option, or a value that is not allowed.
+      ValueError: a preset or option is unknown, or a value is not allowed.
     """
     checks.choice("preset", preset, presets)
     config = presets[preset]
@@ -66,7 +68,13 @@ def check(
     least: Mapping[str, int],
     words: Mapping[str, Collection[str]] | None = None,
 ) -> None:
-    """Refuse options below their least integer or outside their words; tuples entry by entry."""
+    """Refuse a `Config` with values that are not allowed; tuples are checked entry by entry.
+
+    Args:
+      config: the configuration.
+      least: the smallest allowed integer by option.
+      words: the allowed values by option.
+    """
     for name, low in least.items():
         for value in _entries(name, getattr(config, name)):
             checks.integer(name, value, low=low)
@@ -106,7 +114,7 @@ def meanings(kind: type) -> dict[str, str]:
 
 
 def type_name(hint: Any) -> str:
-    """Return a type as a user reads it: 'int', 'text or none', 'integers, separated by commas'."""
+    """Return a type as text for the user: 'int', 'str or none', 'float,float,...'."""
     inner = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return f"{type_name(inner[0])},{type_name(inner[0])},..."

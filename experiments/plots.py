@@ -1,4 +1,4 @@
-"""Shared parts of the experiments' figures: measured means with bands, formulas, captions."""
+"""Shared parts of the experiments' figures: means with bands, curves of formulas, captions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from slth_jax.plots import COLORS, PAPER, band, figure, save, several, two
 
-if TYPE_CHECKING:  # help and estimates do without matplotlib
+if TYPE_CHECKING:  # help and estimates work without matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -41,14 +41,14 @@ def error_curve(
     low: str = "low",
     high: str = "high",
 ) -> None:
-    """Draw means as points with a line, and a band between two columns (quantiles)."""
+    """Draw means as points on a line, and a band between the columns `low` and `high`."""
     mean, bottom, top = (np.array([row[name] for row in rows]) for name in ("mean", low, high))
     color = COLORS[index % len(COLORS)]
     band(axes, np.asarray(x, float), mean, bottom, top, label=label, color=color)
 
 
 def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], label: str, index: int) -> None:
-    """Draw means with a bar of one standard deviation over seeds either way."""
+    """Draw means with error bars of one standard deviation over seeds above and below."""
     mean, std = ([row[name] for row in rows] for name in ("mean", "std"))
     color = COLORS[index % len(COLORS)]
     axes.errorbar(x, mean, std, fmt="o-", capsize=3, markersize=5, color=color, label=label)
@@ -63,13 +63,13 @@ def curve(
     color: str = PAPER,
     style: str = "--",
 ) -> None:
-    """Draw a formula over the range of `x`."""
+    """Draw a function over the range of `x`."""
     grid = np.linspace(min(x), max(x), 200)
     axes.plot(grid, function(grid), style, color=color, linewidth=1.2, label=label)
 
 
 def caption(figure: Figure) -> str:
-    """Return a figure's titles, axes and curves in words, for readers who cannot see it."""
+    """Return a figure's titles, axis labels and curves as text, for readers who cannot see it."""
     parts = [figure.get_suptitle()]
     for axes in figure.axes:
         curves = dict.fromkeys(axes.get_legend_handles_labels()[1])
@@ -82,5 +82,5 @@ def caption(figure: Figure) -> str:
 
 
 def exponential(gamma: float, delta: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return ``n -> gamma exp(-delta n)``."""
+    """Return the function ``n -> gamma exp(-delta n)``."""
     return lambda n: gamma * np.exp(-delta * n)

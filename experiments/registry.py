@@ -1,4 +1,4 @@
-"""The experiments by name: an entry each, so that they can be listed without importing any."""
+"""The experiments by name. The list needs no import of an experiment's module."""
 
 import importlib
 import types
@@ -12,9 +12,9 @@ class Experiment(NamedTuple):
     """An experiment's module, and sentences for its help and its report."""
 
     module: str
-    shows: str
+    shows: str  # the subject, for the list of experiments
     see: str  # how to read the figures
-    presets: Mapping[str, str]  # time on two CPU cores, and the result to expect
+    presets: Mapping[str, str]  # per preset: the time on two CPU cores and the expected result
 
 
 EXPERIMENTS = {
@@ -113,7 +113,7 @@ REPRODUCE = ("hidden-dim", "input-length", "blocks")
 """The experiments of `reproduce`: figures 4, 5 and 6 of the paper."""
 
 NEEDS = ("matplotlib", "rich", "scipy")
-"""Libraries of a run beyond the library's own; names, help and estimates do without."""
+"""Additional libraries that a run needs; the list, the help and estimates work without them."""
 
 EXTRAS = 'pip install "slth-jax[experiments]"'
 
@@ -122,7 +122,7 @@ def load(name: str) -> types.ModuleType:
     """Import the module of the experiment `name`.
 
     Raises:
-      ValueError: no such experiment.
+      ValueError: there is no experiment of this name.
     """
     checks.choice("experiment", name, EXPERIMENTS)
     return importlib.import_module(EXPERIMENTS[name].module)
@@ -132,7 +132,8 @@ def require(name: str, libraries: Sequence[str] = NEEDS) -> None:
     """Refuse to run `name` if a library of the extra `experiments` is missing.
 
     Raises:
-      ModuleNotFoundError: one line with the missing library and the command that installs it.
+      ModuleNotFoundError: a library is missing; the message names it and the command that installs
+        it, in one line.
     """
     for library in libraries:
         try:

@@ -1,4 +1,4 @@
-"""Rounding of weights to few bits: the storage against which tickets are compared."""
+"""Rounding of weights to few bits, the storage with which tickets are compared."""
 
 from typing import Any
 
@@ -6,12 +6,15 @@ import numpy as np
 
 
 def rounded(target: Any, bits: int, group: int = 128) -> Any:
-    """Return an array rounded to equal steps, each group of entries with the best clip of 27.
+    """Return an array whose entries are rounded to equally spaced values, per group of entries.
+
+    In each group the step size is the best of 27, each of which clips the entries elsewhere.
 
     Args:
       target: an array of NumPy or JAX.
-      bits: bits per entry, beside a step of 16 bits per group.
-      group: consecutive entries of the last axis that share a step; the last group may be smaller.
+      bits: bits per entry; each group needs 16 more bits for its step size.
+      group: number of consecutive entries of the last axis that share a step size; the last group
+        may be smaller.
     """
     xp = target.__array_namespace__()
     count = target.shape[-1]
@@ -19,7 +22,7 @@ def rounded(target: Any, bits: int, group: int = 128) -> Any:
     padded = xp.pad(target, [(0, 0)] * (target.ndim - 1) + [(0, padding)])
     groups = padded.reshape(*target.shape[:-1], -1, group)
     weight = (np.arange(count + padding) < count).reshape(-1, group)
-    weight = weight[(None,) * (target.ndim - 1)]  # of the errors of entries
+    weight = weight[(None,) * (target.ndim - 1)]  # 1 for entries, 0 for padding
     largest = xp.abs(groups).max(axis=-1, keepdims=True) + 1e-30
     best, least = groups, xp.full_like(largest, np.inf)
     edge = (2**bits - 1) / 2

@@ -1,4 +1,4 @@
-"""The short table that a run prints at its end."""
+"""The short table that a run prints when it ends."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from slth_jax import storage
 
-# In summary.json, but not on the screen.
+# Columns of summary.json that are not printed.
 LEFT_OUT = (
     "std",
     "count",
@@ -26,18 +26,18 @@ MEANINGS = {
     "median": "median over the trials",
     "low": "10th percentile over the trials",
     "high": "90th percentile over the trials",
-    "out_of_reach": "values larger than the sum of all samples of their sign, all trials together",
+    "out_of_reach": "values larger than the sum of all samples of their sign, in all trials",
     "bound": "guaranteed error of the first source's ticket, for all inputs",
     "bound_on": "guaranteed error of the first source's ticket, for the given inputs",
-    "relative_on": "bound_on over the norm of a row; from 1 on the bound is vacuous",
+    "relative_on": "bound_on divided by the norm of a row; the bound is vacuous from 1 on",
     "certain": "share of answers that the bound proves unchanged",
     "violations": "measured errors above the bound for all inputs",
     "violations_on": "measured errors above the bound for the given input",
-    "vacuous_on": "share of bounds for the given input that are not below the row's norm",
-    "ratio": "median of bound / measured error, all inputs",
-    "ratio_on": "median of bound / measured error, the given input",
+    "vacuous_on": "share of bounds for the given input that are at least the row's norm",
+    "ratio": "median of bound / measured error, where the bound is for all inputs",
+    "ratio_on": "median of bound / measured error, where the bound is for the given input",
     "entry_median": "median error of an entry of the merged matrices",
-    "worst_share": "share of the sum of entry errors that the worst 1 % of the entries make",
+    "worst_share": "the worst 1 % of entries' share of the sum of all entry errors",
     "kept": "share of connections in the ticket",
     "units": "hidden units per input coordinate",
     "nonzero": "non-zero parameters",
@@ -49,7 +49,7 @@ MEANINGS = {
     "log_delta_se": "standard error of log_delta",
     "single": "quantiles of the fits of single targets",
     "test_loss": "mean squared error of the trained target on its task",
-    "answer_variance": "the squared error of always answering the mean",
+    "answer_variance": "mean squared error of always answering the mean",
     "explained_variance": "share of the answers' variance that the trained target explains",
     "w_qk_norm": "largest spectral norm of a merged query-key matrix",
     "w_vo_norm": "largest spectral norm of a merged value-output matrix",
@@ -62,7 +62,7 @@ def show(
 ) -> None:
     """Print a summary's rows, its fits beside the paper's numbers, and the folder of its files.
 
-    For a run that was `finished` before, the last line contains its date.
+    If the run was `finished` before this call, its date is printed too.
     """
     rows = summary["rows"]
     console = Console()
@@ -94,12 +94,12 @@ def show(
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of all columns in order; a row may lack a column."""
+    """Return the names of all columns in order of first occurrence; a row may lack a column."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def title(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the experiment's name and the number of trials behind each row."""
+    """Return the experiment's name and the number of trials per row."""
     counts = sorted({row["count"] for row in rows if "count" in row})
     trials = " or ".join(f"{count:,}" for count in counts)
     return f"{name}: each row summarises {trials} trials" if counts else name
@@ -111,7 +111,7 @@ def legend(names: Sequence[str]) -> list[str]:
 
 
 def lines(name: str, value: Mapping[str, Any]) -> Iterator[str]:
-    """Yield ``name: its plain entries``, then a line for each entry that is a mapping itself."""
+    """Yield a line ``name: entries``, then lines for each entry that is itself a mapping."""
     nested = {key: entry for key, entry in value.items() if isinstance(entry, Mapping)}
     plain = {key: entry for key, entry in value.items() if key not in nested}
     if plain:
@@ -121,7 +121,7 @@ def lines(name: str, value: Mapping[str, Any]) -> Iterator[str]:
 
 
 def text(value: Any) -> str:
-    """Return a number in four digits, a mapping as ``name value`` pairs, all else as it is."""
+    """Return a value as text: numbers with four digits, mappings as ``name value`` pairs."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {text(entry)}" for name, entry in value.items())
     if isinstance(value, (list, tuple)):

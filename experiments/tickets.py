@@ -1,4 +1,4 @@
-"""Tickets as files of a run's folder."""
+"""Ticket files in a run's folder."""
 
 from collections.abc import Mapping
 from typing import Any

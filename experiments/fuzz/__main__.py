@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""The command line; the package describes it."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cases", type=int, default=1000, help="number of cases (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all changes (default: 0)")
-    parser.add_argument("--only", default="", help="beginnings of subjects' names, by commas")
-    parser.add_argument("--out", metavar="FILE.json", help="write the counts")
+    parser.add_argument("--only", default="", help="prefixes of subjects' names, by commas")
+    parser.add_argument("--out", metavar="FILE.json", help="write the counts to this file")
     options = parser.parse_args(arguments)
     from experiments import machine
     from experiments.fuzz.run import run

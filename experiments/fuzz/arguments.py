@@ -1,7 +1,7 @@
-"""Calls of public functions with one or two arguments that they do not expect.
+"""Calls of public functions with one or two unexpected arguments.
 
-`CALLS` makes each: a function of the random generator that returns the call. Sizes that no machine
-could store are left out where a function's purpose is to draw so many numbers.
+`CALLS` contains a function per entry of `TABLE`, which takes a random generator and returns a call.
+If an argument is the size of an array, huge integers are not drawn for it.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def _masked_call(**options: Any) -> Any:
     return modules.Supermask(**options)(jnp.ones((1, 4)))
 
 
-# Functions, arguments that they accept, and the names of arguments that are sizes of arrays.
+# Per entry: a function, valid arguments of it, and the names of arguments that are array sizes.
 TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
     (subset_sum.solve, {"samples": np.ones((2, 4), np.float32), "value": np.ones(2, np.float32),
                         "max_exact": 4}, ()),

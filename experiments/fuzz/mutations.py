@@ -1,7 +1,7 @@
-"""Random changes of bytes, of JSON, of named arrays and of folders.
+"""Random changes of bytes, JSON, named arrays and folders.
 
-Every function takes a generator of random numbers first and returns a changed copy, or changes
-files in place; the same generator makes the same change.
+The first argument of every function that changes something is a random generator. The function
+returns a changed copy, or changes files in place; equal generators make equal changes.
 """
 
 import copy
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-DEEP = 3000  # brackets; beyond Python's limit of recursion
+DEEP = 3000  # nested brackets, more than Python's recursion limit
 NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**32, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e39,
     1e308, float("nan"), float("inf"), -float("inf"), "", "x", "0", "nan", "float64", "../../x",
@@ -42,14 +42,14 @@ def extend(rng: random.Random, data: bytes) -> bytes:
 
 
 def blank(rng: random.Random, data: bytes) -> bytes:
-    """Set a stretch of bytes to 0 or 255, as a damaged disk leaves it."""
+    """Set consecutive bytes to 0 or 255, as a damaged disk does."""
     start = rng.randrange(len(data) + 1)
     size = min(rng.choice((1, 4, 64, 4096)), len(data) - start)
     return data[:start] + rng.choice((b"\0", b"\xff")) * size + data[start + size :]
 
 
 def swap(rng: random.Random, data: bytes) -> bytes:
-    """Exchange two stretches of equal size."""
+    """Exchange two pieces of equal size."""
     size = rng.choice((1, 4, 16))
     if len(data) < 2 * size:
         return data[::-1]
@@ -66,12 +66,12 @@ BYTES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def change_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Apply one of `BYTES`."""
+    """Apply a random function of `BYTES`."""
     return rng.choice(BYTES)(rng, data)
 
 
 def change_json(rng: random.Random, value: Any) -> Any:
-    """Replace, remove, add, rename or exchange one to three entries at random places."""
+    """Replace, remove, add or rename one to three entries at random places, or alter numbers."""
     root = [copy.deepcopy(value)]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key = rng.choice(_places(root))
@@ -108,7 +108,7 @@ def _change_entry(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def json_text(rng: random.Random, value: Any) -> bytes:
-    """Return a changed value as JSON, sometimes with its text damaged."""
+    """Return a changed value as JSON; the JSON text is sometimes damaged too."""
     text = json.dumps(change_json(rng, value))
     kind = rng.randrange(20)
     if kind == 0:
@@ -124,7 +124,7 @@ def json_text(rng: random.Random, value: Any) -> bytes:
 
 
 def change_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename, drop, add or change one of named arrays: dtype, shape or entries."""
+    """Rename, drop or copy a random array, or change its dtype, its shape or an entry."""
     arrays = dict(arrays)
     name = rng.choice(sorted(arrays))
     array = arrays[name]
@@ -154,19 +154,19 @@ def change_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str
 
 
 def safetensors_bytes(header: Any, data: bytes) -> bytes:
-    """Return a safetensors file of a header, valid or not, and its bytes."""
+    """Return the bytes of a safetensors file with a header, which may be invalid, and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
 def split_safetensors(data: bytes) -> tuple[Any, bytes]:
-    """Return the header and the bytes of a whole safetensors file."""
+    """Return the header and the data of an undamaged safetensors file."""
     (size,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
 def change_folder(rng: random.Random, folder: Path) -> None:
-    """Damage a file of a folder, or its place in the folder."""
+    """Damage, remove or replace a file of a folder, or add a file."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     file = rng.choice(files)
     action = rng.randrange(10)

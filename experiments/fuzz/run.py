@@ -1,4 +1,4 @@
-"""Run cases one after another in this process and judge each."""
+"""Run cases one after another in this process and judge each case."""
 
 import contextlib
 import dataclasses
@@ -37,12 +37,12 @@ class Slow(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A case that is neither refused in one line nor read right.
+    """A case that was neither read correctly nor refused with a one-line message.
 
     Attributes:
       subject: the name of the subject.
-      case: the number of the case, from which it can be repeated.
-      words: the fault, and the place of an exception.
+      case: the number of the case, with which the case can be repeated.
+      words: the fault and, for an exception, the line of code that raised it.
     """
 
     subject: str
@@ -53,12 +53,12 @@ class Failure:
 def run(
     cases: int, seed: int, only: Sequence[str] = (), progress: Callable[[str], None] = print
 ) -> tuple[dict[str, Counter[str]], list[Failure]]:
-    """Run `cases` cases, the subjects in turn; return the counts by subject and the failures.
+    """Run cases of all subjects in turn; return the counts of verdicts by subject, and failures.
 
     Args:
-      cases: the number of cases.
+      cases: the number of cases, which is divided among the subjects.
       seed: the seed of all changes; case i of a subject depends on seed, subject and i alone.
-      only: names of subjects, or beginnings of names; empty for all.
+      only: names of subjects, or prefixes of names; empty for all subjects.
       progress: called with a line per failure.
     """
     counts: dict[str, Counter[str]] = {}
@@ -85,7 +85,7 @@ def run(
 
 
 def _judge_of(name: str, stack: contextlib.ExitStack) -> Callable[[random.Random], str]:
-    """Return a function that damages a copy of the subject and judges its reading."""
+    """Return a function that damages a copy of a subject, reads the copy and returns the verdict."""
     (subject,) = (subject for subject in SUBJECTS if subject.name == name)
     whole = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -112,7 +112,16 @@ def _arguments(rng: random.Random) -> str:
 
 
 def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> str:
-    """Return 'refused', 'same' or 'read', or the fault: a word, a colon and its place."""
+    """Call a function and return the verdict.
+
+    The verdict is 'refused' (a one-line error), 'same' (the expected result), 'read' (another
+    result), or a fault: its kind, a colon and a description.
+
+    Args:
+      call: the function.
+      subject: the subject that it reads; None for a call with unexpected arguments.
+      expected: the result of reading the undamaged subject.
+    """
     before = _reset_peak()
 
     def too_slow(*_):
@@ -154,9 +163,9 @@ def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> 
 
 
 def _reset_peak() -> int:
-    """Begin a new peak of memory if the system allows it; return the peak so far, in bytes."""
+    """Reset the peak of memory if the system allows it; return the peak in bytes."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes the present size
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak to the current size
     return _peak()
 
 

@@ -1,4 +1,4 @@
-"""Folders of runs: a sweep, a fit, a finished experiment."""
+"""Folders of runs: a sweep, a fit, a configuration file and a finished experiment."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def _write_experiment(folder: Path) -> None:
 
 
 def _write_config(folder: Path) -> None:
-    """Write the config.json of a run of figure 4, without its checksum, as a user edits it."""
+    """Write a config.json of figure 4 without its checksum, as if a user had edited the file."""
     from experiments.paper import hidden_dim
 
     config = dataclasses.asdict(hidden_dim.PRESETS["quick"])
@@ -80,7 +80,7 @@ def _change_config(rng: random.Random, folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> Any:
-    """Read it as `--config FILE` does, before the run begins."""
+    """Read config.json as `--config FILE` does before a run."""
     from experiments import commands, options, registry
     from experiments.__main__ import parser
 

@@ -1,4 +1,4 @@
-"""A thing that is damaged: how it is written, changed and read."""
+"""The subject of a case: how a file or folder is written, damaged and read."""
 
 import dataclasses
 import random
@@ -18,10 +18,11 @@ class Subject:
 
     Attributes:
       name: the subject's name.
-      write: writes it into an empty folder.
-      change: damages a copy of that folder.
-      read: reads the folder; the result is compared.
-      sealed: whether a result that is not refused must be the one of the whole folder.
+      write: the function that writes the subject into an empty folder.
+      change: the function that damages a copy of that folder.
+      read: the function that reads the folder and returns a result.
+      sealed: whether every damage must be found: a result that differs from the undamaged folder's
+        is a fault.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Subject:
 
 
 def bytes_of(name: str) -> Callable[[random.Random, Path], None]:
-    """Return a function that changes bytes of the file `name` of a folder."""
+    """Return a function that changes bytes of the file `name` in a folder."""
 
     def change(rng: random.Random, folder: Path) -> None:
         file = folder / name

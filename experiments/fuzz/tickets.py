@@ -49,7 +49,10 @@ def _read_ticket(folder: Path) -> Any:
 
 
 def _crafted(name: str) -> Callable[[random.Random, Path], None]:
-    """Change a ticket's header and give it the right checksum, or change the tensors' table."""
+    """Return a function that changes a ticket's header.
+
+    The function changes the metadata and corrects their checksum, or changes the table of tensors.
+    """
 
     def change(rng: random.Random, folder: Path) -> None:
         file = folder / name
@@ -82,7 +85,7 @@ def _write_encoder(folder: Path) -> None:
 
 
 def _hide_alone(folder: Path, model: str, **options: Any) -> None:
-    """Hide a model of the folder, and leave the ticket alone in it."""
+    """Hide a model of the folder; remove all files of the folder except the ticket."""
     reader = models.weights.open(folder / model)
     hide.solve(reader, hide.make_spec(reader, **options), folder / "out")
     (folder / "out" / _NAME).replace(folder / _NAME)
@@ -101,7 +104,7 @@ def _read_model_ticket(folder: Path) -> Any:
 
 
 def _write_hide(folder: Path) -> None:
-    """Write a run that has every second piece."""
+    """Write the folder of an unfinished run, which contains every second piece."""
     write_llama2c(folder)
     with contextlib.suppress(hide.Unfinished):
         _hide(folder, shard="0/2")

@@ -12,7 +12,7 @@ from slth_jax.models import tokens
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """Write a llama2.c tokenizer, and a Hugging Face one of bytes."""
+    """Write a llama2.c tokenizer and a Hugging Face tokenizer of letters."""
     pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), b"a", b"b"]
     data = struct.pack("<i", max(map(len, pieces)))
     for index, piece in enumerate(pieces):
@@ -35,7 +35,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _change_tokenizer_json(rng: random.Random, folder: Path) -> None:
-    """Change the JSON of a tokenizer or of its configuration."""
+    """Change the JSON of a tokenizer or the JSON of its configuration."""
     file = folder / "hub" / rng.choice(("tokenizer.json", "tokenizer_config.json"))
     file.write_bytes(mutations.json_text(rng, json.loads(file.read_text())))
 
@@ -51,7 +51,7 @@ _TEMPLATES = (
 
 
 def _change_template(rng: random.Random, folder: Path) -> None:
-    """Change the chat template, or write another one."""
+    """Change bytes of the chat template, or write another template."""
     file = folder / "hub" / "tokenizer_config.json"
     config = json.loads(file.read_text())
     if rng.random() < 0.6:

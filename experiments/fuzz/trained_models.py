@@ -1,4 +1,4 @@
-"""Trained models, in the formats in which people have them."""
+"""Models as subjects, in the file formats in which trained models are published."""
 
 import io
 import json
@@ -31,7 +31,7 @@ BERT: dict[str, Any] = {
 
 
 def _drawn_model(**options: Any) -> tuple[models.Settings, dict[str, np.ndarray]]:
-    """Draw a model of these settings beside the common ones."""
+    """Draw a model whose settings are `options` and the common sizes."""
     settings = models.make_settings(
         vocab_size=VOCABULARY, width=WIDTH, num_blocks=BLOCKS, num_heads=2, hidden_width=12,
         max_length=LENGTH, **options,
@@ -44,7 +44,7 @@ def _drawn_model(**options: Any) -> tuple[models.Settings, dict[str, np.ndarray]
 def write_llama2c(folder: Path) -> None:
     """Write a llama2.c file of random weights."""
     rng = np.random.default_rng(0)
-    # width, hidden, blocks, heads, key/value heads, vocabulary, length
+    # The header: width, hidden, blocks, heads, key/value heads, vocabulary, length.
     sizes = (WIDTH, 12, BLOCKS, 2, 1, VOCABULARY, LENGTH)
     k = WIDTH // 2
     count = VOCABULARY * WIDTH + BLOCKS * (2 * WIDTH + 2 * WIDTH**2 + 2 * WIDTH * k + 36 * WIDTH)
@@ -53,7 +53,7 @@ def write_llama2c(folder: Path) -> None:
 
 
 def read_weights(path: Path) -> Any:
-    """Read a model as `hide` does, before its work begins; return its weights."""
+    """Read a model as `hide` does before it solves; return the weights."""
     reader = models.weights.open(path)
     reader.check_entries()
     hide.make_spec(reader, samples=4)
@@ -71,7 +71,7 @@ def write_folder(**options: Any) -> Callable[[Path], None]:
 
 
 def _change_model(rng: random.Random, folder: Path) -> None:
-    """Change the configuration, the arrays, the table of the arrays, or any byte."""
+    """Change the configuration, the arrays, the table of arrays, or any file of the folder."""
     config, weights = folder / "config.json", folder / "model.safetensors"
     action = rng.randrange(4)
     if action == 0:
@@ -164,7 +164,7 @@ def _write_gguf(folder: Path) -> None:
 
 
 def _gguf_fields(rng: random.Random, folder: Path) -> None:
-    """Write the file again with other values of its keys, or of other types."""
+    """Rewrite the file with other values or other types of its keys."""
     import gguf
 
     file = folder / "model.gguf"

@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""The command line; the package describes it."""
 
 import argparse
 import json
@@ -12,16 +12,16 @@ from experiments import networks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge the named cases and the drawn ones; return 1 if a network is read wrongly."""
+    """Judge the named and the drawn cases; return 1 if a verdict is a fault, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.networks",
         description=networks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--draws", type=int, default=40, help="draws of each kind (default: 40)")
+    parser.add_argument("--draws", type=int, default=40, help="draws per kind (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
-    parser.add_argument("--only", default="", help="kinds, by commas (default: all)")
-    parser.add_argument("--out", metavar="FILE.json", help="write the verdicts")
+    parser.add_argument("--only", default="", help="kinds, separated by commas (default: all)")
+    parser.add_argument("--out", metavar="FILE.json", help="write the verdicts to this file")
     options = parser.parse_args(arguments)
     from experiments import machine
     from experiments.networks import kinds

@@ -1,4 +1,4 @@
-"""Archives of TransformerLens, compared with its network, and archives of other programs."""
+"""Archives of TransformerLens, compared with its network (`transformer_lens`)."""
 
 import json
 import random
@@ -18,7 +18,7 @@ BASE: dict[str, Any] = {
     "n_layers": 2, "d_model": 8, "n_ctx": LENGTH, "d_head": 4, "n_heads": 4, "d_mlp": 10,
     "act_fn": "relu", "d_vocab": VOCABULARY, "d_vocab_out": VOCABULARY,
 }  # fmt: skip
-# For each key: values that are read, and values that are not.
+# For each key: values that this library reads, and values that it must refuse.
 TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "normalization_type": (["LN", "LNPre", "RMS", "RMSPre", None], ["batch"]),
     "act_fn": (["relu", "gelu", "gelu_new", "gelu_fast", "silu"], ["solu", "solu_ln", None]),
@@ -47,14 +47,17 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
 
 
 def write(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> Path:
-    """Write an archive and its configuration beside it; return the archive's path."""
+    """Write an archive and, beside it, its configuration; return the archive's path."""
     np.savez(folder / "net.npz", **arrays)
     (folder / "net.json").write_text(json.dumps(config))
     return folder / "net.npz"
 
 
 def refused_keys(config: dict[str, Any]) -> list[str]:
-    """Return the keys whose values are in `TABLE` as those that no reader of ours computes."""
+    """Return the keys whose values must be refused according to `TABLE`.
+
+    Keys without an effect in this configuration are left out.
+    """
     effect = {
         "rotary_base": config.get("positional_embedding_type") == "rotary",
         "attn_scale": config.get("use_attn_scale", True),
@@ -66,7 +69,7 @@ def refused_keys(config: dict[str, Any]) -> list[str]:
 def changed(
     words: str, changes: dict[str, Any], change: Callable[[dict[str, Any]], Any] | None = None
 ) -> Case:
-    """Return a case: `BASE` with changes of its keys, and of its arrays."""
+    """Return a case: the configuration `BASE` with `changes`, and arrays altered by `change`."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         config = BASE | changes
@@ -89,7 +92,7 @@ def changed(
 
 
 def draw(seed: str) -> Case:
-    """Draw the values of nine keys."""
+    """Draw a case: `BASE` with random values for up to nine keys."""
     rng = random.Random(f"{seed} archive")
     changes: dict[str, Any] = {}
     for key in rng.sample(sorted(TABLE), k=9):

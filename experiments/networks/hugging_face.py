@@ -1,8 +1,9 @@
-"""Folders of Hugging Face, compared with `transformers`, which reads the same folder.
+"""Folders of Hugging Face: this library is compared with `transformers` on the same folder.
 
-`draw` changes one to four keys of a configuration: values of the tables below, values that no
-configuration should have, keys that are absent, keys of other families. The arrays are built as
-`transformers` reads the changed configuration, if it does.
+`draw` changes one to four keys of a configuration: a key gets a value of the tables below or a
+value that no configuration should have, or the key is removed; keys of other families occur too.
+The arrays have the shapes of the changed configuration if `transformers` accepts it, else of the
+unchanged one.
 """
 
 import json
@@ -134,12 +135,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         _BERT,
     ),
 }  # fmt: skip
-"""For each `model_type`: a small configuration, and values of the keys that are drawn."""
+"""For each `model_type`: a small configuration, and the values that a key may be changed to."""
 _STRANGE: list[Any] = [None, True, False, 0, 1, 2, -1, 0.5, "x", [], {}, 1e-5, 16]
 
 
 def write(folder: Path, kind: str, config: Any, seed: int = 0) -> Path:
-    """Write a folder of random weights; every parameter matters, biases and gains too."""
+    """Write a folder of random weights; biases and gains are perturbed too, so all matter."""
     auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
     net = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +152,7 @@ def write(folder: Path, kind: str, config: Any, seed: int = 0) -> Path:
 
 
 def edit(folder: Path, **changes: Any) -> Path:
-    """Write changes into config.json; a key whose value is `...` becomes absent."""
+    """Write changes into config.json; a key whose value is `...` is removed."""
     path = folder / "config.json"
     fields = {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not ...}
     path.write_text(json.dumps(fields))
@@ -159,7 +160,7 @@ def edit(folder: Path, **changes: Any) -> Path:
 
 
 def reference(folder: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
-    """Return the logits of transformers, which reads the folder; of a BERT, its states."""
+    """Return the logits that transformers computes for a folder; for BERT, the last states."""
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
     net = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
@@ -169,19 +170,19 @@ def reference(folder: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
 
 
 def logits(path: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
-    """Return the outputs of a model as this library reads it."""
+    """Return the outputs that this library computes for a model."""
     reader = models.weights.open(path)
     reader.check_entries()
     return np.asarray(models.apply(reader.load(), tokens, reader.settings))
 
 
 def both(folder: Path) -> tuple[Outputs, Outputs]:
-    """Return our outputs and transformers' of a folder, as functions."""
+    """Return two functions, for the outputs of this library and of transformers on a folder."""
     return (lambda: logits(folder)), (lambda: reference(folder))
 
 
 def draw(kind: str, seed: str) -> Case:
-    """Draw a configuration of a family."""
+    """Draw a case: a configuration of the family `kind` with random changes."""
     rng = random.Random(f"{seed} {kind}")
     base, table = FAMILIES[kind]
     keys = sorted({*base, *table})
@@ -202,7 +203,7 @@ def _written(folder: Path, kind: str, base: dict, changes: dict) -> tuple[Output
     fields = {k: v for k, v in (base | changes).items() if v is not ...}
     try:
         write(folder, kind, transformers.AutoConfig.for_model(kind, **fields))
-    except Exception:  # the maker refuses such a configuration: arrays of the unchanged one
+    except Exception:  # transformers refuses the configuration: use arrays of the unchanged one
         write(folder, kind, transformers.AutoConfig.for_model(kind, **base))
     (folder / "config.json").write_text(json.dumps(fields | {"model_type": kind}))
     return both(folder)
@@ -224,7 +225,15 @@ def _case(
     build: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Case:
-    """Return a case: arrays of the configuration `build`, arrays changed, fields of the file."""
+    """Return a named case.
+
+    Args:
+      kind: the `model_type`.
+      name: the case in words.
+      change: changes the arrays in place; None to leave them unchanged.
+      build: fields of the configuration from which the arrays are built.
+      **fields: fields of config.json that are changed after the arrays are built.
+    """
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         config = transformers.AutoConfig.for_model(kind, **FAMILIES[kind][0], **(build or {}))

@@ -1,4 +1,4 @@
-"""A case, and the verdict on it."""
+"""Cases, and the verdict on a case."""
 
 import dataclasses
 import traceback
@@ -11,17 +11,20 @@ import numpy as np
 from slth_jax.storage import CheckpointError
 
 Outputs = Callable[[], Any]
-TOLERANCE = 2e-4  # of the largest output, or of 1: float32 in another order of summation
+# Relative to max(1, largest output): float32 sums depend on the order of summation.
+TOLERANCE = 2e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network or layer that is read.
+    """A network or layer, which this library should read or refuse.
 
     Attributes:
-      name: the network in words.
-      make: writes it into an empty folder; returns our outputs and its maker's, as functions.
-      tolerance: the largest difference of a network that is read, in units of the largest output.
+      name: a description of the network.
+      make: the function that writes the network into an empty folder and returns two functions,
+        for this library's outputs and for the outputs of the original library.
+      tolerance: the largest accepted difference of outputs, as a multiple of the largest output or
+        of 1, whichever is larger.
     """
 
     name: str
@@ -34,11 +37,12 @@ class Verdict:
     """The verdict on a case.
 
     Attributes:
-      name: the network in words.
-      kind: 'read', 'refused', or a fault: 'other outputs', 'trace', 'lines'.
-      difference: the largest difference of a network that is read, in units of the largest output
-        of its maker or of 1.
-      line: the line of a refusal, or the fault.
+      name: the name of the case.
+      kind: 'read', 'refused', or a fault: 'other outputs', 'trace' (an unexpected exception) or
+        'lines' (a message that is not one printable line of at most 600 characters).
+      difference: the largest difference of outputs, as a multiple of the original library's largest
+        output or of 1, whichever is larger; None if no outputs were compared.
+      line: the message of a refusal, or a description of the fault.
     """
 
     name: str
@@ -48,12 +52,12 @@ class Verdict:
 
     @property
     def fault(self) -> bool:
-        """Return whether the network was neither read right nor refused in one line."""
+        """Whether the network was neither read correctly nor refused with a one-line message."""
         return self.kind not in ("read", "refused")
 
 
 def judge(case: Case, folder: Path) -> Verdict:
-    """Return the verdict on a case, written into the empty folder."""
+    """Write a case into an empty folder and return the verdict on it."""
     ours, makers = case.make(folder)
     try:
         outputs = np.asarray(ours(), np.float64)
@@ -68,7 +72,7 @@ def judge(case: Case, folder: Path) -> Verdict:
         return Verdict(case.name, "trace", line=f"{type(error).__name__} at {place}: {error}"[:300])
     try:
         expected = np.asarray(makers(), np.float64)
-    except Exception as error:  # the maker's library raises errors of many types
+    except Exception as error:  # the original library raises errors of many types
         line = f"read, though its maker raises {type(error).__name__}: {error}"
         return Verdict(case.name, "other outputs", line=" ".join(line[:300].split()))
     if outputs.shape != expected.shape:

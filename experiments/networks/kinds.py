@@ -1,4 +1,4 @@
-"""The kinds of networks and layers: their draws, their named cases, counts of verdicts."""
+"""The kinds of networks and layers, their named cases, and counts of verdicts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,25 +15,25 @@ DRAWS: dict[str, Callable[[str], Case]] = {
     "gguf": partial(single_files.draw, "gguf"),
     **{kind: partial(layers.draw, kind) for kind in ("torch", "linen", "nnx")},
 }
-"""A function of a seed that draws a case, by kind."""
+"""For each kind: the function that draws a case from a seed."""
 
 CASES = (*hugging_face.CASES, *archives.CASES, *single_files.CASES, *layers.CASES)
 
 
 def named(only: Sequence[str]) -> Iterator[Callable[[Path], Verdict]]:
-    """Yield a function per named case of the kinds; it returns the verdict."""
+    """Yield a function per named case of the kinds `only`; the function returns the verdict."""
     for case in CASES:
         if case.name.partition(":")[0] in only:
             yield partial(judge, case)
 
 
 def drawn(kind: str, seed: str) -> Callable[[Path], Verdict]:
-    """Return the function of a drawn case, which returns the verdict."""
+    """Draw a case; return a function that returns the verdict on it."""
     return partial(judge, DRAWS[kind](seed))
 
 
 def counts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return the numbers of verdicts, and the largest difference of networks that are read."""
+    """Return the number of verdicts of each kind, and the largest difference of any read case."""
     read = [v.difference for v in verdicts if v.kind == "read" and v.difference is not None]
     return {
         "drawn": len(verdicts),

@@ -1,4 +1,4 @@
-"""Attention layers with every option of `torch.nn`, `flax.linen` and `flax.nnx`."""
+"""Attention layers of `torch.nn`, `flax.linen` and `flax.nnx`, with all their options."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ def torch_case(words: str, **options: Any) -> Case:
         torch.manual_seed(0)
         layer = torch.nn.MultiheadAttention(M, heads, **given).eval()
         with torch.no_grad():
-            for weight in layer.parameters():  # its own biases start at zero
+            for weight in layer.parameters():  # PyTorch initialises biases to zero
                 weight.uniform_(-0.5, 0.5)
         layer = layer.to(dtype)
         source: Any = layer
@@ -119,7 +119,7 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
         nnx.update(module, grown)  # biases start at zero
 
         def makers() -> np.ndarray:
-            # In float32: the dtype of a computation is no part of the function.
+            # Reference in float32, because dtype only sets the precision of the computation.
             whole = nnx.MultiHeadAttention(
                 heads, M, **given | {"param_dtype": jnp.float32}, decode=False, deterministic=True,
                 rngs=nnx.Rngs(0),
@@ -133,7 +133,10 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
 
 
 def _linen(heads: int, dtype: Any, given: dict[str, Any]) -> tuple[Outputs, Outputs]:
-    """A linen layer: its parameters alone are read, in which an attention_fn leaves no trace."""
+    """Return the outputs of a linen layer.
+
+    Only the parameters are read. They do not depend on `attention_fn`, so it is left out.
+    """
     given.pop("attention_fn", None)
     layer = flax.linen.MultiHeadDotProductAttention(heads, **given, dtype=dtype, deterministic=True)
     variables = jax.tree.map(lambda w: w + 0.25, layer.init(KEY, X[None]))
@@ -147,7 +150,7 @@ def _linen(heads: int, dtype: Any, given: dict[str, Any]) -> tuple[Outputs, Outp
 
 
 def draw(kind: str, seed: str) -> Case:
-    """Draw a value of every option of a 'torch', 'linen' or 'nnx' layer."""
+    """Draw a case: a 'torch', 'linen' or 'nnx' layer with a random value for every option."""
     rng = random.Random(f"{seed} {kind}")
     table = {"torch": TORCH, "linen": LINEN, "nnx": NNX}[kind]
     options = {name: rng.choice(values) for name, values in table.items()}
@@ -162,7 +165,10 @@ def draw(kind: str, seed: str) -> Case:
 
 
 def _float16(folder: Path) -> tuple[Outputs, Outputs]:
-    """Queries and keys of 38.4 in float16: their product over 64 units is 94,000, an overflow."""
+    """Return the outputs of a layer whose logits overflow float16.
+
+    All entries of queries and keys are 38.4, so their dot product over 64 units is 94,000.
+    """
     layer = torch.nn.MultiheadAttention(64, 1, bias=False, batch_first=True)
     with torch.no_grad():
         layer.in_proj_weight.fill_(0.5)
@@ -181,7 +187,7 @@ def _float16(folder: Path) -> tuple[Outputs, Outputs]:
 
 
 class _Doubled(torch.nn.MultiheadAttention):
-    """A layer with the arrays of its class and another output."""
+    """A layer that has the arrays of its base class but returns twice its output."""
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         output, weights = super().forward(*arguments, **options)
@@ -189,7 +195,7 @@ class _Doubled(torch.nn.MultiheadAttention):
 
 
 def _of_module(change: Callable[[torch.nn.Module], Any]) -> Callable[[Path], tuple]:
-    """Return the maker of a case: a layer of PyTorch that is changed or replaced."""
+    """Return the `make` of a case: a PyTorch layer that `change` modifies or replaces."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         layer = torch.nn.MultiheadAttention(M, 3, bias=False).eval()
@@ -210,7 +216,7 @@ def _hooked(layer: torch.nn.Module) -> None:
 
 
 def _state(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], tuple]:
-    """Return the maker of a case: a state dict whose tensors have another dtype."""
+    """Return the `make` of a case: a state dict whose tensors `change` has converted."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         layer = torch.nn.MultiheadAttention(M, 3, bias=False)

@@ -1,7 +1,7 @@
-"""Single files: llama2.c and GGUF, compared with llama2.c's program written out.
+"""Single files, llama2.c and GGUF, compared with a NumPy version of llama2.c's program.
 
-A GGUF file of the Llama type has llama2.c's order of rows, and llama.cpp computes the same function
-of its arrays, with a rotary base, a factor of the positions and an eps of the file.
+A GGUF file of the Llama type has its rows in llama2.c's order. llama.cpp computes the same function
+of the arrays as llama2.c, but reads the rotary base, the position factor and eps from the file.
 """
 
 import random
@@ -50,9 +50,15 @@ def run_c(
     eps: float = 1e-5,
     factor: float = 1.0,
 ) -> np.ndarray:
-    """Return the logits that llama2.c's `forward` computes, a token after the other, in float64.
+    """Return the logits of llama2.c's `forward`, which processes token after token, in float64.
 
-    llama2.c has the defaults of `base` and `eps`, and divides no position by a `factor`.
+    Args:
+      arrays: the weights; see `arrays_of`.
+      sizes: the sizes of the network; see `SIZES`.
+      tokens: the tokens, `[n, t]`.
+      base: the rotary base; the default is llama2.c's.
+      eps: the constant in the norms; the default is llama2.c's.
+      factor: the divisor of positions; llama2.c has none.
     """
     a = {name: value.astype(np.float64) for name, value in arrays.items()}
     h, g, k = sizes["heads"], sizes["kv_heads"], sizes["width"] // sizes["heads"]
@@ -60,7 +66,7 @@ def run_c(
     def norm(x, weight):
         return weight * x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
 
-    def turned(x, position):  # [heads, k]: pairs of neighbours
+    def turned(x, position):  # x: [heads, k]; neighbouring coordinates are rotated in pairs
         angles = position / factor * base ** (-np.arange(0, k, 2) / k)
         even, odd = x[:, ::2], x[:, 1::2]
         result = np.empty_like(x)
@@ -94,7 +100,7 @@ def run_c(
 
 
 def write_bin(path: Path, arrays: Arrays, sizes: dict[str, Any], version: int) -> Arrays:
-    """Write a llama2.c file as its export.py does; return the arrays that the file contains."""
+    """Write a file as llama2.c's export.py does; return the arrays that the file contains."""
     s, tied = sizes, sizes["tied"]
     numbers = [s["width"], s["hidden"], s["blocks"], s["heads"], s["kv_heads"]]
     norms = [arrays["attention_norm"], arrays["ffn_norm"]]
@@ -146,7 +152,7 @@ def write_gguf(
 ) -> Arrays:
     """Write a GGUF file as llama.cpp's converter does; matrices have the type `kind`.
 
-    Returns the arrays that the file contains, dequantised.
+    Returns the dequantised arrays of the file.
     """
     import gguf
 
@@ -197,7 +203,7 @@ def gguf_case(words: str, kind: str = "F32", fields: Any = None, **changes: Any)
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         sizes, keys = SIZES | changes, dict(fields or {})
         stored = write_gguf(folder / "model.gguf", arrays_of(sizes), sizes, kind, **keys)
-        # llama.cpp's type of scaling is linear unless the file has another.
+        # llama.cpp scales positions linearly unless the file contains another type.
         linear = keys.get("rope.scaling.type", "linear") == "linear"
         options = {
             "base": keys.get("base", 10_000.0), "eps": keys.get("eps", 1e-5),
@@ -210,7 +216,10 @@ def gguf_case(words: str, kind: str = "F32", fields: Any = None, **changes: Any)
 
 
 def draw(kind: str, seed: str) -> Case:
-    """Draw the sizes of a 'llama2.c' or a 'gguf' file, its version or type, and more keys."""
+    """Draw a case: a 'llama2.c' or 'gguf' file with random sizes, and a random version or type.
+
+    A 'gguf' file gets up to two random keys too.
+    """
     rng = random.Random(f"{seed} {kind}")
     heads = rng.choice((2, 4))
     sizes = {

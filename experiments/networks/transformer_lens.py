@@ -1,4 +1,4 @@
-"""TransformerLens's network (release 2.18), written out with torch, and its random state dicts."""
+"""TransformerLens's network (release 2.18) rewritten with torch, and random state dicts for it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 
 
 def arrays_of(config: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
-    """Return a random state dict, as TransformerLens's modules have it."""
+    """Return a random state dict with the names and shapes of TransformerLens's modules."""
     c: dict[str, Any] = {"n_key_value_heads": None, "normalization_type": "LN", **config}
     rng = np.random.default_rng(seed)
     d, k, h, f = c["d_model"], c["d_head"], c["n_heads"], c["d_mlp"]
@@ -67,7 +67,7 @@ def arrays_of(config: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
 def reference(
     config: Mapping[str, Any], arrays: Mapping[str, Any], tokens: np.ndarray
 ) -> np.ndarray:
-    """Return the logits of the network `config` with these arrays."""
+    """Return the logits of the network with the configuration `config` and the weights `arrays`."""
     c: dict[str, Any] = {
         "normalization_type": "LN",
         "eps": 1e-5,
