@@ -1,5 +1,5 @@
-"""Small programs that use the library as a stranger would.
+"""Small programs that use only the library's public functions.
 
-`one_ticket` is the paper's theorem in one file. `digits_table` is a table of learned masks with
-seeds and controls; `weight_times_score` and `bernoulli_masks` are forms of edge-popup of one's own.
+`one_ticket` is the paper's theorem in one file. `digits_table` trains masks for a table with seeds
+and controls. `weight_times_score` and `bernoulli_masks` define custom forms of edge-popup.
 """

@@ -1,6 +1,7 @@
-"""Soft masks: every connection is kept with its own chance, which training moves.
+"""Random masks: every connection is kept with a probability that is trained.
 
-The masks are sampled at every step, and gradients pass through the chance (Zhou et al. 2019).
+The masks are sampled at every step, and gradients pass through the probabilities
+(Zhou et al. 2019).
 """
 
 import jax
@@ -9,12 +10,12 @@ from slth_jax import edge_popup, supermask
 
 
 def masks(key, scores, weights, keep):
-    """Keep a connection with the chance sigmoid(score); `keep` plays no part."""
+    """Keep a connection with the probability sigmoid(score); `keep` is not used."""
     return jax.random.bernoulli(key, jax.nn.sigmoid(scores))
 
 
 def through(scores, mask):
-    """Return the mask, with the derivative of the chance."""
+    """Return the mask; its derivative is that of the probability."""
     return supermask.straight_through_raw(jax.nn.sigmoid(scores), mask)
 
 

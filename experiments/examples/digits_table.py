@@ -1,8 +1,9 @@
 """Learned masks of a CNN on scikit-learn's digits, with controls: python digits_table.py
 
-Eight seeds at keep 0.1, 0.3 and 0.5, trained by Lion, beside dense training and training under
-random masks. All 56 runs train at once; if they are stopped, the next call goes on in the folder.
-Validation images come from other writers than the training images. The rate is not tuned.
+Lion trains masks at keep 0.1, 0.3 and 0.5 with eight seeds. The controls are dense training and
+training under random masks. All 56 runs train at once; if they are stopped, the next call continues
+from the folder. The writers of validation images are not among the writers of training images. The
+learning rate is not tuned.
 """
 
 import jax
@@ -17,7 +18,7 @@ x, y = load_digits(return_X_y=True)
 
 # fmt: off
 def cnn(key):
-    """Draw a network; its batch statistics and dropout's keys go on from step to step."""
+    """Draw a network; its batch statistics and dropout keys are carried from step to step."""
     r = nnx.Rngs(key)
     return nnx.Sequential(
         lambda h: h.reshape(-1, 8, 8, 1) / 16, nnx.Conv(1, 16, (3, 3), rngs=r),
@@ -38,7 +39,7 @@ def loss(model, rows):
 
 
 def evaluate(model, rows):
-    """Return the measurements of a network, which `fit` has put into evaluation mode."""
+    """Return the measurements of a network; `fit` passes it in evaluation mode."""
     return {"loss": loss(model, rows), "accuracy": (model(rows[0]).argmax(1) == rows[1]).mean()}
 
 

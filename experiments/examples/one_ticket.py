@@ -1,8 +1,8 @@
 """The strong lottery ticket theorem for attention in one file: python one_ticket.py
 
 A random attention layer is drawn and never trained. Masks (0 or 1 per weight) are computed under
-which it approximates a given attention layer. The construction is the one of Otsuka et al.
-(arXiv:2511.04217), Lemma 4, with exact subset sums.
+which the layer approximates a given attention layer. The construction is Lemma 4 of Otsuka et al.
+(arXiv:2511.04217), with exact subset sums.
 """
 
 import jax

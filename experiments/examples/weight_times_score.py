@@ -1,4 +1,4 @@
-"""A form of edge-popup that ranks connections by |weight x score|, and a fit with it."""
+"""A form of edge-popup that ranks connections by |weight x score|."""
 
 import jax
 import jax.numpy as jnp

@@ -85,7 +85,7 @@ def run(
 
 
 def _judge_of(name: str, stack: contextlib.ExitStack) -> Callable[[random.Random], str]:
-    """Return a function that damages a copy of a subject, reads the copy and returns the verdict."""
+    """Return a function that damages a copy of a subject and returns the verdict on reading it."""
     (subject,) = (subject for subject in SUBJECTS if subject.name == name)
     whole = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,5 +1,5 @@
-"""Guaranteed errors of tickets against measured ones.
+"""Guaranteed errors of tickets against measured errors.
 
-`bounds` is the experiment; `trial` draws a target, a source and an input, prunes the source,
-measures and bounds one ticket; `plots_bounds` draws.
+`bounds` is the experiment. `trial` draws a target, a source and an input, prunes the source, and
+measures and bounds the error of the ticket. `plots_bounds` draws the figure.
 """

@@ -1,4 +1,4 @@
-"""Guaranteed against measured errors, for random depths, input lengths and input bounds."""
+"""Guaranteed against measured errors, for several depths and random input lengths and bounds."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,12 +20,13 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: trials per setting; each draws a target, a source and an input.
-      rules: rules that assign hidden units to input coordinates.
-      dims: widths d of the transformer.
-      heads: numbers of heads, as many as `dims`.
-      units: hidden units n_MHA = n_FC of the source for each of the d coordinates.
-      depths: numbers of blocks B; the largest is drawn, smaller ones are its first blocks.
+      seeds: trials per setting; each trial draws a target, a source and an input.
+      rules: the rules that assign hidden units to input coordinates.
+      dims: the widths d of the transformers.
+      heads: the numbers of heads, one per entry of `dims`.
+      units: hidden units n_MHA = n_FC of the source per input coordinate.
+      depths: numbers of blocks B. A transformer of the largest depth is drawn; the smaller depths
+        use its first blocks.
     """
 
     seeds: int = 560
@@ -52,7 +53,7 @@ PRESETS = {
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, to estimate its cost."""
+    """Return the sweeps of `run`, from which its cost can be estimated."""
     return [
         Sweep(
             f"{shape.rule}, d = {shape.d}",
@@ -74,7 +75,7 @@ def _shapes(config: Config) -> list[Shape]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Prune and measure, bound every ticket twice, compare slopes, draw the figure."""
+    """Prune and measure all tickets, compute both bounds, fit slopes and draw the figure."""
     trials: list[dict[str, Any]] = []
     for shape, sweep in zip(_shapes(config), sweeps(config), strict=True):
         results = out.sweep(sweep)
@@ -119,7 +120,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def check(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count the measured errors that stay below either bound."""
+    """Return, for each of the two bounds, how many measured errors do not exceed the bound."""
     checked = []
     for violated, inputs in (("violated", "all inputs"), ("violated_on", "the given input")):
         broken = sum(row[violated] for row in trials)
@@ -134,10 +135,11 @@ def check(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def slopes(trials: Sequence[dict[str, Any]], floor: float = 1e-12) -> dict[str, Any]:
-    """Return the slope of each quantity's logarithm on log alpha, log T and B.
+    """Fit the logarithm of the error and of each bound as a linear function; return the slopes.
 
-    Least squares with an intercept per setting; at every depth for alpha and T, over all depths
-    for B (factors per block). Tickets with an error below `floor` are left out.
+    The slopes on log alpha and log T are fitted at each depth, with an intercept per setting. The
+    slope on B (the logarithm of the factor per block) is fitted over all depths, with an intercept
+    per trial. Tickets with an error up to `floor` are left out.
     """
     used = [row for row in trials if row["error"] > floor]
     fitted: dict[str, Any] = {}

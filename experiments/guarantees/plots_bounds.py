@@ -1,4 +1,4 @@
-"""The picture of the bounds: growth with input bound, input length and depth."""
+"""The figure of the bounds: their growth with the input bound, the input length and the depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = {"error": "measured", "bound_on": "guaranteed, these inputs", "bound": "
 
 
 def growth(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> Figure:
-    """Draw medians of error and bounds against input bound, input length and depth."""
+    """Draw medians of the error and of both bounds against input bound, input length and depth."""
     figure, (by_alpha, by_length, by_depth) = plots.several(3, 12.0, 4.2)
     edges = 2 ** np.linspace(-2, 2, 9)
     for index, (kind, label) in enumerate(KINDS.items()):

@@ -1,4 +1,4 @@
-"""One trial: a ticket in a random transformer, measured, then bounded."""
+"""One trial: the error of a ticket in a random transformer is measured, then bounded."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams, Hparams, Key, PaddedAttention
 
 D_K = 4
-# Powers of two, exact in float32: a ticket is drawn again, bit for bit, to be bounded.
+# A power of two: scaling is exact, so that `bounded` can draw the same weights again, bit for bit.
 TARGET_SCALE = 0.25
 LENGTHS = (2, 4, 8, 16, 32, 64)
 
@@ -32,22 +32,23 @@ class Shape(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The networks of a trial, stacked block by block, and its input."""
+    """The networks of a trial, with the blocks stacked on the first axis, and its input."""
 
     source: Block
     target: Block
-    x: Array  # [t, d], tokens from `length` on are padding
+    x: Array  # [t, d]; tokens at positions `length` and later are padding
     alpha: Array
     length: Array
 
 
 def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
-    """Draw target, source and input: alpha log-uniform in [1/4, 4], T one of `LENGTHS`.
+    """Draw a target, a source and an input.
 
-    Tokens have random directions and norms up to alpha; the first has norm alpha. The target's
-    weights are scaled by `TARGET_SCALE` (value weights by TARGET_SCALE / H): its norms are small.
+    alpha is log-uniform in [1/4, 4], and T is a random entry of `LENGTHS`. Tokens have random
+    directions and norms up to alpha; the first token has norm alpha. The target's weights are
+    multiplied by `TARGET_SCALE` (value weights by TARGET_SCALE / H), so that their norms are small.
     """
-    # Another width has another target, source and input; all rules get the same.
+    # Each width has a different target, source and input; all rules have the same ones.
     key = jax.random.fold_in(key, width)
     for_target, for_source, for_x, for_alpha, for_length = jax.random.split(key, 5)
 
@@ -83,7 +84,7 @@ def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
 
 
 def make_trial(shape: Shape):
-    """Return the trial: draw, prune block by block, measure the error after every block."""
+    """Return the trial function: draw, prune every block, measure the error after every block."""
 
     def trial(key: Key, hparams: Hparams):
         drawn = draw(shape, key, hparams["width"], hparams["width_max"])
@@ -111,9 +112,10 @@ def make_trial(shape: Shape):
 def bounded(
     shape: Shape, results: Results, depths: Sequence[int]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each trial, one per depth: measured error, bound for all x, for this x.
+    """Yield the rows of each trial: per depth, the measured error and both bounds.
 
-    Errors are measured in float64, and the round-off terms of the bounds are of float64.
+    `bound` holds for all inputs and `bound_on` for the trial's input. Errors are measured in
+    float64, and the bounds contain the round-off of float64.
     """
     widest = max(row["width"] for row in results.rows)
     again = jax.jit(partial(draw, shape, width_max=widest))
@@ -162,7 +164,7 @@ def _row(shape, row, depth, for_all, on_x, alpha, length) -> dict[str, Any]:
 
 
 def _blocks(shape: Shape, drawn: Drawn, stored: Any, width: int) -> tuple[Any, Any, Any]:
-    """Return source, target and masks, block by block, at the true width."""
+    """Return the blocks of source and target and their masks, without padding of the width."""
     named = PaddedAttention(**stored["attention"])
     layers = tuple(Linear(layer["w"]) for layer in stored["layers"].values())
     source, target, masks = [], [], []

@@ -1,4 +1,4 @@
-"""Figure 7: validation loss of trained GPT-2s, tickets, and tickets with scaled query and key."""
+"""Figure 7: validation losses of trained GPT-2s, tickets, and tickets with scaled query and key."""
 
 import dataclasses
 import itertools
@@ -30,13 +30,14 @@ class Config(Settings):
     Attributes:
       seeds: runs per model and method.
       models: names in `models.PRESETS`.
-      widths: width multiplier of each model; the heads' width stays.
+      widths: the factor by which each model's width is multiplied; the width of heads is unchanged.
       methods: any of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
-      rates: highest learning rates that are tried for each method and size, with all seeds; the
-        results are those of the rate with the lowest mean loss. Empty: `learning_rate` for
+      rates: the highest learning rates that are tried for each method and size with all seeds; only
+        the rate with the lowest mean loss enters the results. Empty: `learning_rate` is used for
         tickets and `dense_learning_rate` for trained models.
-      dense_learning_rate: see `rates`.
-      runs_at_once: runs in one program; 0 for all of a model and method.
+      dense_learning_rate: the highest learning rate of trained models if `rates` is empty.
+      runs_at_once: the number of runs in one program; 0 for all tickets or all trained models of a
+        size.
     """
 
     seeds: int = 3
@@ -133,7 +134,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def _best_rates(every: list[Row], rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Return the settings with the lowest mean loss of each size and method, and their rows."""
+    """Return the setting with the lowest mean loss for each size and method, and its rows."""
     best: dict[tuple, Row] = {}
     for setting in every:
         key = tuple(setting[name] for name in ("model", "width_multiplier", "method"))
@@ -144,14 +145,14 @@ def _best_rates(every: list[Row], rows: list[Row]) -> tuple[list[Row], list[Row]
 
 
 def _of_rates(chosen: list[Row], rows: list[Row]) -> list[Row]:
-    """Return the rows of settings that are among the chosen ones."""
+    """Return the rows that belong to a chosen setting."""
     names = ("model", "width_multiplier", "method", "learning_rate")
     settings = {tuple(setting[name] for name in names) for setting in chosen}
     return [row for row in rows if tuple(row[name] for name in names) in settings]
 
 
 def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
-    """Set the gain of scaling at each size beside the paper's words."""
+    """Compare the gain of scaling at each size with the paper's statement."""
     return [
         claims.below_zero(
             f"loss of the scaled ticket less the ticket's, {row['model']} "
@@ -165,7 +166,7 @@ def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
 
 
 def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return differences between methods at each size, over the seeds."""
+    """Return the differences between pairs of methods at each size, over the seeds."""
     pairs = [("scaled", "ticket"), ("scaled", "dense"), ("ticket", "dense")]
     return [
         {"model": model, "width_multiplier": width}
@@ -181,7 +182,12 @@ def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dry_run(config: Config, on: str | None = None) -> str:
-    """Return the cost of the comparison, without starting it, here or on another machine."""
+    """Return the estimated cost of the comparison, which is not started.
+
+    Args:
+      config: the settings.
+      on: another machine, such as 'v5e:2x2'; None for this machine.
+    """
     lines = [f"language: {config.steps} steps per run"]
     for model, width in zip(config.models, config.widths, strict=True):
         for dense in (False, True):
@@ -198,7 +204,7 @@ def dry_run(config: Config, on: str | None = None) -> str:
 
 
 def _runs(config: Config, model: Model, dense: bool) -> list[Run]:
-    """Return the runs of one program: dense ones, or tickets with and without scaling."""
+    """Return the runs that can share a program: dense training, or tickets of both methods."""
     scales = {"dense": 1.0, "ticket": 1.0, "scaled": model.paper_qk_scale}
     rates = config.rates or (config.dense_learning_rate if dense else config.learning_rate,)
     return [

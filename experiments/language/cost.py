@@ -1,4 +1,4 @@
-"""The cost of training a language model: parameters, memory, operations, hours."""
+"""The estimated cost of training a language model: parameters, memory, operations, hours."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from slth_jax import supermask
 from slth_jax.cli.memory import peak_bytes
 from slth_jax.models.settings import vector_shapes
 
-# Dense bfloat16 peak in 1e12 operations a second, and memory in GB, from the makers' data sheets.
+# Peak of dense bfloat16 in 1e12 operations per second, and memory in GB, from data sheets.
 ACCELERATORS = {
     "T4 (Colab)": (65, 16),
     "L4": (121, 24),
@@ -21,16 +21,17 @@ ACCELERATORS = {
     "TPU v6e": (918, 32),
 }
 UTILISATION = 0.4
-"""Share of the peak that is assumed; well-tuned runs of this kind reach 0.3 to 0.5."""
+"""The assumed share of an accelerator's peak; well-tuned training reaches 0.3 to 0.5."""
 
 SHARE_HERE = 0.2
-"""Share of the speed of large products that is assumed for small models on this machine."""
+"""The assumed speed of small models on this machine, as a share of the speed of large products."""
 
 
 def num_nonzero(model: Model, keep: float) -> int:
-    """Return the number of parameters of a ticket that are not zero (figure 7's abscissa).
+    """Return the number of non-zero parameters of a ticket (the horizontal axis of figure 7).
 
-    Kept entries of the masked matrices, all entries of learned ones, and the gains.
+    They are the kept entries of masked matrices, all entries of trained matrices, the gains and, if
+    they are trained, the biases.
     """
     shapes = model.shapes
     total = 0
@@ -45,11 +46,12 @@ def num_nonzero(model: Model, keep: float) -> int:
 
 
 def flops_per_token(model: Model, length: int) -> float:
-    """Return the operations of a training step per token, forward and backward.
+    """Return the operations per token of a training step, forward and backward.
 
-    ``6 (12 b d^2 + v d) + 6 b d t``: six per weight of a matrix product, the embedding counted once
-    as the output layer, and causal attention's two products at half of the t x t pairs. Masks add
-    a few dozen comparisons per weight and *step*, nothing per token.
+    The number is ``6 (12 b d^2 + v d) + 6 b d t``: six operations per weight of a matrix product,
+    and the two products of causal attention over half of the t x t pairs. The embedding counts
+    once, as the output layer. Masks add a few dozen comparisons per weight and *step*, and nothing
+    per token.
     """
     shape = model.settings
     b, d = shape.num_blocks, shape.width
@@ -59,9 +61,9 @@ def flops_per_token(model: Model, length: int) -> float:
 def memory(job: Job) -> float:
     """Return an estimate of the bytes that one run needs on one device.
 
-    Weights, scores and two moments in float32, a gradient, masked parameters in the compute
-    dtype; the activations of one part of the batch (of one block, with remat), and its logits
-    twice.
+    The estimate contains: weights, scores (for tickets), two moments and a gradient in float32;
+    masked parameters in the compute dtype; the activations of one part of the batch, for all blocks
+    (with `remat`, for one block, and the inputs of all blocks); and the part's logits twice.
     """
     model = job.model.settings
     size = 2 if job.dtype == "bfloat16" else 4
@@ -76,7 +78,7 @@ def memory(job: Job) -> float:
 
 
 def report_on(on: str, name: str, job: Job, runs: Sequence[Run]) -> list[str]:
-    """Return lines on the cost of runs on a machine such as 'v5e:2x2', compiled for it."""
+    """Compile runs for a machine such as 'v5e:2x2'; return lines that describe their cost."""
     compiled, calls = training.compile_for(on, job, runs)
     steps = job.schedule.steps // calls
     lines = [f"{name}: {len(runs)} runs, {calls} calls of one program of {steps} steps"]
@@ -89,7 +91,14 @@ def report_on(on: str, name: str, job: Job, runs: Sequence[Run]) -> list[str]:
 
 
 def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
-    """Return lines on the cost of `runs` runs of a job."""
+    """Return lines that describe the cost of a job on this machine and on accelerators.
+
+    Args:
+      name: the name of the job.
+      job: the settings that the runs share.
+      runs: the number of runs.
+      keep: the kept fraction of each matrix.
+    """
     tokens = job.schedule.steps * job.rows * job.length
     flops = flops_per_token(job.model, job.length) * tokens
     count = job.model.num_parameters

@@ -1,4 +1,4 @@
-"""The settings of a training program, and the settings in which its runs differ."""
+"""The settings that the runs of a training program share, and the settings of a single run."""
 
 import dataclasses
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Run(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Return the name and the settings that may make a run fail, for messages."""
+        """Return a description of the run for messages, with settings that may make it fail."""
         return (
             f"run {self.method} with seed {self.seed} (learning_rate={self.learning_rate:g}, "
             f"keep={self.keep:g}, qk_scale={self.qk_scale:g})"
@@ -32,18 +32,22 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """How batches go through a model, and how often it is looked at.
+    """Settings of batches, evaluations and precision.
 
     Attributes:
-      rows, length: sequences of a batch, and their length in inputs.
-      eval_rows: validation windows; 0 for all. Windows that fill no batch are left out.
-      chunk: steps between evaluations, each followed by a checkpoint.
-      accumulate: parts of a batch that go through the model one after another.
+      rows: sequences per batch.
+      length: inputs per sequence, in tokens.
+      eval_rows: validation windows, 0 for all; windows that do not fill a part of a batch are left
+        out.
+      chunk: steps between evaluations; a checkpoint follows each evaluation.
+      accumulate: the number of parts into which a batch is divided to save memory; their gradients
+        are averaged.
       dtype: the dtype of the matrix products, 'float32' or 'bfloat16'.
-      remat: recompute blocks in the backward pass.
-      mesh: devices along 'run', 'data' and 'model'; empty to fit runs first, then rows.
-      bits: bits per weight to which the matrices of a trained model are rounded, for a loss each;
-        16 is float16.
+      remat: whether blocks are recomputed in the backward pass to save memory.
+      mesh: numbers of devices along 'run', 'data' and 'model'; empty to split the runs first, then
+        the rows.
+      bits: numbers of bits per weight, where 16 is float16; the loss of a trained model is measured
+        after its matrices are rounded to each.
     """
 
     rows: int = 16
@@ -75,8 +79,10 @@ class Job(Work):
     """The settings that all runs of a program share.
 
     Attributes:
-      model, schedule, variant: see `Model`, `edge_popup.Schedule`, `edge_popup.Variant`.
-      dense: train all weights instead of scores.
+      model: the network and its trained parts.
+      schedule: the steps, the learning rates and the weight decay.
+      variant: the form of edge-popup.
+      dense: whether all weights are trained instead of scores.
     """
 
     model: Model

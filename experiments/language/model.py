@@ -1,4 +1,4 @@
-"""GPT-2 of the experiments: a network of `models`, and which of its arrays are masked or learn."""
+"""The experiments' GPT-2: a network of `models`, and its arrays that are masked or trained."""
 
 import dataclasses
 from typing import Any
@@ -12,18 +12,19 @@ from slth_jax.types import ArrayLike, Key
 
 Params = dict[str, Float[Array, "..."]]
 
-# The key of the scores is folded from the run's key with this, far from the matrices' own places.
+# Folded into the run's key for the scores; larger than the numbers folded in for the matrices.
 _SCORES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network, and its parts that train.
+    """A network, and the parts of it that are trained.
 
     Attributes:
-      settings, initial: shape and initialisation (see `models`).
-      embeddings: 'masked' (random and frozen, with scores) or 'learned'.
-      gains: 'fixed' (gains 1 and biases 0 stay) or 'learned' (all gains and biases train).
+      settings: the shape of the network.
+      initial: the distribution of its initial weights.
+      embeddings: 'masked' (random and fixed, with trained masks) or 'learned' (trained).
+      gains: 'fixed' (all gains stay 1 and all biases 0) or 'learned' (both are trained).
     """
 
     settings: models.Settings
@@ -42,23 +43,23 @@ class Model:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The names of the parameters that train as they are, besides the scores."""
+        """The names of the parameters that are trained without masks."""
         names = ("wte", "wpe") if self.embeddings == "learned" else ()
         return names + (tuple(vector_shapes(self.settings)) if self.gains == "learned" else ())
 
     @property
     def masked(self) -> tuple[str, ...]:
-        """The names of the matrices that carry a mask."""
+        """The names of the matrices that have a mask."""
         return tuple(name for name in self.shapes if name not in self.learned)
 
     @property
     def num_parameters(self) -> int:
-        """The number of parameters, gains and biases included, the tied `wte` counted once."""
+        """The number of parameters with gains and biases; the tied `wte` is counted once."""
         return models.num_parameters(self.settings, self.initial)
 
     @property
     def paper_qk_scale(self) -> float:
-        """``n_K^(1/4)``, the paper's factor for query and key weights; 2.83 at width 64."""
+        """``n_K^(1/4)``, the paper's factor for query and key weights; 2.83 at head width 64."""
         return self.settings.head_width**0.25
 
     def init(self, key: Key, qk_scale: ArrayLike = 1.0) -> Params:
@@ -68,10 +69,10 @@ class Model:
     def start(
         self, key: Key, variant: edge_popup.Variant, qk_scale: ArrayLike = 1.0
     ) -> tuple[Params, edge_popup.Trainable]:
-        """Return the source weights and the arrays that train: scores, and parameters that learn.
+        """Return the source weights and the trained arrays, which are scores and parameters.
 
-        The weights are equal to `init`, bit for bit, so that a ticket is the run's key, the model
-        and the masks.
+        The weights are equal to those that `init` returns, bit for bit, so that the run's key, the
+        model and the masks determine a ticket.
         """
         weights = self.init(key, qk_scale)
         learned = {name: weights.pop(name) for name in self.learned}
@@ -85,7 +86,7 @@ class Model:
         return weights, edge_popup.Trainable(scores, learned)
 
     def options(self) -> dict[str, Any]:
-        """Return the options under which tickets name this network, source 'gpt2'."""
+        """Return the options of the ticket source 'gpt2' that describe this network."""
         names = ("num_blocks", "width", "num_heads", "vocab_size", "max_length", "activation")
         options = {name: getattr(self.settings, name) for name in names}
         options |= {"embeddings": self.embeddings, "gains": self.gains}

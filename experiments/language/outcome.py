@@ -1,4 +1,4 @@
-"""The results of a group of runs: rows of measurements, and tickets."""
+"""The results of a group of runs: rows of measurements and ticket files."""
 
 import dataclasses
 import math
@@ -22,12 +22,14 @@ class Outcome:
 
     Attributes:
       job: the settings that the runs share.
-      runs: in the order of the arrays below.
-      log: rows of measurements, one per run and evaluation, the first before any step.
-      best: best validation loss and its step per run, and the masks at that step.
-      shuffled: validation loss of the best masks with each matrix's entries in random order; NaN
-        for dense training.
-      rounded: validation losses of a trained model's best weights, rounded, by bits per weight.
+      runs: the settings of each run, in the order of the arrays below.
+      log: rows of measurements, one per run and evaluation; the first evaluation is before any
+        step.
+      best: per run, the best validation loss, its step, and the masks at that step.
+      shuffled: per run, the validation loss of the best masks with the entries of each matrix in
+        random order; NaN for dense training.
+      rounded: for each number of bits per weight, the validation losses of the trained models with
+        the best weights rounded; empty for tickets.
     """
 
     job: Job
@@ -42,7 +44,7 @@ class Outcome:
         return self._values(index, name)[-1]
 
     def first(self, index: int, name: str = "val_loss") -> float:
-        """Return the value before training, for tickets the loss under a random mask."""
+        """Return a run's value before training; for tickets, `val_loss` of a random mask."""
         return self._values(index, name)[0]
 
     def kept(self, index: int) -> dict[str, float]:
@@ -54,7 +56,7 @@ class Outcome:
         }
 
     def measurement(self, index: int) -> dict[str, Any]:
-        """Return a run's row for ``rows.jsonl``: settings and measurements."""
+        """Return a run's row for ``rows.jsonl``, with its settings and measurements."""
         loss = float(self.best.loss[index])
         row = self.runs[index]._asdict() | {
             "loss": loss,
@@ -73,14 +75,14 @@ class Outcome:
         return row
 
     def num_bytes(self, index: int) -> int:
-        """Return the bytes of a run's best masks in a ticket's file, learned parameters beside."""
+        """Return the bytes of a run's best masks in a ticket file, plus its trained parameters."""
         masks = {name: np.asarray(bits[index]) for name, bits in self.best.masks.items()}
         stored = sum(bits.size for bits in ticket.stored(masks).values())
         sizes = matrix_shapes(self.job.model.settings) | vector_shapes(self.job.model.settings)
         return stored + 4 * sum(math.prod(sizes[name]) for name in self.job.model.learned)
 
     def tokens_per_second(self) -> float | None:
-        """Return the median speed of all runs together, compilation left out."""
+        """Return the median speed of all runs together, without compilation."""
         speeds = [row["tokens_per_second"] for row in self.log if row["tokens_per_second"]]
         return float(np.median(speeds)) * len(self.runs) if speeds else None
 
@@ -126,7 +128,7 @@ def save_tickets(outcome: Outcome, out: RunFolder, *, prefix: str = "") -> None:
 def rows_of(
     job: Job, runs: Sequence[Run], log: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return a row per run and evaluation of the loop's log."""
+    """Return a row per run and evaluation, from the log of `edge_popup.train`."""
     rows = []
     for entry in log:
         pace = entry.get("steps_per_second")
@@ -147,7 +149,7 @@ def rows_of(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the points of a figure: best validation loss over the seeds, and the controls."""
+    """Return a row per setting: moments of the best validation loss, and means of the controls."""
     controls = ("last_loss", "random_mask", "shuffled_mask")
     more = {name: (name, measure.mean) for name in controls}
     return measure.summarize(rows, by, "loss", **more)

@@ -1,4 +1,4 @@
-"""Pictures of the language experiments: loss against scale, against size, and over steps."""
+"""Figures of the language experiments: loss against scale, against size, and over steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = {"dense": "trained", "ticket": "ticket", "scaled": "ticket, scaled que
 
 
 def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
-    """Draw figure 8: mean and standard deviation of the best validation loss against the scale."""
+    """Draw figure 8: the best validation loss (mean and standard deviation) against the scale."""
     drawing, axes = figure()
     for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         points = [row for row in rows if row["model"] == model]
@@ -66,7 +66,7 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the best validation loss against the bytes of tickets and of rounded models."""
+    """Draw the best validation loss of tickets and of rounded models against their bytes."""
     drawing, axes = figure()
     for index, name in enumerate(dict.fromkeys(point["name"] for point in points)):
         series = sorted((p for p in points if p["name"] == name), key=lambda p: p["bytes"])
@@ -76,7 +76,7 @@ def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _label_sizes(axes: Axes, size: str) -> None:
-    """Label losses against a size, on a logarithmic axis."""
+    """Label the axes: loss against a size, whose axis is logarithmic."""
     axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_xlabel(size)
@@ -85,7 +85,7 @@ def _label_sizes(axes: Axes, size: str) -> None:
 
 
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
-    """Draw the validation loss over steps, the mean over seeds, one line per value of `by`."""
+    """Draw the validation loss over steps, as the mean over seeds; one line per value of `by`."""
     drawing, axes = figure()
     models = list(dict.fromkeys(row["model"] for row in log))
     names = list(dict.fromkeys(row[by] for row in log))

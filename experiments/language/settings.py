@@ -1,4 +1,4 @@
-"""The options of model, training and text, which the language experiments share."""
+"""The options for model, training and text that the language experiments share."""
 
 import dataclasses
 import math
@@ -13,25 +13,32 @@ from slth_jax import checks, edge_popup, models
 from slth_jax.distributed import on_first
 
 GPT2 = tuple(name for name, (_, start) in models.PRESETS.items() if start == models.initial.GPT2)
-"""Names of the networks in `models.PRESETS` that are a GPT-2."""
+"""The names of the GPT-2 networks in `models.PRESETS`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Work):
-    """Options of model, training and text; the defaults run in minutes on a CPU.
+    """Options for model, training and text; the defaults run in minutes on a CPU.
 
     Attributes:
-      keep: fraction of each matrix that is kept (the paper's k).
-      variant: a name in `edge_popup.VARIANTS`.
-      steps, warmup: optimiser steps, and steps of the linear warm-up.
-      learning_rate, final: the highest, and the last as a fraction of it (cosine decay).
-      weight_decay: AdamW's weight decay, on the scores.
-      activation: a name in `models.ACTIVATIONS`.
-      embeddings, gains: see `Model`.
-      init_sd, embedding_sd: sizes of the random weights. None: 0.55 / sqrt(width), GPT-2's 0.02
-        at width 768, and 1.5 / sqrt(width), since a narrow tied random embedding of
-        0.55 / sqrt(width) cannot make the logits large enough.
-      corpus, tokenizer, data, cache: see `text.load`.
+      keep: the fraction of each matrix that is kept (the paper's k).
+      variant: the form of edge-popup, a name in `edge_popup.VARIANTS`.
+      steps: the number of optimiser steps.
+      warmup: the number of steps of the linear warm-up.
+      learning_rate: the highest learning rate.
+      final: the last learning rate of the cosine decay, as a fraction of the highest rate.
+      weight_decay: AdamW's weight decay, which is applied to the scores.
+      activation: the activation function, a name in `models.ACTIVATIONS`.
+      embeddings: masked (random and fixed, with trained masks) or learned (trained).
+      gains: fixed (all gains stay 1 and all biases 0) or learned (both are trained).
+      init_sd: the standard deviation of random weights; none for 0.55 / sqrt(width), which is
+        GPT-2's 0.02 at width 768.
+      embedding_sd: the standard deviation of random embeddings; none for 1.5 / sqrt(width), since
+        the logits of a narrow network with tied embeddings are too small with 0.55 / sqrt(width).
+      corpus: a folder in `data`, such as wikitext-2.
+      tokenizer: bytes (256 tokens) or gpt2 (50,257 tokens).
+      data: the folder of the texts, or hub:NAME to fetch them; see `text.load`.
+      cache: the folder in which tokens are stored; empty for $SLTH_CACHE or ~/.cache/slth_jax.
     """
 
     keep: float = 0.3
@@ -55,7 +62,7 @@ class Settings(Work):
         """Return the job of one model.
 
         Raises:
-          ValueError: an option that is not allowed; one line.
+          ValueError: an option is not allowed; the message has one line.
         """
         checks.number("keep", self.keep, low=0, high=1, open_low=True)
         checks.choice("variant", self.variant, edge_popup.VARIANTS)
@@ -73,7 +80,7 @@ class Settings(Work):
             embedding_sd=1.5 / root if self.embedding_sd is None else self.embedding_sd,
         )
         variant = edge_popup.VARIANTS[self.variant]
-        if variant.scope == "array":  # matrices of the blocks are stacked in one array
+        if variant.scope == "array":  # each array is a stack of the blocks' matrices
             variant = dataclasses.replace(variant, scope="matrix")
         return Job(
             model=Model(shape, initial, self.embeddings, self.gains),
@@ -84,13 +91,13 @@ class Settings(Work):
         )
 
     def _of(self, kind: type) -> dict[str, Any]:
-        """Return the options that are fields of a record of the library."""
+        """Return the options that are also fields of the dataclass `kind`."""
         fields = {field.name for field in dataclasses.fields(kind)}
         return {name: value for name, value in vars(self).items() if name in fields}
 
 
 PAPER_RECIPE: dict[str, Any] = {
-    # 50 epochs of 227 steps; 512 sequences per step follow from the size of WikiText-103.
+    # 50 epochs of 227 steps. The size of WikiText-103 then implies 512 sequences per step.
     "steps": 50 * 227,
     "warmup": 227,
     "rows": 512,
@@ -107,7 +114,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "corpus": "wikitext-103",
     "tokenizer": "gpt2",
 }
-"""The paper's recipe (section 4), for accelerators."""
+"""The paper's training options (section 4), which need accelerators."""
 
 
 def load_text(settings: Settings) -> text.Corpus:
@@ -125,5 +132,5 @@ def load_text(settings: Settings) -> text.Corpus:
         load()
 
     if jax.process_count() > 1:
-        on_first(make_cache)  # hosts may share it
+        on_first(make_cache)  # one process writes the cache, because hosts may share it
     return load()

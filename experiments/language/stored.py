@@ -1,4 +1,4 @@
-"""Bytes of tickets and of trained models at few bits per weight, and their losses."""
+"""Bytes and losses of tickets, and of trained models that are rounded to few bits per weight."""
 
 import functools
 import math
@@ -15,14 +15,15 @@ from experiments.language.model import Model
 from experiments.language.plots import METHODS
 from slth_jax.models.settings import vector_shapes
 
-_GROUP = 64  # entries of a rounded matrix that share a step of 16 bits
+_GROUP = 64  # entries of a rounded matrix that share a 16-bit step size
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def rounded(matrices: Float[Array, "run ..."], bits: int) -> Float[Array, "run ..."]:
-    """Return the matrices of all runs, rounded in groups of 64 entries of a column.
+    """Return the matrices of all runs, rounded to `bits` per entry.
 
-    16 bits are float16; fewer are equal steps, see `rounding.rounded`.
+    16 bits mean float16. With fewer bits, groups of 64 entries of a column are rounded to equally
+    spaced values; see `rounding.rounded`.
     """
     if bits == 16:
         return matrices.astype(jnp.float16).astype(matrices.dtype)
@@ -48,12 +49,12 @@ def by_bytes(
     jobs: Mapping[tuple[str, float, bool], Job],
     rows: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return bytes and losses over the seeds, of tickets and of trained models at each `bits`.
+    """Return the bytes and the moments of losses of tickets and of rounded trained models.
 
     Args:
-      bits: bits per weight of trained models.
-      jobs: by model, width multiplier, and whether weights train.
-      rows: the runs of the chosen learning rates.
+      bits: the numbers of bits per weight to which trained models are rounded.
+      jobs: the jobs by model, width multiplier, and whether training is dense.
+      rows: the rows of runs with the chosen learning rates.
     """
     points = []
     for (model, width, dense), job in jobs.items():

@@ -1,8 +1,8 @@
-"""Text for language models: WikiText from a folder, tokens in a memory-mapped cache, batches.
+"""Text for language models: WikiText from a folder, a memory-mapped cache of tokens, batches.
 
-The folder (option `data`) holds ``wikitext-2/train.txt, valid.txt, test.txt`` (or another corpus
-of that layout) and, for GPT-2's tokens, ``gpt2-bpe/encoder.json`` and ``vocab.bpe``. Each text is
-tokenised once, into uint16 numbers in a cache folder, under a name that its content gives.
+The folder (option `data`) contains ``wikitext-2/train.txt, valid.txt, test.txt`` (or another corpus
+with these files) and, for GPT-2's tokens, ``gpt2-bpe/encoder.json`` and ``vocab.bpe``. Each text is
+tokenised once; its tokens are stored as uint16 in a cache file, which is named by the text's hash.
 """
 
 import functools
@@ -21,8 +21,8 @@ from slth_jax.storage import CheckpointError
 
 SPLITS = ("train", "valid", "test")
 VOCAB_SIZES = {"bytes": 256, "gpt2": 50257}
-# A cut before a line that starts with one space is a cut between GPT-2's own pieces of text: the
-# spaces before the last one, and the word with its space, are never joined.
+# GPT-2's tokeniser splits a text before it forms tokens. A newline before a line that starts with
+# exactly one space is always such a split, so cutting the text there changes no token.
 _CUT = re.compile(r"\n(?= \S)")
 _PIECE = 1 << 20
 
@@ -40,7 +40,7 @@ def find(data: str = "") -> Path:
     """Return the folder of the texts: `data`, else $SLTH_DATA, ./data, or ../shared/data.
 
     Raises:
-      ValueError: it is not there; the line names the expected file.
+      ValueError: the folder is missing; the message names the expected files.
     """
     given = data or os.environ.get("SLTH_DATA", "")
     beside = Path(__file__).parents[3] / "shared" / "data"
@@ -55,14 +55,14 @@ def find(data: str = "") -> Path:
 def load(
     data: str = "", *, corpus: str = "wikitext-2", tokenizer: str = "bytes", cache: str = ""
 ) -> Corpus:
-    """Return the tokens of a corpus, tokenised at the first call and mapped from disk later.
+    """Return the tokens of a corpus; the first call tokenises, later calls use the cache.
 
     Args:
-      data: see `find`; ``hub:NAME``, such as ``hub:wikitext-103-v1``, fetches the texts with the
-        `datasets` library first.
-      corpus: a folder in `data`.
+      data: the folder of the texts, see `find`; or ``hub:NAME``, such as ``hub:wikitext-103-v1``,
+        for texts that the `datasets` library fetches.
+      corpus: the corpus, a folder in `data`.
       tokenizer: 'bytes' (256 tokens) or 'gpt2' (50,257 tokens, byte-pair encoding).
-      cache: folder for the tokens; default $SLTH_CACHE or ~/.cache/slth_jax.
+      cache: the folder for the tokens; empty for $SLTH_CACHE or ~/.cache/slth_jax.
 
     Raises:
       ValueError: a text is missing, empty or cut short.
@@ -81,10 +81,10 @@ def load(
 
 
 def encoder(tokenizer: str, root: Path) -> Callable[[str], list[int]]:
-    """Return the function from text to tokens.
+    """Return the function that converts text to tokens.
 
-    GPT-2's two files are read from ``root/gpt2-bpe``; where that folder is missing, tiktoken's
-    own copy is used.
+    GPT-2's two files are read from ``root/gpt2-bpe``. If that folder is missing, the copy that
+    tiktoken downloads is used.
 
     Raises:
       ValueError: the files are missing or damaged.
@@ -102,13 +102,13 @@ def encoder(tokenizer: str, root: Path) -> Callable[[str], list[int]]:
         raise checks.fail("data/gpt2-bpe", "GPT-2's two files", error) from error
     try:
         return tiktoken.get_encoding("gpt2").encode_ordinary
-    except Exception as error:  # whatever the network gives
+    except Exception as error:  # a download raises errors of many types
         allowed = "a folder with encoder.json and vocab.bpe for tokenizer 'gpt2'"
         raise checks.fail("data/gpt2-bpe", allowed, f"{folder}, which is not there") from error
 
 
 def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
-    """Yield `text` in parts of about `size`, cut where GPT-2's tokens do not cross."""
+    """Yield `text` in parts of about `size` characters; no token of GPT-2 crosses a cut."""
     begin = 0
     while begin < len(text):
         cut = _CUT.search(text, begin + size)
@@ -120,9 +120,9 @@ def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
 def batch(tokens: np.ndarray, *, seed: int, step: int, rows: int, length: int) -> np.ndarray:
     """Return the training batch of a step: int32 `[rows, length + 1]`.
 
-    It is a pure function of (seed, step), so a resumed run sees the same data. The text is cut into
-    windows of `length` inputs; an epoch goes through all of them in a random order of its own, from
-    an offset of its own, and drops an incomplete last batch.
+    The batch depends on the text, sizes, seed and step alone, so a resumed run has the same data.
+    In every epoch the text is cut into windows of `length` inputs, beginning at a random offset.
+    The epoch uses all windows in random order and drops an incomplete last batch.
 
     Raises:
       ValueError: the text is shorter than one batch.
@@ -147,9 +147,9 @@ def steps_per_epoch(tokens: np.ndarray, *, rows: int, length: int) -> int:
 
 
 def windows(tokens: np.ndarray, *, rows: int, length: int) -> np.ndarray:
-    """Return `rows` windows spread evenly over a text, for validation: int32 `[rows, length + 1]`.
+    """Return `rows` evenly spaced windows of a validation text: int32 `[rows, length + 1]`.
 
-    All whole windows if there are no more than `rows`, or if `rows` is 0.
+    If the text has at most `rows` whole windows, or if `rows` is 0, all of them are returned.
     """
     whole = (len(tokens) - 1) // length
     if whole < 1:
@@ -160,16 +160,17 @@ def windows(tokens: np.ndarray, *, rows: int, length: int) -> np.ndarray:
 
 
 def unigram_entropy(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
-    """Return the loss of a model of the tokens' frequencies alone, in nats per token.
+    """Return the loss, in nats per token, of a model that predicts the tokens' frequencies.
 
-    ``-mean log p`` over `valid`, with p the frequencies in `train` with one added to each count.
+    The loss is ``-mean log p`` over `valid`, where p are the frequencies of tokens in `train` after
+    1 is added to each count.
     """
     counts = np.bincount(train, minlength=vocab_size) + 1.0
     return float(-np.mean(np.log(counts / counts.sum())[valid]))
 
 
 def _windows(size: int, length: int) -> int:
-    # One window is kept free for the offset.
+    # One window less than fits, so that windows fit at every offset.
     return (size - 1) // length - 1
 
 
@@ -181,7 +182,7 @@ def _order(seed: int, epoch: int, size: int, length: int) -> np.ndarray:
 
 
 def _tokens(path: Path, tokenizer: str, root: Path, cache: Path) -> np.ndarray:
-    """Return a text's tokens from the cache, made first where it is missing or damaged."""
+    """Return a text's tokens from the cache, which is written if it is missing or damaged."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -228,7 +229,7 @@ def _note(note: Path) -> dict | None:
 
 
 def _whole(file: Path, known: dict) -> bool:
-    """Return whether the cache is intact: size first, then the checksum."""
+    """Return whether the size and the checksum of a cache file are right."""
     if not file.is_file() or file.stat().st_size != 2 * known["tokens"]:
         return False
     with open(file, "rb") as opened:
@@ -236,7 +237,7 @@ def _whole(file: Path, known: dict) -> bool:
 
 
 def _fetch(folder: Path, name: str) -> None:
-    """Write the splits of a WikiText of the hub into `folder`, once."""
+    """Write the splits of a WikiText of the hub into `folder`, unless they are there."""
     if all((folder / f"{split}.txt").is_file() for split in SPLITS):
         return
     try:
@@ -247,7 +248,7 @@ def _fetch(folder: Path, name: str) -> None:
         ) from error
     try:
         parts = datasets.load_dataset("Salesforce/wikitext", name)
-    except Exception as error:  # whatever the network gives
+    except Exception as error:  # a download raises errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise checks.fail(
             "data", "a WikiText of the hub that can be reached", f"hub:{name} ({reason})"

@@ -1,4 +1,4 @@
-"""Training of many runs of one language model in one program: `edge_popup.train` fed with text."""
+"""Train many runs of a language model in one program, with `edge_popup.train`."""
 
 import functools
 import json
@@ -19,9 +19,9 @@ from slth_jax import checks, edge_popup, machines, models, placement, storage, s
 from slth_jax.distributed import on_first, whole
 from slth_jax.types import Array, Key, PyTree
 
-# A call of the program is not cut: after SIGTERM it is made to its end, within seconds.
+# A call of the program cannot be interrupted, so it is small enough to end seconds after SIGTERM.
 _TOKENS_PER_CALL = 1 << 20
-_SHUFFLE = 1 << 22  # folded into a run's key
+_SHUFFLE = 1 << 22  # folded into a run's key for the shuffled masks
 
 
 def train(
@@ -33,20 +33,28 @@ def train(
     log_file: storage.Place | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Train `runs` together to the end, from the last good checkpoint in `folder` if there is one.
+    """Train `runs` together to the end; continue from a checkpoint in `folder` if there is one.
 
     After every `job.chunk` steps the runs are evaluated, logged and checkpointed, see
-    `edge_popup.train`. `log_file` is kept up to date with the log, a row of JSON per run and
-    evaluation.
+    `edge_popup.train`.
+
+    Args:
+      job: the settings that the runs share.
+      runs: the settings of each run.
+      corpus: the texts.
+      folder: the folder of checkpoints.
+      log_file: the file of the log, which has a row of JSON per run and evaluation; None for no
+        file.
+      progress: called with the number of finished steps and the number of all steps.
 
     Raises:
-      ValueError: a loss became NaN or infinite; the line names the step and the run's settings.
-        The last good checkpoint stays.
-      SystemExit: 143, after SIGTERM, once the state is saved.
+      ValueError: a loss became NaN or infinite; the message names the step and the run's settings.
+        The last good checkpoint remains.
+      SystemExit: 143, if SIGTERM arrived; raised after the state is saved.
     """
     group = together(job, runs, corpus)
     rows: list[dict[str, Any]] = []
-    if log_file is not None and log_file.exists():  # of the part before a stop
+    if log_file is not None and log_file.exists():  # the run was interrupted earlier
         rows = [json.loads(line) for line in log_file.read_text().splitlines()]
 
     def write(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -64,14 +72,15 @@ def train(
         group,
         evaluate_every=job.chunk,
         evaluate_first=True,
-        best_params=job.dense and bool(job.bits),  # to be rounded; else nobody asks for them
+        best_params=job.dense and bool(job.bits),  # needed only for rounding
         out=folder,
-        # Rates are in the optimiser's state, so those of a checkpoint would win without a word.
+        # A checkpoint contains the learning rates, in the optimiser's state. Recording the runs
+        # here refuses a checkpoint with other rates, which would silently replace these.
         config={"runs": storage.plain([run._asdict() for run in runs])},
         progress=report,
     )
     write(log)
-    best = best._replace(masks=jax.tree.map(whole, best.masks))  # bits are small
+    best = best._replace(masks=jax.tree.map(whole, best.masks))  # packed masks are small
     shuffled = np.full(len(runs), np.nan)
     if not job.dense:
         shuffled = group.evaluate(state, _shuffled(job, runs, best))["loss"]
@@ -80,10 +89,10 @@ def train(
 
 
 def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.Runs:
-    """Return `runs` of a job on the texts, ready for `edge_popup.train`.
+    """Return the group of runs that `edge_popup.train` trains together.
 
     Raises:
-      ValueError: settings that no run can have.
+      ValueError: a setting of the job or of a run is not allowed.
     """
     if corpus.vocab_size > job.model.settings.vocab_size:
         raise ValueError(
@@ -116,19 +125,22 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
 
 
 def compile_for(on: str, job: Job, runs: Sequence[Run]) -> tuple[machines.Report, int]:
-    """Compile the training of `runs` for a machine that is not at hand; return the calls too.
+    """Compile the training of `runs` for another machine; return the report and the calls.
 
     Args:
-      on: see `machines.compile_for`.
+      on: the machine, see `machines.compile_for`.
       job: the settings of model and training.
       runs: the runs that train together.
+
+    Returns:
+      The report, and the number of calls of the program during the training.
     """
     report = machines.compile_for(on, lambda devices: trace(devices, job, runs))
     return report, job.schedule.steps // _stretch(job, len(runs))
 
 
 def trace(devices: Sequence[Any], job: Job, runs: Sequence[Run]) -> Any:
-    """Return the steps of one call, traced for devices that need not be at hand."""
+    """Return the traced program of one call, for devices that this machine need not have."""
     program = _program(job, len(runs), tuple(devices))
     keys = jax.eval_shape(lambda: jnp.stack([_key(run) for run in runs]))
     shape = (len(runs), _stretch(job, len(runs)), job.rows, job.length + 1)
@@ -137,7 +149,7 @@ def trace(devices: Sequence[Any], job: Job, runs: Sequence[Run]) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> edge_popup.Program:
-    """Return the program of `count` runs of a job, the same one for every group of runs."""
+    """Return the program that trains `count` runs of a job; groups of equal size share it."""
 
     def loss(params: Params, tokens: Array) -> Array:
         dtype = jnp.dtype(job.dtype)
@@ -147,7 +159,7 @@ def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> ed
     return edge_popup.Program(
         edge_popup.Task(
             loss,
-            job.schedule.optimizer(0.0),  # each run's own rate is in its state
+            job.schedule.optimizer(0.0),  # the optimiser's state contains each run's rate
             job.variant,
             lambda params, parts: jnp.mean(jax.lax.map(lambda rows: loss(params, rows), parts)),
             job.accumulate,
@@ -159,9 +171,9 @@ def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> ed
 
 
 def _start(job: Job, run: Run) -> edge_popup.State:
-    """Return the state of one run before the first step; not compiled as a whole.
+    """Return the state of one run before the first step; this function is not compiled.
 
-    A ticket's recipe draws its weights with the very program that is used here.
+    So the weights are drawn by the same program as when a ticket file is loaded, bit for bit.
     """
     weights, trainable = job.model.start(_key(run), job.variant, run.qk_scale)
     if job.dense:
@@ -172,7 +184,7 @@ def _start(job: Job, run: Run) -> edge_popup.State:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _draw(keys: Key, scales: Array, model: Model) -> Params:
-    """Return fresh weights of all runs."""
+    """Return newly drawn weights of all runs."""
     return jax.vmap(model.init)(keys, scales)
 
 
@@ -181,7 +193,7 @@ def _key(run: Run) -> Key:
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
-    """Return one tree with a first axis over `trees`."""
+    """Return one tree whose leaves are the stacked leaves of `trees`."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
@@ -196,13 +208,13 @@ def _mesh(job: Job, runs: int, devices: Sequence[Any] | None) -> Mesh:
 
 
 def _stretch(job: Job, runs: int) -> int:
-    """Return the steps of one call: a divisor of `chunk`, so that one length is compiled."""
+    """Return the number of steps per call, a divisor of `chunk`, so that one program suffices."""
     most = max(1, _TOKENS_PER_CALL // (runs * job.rows * job.length))
     return max(n for n in range(1, min(most, job.chunk) + 1) if job.chunk % n == 0)
 
 
 def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:
-    """Return the windows that losses are measured on, `[part, row, length + 1]`."""
+    """Return the validation windows, `[part, row, length + 1]`."""
     tokens = text.windows(corpus.valid, rows=job.eval_rows, length=job.length)
     rows = min(len(tokens), job.rows // job.accumulate)
     whole = len(tokens) // rows * rows
@@ -210,7 +222,7 @@ def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:
 
 
 def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str, Array]:
-    """Return each run's best masks with entries in random order."""
+    """Return the best masks of each run with the entries of each matrix in random order."""
     shapes = job.model.shapes
     rows = []
     for index, run in enumerate(runs):
@@ -224,7 +236,7 @@ def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str,
 def _rounded(
     job: Job, group: edge_popup.Runs, state: edge_popup.State, best: edge_popup.Best
 ) -> dict[int, np.ndarray]:
-    """Return the validation losses of trained models with rounded matrices, by bits.
+    """Return the validation losses of trained models with rounded matrices, by bits per weight.
 
     Gains and biases are rounded to float16.
     """
@@ -265,9 +277,15 @@ def train_in_groups(
     corpus: text.Corpus,
     out: RunFolder,
 ) -> list[Outcome]:
-    """Train `runs`, `at_once` in one program (0 for all), and save their tickets.
+    """Train `runs` in groups, and save their tickets.
 
-    `name` begins the names of this job's checkpoints and logs in the run's folder.
+    Args:
+      name: the prefix of the names of this job's checkpoints, logs and tickets.
+      job: the settings that the runs share.
+      runs: the settings of each run.
+      at_once: the number of runs per group; 0 for a single group.
+      corpus: the texts.
+      out: the folder of the experiment's run.
     """
     size = at_once or len(runs)
     logs = storage.make_folder(out.path / "logs")

@@ -24,10 +24,10 @@ class Config(Settings):
     """Settings of the sweep over scales, besides the settings of model and training.
 
     Attributes:
-      seeds: runs per scale; seed 0, 1, ... draws weights, scores and data order.
-      models: names in `models.PRESETS`, each swept on its own.
-      scales: factors of the query and key weights.
-      runs_at_once: runs in one program; 0 for all of a model.
+      seeds: runs per scale; the seed (0, 1, ...) determines weights, first scores and batches.
+      models: names in `models.PRESETS`; all scales are trained for each model.
+      scales: the factors by which query and key weights are multiplied.
+      runs_at_once: the number of runs in one program; 0 for all runs of a model.
     """
 
     seeds: int = 8
@@ -37,7 +37,7 @@ class Config(Settings):
 
 
 PRESETS = {
-    # 40 runs, eight in a program: about half an hour of processor time, 15 minutes on two cores.
+    # 40 runs, eight per program: about half an hour of processor time, 15 minutes on two cores.
     "quick": Config(runs_at_once=8),
     "paper": Config(
         seeds=3,
@@ -52,10 +52,10 @@ PRESETS = {
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
     """Train every scale and seed, evaluate the controls, and draw the figure.
 
-    A seed draws the same weights, batches and first scores at every scale: `paired` has the
-    differences to scale 1 over seeds.
+    A seed has the same weights, batches and first scores at every scale. `paired` contains the
+    difference between each scale and scale 1 over the seeds.
     """
-    jobs = {model: config.job(model) for model in config.models}  # looked at before any text
+    jobs = {model: config.job(model) for model in config.models}  # checked before text is read
     corpus = load_text(config)
     entropy = text.unigram_entropy(corpus.train, corpus.valid, corpus.vocab_size)
     rows: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def compare(
     scales: Sequence[float], fit: dict[str, dict[str, float]], paired: list[dict[str, Any]]
 ) -> list[claims.Claim]:
-    """Set the best scale, and the gain of the paper's scale, beside the paper's words."""
+    """Compare the best scale, and the gain at the paper's scale, with the paper's statements."""
     nearest = min(scales, key=lambda scale: abs(scale - PAPER_SCALE))
     return [
         claims.statement(
@@ -118,7 +118,12 @@ def compare(
 
 
 def dry_run(config: Config, on: str | None = None) -> str:
-    """Return the cost of the sweep, without starting it, here or on another machine."""
+    """Return the estimated cost of the sweep, which is not started.
+
+    Args:
+      config: the settings.
+      on: another machine, such as 'v5e:2x2'; None for this machine.
+    """
     runs = _runs(config)
     lines = [f"weight-scale: {len(runs)} runs per model, {config.steps} steps each"]
     for model in config.models:
@@ -139,13 +144,13 @@ def _runs(config: Config) -> list[Run]:
 
 
 def _measurement(model: str, outcome: Outcome, index: int) -> dict[str, Any]:
-    """Return the row of one run, the scale under the name that the figure gives it."""
+    """Return the row of one run, with `qk_scale` renamed to `scale`."""
     row = outcome.measurement(index)
     return {"model": model, "scale": row.pop("qk_scale"), **row}
 
 
 def _minimum(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the scale with the lowest mean, and how far the ends of the range lie above it."""
+    """Return the scale with the lowest mean loss, and the differences at both ends of the range."""
     best = min(rows, key=lambda row: row["mean"])
     return {
         "best_scale": best["scale"],

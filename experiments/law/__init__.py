@@ -1,6 +1,6 @@
 """The law of widths, measured.
 
-`width_law` is the experiment; `trial` draws a target and a source and measures one ticket;
-`crossings` finds the width at which an error is met; `regression` compares forms of the law;
-`plots_law` draws.
+`width_law` is the experiment. `trial` draws a target and a source and measures one ticket.
+`crossings` finds the width at which the error falls below a level. `regression` compares forms of
+the law. `plots_law` draws the figures.
 """

@@ -1,4 +1,4 @@
-"""The least width for an error: the crossing of a measured curve with a level, and its interval."""
+"""The least width for an error: where a measured curve crosses a level, with an interval."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ RESAMPLES = 400
 
 
 def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
-    """Return the least width from which on the error stays below `level`.
+    """Return the least width beyond which the error stays below `level`.
 
-    Between two measured widths ``log error`` is interpolated linearly. NaN if the smallest width
-    already meets `level`, or if the largest does not.
+    ``log error`` is interpolated linearly between measured widths. The result is NaN if the error
+    is not above `level` at any width, or if it is above `level` at the largest width.
     """
     w, log = np.asarray(widths, float), np.log(np.maximum(np.asarray(errors, float), 1e-30))
     above = np.flatnonzero(log > np.log(level))
@@ -25,15 +25,17 @@ def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
 def with_interval(
     widths: Sequence[float], errors: np.ndarray, level: float, *, percentile: float | None = None
 ) -> dict[str, float]:
-    """Return the crossing of the mean error (or of a percentile), and its bootstrap interval.
+    """Return the width at which the mean error (or a percentile) crosses a level.
+
+    `low` and `high` limit the bootstrap interval. Sources are resampled 400 times with replacement
+    and a fixed seed, the same sources at every width; `low` and `high` are the 2.5th and 97.5th
+    percentile of the crossings.
 
     Args:
-      widths: w growing numbers.
-      errors: `[w, sources, sequences]`. Sources are resampled with replacement, the same sources
-        at every width, 400 times with a fixed seed; `low` and `high` are the 2.5th and 97.5th
-        percentile.
-      level: the target error.
-      percentile: a percentile over all sequences of all sources; None for the mean.
+      widths: the w measured widths in increasing order.
+      errors: the measured errors, `[w, sources, sequences]`.
+      level: the error level.
+      percentile: the percentile over all sequences of all sources; None for the mean.
     """
 
     def curve(of: np.ndarray) -> np.ndarray:

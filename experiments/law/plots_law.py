@@ -1,4 +1,4 @@
-"""Pictures of the law: widths against errors, transition, constructions."""
+"""Figures of the law: widths against errors, the transition, and the constructions compared."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ MARKERS = "os^Dv<>P*X"
 
 
 def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
-    """Draw ``n / d`` against ``log2(1 / eps)``, and the same in bits beside the line of slope 1.
+    """Draw ``n / d`` against ``log2(1 / eps)``, and the law in bits beside the line of slope 1.
 
-    A colour per d, a marker per H. `widths` belong to one target and one construction.
+    The colour shows d and the marker H.
+
+    Args:
+      widths: the least widths for one target and one construction.
+      bits: the fit of `regression.in_bits`.
     """
     drawing, (left, right) = two(11.0, 4.8)
     constants = {(s["d"], s["heads"]): s["c"] for s in bits.get("shapes", [])}
@@ -52,7 +56,7 @@ def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
 
 
 def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
-    """Draw the line of slope 1 and the largest error that the fit uses."""
+    """Draw the line of slope 1 and the range of errors that the fit uses."""
     grid = -np.log2([max(row["eps"] for row in widths), min(row["eps"] for row in widths)])
     axes.plot(grid, grid, "--", color=PAPER, label="one unit per bit")
     axes.axvspan(-np.log2(SMALL_ERRORS), grid[1], color="#f2f2f2", zorder=0, label="fitted range")
@@ -64,7 +68,7 @@ def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
 
 
 def transition(rows: Sequence[Row], config: Any) -> Figure:
-    """Draw the share of sources whose ticket meets an error against the width."""
+    """Draw, against the width, the share of sources whose ticket has at most a given error."""
     drawing, axes = figure()
     target, rule = config.targets[0], config.constructions[0]
     chosen = [row for row in rows if row["target"] == target and row["construction"] == rule]
@@ -89,7 +93,7 @@ def transition(rows: Sequence[Row], config: Any) -> Figure:
 
 
 def rivals(summary: Sequence[Row]) -> Figure:
-    """Draw the mean error against the width for every rule and target, one head."""
+    """Draw the mean error against the width for every rule and target, with one head."""
     drawing, axes = figure()
     kinds = list(dict.fromkeys((row["target"], row["construction"]) for row in summary))
     d_values = sorted({row["d"] for row in summary if row["heads"] == 1})

@@ -1,6 +1,7 @@
-"""Forms of the law, by least squares on the measured widths.
+"""Forms of the law, fitted to the measured widths by least squares.
 
-Widths of one shape (d, H) share targets and sources, so standard errors are clustered by shape.
+Widths of the same shape (d, H) share targets and sources, so standard errors are clustered by
+shape.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from scipy import stats
 
 Row = dict[str, Any]
 
-# n / d is regressed on the logarithm of H^a d^b / epsilon.
+# The pairs (a, b): n / d is regressed on the logarithm of H^a d^b / epsilon.
 FORMS = {
     "H d^(3/2) / eps": (1.0, 1.5),
     "d^(3/2) / eps": (0.0, 1.5),
@@ -23,7 +24,10 @@ FORMS = {
 }
 
 SMALL_ERRORS = 0.01
-"""The largest error of the law in bits: above it a few units per input are met too coarsely."""
+"""The largest error used for the law in bits.
+
+Larger errors need so few units per input coordinate that the width is too coarse.
+"""
 
 
 def logarithm(rows: Sequence[Row], form: str) -> Float[np.ndarray, " n"]:
@@ -34,7 +38,11 @@ def logarithm(rows: Sequence[Row], form: str) -> Float[np.ndarray, " n"]:
 
 
 def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
-    """Fit ``n / d = intercept + slope log(form)``; spread, R^2, and residuals by d and by H."""
+    """Fit ``n / d = intercept + slope log(form)``.
+
+    `rms` is the root mean square of the residuals. `residual_by_d` and `residual_by_heads` are the
+    mean residuals for each d and for each H.
+    """
     x, y = logarithm(rows, form), _units(rows)
     design = np.stack([np.ones_like(x), x], axis=1)
     beta, se, residual, r2 = _least_squares(design, y, _shapes(rows))
@@ -54,11 +62,12 @@ def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
 def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     """Fit ``n / d = intercept + slope log(1 / eps) + d log(d) + heads log(H) (+ small / d^2)``.
 
-    In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small` covers the
-    few units of a small d. A power of d or H is fitted only if the rows have several values of it;
-    its `_se` is the delta method's, with `shapes` - 1 degrees of freedom. `low` and `high` are the
-    least and the largest ratio of a measured width to the fitted one: with a margin of `high` every
-    point is met, with less than `low` none is.
+    In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small`, which is
+    fitted on request, describes the deviation at small d. A power of d (or of H) is fitted only if
+    the rows have several values of d (or of H). The standard errors `_se` of powers come from the
+    delta method, with `shapes` - 1 degrees of freedom. `low` and `high` are the smallest and the
+    largest ratio of a measured width to the fitted width: `high` times the fitted width suffices at
+    every point, and less than `low` times the fitted width suffices at no point.
     """
     h, d, eps = _columns(rows)
     y = _units(rows)
@@ -71,7 +80,7 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     if small:
         columns["small"] = d**-2.0
     for name, values in (("d", d), ("heads", h)):
-        if np.ptp(values) == 0:  # the intercept contains it
+        if np.ptp(values) == 0:  # a constant column is part of the intercept
             del columns[name]
     design = np.stack(list(columns.values()), axis=1)
     beta, covariance, residual, r2 = _clustered(design, y, _shapes(rows))
@@ -100,10 +109,11 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
 def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
     """Fit ``n / d = slope log2(1 / eps) + log2(n / d) / 2 + c(d, H)`` to errors up to 1 %.
 
-    The sums of n / d random samples take 2^(n / d) values in a range that grows with the root of
-    n / d, hence the second term. A slope of 1 means one bit of precision per unit. The slope is
-    common to all shapes, with an interval clustered by shape. `shapes` contains each shape's
-    separate slope, and its c(d, H) at a slope of exactly 1. `rms` is the residual at slope 1.
+    The second term is needed because the subset sums of n / d random samples take 2^(n / d) values
+    in a range that grows with the square root of n / d. A slope of 1 means one bit of precision per
+    unit. All shapes share one slope, whose interval (`low`, `high`) is clustered by shape. `shapes`
+    contains the slope of a separate fit per shape, and c(d, H) for a slope of exactly 1. `rms` is
+    the root mean square of the residuals for a slope of 1.
     """
     rows = [row for row in rows if row["eps"] <= SMALL_ERRORS * (1 + 1e-9)]
     counts = {shape: _shapes(rows).count(shape) for shape in dict.fromkeys(_shapes(rows))}
@@ -170,9 +180,9 @@ def _clustered(design: np.ndarray, y: np.ndarray, groups: Sequence[tuple[int, in
     covariance = np.zeros_like(bread)
     for name in names:
         rows = design[[group == name for group in groups]]
-        # The residuals that the other groups' fit would leave (jackknife, Bell and McCaffrey 2002):
-        # plain residuals of few groups are too small. A group that has an intercept of its own has
-        # no freedom in that direction, hence the pseudo-inverse.
+        # Residuals of this group in a fit to the other groups (jackknife, Bell and McCaffrey 2002),
+        # because plain residuals are too small when groups are few. The pseudo-inverse is needed
+        # because a group with a separate intercept has no freedom in that direction.
         inside = residual[[group == name for group in groups]]
         outside = np.linalg.pinv(np.eye(len(rows)) - rows @ bread @ rows.T, hermitian=True) @ inside
         score = bread @ (rows.T @ outside)

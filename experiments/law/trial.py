@@ -1,4 +1,4 @@
-"""One trial of the law: a random target, a random source, its ticket, and its failing entries."""
+"""One trial of the law: a random target, a random source, the ticket, and its failing entries."""
 
 import functools
 import math
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from slth_jax import attention, construction, initializers
 from slth_jax.types import Array, AttentionParams, Hparams, Key, PaddedAttention, Projections
 
-_TARGET = 1 << 20  # folded into a trial's key: the source's units use the numbers below
+_TARGET = 1 << 20  # folded into a trial's key; the source's units use smaller numbers
 
 
 def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
-    """Draw Gaussian projections of spectral norm 1 per head, of width ``max(1, d / H)``."""
+    """Draw Gaussian projections of width ``max(1, d / H)``, each with spectral norm 1 per head."""
     d_k = max(1, d // num_heads)
 
     def projection(key: Key, shape: tuple[int, ...]) -> Array:
@@ -27,7 +27,7 @@ def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
 
 
 def drawn_target(key: Key, *, num_heads: int, d: int) -> Projections:
-    """Draw a target from the theory's distribution; its large entries are hard to reach."""
+    """Draw a target from the theory's distribution, whose large entries are hard to reach."""
     d_k = max(1, d // num_heads)
     return initializers.theory_attention(
         key, num_heads=num_heads, d_in=d, d_out=d, n_k=d_k, n_v=d_k
@@ -35,11 +35,11 @@ def drawn_target(key: Key, *, num_heads: int, d: int) -> Projections:
 
 
 TARGETS = {"spectral": random_target, "theory": drawn_target}
-"""Distributions of targets by name."""
+"""Functions that draw targets, by the name of the distribution."""
 
 
 def inputs(key: Key, *, sequences: int, tokens: int, d: int, norm: float = 1.0) -> Array:
-    """Draw sequences `[s, t, d]` of Gaussian tokens of norm ``alpha = norm sqrt(d)``."""
+    """Draw sequences `[s, t, d]` of tokens with random directions and norm ``norm sqrt(d)``."""
     x = jax.random.normal(key, (sequences, tokens, d))
     return x * (norm * math.sqrt(d) / jnp.linalg.norm(x, axis=-1, keepdims=True))
 
@@ -54,7 +54,7 @@ def make_trial(
     tokens: int,
     norm: float = 1.0,
 ):
-    """Return the trial of one shape and rule; `_measure` describes its metrics.
+    """Return the trial function for one shape and rule; `_measure` describes its metrics.
 
     Every seed draws a target, inputs and a source.
     """
@@ -80,14 +80,16 @@ def make_trial(
 
 
 def _measure(source, masks, target, x: Array) -> dict[str, Array]:
-    """Return the errors of a ticket.
+    """Return the metrics of a ticket.
 
-    `error` is the mean over sequences of `of_sequence`, the largest 2-norm over tokens. Over the
-    entries of all merged matrices: `median`; `worst_share`, the share of the sum of errors that
-    the worst 1 % make. An entry fails at a level of output error if ``|error| d > level``; per
-    level, `failed` counts such entries, `beyond` those larger than the sum of their samples of one
-    sign, and `small` those among them whose samples sum to less than half of the median entry's.
-    `kept` is the share of connections in the ticket.
+    `of_sequence` is, per sequence, the largest 2-norm of a token's output error, and `error` is its
+    mean over sequences. `entries` is the number of entries of all merged matrices, `median` the
+    median of their errors, and `worst_share` the share of the sum of these errors that belongs to
+    the worst 1 % of the entries. An entry fails at a level of output error if
+    ``|error| d > level``. Per level, `failed` counts failing entries. `beyond` counts failing
+    entries whose value is larger than the sum of all samples of its sign. `small` counts the
+    entries among them for which this sum is less than half of its median over entries. `kept` is
+    the share of connections in the ticket.
     """
     ticket = construction.apply_masks(source, masks)
     error = attention.error(ticket, target, x)
@@ -126,11 +128,14 @@ def _measure(source, masks, target, x: Array) -> dict[str, Array]:
 
 
 LEVELS = (1.0, 0.1, 0.01, 0.001)
-"""Output errors at which failing entries are counted."""
+"""The levels of output error at which failing entries are counted."""
 
 
 def _reach(left: Array, right: Array) -> tuple[Array, Array]:
-    """Return the sums of positive and of negative samples ``left_ik right_kj``, `[h, p, r]`."""
+    """Return the sums of all positive and of all negative samples ``left_ik right_kj``.
+
+    Both have the shape `[h, p, r]`; the sum of negative samples is returned as a positive number.
+    """
     positive, negative = (functools.partial(jnp.maximum, 0.0), lambda w: jnp.maximum(-w, 0.0))
     product = functools.partial(jnp.einsum, "hpn,hnr->hpr")
     same = product(positive(left), positive(right)) + product(negative(left), negative(right))

@@ -1,8 +1,7 @@
-"""The law of widths: the least width of a random attention layer for an error, by rule and shape.
+"""The law of widths: the least width of a random attention layer whose tickets reach an error.
 
-Theorem 3, ``n = O(d log(H d^(3/2) / epsilon))``, bounds the growth of the width up to a constant.
-This experiment measures the smallest width whose tickets meet an error and compares forms of the
-law.
+Theorem 3, ``n = O(d log(H d^(3/2) / epsilon))``, bounds the width up to a constant factor. This
+experiment measures the least width for several rules and shapes, and compares forms of the law.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from slth_jax import checks, construction
 
 FLOAT64 = True
 
-# The share of variance from which on a line is called linear.
+# The least R^2 at which a relation counts as linear.
 LINEAR = 0.9
 
 PAPER: dict[str, Any] = {
@@ -43,15 +42,15 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: sources per setting; each has a target and inputs of its own.
-      shapes: input widths and numbers of heads, DxH.
-      units: widths of the source, in units per input coordinate.
-      constructions: rules that assign hidden units to input coordinates.
-      targets: distributions of targets, spectral (norm 1) or theory.
-      errors: output errors whose least widths are measured.
+      seeds: trials per setting; each trial draws a source, a target and inputs.
+      shapes: input widths d and numbers of heads H, each written DxH.
+      units: widths of the source, in hidden units per input coordinate.
+      constructions: the rules that assign hidden units to input coordinates.
+      targets: distributions of targets, spectral (spectral norm 1) or theory.
+      errors: the output errors for which the least width is measured.
       sequences: input sequences per trial.
       tokens: tokens per sequence.
-      norm: norm of a token over sqrt(d).
+      norm: the norm of every token, divided by sqrt(d).
     """
 
     seeds: int = 8
@@ -94,14 +93,15 @@ PRESETS = {
     ),
 }
 
-# From this d on: only the first construction and target, and every second width.
+# At this d and larger, only the first construction and target and every second width are measured.
 LARGE = 64
 
 
 def _settings(config: Config) -> list[dict[str, Any]]:
     """Return the fixed values of each sweep.
 
-    Targets after the first are measured with one head, large d with the first target and rule.
+    Only the first target is measured with several heads; large d only with the first target and
+    rule.
     """
     return [
         {"target": target, "construction": rule, "d": d, "heads": heads}
@@ -129,7 +129,7 @@ def _sweep(config: Config, setting: dict[str, Any]) -> Sweep:
         ),
         grid={"width": tuple(u * d for u in units)},
         padded=("width",),
-        # Memory stays bounded at large d: entries solved at once, trials times 2 H d^2.
+        # A trial solves 2 H d^2 entries at once, so fewer trials per batch limit the memory.
         batch=max(1, min(16, 16384 // (2 * heads * d * d))),
         chunk=max(2, 65536 // (2 * heads * d * d)),
         part=name,
@@ -137,12 +137,12 @@ def _sweep(config: Config, setting: dict[str, Any]) -> Sweep:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, to estimate its cost."""
+    """Return the sweeps of `run`, from which its cost can be estimated."""
     return [_sweep(config, setting) for setting in _settings(config)]
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Measure errors, interpolate the least widths, compare forms of the law, draw."""
+    """Measure errors, interpolate the least widths, compare forms of the law, draw the figures."""
     rows: list[dict[str, Any]] = []
     for setting in _settings(config):
         results = out.sweep(_sweep(config, setting))
@@ -178,7 +178,10 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def laws_of(widths: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fitted laws by 'target, construction'; none for too few widths."""
+    """Return the fitted laws by the name 'target, construction'.
+
+    A law is left out if there are too few widths for it.
+    """
     kinds = dict.fromkeys((row["target"], row["construction"]) for row in widths)
     laws = {
         f"{target}, {rule}": _law([w for w in widths if _is(w, target=target, construction=rule)])
@@ -188,7 +191,7 @@ def laws_of(widths: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def law_figure(widths: Sequence[dict[str, Any]], laws: dict[str, Any]) -> Any:
-    """Draw the law of the first target and construction."""
+    """Draw the law for the first target and construction."""
     if not widths:
         return plots_law.law([], {})
     first = {name: widths[0][name] for name in ("target", "construction")}
@@ -201,7 +204,7 @@ def _is(row: dict[str, Any], **values: Any) -> bool:
 
 
 def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the width at which the mean, and the 95th percentile, meets each error."""
+    """Return the least widths for each error, for the mean and for the 95th percentile."""
     least = []
     for setting in _settings(config):
         trials = [row for row in rows if _is(row, **setting)]
@@ -219,7 +222,7 @@ def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _law(widths: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fitted forms for one target and rule; none for too few widths."""
+    """Return the fitted forms for one target and rule; empty if there are too few widths."""
     if len(widths) < 6:
         return {}
     lines = [regression.line(widths, form) for form in regression.FORMS]
@@ -234,7 +237,10 @@ def _law(widths: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each rule's width over the proof's, at equal shape, target and error."""
+    """Return the ratio of each rule's width to the width of the rule "proof".
+
+    The widths are compared at equal shape, target and error.
+    """
     proof = {
         tuple(w[name] for name in ("target", "d", "heads", "eps")): w["width"]
         for w in widths
@@ -252,9 +258,11 @@ def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count the failing entries by rule and level: all, beyond reach, and of small samples.
+    """Count the entries that fail at each level, by target and rule; see `trial.LEVELS`.
 
-    Tickets near the transition are counted: their error is within a factor of three of the level.
+    `failed` counts all failing entries; `beyond` counts those beyond the reach of their samples;
+    `beyond_of_small_samples` counts the entries among the latter whose samples are small. Only
+    tickets whose error is within a factor of three of the level are counted.
     """
     counts = []
     for target, rule in dict.fromkeys((row["target"], row["construction"]) for row in rows):

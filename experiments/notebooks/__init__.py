@@ -2,6 +2,7 @@
 
     python -m experiments.notebooks [NAME ...]
 
-executes them from top to bottom and writes them with their outputs (extra `notebooks`); `run` does
-one, as the tests do. Every notebook has one line ``QUICK = False``, which makes it small.
+executes the notebooks from top to bottom and writes them with their outputs (extra `notebooks`).
+`run` executes a single notebook; the tests use it. Every notebook has a line ``QUICK = False``;
+set to True, it makes the notebook small.
 """

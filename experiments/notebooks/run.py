@@ -28,11 +28,12 @@ def execute(
     """Run all cells in order, in `folder`, and return the notebook with its new outputs.
 
     Args:
-      notebook: a notebook from `read`; it is changed.
+      notebook: a notebook from `read`, which is changed in place.
       folder: the kernel's working directory, which receives the notebook's files.
-      quick: whether to set the notebook's `QUICK` to True.
-      changes: texts of code cells and their replacements; each must occur once.
-      timeout: seconds per cell.
+      quick: whether to set `QUICK` to True in the notebook.
+      changes: replacements of texts in code cells; each text must occur exactly once. None for no
+        replacement.
+      timeout: the limit per cell, in seconds.
 
     Raises:
       ValueError: a text of `changes` does not occur exactly once.

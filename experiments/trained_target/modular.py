@@ -1,4 +1,4 @@
-"""A small network that adds modulo p, trained in the run: a target that needs no files."""
+"""A small network that adds modulo p. It is trained in the run, so it needs no files."""
 
 from functools import partial
 
@@ -15,9 +15,10 @@ from slth_jax.types import Array, AttentionParams, Key
 def train(
     key: Key, *, modulus: int = 23, d: int = 48, heads: int = 4, hidden: int = 96, steps: int = 600
 ) -> Network:
-    """Train one block without normalisation on all ``p^2`` questions, full batch, with AdamW.
+    """Train one block without normalisation with AdamW; every batch has all ``p^2`` questions.
 
-    The architecture of Nanda et al. (2023), smaller: causal attention, a ReLU layer with biases.
+    The architecture is a smaller version of that of Nanda et al. (2023): causal attention and a
+    ReLU network with biases.
     """
     return _train(key, modulus, d, heads, hidden, steps)
 

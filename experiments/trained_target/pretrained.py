@@ -1,4 +1,4 @@
-"""Published trained networks: transformers without normalisation, and their tasks."""
+"""Published trained transformers without normalisation, and their tasks."""
 
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from slth_jax.types import Array, AttentionParams
 
 
 class Network(NamedTuple):
-    """Embedding, blocks without normalisation, unembedding; causal attention."""
+    """A causal transformer: embedding, blocks without normalisation, unembedding."""
 
     w_e: Array  # [vocabulary, m]
     w_pos: Array  # [position, m]
@@ -23,7 +23,10 @@ class Network(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Questions and their answers, read at some positions among the first `choices` logits."""
+    """Questions and their answers.
+
+    The answers are read at `positions`, from the first `choices` logits.
+    """
 
     name: str
     tokens: Array  # int32 [n, t]
@@ -35,11 +38,12 @@ class Task(NamedTuple):
 def load(path: str) -> Network:
     """Read a published network from a NumPy archive.
 
-    The layouts of TransformerLens and of Nanda et al. (2023): `embed.W_E`, `pos_embed.W_pos`,
-    `blocks.N.attn.W_Q` (or `attn_blocks.N...`), `blocks.N.mlp.W_in`, `unembed.W_U`.
+    The archive has the layout of TransformerLens or of Nanda et al. (2023), with the names
+    `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q` (or `attn_blocks.N...`),
+    `blocks.N.mlp.W_in`, `unembed.W_U`.
 
     Raises:
-      ValueError: no such file, missing arrays, or a network with normalisation or attention
+      ValueError: the file or an array is missing, or the network has normalisation or attention
         biases, which the theory does not cover.
     """
     where = storage.fetched(storage.place(path))
@@ -61,7 +65,7 @@ def load(path: str) -> Network:
 
 
 def _network(arrays: dict[str, np.ndarray]) -> Network:
-    # W_pos is [position, m] in every layout; its width shows which other arrays are transposed.
+    # W_pos is [position, m] in both layouts; m shows which other arrays are transposed.
     w_pos = arrays["pos_embed.W_pos"]
     m = w_pos.shape[1]
     prefix = "attn_blocks" if "attn_blocks.0.attn.W_Q" in arrays else "blocks"
@@ -96,10 +100,10 @@ def _last(w: np.ndarray, m: int) -> np.ndarray:
 
 
 def task_of(network: Network, *, seed: int = 0, sequences: int = 64) -> Task:
-    """Return the task of a network: addition modulo p, or to continue a repetition.
+    """Return the task of a network: addition modulo p, or repetition of a sequence.
 
-    Three positions mean ``a, b, =`` with the answer at the third; else the task is to predict the
-    second copy of a random sequence that is repeated once.
+    A network with three positions adds: it reads ``a, b, =`` and answers at the third position. Any
+    other network reads a random sequence twice and predicts the tokens of the second copy.
     """
     vocabulary, positions = network.w_e.shape[0], network.w_pos.shape[0]
     if positions == 3:
@@ -108,7 +112,7 @@ def task_of(network: Network, *, seed: int = 0, sequences: int = 64) -> Task:
         tokens = np.stack([a, b, np.full_like(a, p)], axis=1)
         answers = ((a + b) % p)[:, None]
         return _task(f"addition modulo {p}", tokens, np.array([2]), answers, p)
-    half = 3 * positions // 8  # the published network weakens near the end of its context
+    half = 3 * positions // 8  # the published network is less accurate near the end of its context
     first = np.random.default_rng(seed).integers(0, vocabulary, (sequences, half))
     tokens = np.concatenate([first, first], axis=1)
     where = np.arange(half, 2 * half - 1)
@@ -116,7 +120,7 @@ def task_of(network: Network, *, seed: int = 0, sequences: int = 64) -> Task:
 
 
 def embed(network: Network, tokens: Array) -> Array:
-    """Return the rows that enter the first block, `[n, t, m]`."""
+    """Return the inputs of the first block, `[n, t, m]`."""
     return network.w_e[tokens] + network.w_pos[None, : tokens.shape[1]]
 
 
@@ -127,14 +131,14 @@ def read_out(
     *,
     batch: int = 512,
 ) -> Array:
-    """Return the last block's rows at the positions of the answers, `[n, q, m]`."""
+    """Return the last block's outputs at the positions of the answers, `[n, q, m]`."""
     mask = causal_mask(task.tokens.shape[1])
     apply = partial(transformer.apply, blocks, attn_mask=mask, queries=task.positions)
     return jax.lax.map(lambda x: apply(x=x), embed(network, task.tokens), batch_size=batch)
 
 
 def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
-    """Return accuracy, mean cross-entropy and smallest margin of the right answer."""
+    """Return the accuracy, the mean cross-entropy, and the smallest margin of the right answer."""
     with jax.default_matmul_precision("highest"):
         logits = jnp.einsum("nqm,mv->nqv", rows, network.w_u)[..., : task.choices]
     right = jnp.take_along_axis(logits, task.answers[..., None], axis=-1)[..., 0]
@@ -148,10 +152,17 @@ def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
 
 
 def certain(network: Network, task: Task, rows: Array, bound: np.ndarray) -> np.ndarray:
-    """Return the answers that no change of the rows within `bound [n, q]` can alter, `[n, q]`.
+    """Return whether each answer is certain to stay right within a bound, `[n, q]`.
 
-    A row that moves by r changes the difference of the logits of an answer a and another token b by
-    at most ``r ||u_a - u_b||``, with the columns u of the unembedding, in exact arithmetic.
+    In exact arithmetic, if an output row changes by at most r, the difference between the logits of
+    the answer a and another token b changes by at most ``r ||u_a - u_b||``, where u are the columns
+    of the unembedding.
+
+    Args:
+      network: the network.
+      task: the questions.
+      rows: the output rows of the network, `[n, q, m]`.
+      bound: the bound on the change of each row, `[n, q]`.
     """
     u = np.asarray(network.w_u, np.float64)[:, : task.choices]
     logits = np.asarray(rows, np.float64) @ u

@@ -26,12 +26,13 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per setting; seed 0, 1, ... draws the weights.
-      weights: a published network as .npz; none to train a small one that adds modulo 23.
+      seeds: random sources per setting; the seeds are 0, 1, ...
+      weights: the path of a published network (.npz); none to train a small network that adds
+        modulo 23.
       attention_units: hidden units of attention per input coordinate.
-      relu_units: hidden units of ReLU layers per input coordinate, half for each sign.
+      relu_units: hidden units of ReLU layers per input coordinate, half of them for each sign.
       construction: the rule that assigns hidden units to input coordinates.
-      target_seed: seed of the small network's training.
+      target_seed: the seed with which the small network is trained.
     """
 
     seeds: int = 3
@@ -57,7 +58,7 @@ PRESETS = {
 
 
 class Target(NamedTuple):
-    """A trained network, its task, and its last activations at the positions of the answers."""
+    """A trained network, its task, and its last block's outputs at the answers' positions."""
 
     network: Network
     task: Task
@@ -65,7 +66,7 @@ class Target(NamedTuple):
 
 
 def load(config: Config) -> Target:
-    """Read the network, or train the small one."""
+    """Read the published network, or train the small network."""
     if config.weights is None:
         network = modular.train(jax.random.key(config.target_seed, impl="threefry2x32"))
     else:
@@ -87,7 +88,7 @@ def _sweeps(config: Config, target: Target) -> list[Sweep]:
             make_trial(target, config.construction),
             grid=grid,
             padded=tuple(grid),
-            # Each trial is large: 131,072 subset sums or more.
+            # One trial at a time, because a trial has 131,072 subset sums or more.
             batch=1,
             chunk=1,
             part=part,
@@ -97,7 +98,7 @@ def _sweeps(config: Config, target: Target) -> list[Sweep]:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, to estimate its cost."""
+    """Return the sweeps of `run`, from which its cost can be estimated."""
     return _sweeps(config, load(config))
 
 
@@ -130,10 +131,10 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def make_trial(target: Target, rule: str):
-    """Return the trial: draw a source, prune it into the network's blocks, score the task.
+    """Return the trial function: draw a source, prune it to the network's blocks, score the task.
 
-    With `relu_units` among its values the ReLU layers are pruned too; else the ticket has the
-    target's ReLU layers.
+    If the trial's values contain `relu_units`, the ReLU layers are pruned too. If not, the ticket
+    contains the target's ReLU layers.
     """
     network, task, of_target = target
     blocks = network.blocks
@@ -162,7 +163,7 @@ def without_layers(blocks: Sequence[Block]) -> tuple[Block, ...]:
 
 
 def draw(key: Key, target: Sequence[Block], hparams: Mapping[str, Any]):
-    """Return a padded source for `target` and its true widths ``(n_mha, n_fc)``."""
+    """Return a padded source for `target`, and its widths ``(n_mha, n_fc)`` without padding."""
     m = target[0].attention.w_q.shape[1]
     n_mha, padded = (m * hparams[name] for name in ("attention_units", "attention_units_max"))
     if "relu_units" not in hparams:
@@ -178,10 +179,11 @@ def draw(key: Key, target: Sequence[Block], hparams: Mapping[str, Any]):
 
 
 def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str, Any]:
-    """Return the guarantees for a ticket on all questions, at the positions of their answers.
+    """Return the guarantees for a ticket on the task's questions, at the answers' positions.
 
-    `bound_on` bounds the largest error of a row, `relative_on` the error of a row in units of its
-    norm (from 1 on the bound is vacuous), `certain` is the share of answers that cannot change.
+    `bound_on` bounds the error of every output row. `relative_on` bounds the error of every row
+    divided by the row's norm; this bound is vacuous from 1 on. `certain` is the share of answers
+    that are proved to stay right.
     """
     network, task, rows = target
     mask = attention.causal_mask(x.shape[1])
@@ -198,7 +200,7 @@ def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str
 def _ticket_of(
     row: Mapping[str, Any], stored: Mapping[str, Any], network: Network, largest: Mapping[str, int]
 ) -> tuple[Any, Any]:
-    """Return source and masks of one trial at their true widths; see `guarantee.guarantee`."""
+    """Return the source and the masks of one trial without padding, for `guarantee.guarantee`."""
     key = jax.random.key(row["seed"], impl=ticket.IMPL)
     drawn, (n_mha, n_fc) = draw(key, network.blocks, {**row, **largest})
     source, masks = [], []
@@ -219,7 +221,7 @@ def _ticket_of(
 def _save(
     out: RunFolder, row: Mapping[str, Any], source: Sequence[Block], masks: Sequence[Block]
 ) -> None:
-    """Write the ticket of the attention of all blocks."""
+    """Write the ticket file of the attention layers of all blocks."""
     h, m, n = source[0].attention.w_q.shape
     tickets.save(
         out,
@@ -236,7 +238,7 @@ def _save(
 def _summary(
     out: RunFolder, rows: list[dict[str, Any]], target: Target, max_norm: float
 ) -> dict[str, Any]:
-    """Return a row per part and width, and the scores of the target."""
+    """Return the summary: a row per part and width, and the scores of the target."""
     summary = measure.summarize(
         rows,
         ("part", "units", "width"),
