@@ -1,1 +1,1 @@
-"""Speed and robustness measured against others, each module a command of its own."""
+"""Benchmarks of speed, accuracy and robustness; most modules are separate commands."""

@@ -1,12 +1,13 @@
-"""Parity and speed of a GPU or TPU: is it right, and how fast is it?
+"""Parity and speed of a GPU or TPU: are its results right, and how fast is it?
 
     python -m experiments.benchmarks.accelerator --out DIR
 
-*Parity*: the same instances on the accelerator and on the host's CPU; masks must be equal bit for
-bit, outputs within the stated tolerance. *Speed*: subset sums against the rate that the measured
-memory bandwidth allows, an edge-popup step against the dense step of the same model, tokens per
-second.
-Leaves `accelerator.json` and `accelerator.md`. On a CPU it compares the CPU with itself, small.
+*Parity*: the accelerator and the host's CPU compute the same instances; masks must be equal bit for
+bit, and outputs must agree within the stated tolerance. *Speed*: subset sums per second are
+compared with the rate that the measured memory bandwidth allows, and an edge-popup step with the
+dense step of the same model.
+The command writes `accelerator.json` and `accelerator.md`. On a machine without an accelerator it
+compares the CPU with itself, on small instances.
 """
 
 from experiments.benchmarks import edge_popup, subset_sum  # first: they set JAX's variables
@@ -26,16 +27,16 @@ from experiments.language.model import Model
 from slth_jax import attention, construction, initializers, storage, supermask
 from slth_jax import subset_sum as sums
 
-# Of outputs of size one: a softmax and some hundred float32 products on either side.
+# For outputs near 1, which a softmax and some hundred float32 products compute on both devices.
 TOLERANCE = 1e-5
 
 
 class Preset(NamedTuple):
-    """How much to measure."""
+    """The sizes of the measured instances."""
 
     samples: int
     instances: int
-    copied: int  # words of 4 bytes
+    copied: int  # words of 4 bytes that are copied to measure the memory bandwidth
     model: Model
     rows: int
     rounds: int
@@ -48,7 +49,7 @@ PRESETS = {
 
 
 def parity(preset: Preset) -> list[dict[str, Any]]:
-    """Return a row per computation: how many masks, or how far outputs, differ from the CPU's."""
+    """Return a row per computation, with the difference between the device and the CPU."""
     samples, value = subset_sum.draw(preset.instances, preset.samples)
     draw = initializers.theory_attention
     shape: dict[str, Any] = {"num_heads": 2, "d_in": 4, "d_out": 4}
@@ -75,9 +76,9 @@ def parity(preset: Preset) -> list[dict[str, Any]]:
 
 
 def _on_both(compute: Callable[[], Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the arrays that `compute` makes on the first device, and on the host's CPU."""
+    """Return the arrays that `compute` returns on the first device, and on the host's CPU."""
     on_device = jax.tree.leaves(jax.device_get(compute()))
-    # If the first device is a CPU, the compiled program serves twice.
+    # If the first device is a CPU, None lets the second call reuse the compiled program.
     cpu = None if jax.default_backend() == "cpu" else jax.local_devices(backend="cpu")[0]
     with jax.default_device(cpu):
         return on_device, jax.tree.leaves(jax.device_get(compute()))
@@ -103,7 +104,7 @@ def _close(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
 
 
 def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a row per speed, and the numbers behind them."""
+    """Return a row per measured speed, and the unrounded measurements."""
     limit = subset_sum.bandwidth(preset.samples, copied=preset.copied, batch=preset.instances)
     allowed, bytes_a_second = limit["unfused_limit"], limit["gigabytes_per_second"]
     tokens = edge_popup.draw_tokens(preset.model, preset.rows)
@@ -148,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write `accelerator.json` and `accelerator.md`; 1 if parity fails."""
+    """Measure, print, write `accelerator.json` and `accelerator.md`; return 1 if parity fails."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.accelerator",
         description=__doc__,

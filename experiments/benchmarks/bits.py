@@ -1,13 +1,13 @@
-"""Squared error against bits per entry: bands, the other rules, quantisers and Shannon's bound.
+"""Squared error against bits per entry: bands, other rules, quantisers and Shannon's bound.
 
     python -m experiments.benchmarks.bits --preset quick|full --out DIR
 
-Targets are Gaussian and Laplace matrices, and the matrices of stories260K if ``$SLTH_DATA`` names
-the folder of `pretrained`. Each method may spend b mask bits, or b bits of a quantiser, per entry;
-scales are counted: 32 bits per matrix for masks, 16 bits per 128 entries for rounding. Errors are
-mean squared errors divided by the mean square of the target. The bits of `fitted` include those of
-its assignment, which depends on the target: the logarithm of the number of grouped masks with as
-many ones.
+Targets are Gaussian and Laplace matrices and, if ``$SLTH_DATA`` is set to the folder that contains
+`pretrained`, a matrix of stories260K. Each method uses b mask bits, or b bits of a quantiser, per
+entry. The bits of scales are added: 32 bits per matrix for masks, 16 bits per 128 entries for
+rounding. The rule `fitted` assigns hidden units depending on the target, so the bits of that
+assignment are added too: log2 of the number of grouped masks with the same number of ones. Errors
+are mean squared errors divided by the mean square of the target.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PRESETS = {
 
 
 def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
-    """Return `target` rounded to the ``2^bits`` levels of least squared error (Lloyd 1982)."""
+    """Return `target` rounded to ``2^bits`` levels that minimise the squared error (Lloyd 1982)."""
     levels = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
     for _ in range(300):
         cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, target.ravel())
@@ -45,15 +45,17 @@ def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
     return levels[cells].reshape(target.shape)
 
 
-# Entries of a block, and coefficients: 16 bits of a seed, 4 of an exponent, 4 per coefficient.
+# By bits per entry: the entries and the coefficients of a block. A block stores a 16-bit seed, a
+# 4-bit exponent and 4 bits per coefficient.
 SEEDLM = {3: (12, 4), 4: (8, 3)}
 
 
 def seedlm(target: np.ndarray, bits: int) -> np.ndarray:
-    """Return `target` in blocks ``U t`` of a pseudo-random matrix U (SeedLM, arXiv 2410.10714).
+    """Return `target` with each block approximated by ``U t`` (SeedLM, arXiv 2410.10714).
 
-    Each block has the best of ``2^16 - 1`` seeds. U is drawn by NumPy in the place of a shift
-    register. Of a large target only the first 128 blocks are computed, and the rest is NaN.
+    U is a pseudo-random matrix, for which each block has the best of ``2^16 - 1`` seeds. NumPy
+    draws U instead of a shift register. At most 128 blocks of a target are computed; the remaining
+    entries are NaN.
     """
     size, terms = SEEDLM[bits]
     blocks = target.ravel()[: min(target.size // size, 128) * size].reshape(-1, size)
@@ -75,9 +77,12 @@ def seedlm(target: np.ndarray, bits: int) -> np.ndarray:
 
 
 def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
-    """Return the method that spends `bits` samples per entry of a target on subset sums.
+    """Return the method that approximates a target by subset sums with `bits` samples per entry.
 
-    `overhead` receives the bits per entry of a grouped mask that depends on the target.
+    Args:
+      rule: the rule that assigns hidden units.
+      overhead: filled by the method: for each number of bits, the bits per entry that the grouped
+        mask needs in addition if it depends on the target.
     """
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
@@ -104,7 +109,7 @@ def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
 
 
 def by_band(source: str, states: int) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
-    """Return the method that spends `bits` bits per entry on a walk through a band."""
+    """Return the method that encodes a target with `bits` mask bits per entry in a band matrix."""
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
         of = construction.encode_matrix(key, target, bits=bits, states=states, source=source)
@@ -114,7 +119,7 @@ def by_band(source: str, states: int) -> Callable[[jax.Array, np.ndarray, int], 
 
 
 def targets(shape: tuple[int, int], seeds: int) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield the distribution's name, the seed and a matrix with a mean square near 1."""
+    """Yield, per target, the distribution's name, the seed and a matrix of mean square near 1."""
     for seed in range(seeds):
         generator = np.random.default_rng(seed)
         yield "gaussian", seed, generator.standard_normal(shape).astype(np.float32)
@@ -171,7 +176,7 @@ def measure(preset: dict[str, Any]) -> list[Row]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draw mean errors over bits, a panel per kind of target."""
+    """Draw mean errors against bits per entry, in a panel per kind of target."""
     kinds = list(dict.fromkeys(row["target"] for row in rows))
     figure, axes = style.several(len(kinds), 4.2 * len(kinds), 3.8)
     for axis, kind in zip(axes, kinds, strict=True):
@@ -192,7 +197,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, write rows as JSON and draw them."""
+    """Measure all methods, write the rows as JSON and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="quick")
     parser.add_argument("--out", type=Path, default=Path("results/bits"))

@@ -2,10 +2,11 @@
 
     SLTH_DATA=... python -m experiments.benchmarks.bits_stories --out DIR [--bits 3,4,5,6,8]
 
-The texts are written by the model itself, as in `experiments.benchmarks.hide`. The size of a
-ticket is that of its file. Rounding has the best clip, and a scale of 16 bits, per 64 entries of a
-row; its size is that of the rounded numbers and scales, and the gains of norms stay as they are. In
-a ticket they are part of the matrices. Settings that DIR has are not measured again.
+Models are compared on texts that stories260K generates, as in `experiments.benchmarks.hide`. The
+size of a ticket is the size of its file. Rounding uses the best clip and a 16-bit scale per 64
+entries of a row; its size is the size of rounded entries and scales. The gains of norms are not
+rounded; in a ticket they are part of the matrices. Settings whose results are in DIR are not
+measured again.
 """
 
 import argparse
@@ -28,7 +29,7 @@ Texts = list[tuple[int, list[int]]]
 
 
 def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, float]:
-    """Return the distances of a model's logits from the target's along the target's texts."""
+    """Compare the logits of a model with the target's, at every token of the target's texts."""
     rows = np.zeros((len(texts), max(len(tokens) for _, tokens in texts)), np.int32)
     for row, (_, tokens) in zip(rows, texts, strict=True):
         row[: len(tokens)] = tokens
@@ -37,7 +38,7 @@ def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, f
     for (prompt, tokens), a, b in zip(texts, theirs, ours, strict=True):
         size = len(tokens)
         agree = a[:size].argmax(-1) == b[:size].argmax(-1)
-        equal += bool(agree[prompt - 1 :].all())  # the same greedy continuation
+        equal += bool(agree[prompt - 1 :].all())  # the greedy continuations are equal
         count, same = count + size, same + int(agree.sum())
         for i, logits in enumerate((a, b)):
             perplexity = hide.compare.perplexity(logits[None, :size], np.asarray([tokens]))
@@ -53,7 +54,7 @@ def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, f
 
 
 def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
-    """Return the model with rounded matrices, and their bytes."""
+    """Return the model with rounded matrices, and the bytes of these matrices."""
     sizes = {}
 
     def apply(arrays: Any, place: str) -> dict[str, np.ndarray]:
@@ -76,7 +77,7 @@ def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
 
 
 def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model, dict[str, Any]]:
-    """Return the model of a ticket, and its numbers."""
+    """Hide a model in bands; return the ticket's model, and its size, settings and seconds."""
     others = "".join(f"-{kind}{bits}" for kind, bits in bands.others)
     scales = "-columns" if bands.column_scales else ""
     name = f"{bands.bits}{others}-{bands.states}-{bands.weights}{scales}-{seed}"
@@ -97,7 +98,7 @@ def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model,
 
 
 def main() -> None:
-    """Measure the missing settings, write rows as JSON and draw them."""
+    """Measure the settings that DIR lacks, write all rows as JSON and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/bits"))
     parser.add_argument("--bits", default="3,4,5,6,8,10,12")
@@ -135,7 +136,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw perplexity and equal first choices over bytes."""
+    """Draw the perplexity and the share of equal top-1 tokens against bytes."""
     figure, axes = style.several(2, 9.0, 3.8)
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = sorted((r for r in rows if r["method"] == method), key=lambda row: row["bytes"])

@@ -1,8 +1,8 @@
-"""Servers of buckets on the loopback, and a proxy that makes them fail.
+"""Servers of buckets on the loopback interface, and a proxy that makes requests fail.
 
-`gcs()` emulates the JSON API of Google Cloud Storage with its conditions (the known emulators
-ignore `ifGenerationMatch`), `s3()` starts moto. Both serve a bucket 'tickets' and yield the
-environment variables of a program that uses it, through a `Proxy`.
+`gcs()` emulates the JSON API of Google Cloud Storage with its conditions, because known emulators
+ignore `ifGenerationMatch`; `s3()` starts moto. Both serve a bucket 'tickets' through a `Proxy`, and
+yield the environment variables that a program needs to use the bucket.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BUCKET = "tickets"
-# A fault: 'before' resets the connection, 'after' does so once the request was carried out, 'slow'
-# answers late, a number is a status that is answered instead.
+# A fault: 'before' resets the connection before the request is executed, 'after' resets it after
+# that, 'slow' delays the answer, and a number is an HTTP status that replaces the answer.
 Fault = str | int | None
 Plan = Callable[[str, str], Fault]
 
@@ -28,7 +28,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Write no log."""
+        """Log nothing."""
 
     def body(self) -> bytes:
         """Return the body of the request."""
@@ -42,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def answer(self, status: int, data: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        """Send an answer."""
+        """Send a response."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -64,7 +64,7 @@ class Proxy:
     """Forwards requests to a server, except those for which `plan` returns a fault."""
 
     def __init__(self, port: int):
-        """Serve a free port; requests go to `port`."""
+        """Serve a free port; requests are forwarded to the port `port`."""
         self.plan: Plan = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
         proxy = self
@@ -119,7 +119,7 @@ class Proxy:
 
 
 class Gcs:
-    """The objects of one bucket, and a server of the JSON API for them."""
+    """The objects of a bucket, and a server for them with the JSON API."""
 
     def __init__(self) -> None:
         """Serve an empty bucket on a free port."""
@@ -208,7 +208,7 @@ class Gcs:
 
 @contextlib.contextmanager
 def gcs() -> Iterator[tuple[str, dict[str, str], Proxy]]:
-    """Serve ``gs://tickets``; yield its address, the environment, and the proxy."""
+    """Serve ``gs://tickets``; yield the bucket's address, environment variables and the proxy."""
     server = Gcs()
     proxy = Proxy(server.port)
     try:
@@ -220,7 +220,7 @@ def gcs() -> Iterator[tuple[str, dict[str, str], Proxy]]:
 
 @contextlib.contextmanager
 def s3() -> Iterator[tuple[str, dict[str, str], Proxy]]:
-    """Serve ``s3://tickets`` by moto; yield its address, the environment, and the proxy.
+    """Serve ``s3://tickets`` by moto; yield its address, environment variables and the proxy.
 
     Raises:
       ModuleNotFoundError: moto's server is not installed.
@@ -249,7 +249,7 @@ def s3() -> Iterator[tuple[str, dict[str, str], Proxy]]:
 
 
 def _create(port: int) -> None:
-    """Create the bucket, once the server answers."""
+    """Wait until the server answers, and create the bucket."""
     for _ in range(300):
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)

@@ -1,9 +1,10 @@
-"""Runs in buckets on the loopback: kills, faults, two writers, a full quota, and the overhead.
+"""Runs in local buckets under kills, failing requests, two writers and a full quota; overhead.
 
     python -m experiments.benchmarks.buckets --kills 50 --fault-seconds 300 --pairs 5
 
-Every part ends with the rows and masks of an undisturbed sweep in a folder, bit for bit. Prints a
-JSON line per server. moto serves S3; Google Cloud Storage is emulated (`bucket_servers`).
+After every disturbance the rows and masks must be equal, bit for bit, to those of an undisturbed
+sweep in a folder. The command prints a JSON line per server. moto serves S3; `bucket_servers`
+emulates Google Cloud Storage.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from slth_jax.cli import outcome
 
 ROOT = Path(__file__).parents[2]
 CHUNK = 64
-SECONDS = 3.0  # after which a claim that is not renewed is taken over, instead of 45
+SECONDS = 3.0  # a claim that is not renewed for this time can be taken over; the default is 45 s
 
 
 def trial(key, hparams):
-    """A trial of some milliseconds, with masks: random walks that are folded by a sine."""
+    """Run a trial of some milliseconds that returns masks: random walks, folded by a sine."""
 
     def step(_, walk):
         return jnp.sin(3 * walk) + hparams["drift"]
@@ -51,7 +52,7 @@ def work(out: str, points: int, seeds: int) -> None:
 
 
 class Sweeps:
-    """Sweeps in one bucket, compared with an undisturbed one."""
+    """Sweeps in a bucket, whose results are compared with those of an undisturbed sweep."""
 
     def __init__(self, url: str, environment: Mapping[str, str], logs: Path, size: tuple[int, int]):
         self.url, self.logs, self.size = url, logs, size
@@ -66,20 +67,20 @@ class Sweeps:
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
     def finish(self, out: str) -> None:
-        """Run the sweep to its end and compare its results."""
+        """Run the sweep to its end, and compare its results with the undisturbed sweep's."""
         worker = self.start(out)
         _, errors = worker.communicate()
         assert worker.returncode == 0, errors
         assert digest(out) == self.whole, "results differ from the undisturbed sweep's"
 
     def digest_of(self, folder: Path) -> str:
-        """Return the checksum of an undisturbed sweep in a folder."""
+        """Run an undisturbed sweep in a folder and return the checksum of its results."""
         worker = self.start(str(folder))
         assert worker.wait() == 0, worker.stderr and worker.stderr.read()
         return digest(str(folder))
 
     def kills(self, count: int, rng: random.Random) -> dict[str, Any]:
-        """Kill the sweep at random moments, from its start on; finished chunks must stay."""
+        """Kill the sweep at random moments after its start; finished chunks must not be lost."""
         out, chunks, begin = f"{self.url}/kills", 0, time.perf_counter()
         for number in range(count):
             worker = self.start(out)
@@ -99,7 +100,7 @@ class Sweeps:
         return {"kills": count, "seconds": round(time.perf_counter() - begin, 1)}
 
     def two_writers(self) -> str:
-        """Start a process in a folder that this one holds; return its line."""
+        """Start a process in a folder that this process has locked; return its error message."""
         out = f"{self.url}/two"
         with storage.lock(out):
             line = _line(self.start(out))
@@ -107,7 +108,7 @@ class Sweeps:
         return line
 
     def dead_owner(self) -> float:
-        """Kill a process that holds a claim; return the seconds until the next one has it."""
+        """Kill a process that holds a claim; return the seconds until another process holds it."""
         out = f"{self.url}/dead"
         lock = storage.place(out) / "lock"
         worker = self.start(out)
@@ -125,7 +126,10 @@ class Sweeps:
         return round(seconds, 1)
 
     def faults(self, proxy: bucket_servers.Proxy, seconds: float, rng: random.Random) -> int:
-        """Run sweeps while half of all requests fail, and all do for a while; return how many."""
+        """Run sweeps while requests fail; return the number of failed requests.
+
+        Half of all requests fail, and in the last tenth of `seconds` all requests fail.
+        """
         until, failed = time.monotonic() + seconds, 0
         lock = threading.Lock()
 
@@ -147,7 +151,7 @@ class Sweeps:
         return failed
 
     def quota(self, proxy: bucket_servers.Proxy) -> str:
-        """Refuse all writes after some; return the line with which the sweep ends."""
+        """Refuse all writes after the first three; return the error message of the sweep."""
         writes = 0
 
         def plan(method: str, path: str) -> bucket_servers.Fault:
@@ -176,7 +180,7 @@ def digest(out: str) -> str:
 
 
 def _line(worker: subprocess.Popen) -> str:
-    """Return the one line with which a process refuses to go on, without TensorStore's log."""
+    """Return the error message of a process: its only line without TensorStore's log."""
     _, errors = worker.communicate()
     lines = [line for line in errors.splitlines() if not re.match(r"[IWE]\d{4} ", line)]
     assert worker.returncode == 2 and len(lines) == 1, errors
@@ -188,7 +192,7 @@ def _chunks(out: str) -> int:
 
 
 def overhead(url: str, folder: Path, pairs: int) -> dict[str, Any]:
-    """Return the medians of figure 4 (quick) in a folder and in a bucket, run in turn."""
+    """Return the median seconds of figure 4 (quick) in a folder and in a bucket, run in turn."""
     seconds: dict[str, list[float]] = {"folder": [], "bucket": []}
     rows = set()
     for number in range(pairs):
@@ -228,10 +232,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--fault-seconds", type=float, default=300)
-    parser.add_argument("--pairs", type=int, default=5, help="runs of figure 4 in either place")
+    parser.add_argument("--pairs", type=int, default=5, help="runs of figure 4 per place")
     parser.add_argument("--points", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--only", default="", help="parts of the report, separated by commas")
     parser.add_argument("--servers", default="gs,s3")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)

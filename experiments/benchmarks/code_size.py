@@ -1,10 +1,11 @@
-"""How large the library is, and how many of its files one call runs through.
+"""The size of the library, and the files that a first call runs through.
 
     python -m experiments.benchmarks.code_size
 
-Prints the lines of code (without docstrings and blank lines), lines with a comment and the largest
-number of parameters (without `self`, `cls`, ``*args``, ``**kwargs``); then the files with at least
-one function that runs during a first call, tracing included. Bodies of modules do not count.
+The command prints the number of lines of code (without docstrings and blank lines), the number of
+lines with a comment, and the largest number of parameters (without `self`, `cls`, ``*args``,
+``**kwargs``). Then it prints the files with at least one function that runs during a first call,
+which includes tracing. The bodies of modules do not count.
 """
 
 import ast
@@ -25,7 +26,7 @@ NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 
 def size(root: Path) -> str:
-    """Count the Python files below `root`."""
+    """Return the counts of the Python files below `root` as a line of text."""
     code, comments, total, files, most = 0, 0, 0, 0, (0, "")
     for path in sorted(root.rglob("*.py")):
         text = path.read_text()

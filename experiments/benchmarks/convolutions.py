@@ -1,13 +1,14 @@
-"""Edge-popup on the convolutional networks of its paper, beside controls and PyTorch.
+"""Edge-popup on the convolutional networks of its paper, with controls and beside PyTorch.
 
     python -m experiments.benchmarks.convolutions --preset full --out experiments/benchmarks/results
 
-Conv-2, Conv-4 and Conv-6 (Ramanujan et al. 2020; shapes of Frankle and Carbin 2019): pairs of 3 x 3
-convolutions and a max-pooling each, three fully connected layers, no biases, weights +-sqrt(2 /
-fan_in). Accuracy on scikit-learn's digits by the share of weights kept, with the learning rate
-of every method and share chosen from one grid by validation; and times of a training step, paired
-within a run, on digits and on synthetic images of CIFAR's shape. The optimiser of the times is the
-paper's, SGD; accuracies come from Adam, which needs fewer steps.
+Conv-2, Conv-4 and Conv-6 (Ramanujan et al. 2020; shapes of Frankle and Carbin 2019) have pairs of
+3 x 3 convolutions, each pair followed by max-pooling, and three fully connected layers. There are
+no biases, and the weights are +-sqrt(2 / fan_in). The benchmark measures the accuracy on
+scikit-learn's digits for several shares of kept weights; for every method and share the learning
+rate is chosen from the same grid by validation. It also measures the time of a training step,
+paired within a run, on digits and on synthetic images of CIFAR's shape. Times are measured with the
+paper's optimiser, SGD; accuracies with Adam, which needs fewer steps.
 """
 
 import argparse
@@ -37,13 +38,13 @@ CHANNELS = {
     "conv4": (64, 64, 128, 128),
     "conv6": (64, 64, 128, 128, 256, 256),
 }
-RATE, RUNS, KEEP = 0.1, 8, 0.5  # of the times
+RATE, RUNS, KEEP = 0.1, 8, 0.5  # settings with which times are measured
 TRAIN, VALIDATION = slice(0, 1000), slice(1000, 1300)  # the remaining 497 digits are the test
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Settings of a run; `rates` is the grid of learning rates of Adam."""
+    """Settings of a run; `rates` is the grid of Adam's learning rates."""
 
     networks: tuple[str, ...] = tuple(CHANNELS)
     width: float = 0.125
@@ -62,7 +63,7 @@ PRESETS = {
 
 
 def sgd(learning_rate: float) -> optax.GradientTransformation:
-    """Return the paper's optimiser, momentum 0.9 and weight decay 1e-4, at a constant rate."""
+    """Return the paper's optimiser: SGD with momentum 0.9, weight decay 1e-4, a constant rate."""
     return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(learning_rate, momentum=0.9))
 
 
@@ -74,7 +75,7 @@ def signed_constant(
 
 
 class ConvNet(nnx.Module):
-    """A network of `CHANNELS` for images of side `size`, its widths multiplied by `width`."""
+    """A network for images of side `size`, with the widths of `CHANNELS` times `width`."""
 
     def __init__(self, name: str, size: int, channels: int, *, width: float, rngs: nnx.Rngs):
         widths = [max(1, round(width * count)) for count in CHANNELS[name]]
@@ -126,14 +127,14 @@ def digits() -> Images:
 
 
 def synthetic(rows: int) -> Images:
-    """Return noise in the shape of CIFAR's images, for times."""
+    """Return random images in the shape of CIFAR's, to measure times."""
     draw = np.random.default_rng(0)
     images = draw.normal(size=(rows, 32, 32, 3)).astype(np.float32)
     return images, draw.integers(10, size=rows).astype(np.int32)
 
 
 def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
-    """Return a row per method and share kept: test accuracies at the best rate of the grid."""
+    """Return a row per method and kept share, with test accuracies at the best learning rate."""
     x, y = digits()
 
     def batch(step: int) -> Images:
@@ -179,7 +180,7 @@ def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean over seeds and its 95 % interval by Student's t."""
+    """Return the mean over seeds and half the width of its 95 % interval by Student's t."""
     from scipy import stats
 
     error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -188,7 +189,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
-    """Return a row per way to make a step: medians, and ratios within a round."""
+    """Return a row per implementation of a step, with median times and ratios within a round."""
     size, channels = batch[0].shape[1], batch[0].shape[3]
     model = ConvNet(name, size, channels, width=preset.width, rngs=nnx.Rngs(0))
     weights = named(model)
@@ -199,7 +200,7 @@ def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
         f"ours, {RUNS} runs in one call": lifted,
         f"ours, {RUNS} runs one after another": lambda rows: [alone(rows) for _ in range(RUNS)],
     }
-    if size == 8:  # of larger images it takes minutes
+    if size == 8:  # with larger images this takes minutes
         ways[f"ours, {RUNS} runs under one vmap"] = stepper(model, RUNS, together=None)
     try:
         from experiments.benchmarks import convolutions_torch
@@ -242,7 +243,7 @@ def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
 
 
 def named(model: nnx.Module) -> dict[str, Float[Array, "..."]]:
-    """Return the kernels by their places."""
+    """Return the kernels by their paths, such as 'convs.0.kernel'."""
     return {
         ".".join(map(str, path)): variable.get_value()
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -264,7 +265,7 @@ def loss_of_arrays(model: nnx.Module) -> Callable[[Any, Images], Float[Array, ""
 def stepper(
     model: nnx.Module, runs: int, *, together: int | None, dense: bool = False
 ) -> Callable[[Images], None]:
-    """Return a call that makes one step of SGD of `runs` runs, and waits for its end."""
+    """Return a function that makes one SGD step of `runs` runs and waits until it is finished."""
     variant, optimizer, weights = edge_popup.VARIANTS["ramanujan"], sgd(RATE), named(model)
     task = edge_popup.Task(loss_of_arrays(model), optimizer, variant)
     program = edge_popup.Program(task, runs, keep=KEEP, shared=True, together=together)
@@ -293,7 +294,7 @@ def stepper(
 
 
 def picture(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Any:
-    """Draw the accuracy by the share kept, a panel per network."""
+    """Draw the accuracy against the share of kept weights, in a panel per network."""
     from experiments import plots
 
     drawn, panels = plots.several(len(networks), 3.1 * len(networks), 3.1, shared=True)

@@ -1,7 +1,7 @@
 """Edge-popup on convolutional networks in PyTorch, written from the paper's description.
 
-Ramanujan et al. (2020), section 3: the forward pass keeps the share of a layer's weights with the
-largest |score|; the backward pass moves every score by the gradient of its weight's product.
+Ramanujan et al. (2020), section 3: the forward pass keeps a fixed share of a layer's weights, those
+with the largest |score|. The backward pass gives every |score| the gradient of its entry in the mask.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from slth_jax import supermask
 
 
 class Largest(torch.autograd.Function):
-    """The mask of the `count` largest numbers; its gradient passes straight through."""
+    """The mask of the `count` largest numbers, with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, sizes, count):
@@ -31,12 +31,13 @@ class Largest(torch.autograd.Function):
 
 
 class EdgePopup:
-    """A network of `convolutions.ConvNet` and its training by SGD.
+    """The network of `convolutions.ConvNet` and its training by SGD.
 
     Args:
-      weights, scores: arrays by name, 'convs.0.kernel' [3, 3, in, out], 'dense.0.kernel' [in, out].
-      keep: fraction kept; None for training of the weights without masks.
-      learning_rate: the rate of SGD, with momentum 0.9 and weight decay 1e-4.
+      weights: the weights by name, 'convs.0.kernel' [3, 3, in, out], 'dense.0.kernel' [in, out].
+      scores: the scores by name, with the same shapes.
+      keep: the fraction of weights that is kept; None to train the weights without masks.
+      learning_rate: the learning rate of SGD, with momentum 0.9 and weight decay 1e-4.
     """
 
     def __init__(
@@ -56,13 +57,13 @@ class EdgePopup:
         )
 
     def masks(self) -> dict[str, np.ndarray]:
-        """Return the masks as booleans in the layout of the arrays."""
+        """Return the masks as boolean arrays in the layout of the weights."""
         return {
             name: _array(self._mask(name)).astype(bool) for name in self._moving
         }  # [3, 3, in, out]
 
     def step(self, batch: tuple[Any, Any]) -> float:
-        """Make one step; return the loss before it."""
+        """Make one step; return the loss before the step."""
         images = torch.from_numpy(np.asarray(batch[0])).permute(0, 3, 1, 2)
         labels = torch.from_numpy(np.asarray(batch[1]).astype(np.int64))
         self._optimizer.zero_grad()
@@ -93,7 +94,7 @@ class EdgePopup:
 
 
 def on_one_thread(step: Callable[[Any], Any], batch: Any) -> Any:
-    """Make a step on one thread: several threads wait for each other beside other programs."""
+    """Make a step on one thread, since several threads slow each other on a shared machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -103,7 +104,7 @@ def on_one_thread(step: Callable[[Any], Any], batch: Any) -> Any:
 
 
 def _tensor(array: Any) -> torch.Tensor:
-    """Return an array with outputs first, as PyTorch stores kernels."""
+    """Return a kernel as PyTorch stores it, with outputs on the first axis."""
     array = np.asarray(array)
     axes = (3, 2, 0, 1) if array.ndim == 4 else (1, 0)
     return torch.tensor(np.ascontiguousarray(array.transpose(axes)))

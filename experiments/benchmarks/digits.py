@@ -1,4 +1,4 @@
-"""The table of `experiments.examples.digits_table` at its full size, and the time that it takes.
+"""The full-size table of `experiments.examples.digits_table`, and the time of its training.
 
 ``python -m experiments.benchmarks.digits`` needs `scikit-learn`.
 """

@@ -2,11 +2,13 @@
 
     python -m experiments.benchmarks.edge_popup --rounds 9 --out experiments/benchmarks/results
 
-Every round times each step once, in rotating order; the report has medians over the rounds
-of the times and of the ratios within a round. Steps: ours (threshold by counting), dense (the same
-program without masks, all weights training), the same with `jnp.sort` and with `lax.top_k`, and
-PyTorch as published code does it (one sort per layer) and dense. Then eight seeds of a small
-model under one vmap against the eight one after another, in JAX and in PyTorch.
+In every round the time of each step is measured once, in rotating order. The report contains, over
+the rounds, the median time of each step and the median ratio of times within a round. The steps
+are: this library's (a threshold found by counting), the same program with a threshold from
+`jnp.sort` and from `lax.top_k`, the same program without masks in which all weights are trained
+("dense"), and PyTorch with masks (one sort per layer, as published code does) and without. Then the
+training of eight seeds of a small model under one vmap is compared with training one seed after
+another, in JAX and in PyTorch.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from experiments.language.model import Model
 from slth_jax import edge_popup, models, storage, supermask
 from slth_jax.types import Key
 
-# 5.3 million parameters, of which 5.2 million carry a score.
+# 5.3 million parameters, of which 5.2 million have a score.
 LARGE = Model(
     models.make_settings(
         num_blocks=6, width=256, num_heads=4, vocab_size=2048, max_length=128, activation="relu"
@@ -48,21 +50,21 @@ OPTIMIZER = edge_popup.Schedule(steps=1000, warmup=10).optimizer(RATE)
 
 
 def by_sort(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
-    """Mask by sorting |scores|; connections equal to the threshold are all kept."""
+    """Return the mask from sorted |scores|; all connections at the threshold are kept."""
     size = jnp.abs(scores).reshape(-1)
     threshold = jnp.sort(size)[size.size - supermask.num_kept(size.size, keep)]
     return (size >= threshold).reshape(scores.shape)
 
 
 def by_top_k(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
-    """Mask by `lax.top_k` of |scores|; connections equal to the threshold are all kept."""
+    """Return the mask from `lax.top_k` of |scores|; all connections at the threshold are kept."""
     size = jnp.abs(scores).reshape(-1)
     threshold = jax.lax.top_k(size, supermask.num_kept(size.size, keep))[0][-1]
     return (size >= threshold).reshape(scores.shape)
 
 
 class Runner:
-    """A step that is compared; calling it makes a step and waits for its end."""
+    """A compiled training step; a call makes one step and waits until it is finished."""
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Runner:
         seeds: int | None = None,
         variant: edge_popup.Variant = RAMANUJAN,
     ):
-        """Compile the step, of `seeds` runs under one vmap if given."""
+        """Compile the step of one run, or of `seeds` runs under one vmap."""
         key = jax.random.key(0)
 
         def start(seed):
@@ -107,7 +109,7 @@ class Runner:
 
 
 def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
-    """Return PyTorch's steps, or none where PyTorch is not installed."""
+    """Return the steps in PyTorch by name; empty if PyTorch is not installed."""
     try:
         from experiments.benchmarks import edge_popup_torch
     except ModuleNotFoundError:
@@ -124,7 +126,7 @@ def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
 def paired(
     steps: dict[str, Callable[[np.ndarray], Any]], tokens: np.ndarray, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return (wall, processor) seconds of each step and round, after two rounds of warming up."""
+    """Return (wall, processor) seconds by step, one pair per round; two rounds are warm-up."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     names = list(steps)
     for index in range(-2, rounds):
@@ -141,9 +143,10 @@ def paired(
 def table(
     seconds: dict[str, list[tuple[float, float]]], base: str, tokens: int
 ) -> list[dict[str, Any]]:
-    """Return a row per step: median times, and median ratios of `base` to it within a round.
+    """Return a row per step, with its median times and ratios of times.
 
-    Look at the ratio of processor times if other programs ran beside this one.
+    The ratios `ours_over_this...` divide the time of `base` by the time of the row's step within a
+    round. If other programs ran at the same time, the ratio of processor times is more reliable.
     """
     rows = []
     for name, times in seconds.items():
@@ -165,7 +168,7 @@ def table(
 
 
 def picture(rows: list[dict[str, Any]], title: str):
-    """Draw the median time of each step as a bar."""
+    """Draw the median time of each step as a bar chart."""
     from experiments.plots import COLORS, figure
 
     drawn, axes = figure(6.4, 2.8)
@@ -231,13 +234,13 @@ def main() -> None:
 
 
 def _repeated(step: Callable[[np.ndarray], Any], tokens: np.ndarray) -> None:
-    """Make a step of every seed."""
+    """Make one step per seed, one after another."""
     for _ in range(SEEDS):
         step(tokens)
 
 
 def draw_tokens(model: Model, rows: int) -> np.ndarray:
-    """Return random sequences of the model's length and one token more."""
+    """Return random sequences that are one token longer than the model's context."""
     draw, shape = np.random.default_rng(0), model.settings
     return draw.integers(shape.vocab_size, size=(rows, shape.max_length + 1)).astype(np.int32)
 

@@ -1,8 +1,8 @@
-"""Edge-popup on GPT-2 in PyTorch, as published code does it: one sort per layer and step.
+"""Edge-popup on GPT-2 in PyTorch, with one sort per layer and step as in published code.
 
-The mask is Ramanujan et al.'s `GetSubnet` (github.com/allenai/hidden-networks): sort |scores|, set
-the first ``(1 - k) n`` to 0 and the rest to 1, and hand the gradient through. The model is written
-in PyTorch's own fast parts (`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
+The mask is `GetSubnet` of Ramanujan et al. (github.com/allenai/hidden-networks): sort |scores|, set
+the first ``(1 - k) n`` to 0 and the rest to 1, and pass the gradient through. The model uses
+PyTorch's fast functions (`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from slth_jax.models import Settings
 
 
 class GetSubnet(torch.autograd.Function):
-    """The mask of the largest scores; its gradient goes straight through."""
+    """The mask of the largest scores, with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, scores, keep):
@@ -32,17 +32,17 @@ class GetSubnet(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """Return the gradient as it came."""
+        """Return the gradient unchanged."""
         return gradient, None
 
 
 def make_step(
     model: Model, weights: Params, *, keep: float | None, learning_rate: float
 ) -> Callable[[np.ndarray], float]:
-    """Return ``step(tokens) -> loss``; with `keep` None all weights train and there is no mask."""
+    """Return the function ``step(tokens) -> loss``; if `keep` is None, it trains all weights."""
     arrays = {name: torch.tensor(np.asarray(value)) for name, value in weights.items()}
     matrices = {name: arrays[name] for name in model.shapes}
-    # One tensor per layer, as every layer is a module of its own there.
+    # One tensor per layer, since every layer is a separate module in the published code.
     layers = {name: list(w) if w.ndim == 3 else [w] for name, w in matrices.items()}
     if keep is None:
         trained = {n: [w.clone().requires_grad_() for w in ws] for n, ws in layers.items()}

@@ -1,10 +1,11 @@
-"""Cost and agreement of a hidden language model, by samples, rules and forms.
+"""Cost and agreement of a hidden language model, for several samples, rules and forms.
 
     python -m experiments.benchmarks.hide MODEL --tokenizer PATH --out DIR [--samples 8,12,16,20]
 
-For every setting a ticket is found, read from its file, and compared with the model on texts that
-the model itself writes (greedy, from fixed prompts). Leaves ``hide.json``, ``hide.csv`` and
-``hide.png`` in DIR. Settings that were measured before in DIR are not measured again.
+For every setting the command solves for a ticket, reads the ticket's file, and compares the ticket
+with the model on texts that the model itself generates (greedy, from fixed prompts). It writes
+``hide.json``, ``hide.csv`` and ``hide.png`` into DIR. Settings whose results are in DIR are not
+measured again.
 """
 
 import argparse
@@ -28,13 +29,16 @@ SETTINGS = (
     ("shift", "relu", "merged", "twice"),
     ("shift", "linear", "factored", "once"),
 )
-"""Rules, forms of products, of attention and of tied embeddings; the last are the defaults."""
+"""Each setting: the rule, and the forms of products, of attention and of tied embeddings.
+
+The last setting has the defaults of `hide`.
+"""
 
 NAMES = ("rule", "form", "attention", "tied")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line."""
+    """Run a command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
     parser.add_argument("--tokenizer")
@@ -78,7 +82,7 @@ def _setting(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int]]]:
-    """Return the model's texts: (number of prompt tokens, all tokens)."""
+    """Generate the texts; return pairs (number of prompt tokens, all tokens)."""
     from slth_jax import models
 
     params, texts = target.load(), []
@@ -118,7 +122,7 @@ def _measure(
     for prompt, tokens in texts:
         row = np.asarray([tokens], np.int32)
         theirs, ours = hide.logits(target, row), hide.logits(ticket, row)
-        # Equal first choices along the target's text: the same greedy continuation.
+        # If the top-1 tokens agree at every token of the target's text, the greedy texts are equal.
         same = theirs.argmax(-1)[0] == ours.argmax(-1)[0]
         equal += bool(same[prompt - 1 :].all())
         parts.append((len(tokens), hide.measures(theirs, ours, row)))

@@ -1,10 +1,10 @@
-"""A random Llama of the shape of Llama-3.2-1B: the cost to hide it, and two blocks hidden.
+"""A random Llama with the shape of Llama-3.2-1B: the cost of hiding it, and two hidden blocks.
 
     python -m experiments.benchmarks.hide_large --work FOLDER [--samples 16] [--blocks 2]
 
-The weights are drawn block by block (bfloat16, standard deviation 0.02) and written to FOLDER,
-3 GB. A dry run measures the cost of the whole model, and a model of the first blocks is hidden in
-all matrices of its blocks, which have 5 % of the whole model's weights each.
+The weights are drawn block by block (bfloat16, standard deviation 0.02) and written to FOLDER
+(3 GB). A dry run estimates the cost of hiding the whole model. Then a model with only the first
+blocks is hidden: all matrices of its blocks, each of which has 5 % of the whole model's weights.
 """
 
 import argparse
@@ -47,12 +47,12 @@ CONFIG: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Nanoseconds per subset sum on one H100, estimated from its data sheet, by samples.
+# Nanoseconds per subset sum on an H100 by number of samples, estimated from its data sheet.
 H100 = {12: 4, 16: 11, 20: 50, 24: 230}
 
 
 def block_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a block's arrays, by their names in the file."""
+    """Return the shapes of a block's arrays by their names in the file."""
     width, hidden = config["hidden_size"], config["intermediate_size"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     return {
@@ -69,7 +69,7 @@ def block_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> None:
-    """Write a random model as a folder of `transformers`, a file per block."""
+    """Write a random model as a folder of `transformers`, with a file per block."""
     folder.mkdir(parents=True, exist_ok=True)
     width = config["hidden_size"]
     files: dict[str, str] = {}
@@ -99,7 +99,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
 
 def whole(folder: Path, samples: int) -> dict[str, Any]:
-    """Return the estimated cost of the whole model."""
+    """Return the estimated cost of hiding the whole model."""
     begun = time.perf_counter()
     reader = models.weights.open(folder)
     cost = hide.estimate(reader, hide.make_spec(reader, samples=samples))
@@ -114,7 +114,7 @@ def whole(folder: Path, samples: int) -> dict[str, Any]:
 
 
 def blocks(folder: Path, samples: int, out: Path) -> dict[str, Any]:
-    """Hide the blocks of a model; return times, bytes and errors."""
+    """Hide the blocks of a model; return the time, the bytes and the errors."""
     reader = models.weights.open(folder)
     spec = hide.make_spec(reader, samples=samples, keep=("embedding", "unembedding"))
     begun = time.perf_counter()
@@ -137,7 +137,7 @@ def blocks(folder: Path, samples: int, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the models, measure, and write the numbers."""
+    """Write the models, measure, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--out", default="experiments/benchmarks/results")
     options = parser.parse_args()
     work, load = Path(options.work), os.getloadavg()[0]
-    # The embedding of the blocks' model is not measured, and small.
+    # The model of the first blocks has a small embedding, because its embedding is not hidden.
     few = {"num_hidden_layers": options.blocks, "vocab_size": 256}
     for name, config in (("whole", CONFIG), ("blocks", CONFIG | few)):
         if not (work / name / "model.safetensors.index.json").exists():

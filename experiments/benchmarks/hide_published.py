@@ -1,9 +1,10 @@
-"""Small published networks hidden whole, and how often their tickets agree with them.
+"""Small published networks: all their weights are hidden, and tickets and networks are compared.
 
     python -m experiments.benchmarks.hide_published DATA/pretrained --out DIR [--samples 20]
 
-Addition modulo 113 on all 12,769 questions, the attention-only network on 10,000 random sequences
-repeated once, the bracket classifier on 10,000 strings. Leaves ``hide_published.json``.
+The network that adds modulo 113 is compared on all 12,769 questions, the attention-only network on
+10,000 random sequences that are repeated once, and the bracket classifier on 10,000 strings. The
+command writes ``hide_published.json`` into DIR.
 """
 
 import argparse
@@ -19,19 +20,19 @@ from slth_jax.cli.devices import split_cpu
 
 
 def addition(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return all questions a + b = ? modulo 113, the place of the answer, and its choices."""
+    """Return all questions a + b = ? modulo 113, the answer's position, the number of choices."""
     a, b = (part.ravel() for part in np.mgrid[:113, :113])
     return np.stack([a, b, np.full_like(a, 113)], axis=1), slice(2, 3), 113
 
 
 def repetition(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return random sequences that are repeated once; all of the second copy is an answer."""
+    """Return random sequences that are repeated once; the answers are the whole second copy."""
     first = rng.integers(0, 128, (count, 31))
     return np.concatenate([first, first], axis=1), slice(31, None), None
 
 
 def brackets(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return strings of brackets, half of them balanced; the answer is at the first place."""
+    """Return strings of brackets, half of them balanced; the answer is at the first position."""
     rows = np.full((count, 42), 1)
     for i, row in enumerate(rows):
         length = 2 * int(rng.integers(1, 21))
@@ -54,7 +55,7 @@ NETWORKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line."""
+    """Run a command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", required=True)

@@ -1,9 +1,10 @@
-"""Errors of a random Qwen2 with large key biases, hidden at 16 samples.
+"""Errors of a random Qwen2 with large key biases that is hidden with 16 samples.
 
     python -m experiments.benchmarks.key_biases --out DIR
 
-Two blocks of width 64, biases of 100 at the slowly turning coordinates of all keys or at all
-coordinates. Errors of logits are in units of their standard deviation. Leaves ``key_biases.json``.
+The model has two blocks of width 64. Its key biases are +-100 at no coordinate, at the coordinates
+that rotate slowly, or at all coordinates of each head. Errors of logits are divided by the standard
+deviation of the logits. The command writes ``key_biases.json`` into DIR.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def write_model(folder: Path, places: Sequence[int]) -> None:
 
 
 def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
-    """Return the errors with as many samples for all matrices, and with more for keys."""
+    """Return the errors with equal samples for all matrices, and with more samples for keys."""
     from slth_jax import hide, models
     from slth_jax.factored import assemble
     from slth_jax.hide.targets import Targets
@@ -89,7 +90,7 @@ def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line."""
+    """Run a command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", required=True)
     parser.add_argument("--samples", type=int, default=16)

@@ -1,10 +1,11 @@
-"""Runs that `experiments.benchmarks.kills` interrupts, each in a process of its own.
+"""Runs that `experiments.benchmarks.kills` interrupts, each in a separate process.
 
     python -m experiments.benchmarks.killed_work NAME OUT INPUTS [DISTRIBUTED]
 
-`WORK` has the runs by name. A run writes into the folder OUT and reads the folder INPUTS, which
-`write_inputs` makes. The file ``OUT.begun`` is made when all modules are imported. DISTRIBUTED is
-the place of a process in a run of several (`slth_jax.distributed.joined`).
+`WORK` contains the runs by name. A run writes into the folder OUT and reads the folder INPUTS,
+which `write_inputs` creates. The file ``OUT.begun`` is created when all modules are imported. If a
+run has several processes, DISTRIBUTED contains the coordinator's address and the process's index
+(`slth_jax.distributed.joined`).
 """
 
 import dataclasses
@@ -16,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHUNK = 32  # trials of a sweep that are saved together
+CHUNK = 32  # trials per chunk of a sweep, which are saved together
 MODEL, TOKENS = "model.bin", "tokens.npy"
 
 
 def write_inputs(inputs: Path, model: Path | None = None) -> None:
-    """Write a language model of random weights, or copy one, and tokens to compare logits on."""
+    """Write a random language model, or copy `model`, and write tokens to compare logits on."""
     import numpy as np
 
     from experiments.fuzz.trained_models import LENGTH, VOCABULARY, write_llama2c
@@ -36,7 +37,7 @@ def write_inputs(inputs: Path, model: Path | None = None) -> None:
 
 
 def trial(key, hparams):
-    """A trial of some milliseconds, with masks: random walks that are folded by a sine."""
+    """Run a trial of some milliseconds that returns masks: random walks, folded by a sine."""
     import jax
     import jax.numpy as jnp
 
@@ -48,7 +49,7 @@ def trial(key, hparams):
 
 
 def run_sweep(out: Path, inputs: Path) -> None:
-    """Run a sweep of 640 trials; write the trials that are begun to ``OUT.log``."""
+    """Run a sweep of 640 trials; append the numbers of begun trials to ``OUT.log``."""
     import jax
 
     from slth_jax import sweep
@@ -63,14 +64,14 @@ def run_sweep(out: Path, inputs: Path) -> None:
 
 
 def begun_trials(out: Path) -> list[int]:
-    """Return the trials that all processes of a sweep began, in order."""
+    """Return the numbers of the trials that all processes of a sweep began, in order."""
     log = _beside(out, "log")
     lines = log.read_text().splitlines() if log.exists() else []
     return [trial for line in lines for trial in json.loads(line)]
 
 
 def run_fit(out: Path, inputs: Path) -> None:
-    """Train masks of a small network with eight seeds; write them beside the folder."""
+    """Train eight masks of a small network (two `keep`, four seeds); write them to ``OUT.npz``."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -107,7 +108,7 @@ def run_fit(out: Path, inputs: Path) -> None:
 
 
 def run_hide(out: Path, inputs: Path) -> None:
-    """Hide a language model and compare its logits, as the command line does."""
+    """Hide a language model and compare its logits, with the command `slth-jax hide`."""
     from slth_jax.cli import main
 
     samples = "16" if (inputs / MODEL).stat().st_size < 1 << 16 else "8"
@@ -116,7 +117,7 @@ def run_hide(out: Path, inputs: Path) -> None:
 
 
 def run_figure_4(out: Path, inputs: Path) -> None:
-    """Run figure 4's quick preset with one drawn target and a short training of the other."""
+    """Run figure 4's quick preset with one drawn target and a shorter training."""
     from experiments.__main__ import main
 
     smaller = ["--set", "targets=1", "--set", "epochs=1"]
@@ -144,7 +145,7 @@ def _digest_sweep(out: Path) -> str:
 
 
 def _digest_files(*patterns: str) -> Callable[[Path], str]:
-    """Return a function: the checksum of the bytes of all files that match, with their names."""
+    """Return a function that returns the checksum of the names and bytes of matching files."""
 
     def digest(out: Path) -> str:
         whole = hashlib.sha256()
@@ -162,9 +163,9 @@ def _digest_fit(out: Path) -> str:
 
 
 def _digest_hide(out: Path) -> str:
-    """Return the checksum of the ticket's arrays, scales and source, and of its logits.
+    """Return the checksum of the ticket's arrays, options and source, and of its logits.
 
-    The ticket's notes contain seconds, which differ.
+    The ticket's metadata is left out, because it contains times.
     """
     import numpy as np
 
@@ -186,10 +187,10 @@ class Work:
     """A run that is interrupted.
 
     Attributes:
-      run: does the work; called as ``run(out, inputs)``.
-      digest: returns a checksum of the results in `out`.
-      pieces: the pattern of saved pieces in `out`.
-      drops: whether the run itself removes pieces that it needs no more.
+      run: the function that does the work; called as ``run(out, inputs)``.
+      digest: the function that returns a checksum of the results in `out`.
+      pieces: the glob pattern of saved pieces in `out`.
+      drops: whether the run removes saved pieces when it no longer needs them.
       processes: the number of processes of the run.
     """
 
@@ -210,7 +211,7 @@ WORK = {
         "checkpoints/chunks/*[0-9]",
     ),
 }
-# Sweeps and trainings that two processes share have the bits of a single process with two devices.
+# Two processes together must have the same results, bit for bit, as one process with two devices.
 WORK |= {
     f"{name} on two processes": dataclasses.replace(WORK[name], processes=2)
     for name in ("sweep", "fit")
@@ -218,7 +219,7 @@ WORK |= {
 
 
 def main(name: str, out: Path, inputs: Path, how: str = "off") -> int:
-    """Do one run; return the exit status."""
+    """Do a run; return the exit status."""
     from slth_jax import distributed
     from slth_jax.cli import outcome
 

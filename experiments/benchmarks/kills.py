@@ -1,17 +1,17 @@
-"""Send SIGKILL to runs at random moments, resume them, compare each with an undisturbed run.
+"""Send SIGKILL to runs at random moments, resume them, and compare with an undisturbed run.
 
     python -m experiments.benchmarks.kills [--only sweep,'figure 4'] [--kills 25] [--seed 0]
 
-`killed_work` has the runs. A run is killed and started again until it ends; then its results (rows,
-masks, tickets, figures) must have the bits of an undisturbed run, and the next run begins in a new
-folder, until there are enough kills. A moment is a random share of the time of an undisturbed run,
-counted from the end of the imports. Every second kill then waits for the next save to begin, so
-that some kills land in the middle of a save.
+`killed_work` defines the runs. A run is killed and resumed until it ends. Then its results (rows,
+masks, tickets, figures) must be equal, bit for bit, to the results of an undisturbed run. The next
+run begins in a new folder, until there are enough kills. The moment of a kill is a random share of
+the undisturbed run's time after the imports. Half of the kills, at random, then wait until the next
+save begins, so that some kills interrupt a save.
 
-Of a run of several processes a random one is killed, at a moment counted from its start. The others
-must end within a minute, with a last line that names the killed one, and the results must have the
-bits of a single process. ``--save`` writes the counts into ``results/kills.json``, beside the
-counts of other runs and seeds.
+If a run has several processes, a random process is killed, and the moment is counted from its
+start. The other processes must end within a minute, with a last line that names the killed process,
+and the results must be equal, bit for bit, to the results of a single process. ``--save`` writes
+the counts into ``results/kills.json``, beside the counts of other runs and seeds.
 """
 
 import argparse
@@ -36,18 +36,18 @@ RESULTS = Path(__file__).parent / "results" / "kills.json"
 
 
 def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[subprocess.Popen]:
-    """Start all processes of a run, or a single one with the devices of all."""
+    """Start all processes of a run or, if `alone`, one process with as many devices."""
     devices = WORK[name].processes
     count = 1 if alone else devices
     _begun(out).unlink(missing_ok=True)
-    # Compiled programs are kept, so that kills do not all land in compilations. JAX compiles a
-    # program again if a kill left a part of its file, and warns.
+    # Compiled programs are cached; otherwise most kills would interrupt compilations. If a kill
+    # leaves an incomplete file in the cache, JAX warns and compiles the program again.
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(inputs.with_name("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
         **os.environ,
-        # The shapes of a batch on one device decide how its sums are rounded.
+        # Rounding depends on the shape of a batch on one device, so all runs have equal devices.
         "JAX_NUM_CPU_DEVICES": str(devices // count),
     }
     command = [sys.executable, "-m", "experiments.benchmarks.killed_work", name]
@@ -56,7 +56,7 @@ def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[s
     places = [[f"{address},{index}/{count}"] if count > 1 else [] for index in range(count)]
     processes = []
     for index, place in enumerate(places):
-        with _errors(out, index).open("w") as errors:  # the process has its own copy
+        with _errors(out, index).open("w") as errors:  # the process inherits a copy of the handle
             processes.append(
                 subprocess.Popen(
                     command + place,
@@ -89,7 +89,7 @@ def _wait_for_imports(process: subprocess.Popen, out: Path) -> None:
 
 
 def _finish(name: str, out: Path, inputs: Path, *, alone: bool = False) -> float:
-    """Do a run without a kill; return its seconds, of a single process after the imports."""
+    """Do a run without a kill; return the seconds, for a single process without the imports."""
     begin = time.perf_counter()
     processes = _start(name, out, inputs, alone=alone)
     if len(processes) == 1:
@@ -109,14 +109,15 @@ def _saving(out: Path) -> bool:
 def _kill(
     processes: Sequence[subprocess.Popen], victim: int, out: Path, delay: float, *, in_a_save: bool
 ) -> tuple[bool, float]:
-    """Send SIGKILL after a delay, or at the next save behind it.
+    """Send SIGKILL to a process after a delay or, if `in_a_save`, at the next save after it.
 
     Returns:
-      Whether the process was killed, and the seconds until the other processes had ended.
+      Whether the process was killed before it ended, and the seconds until the other processes
+      ended.
 
     Raises:
-      AssertionError: another process did not end within a minute, or without a line that names the
-        killed one.
+      AssertionError: another process did not end within a minute, or its last line did not name
+        the killed process.
     """
     if len(processes) == 1:
         _wait_for_imports(processes[0], out)
@@ -145,7 +146,14 @@ def _kill(
 def run(
     name: str, folder: Path, *, kills: int, seed: int = 0, seconds: float = math.inf
 ) -> dict[str, Any]:
-    """Kill one of `WORK` so many times, or until the seconds are over; return the counts.
+    """Kill a run repeatedly and check its results; return the counts.
+
+    Args:
+      name: the name of the run in `WORK`.
+      folder: an empty folder for inputs and results.
+      kills: the number of kills.
+      seed: the seed of the random moments.
+      seconds: the time after which no further kill begins.
 
     Raises:
       AssertionError: a result differs from the undisturbed run's, a run fails, a saved piece is
@@ -159,7 +167,7 @@ def run(
     expected = work.digest(undisturbed)
     if work.processes > 1:
         _finish(name, folder / "compiled", inputs)
-    # Programs are compiled by now, as they are for every run that follows.
+    # The cache contains all compiled programs now, as it does for the killed runs.
     whole = _finish(name, folder / "again", inputs)
     assert work.digest(folder / "again") == expected, f"two undisturbed runs of {name} differ"
     counts = {"kills": 0, "kills_in_a_save": 0, "runs": 0, "trials_computed_again": 0}
@@ -194,7 +202,7 @@ def run(
 
 
 def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:
-    """Write counts into the file of results; counts of the same run and seed are replaced."""
+    """Write counts into the results file; they replace counts of the same run and seed."""
     from experiments import machine
     from slth_jax import storage
 
@@ -212,10 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", default=",".join(WORK), help="runs, by commas (default: all)")
-    parser.add_argument("--kills", type=int, default=25, help="kills of each (default: 25)")
+    parser.add_argument("--kills", type=int, default=25, help="kills per run (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="begin no kill later (default: no limit)"
+        "--seconds", type=float, default=math.inf, help="time limit for kills (default: no limit)"
     )
     parser.add_argument("--save", action="store_true", help="write results/kills.json")
     options = parser.parse_args(arguments)

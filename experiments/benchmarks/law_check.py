@@ -1,9 +1,9 @@
-"""The measured law on points and seeds that it was not fitted to.
+"""A check of the measured law on points and seeds to which the law was not fitted.
 
     python -m experiments.benchmarks.law_check --out FILE.json
 
-At each point (d, H, epsilon) the width of ``theory.attention_widths(constant='measured')`` should
-meet epsilon in the mean over sources, and half of it should not.
+At each point (d, H, epsilon) the mean error over sources should be at most epsilon at the width of
+``theory.attention_widths(constant='measured')``, and larger than epsilon at half of that width.
 """
 
 import argparse
@@ -31,11 +31,11 @@ POINTS = (
     (40, 1, 0.3),
     (48, 3, 0.02),
 )
-"""d, H and epsilon: none of these d is on the experiment's grid."""
+"""The points (d, H, epsilon). None of these values of d is on the experiment's grid."""
 
 
 def check(d: int, heads: int, epsilon: float, *, seeds: int, first: int) -> dict[str, float]:
-    """Return the mean errors at the law's width and at half of it, over new sources."""
+    """Return the mean errors over new sources, at the law's width and at half of that width."""
     width = theory.attention_widths(
         epsilon, d_in=d, d_out=d, num_heads=heads, alpha=math.sqrt(d), constant="measured"
     ).n_k
@@ -53,13 +53,13 @@ def check(d: int, heads: int, epsilon: float, *, seeds: int, first: int) -> dict
 
 
 def main() -> None:
-    """Check all points and write them."""
+    """Check all points and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", default="law_check.json", help="where the points go")
-    parser.add_argument("--seeds", type=int, default=12, help="new sources a point")
-    parser.add_argument("--first", type=int, default=1_000_000, help="the first of their seeds")
+    parser.add_argument("--out", default="law_check.json", help="the file for the results")
+    parser.add_argument("--seeds", type=int, default=12, help="new sources per point")
+    parser.add_argument("--first", type=int, default=1_000_000, help="the first source's seed")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     rows = []

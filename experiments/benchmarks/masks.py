@@ -1,11 +1,12 @@
-"""Hashes of constructed masks, to show that a change of the code leaves every mask as it was.
+"""Hashes of constructed masks, to show that a change of the code changes no mask.
 
     python -m experiments.benchmarks.masks --out FILE.json [--against FILE.json]
 
-Direct calls of `prune_*` for every rule, figures 4 to 6 (quick), a trained target and
-`hide` of stories260K at 20 samples; the last two read ``$SLTH_DATA/pretrained`` and are skipped
-without it. Only public names and files of finished runs are used, so that the same file measures
-older versions. With ``--against`` the entries that differ are printed and the exit status is 1.
+The masks come from direct calls of `prune_*` with every rule, from figures 4 to 6 (quick), from a
+trained target, and from `hide` of stories260K with 20 samples. The last two parts read
+``$SLTH_DATA/pretrained`` and are skipped if SLTH_DATA is not set. The program uses only public
+names and files of finished runs, so that it runs with older versions too. With ``--against`` it
+prints the entries that differ, and its exit status is 1 if there are any.
 """
 
 import argparse
@@ -28,13 +29,13 @@ RULES = ("proof", "reach", "shift", "fitted")
 PRODUCTS = ((3, 24, 2), (2, 80, 1), (8, 112, 8), (4, 57, 6))  # p, n, r: n = 80 is not enumerated
 ATTENTIONS = ((1, 2, 1, 20), (2, 5, 4, 80), (1, 8, 8, 128))  # heads, d_in, d_out, n_k = n_v
 RELU_LAYERS = ((2, 40, 3), (5, 60, 4), (4, 200, 4))  # i, n, o
-PADDING = {"k_units", "v_units"}  # fields of version 0.1 that are no masks
+PADDING = {"k_units", "v_units"}  # boolean fields of version 0.1 that are not masks
 
 
 def digest(*parts: Any) -> dict[str, Any]:
-    """Return the SHA-256 of masks and how many entries are kept.
+    """Return the SHA-256 of masks and the number of kept entries.
 
-    A mask is hashed as the indices of its kept entries, so that padding behind it does not count.
+    A mask is hashed as the indices of its kept entries, so that padding at its end has no effect.
     """
     sha, kept = hashlib.sha256(), 0
     for name, mask in _leaves(parts, ""):
@@ -45,7 +46,7 @@ def digest(*parts: Any) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the boolean arrays of a tree by the path of their fields' names, sorted."""
+    """Yield the path of names and the array, for each boolean array of a tree in sorted order."""
     if isinstance(tree, Mapping):
         for key in sorted(tree.keys() - PADDING):
             yield from _leaves(tree[key], f"{name}/{key}")
@@ -58,7 +59,10 @@ def _leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def direct() -> dict[str, Any]:
-    """Call every `prune_*` with every rule at several shapes, sources and targets from NumPy."""
+    """Hash the masks of every `prune_*` with every rule at several shapes.
+
+    NumPy draws the sources and the targets.
+    """
     entries: dict[str, Any] = {}
     for rule in RULES:
         entries |= _direct(functools.partial(_uniform, np.random.default_rng(0)), rule)
@@ -107,7 +111,7 @@ def _run(*command: str) -> None:
 
 
 def _experiment(out: Path, name: str, *options: str) -> Path:
-    """Run the quick configuration, of figures 4 and 5 with the trained target alone."""
+    """Run the quick preset; figures 4 and 5 run with the trained target only."""
     from experiments import registry
 
     if hasattr(registry.load(name).PRESETS["quick"], "target"):  # version 0.1 had no other target
@@ -118,7 +122,7 @@ def _experiment(out: Path, name: str, *options: str) -> Path:
 
 
 def _rows(folder: Path, *columns: str) -> dict[str, Any]:
-    """Hash columns of ``rows.jsonl``, floats to the last bit; `total` is the sum of errors."""
+    """Hash columns of ``rows.jsonl``, with all bits of floats; `total` is the sum of errors."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     lines = sorted(json.dumps([row.get(name) for name in columns]) for row in rows)
     total = float(np.sum([row["error"] for row in rows]))
@@ -126,7 +130,7 @@ def _rows(folder: Path, *columns: str) -> dict[str, Any]:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """Hash the masks of all trials that a sweep has stored in a folder."""
+    """Hash the masks of all trials that a sweep stored in a folder."""
     from slth_jax import sweep
 
     results = sweep.load(folder)
@@ -134,21 +138,24 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def figure_4(out: Path) -> dict[str, Any]:
-    """Return all masks of figure 4, and its errors."""
+    """Return the hash of all masks of figure 4, and the hash of its errors."""
     folder = _experiment(out, "hidden-dim")
     masks = _stored(folder / "checkpoints")
     return {"figure 4": masks, "figure 4, rows": _rows(folder, "width", "seed", "error")}
 
 
 def figure_5(out: Path) -> dict[str, Any]:
-    """Return the masks of figure 5, which prunes the sources of figure 4, and its errors."""
+    """Return the hashes of masks and errors of figure 5, which prunes the sources of figure 4."""
     folder = _experiment(out, "hidden-dim", "--set", "widths=20,40")
     rows = _rows(_experiment(out, "input-length"), "width", "length", "seed", "error")
     return {"figure 5": _stored(folder / "checkpoints"), "figure 5, rows": rows}
 
 
 def figure_6(out: Path) -> dict[str, Any]:
-    """Return the errors of figure 6, and the masks of its width 64, target and sources redrawn."""
+    """Return the hash of the errors of figure 6, and the hash of its masks at width 64.
+
+    The masks at width 64 are computed again, from the same target and sources.
+    """
     import jax
 
     from slth_jax import construction
@@ -165,7 +172,7 @@ def figure_6(out: Path) -> dict[str, Any]:
 
 
 def _public(name: str) -> Callable:
-    """Return a function of the experiments by its name, in whichever module it lives."""
+    """Return the function with the given name from the module of `experiments` that defines it."""
     import experiments
 
     for module in pkgutil.walk_packages(experiments.__path__, "experiments."):
@@ -176,7 +183,7 @@ def _public(name: str) -> Callable:
 
 
 def trained_target(out: Path) -> dict[str, Any]:
-    """Return the masks of a published network's ticket, with and without its ReLU layers."""
+    """Return the hashes for tickets of a published network, with and without its ReLU layers."""
     weights = f"{os.environ['SLTH_DATA']}/pretrained/modadd113_1L_d128_h4.npz"
     folder = _experiment(out, "trained-target", "--weights", weights)
     parts = {f"trained target, {p.name}": _stored(p) for p in (folder / "checkpoints").iterdir()}
@@ -184,7 +191,7 @@ def trained_target(out: Path) -> dict[str, Any]:
 
 
 def hide(out: Path) -> dict[str, Any]:
-    """Return the packed masks of stories260K, in the form that version 0.1 had alone."""
+    """Return the hash of the packed masks of stories260K, in the only form of version 0.1."""
     model = f"{os.environ['SLTH_DATA']}/pretrained/stories260K.bin"
     options = ["--samples", "20", "--out", str(out / "hide")]
     if importlib.util.find_spec("slth_jax.factored"):
@@ -194,7 +201,7 @@ def hide(out: Path) -> dict[str, Any]:
 
 
 def packed(ticket: Path) -> dict[str, Any]:
-    """Return the SHA-256 of the packed masks of a ticket's file, and how many entries are kept."""
+    """Return the SHA-256 of a ticket file's packed masks and the number of kept entries."""
     import safetensors.numpy
 
     bits = safetensors.numpy.load_file(ticket)
@@ -221,8 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", help="JSON file for the hashes; entries in it are kept")
-    parser.add_argument("--against", help="an earlier file: print the entries that differ")
+    parser.add_argument("--out", help="JSON file for the hashes; other entries in it are kept")
+    parser.add_argument("--against", help="an earlier file; print the entries that differ")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     options = parser.parse_args(arguments)
     path = Path(options.out) if options.out else None

@@ -1,14 +1,15 @@
-"""Published models hidden whole: a sentence encoder and a chat model, each beside its ticket.
+"""Published models, a sentence encoder and a chat model: all weights are hidden and compared.
 
-``python -m experiments.benchmarks.real_models minilm FOLDER`` hides a BERT encoder and compares the
-sentence embeddings of lines of WikiText-2: cosines, and the nearest neighbours of queries.
+``python -m experiments.benchmarks.real_models minilm FOLDER`` hides a BERT encoder. It compares the
+sentence embeddings of lines of WikiText-2: their cosines, and the nearest neighbours of queries.
 
-``python -m experiments.benchmarks.real_models chat FOLDER`` hides a Llama with a chat template and
-compares first choices and perplexity on WikiText-2, and the answers to ten questions. With
-``--kill SECONDS`` the run is ended by SIGKILL once, and then resumed. With ``--bits B`` masks of B
-bits per weight take the place of subset sums.
+``python -m experiments.benchmarks.real_models chat FOLDER`` hides a Llama with a chat template. It
+compares top-1 tokens and perplexity on WikiText-2, and the answers to ten questions. With
+``--kill SECONDS`` the run is killed once by SIGKILL and then resumed. With ``--bits B`` masks with
+B bits per weight replace subset sums.
 
-WikiText-2 is ``$SLTH_DATA/wikitext-2/valid.txt``. Results go to ``experiments/benchmarks/results``.
+The text is ``$SLTH_DATA/wikitext-2/valid.txt``. Results are written to
+``experiments/benchmarks/results``.
 """
 
 import argparse
@@ -41,11 +42,11 @@ QUESTIONS = (
 )
 ANSWER = 48  # tokens of an answer that are compared
 SENTENCES, QUERIES = 1000, 100
-ROWS, LENGTH = 4, 512  # of WikiText-2
+ROWS, LENGTH = 4, 512  # sequences of WikiText-2, and tokens per sequence
 
 
 def solve(options: argparse.Namespace) -> dict[str, Any]:
-    """Run `slth-jax hide` as a user does, killed once on request; return its summary."""
+    """Run the command `slth-jax hide`, killed once if requested; return its summary."""
     command = [
         sys.executable, "-m", "slth_jax", "hide", options.model, "--out", options.out,
         "--samples", str(options.samples), "--seed", str(options.seed),
@@ -63,7 +64,7 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
                 killed = round(time.perf_counter() - started, 1)
     subprocess.run(command, check=True)
     summary = json.loads((Path(options.out) / "summary.json").read_text())
-    # Summed over the pieces, so without the start of the second process.
+    # The sum over the pieces, so the start of the second process is not included.
     return {
         **{
             name: summary[name]
@@ -75,7 +76,7 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
             )
         },
         "seconds": round(time.perf_counter() - started, 1),
-        # Of all threads: on a machine that others use too, this says more than the clock.
+        # The sum over all threads; on a shared machine it is more reliable than the clock.
         "cpu_seconds": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, 1),
         "killed_after": killed,
         "relative_error": relative_error(summary["parts"]),
@@ -83,13 +84,13 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def relative_error(parts: dict[str, Any]) -> dict[str, float]:
-    """Return the least, median and largest relative error of the parts."""
+    """Return the least, the median and the largest relative error over all parts."""
     errors = [part["relative_error"] for part in parts.values()]
     return {"least": min(errors), "median": float(np.median(errors)), "largest": max(errors)}
 
 
 def minilm(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare sentence embeddings of target and ticket."""
+    """Compare the sentence embeddings of target and ticket."""
     reader = models.weights.open(options.model)
     sentences = models.tokens.Sentences(Path(reader.path), reader.settings.max_length)
     texts = [line.strip() for line in wikitext() if len(line.split()) > 5][:SENTENCES]
@@ -126,7 +127,7 @@ def first_five(rows: np.ndarray) -> np.ndarray:
 
 
 def chat(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare logits, perplexity and answers of target and ticket."""
+    """Compare the logits, the perplexity and the answers of target and ticket."""
     reader = models.weights.open(options.model)
     tokenizer = models.tokens.open_tokenizer(options.tokenizer or reader.path)
     assert isinstance(tokenizer, models.tokens.FolderTokenizer)
@@ -175,7 +176,7 @@ MODELS = {"minilm": minilm, "chat": chat}
 
 
 def main() -> None:
-    """Hide the model, compare, and write the numbers."""
+    """Hide the model, compare target and ticket, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -184,17 +185,21 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="a folder with the tokenizer of a .gguf")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--construction", help="a rule in the place of the default")
-    parser.add_argument("--scales", help="as `hide --scales`")
-    parser.add_argument("--bits", help="mask bits per weight, as `hide --bits`")
-    parser.add_argument("--states", type=int, help="with --bits: log2 of the states of the search")
+    parser.add_argument("--construction", help="a rule that replaces the default rule")
+    parser.add_argument("--scales", help="see `slth-jax hide --scales`")
+    parser.add_argument("--bits", help="mask bits per weight, see `slth-jax hide --bits`")
+    parser.add_argument(
+        "--states", type=int, help="with --bits: log2 of the number of states in the search"
+    )
     parser.add_argument(
         "--questions",
         type=int,
         default=len(QUESTIONS),
-        help="the number of questions to a chat model",
+        help="the number of questions that a chat model answers",
     )
-    parser.add_argument("--kill", type=float, help="SIGKILL after so many seconds, then resume")
+    parser.add_argument(
+        "--kill", type=float, help="kill the run after this many seconds, then resume"
+    )
     parser.add_argument("--out", help="folder of the run (default: results/KIND)")
     parser.add_argument("--note", default="", help="a remark on the machine, such as 'shared'")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Other ways to solve a subset sum, as the field does it: each optional, each called by name.
+"""Other solvers of subset sums: commercial and open solvers, and two simple programs.
 
-A solver takes `samples[b, n]` and `value[b]` (float32) and returns the error of each instance in
-float64: from the subset that it found, where it finds one. `make` raises `Missing` with the reason
-where a solver cannot be had.
+A solver takes `samples[b, n]` and `value[b]` (float32) and returns the error of each instance. If
+the solver returns a subset, the error of that subset is computed in float64. `ALL` contains a
+function per solver that makes the solver, or raises `Missing` with the reason if it cannot be used.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Missing(Exception):
-    """Why a solver is not in the comparison."""
+    """The reason why a solver cannot be used."""
 
 
 def error_of(samples: np.ndarray, value: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ def _needs(package: str) -> None:
 
 
 def gurobi() -> Solver:
-    """Gurobi: least e with -e <= value - sum_i x_i samples_i <= e, x binary; one thread."""
+    """Return Gurobi on one thread: minimise e with |value - sum_i x_i samples_i| <= e, x binary."""
     _needs("gurobipy")
     import gurobipy
 
@@ -49,7 +49,7 @@ def gurobi() -> Solver:
         environment = gurobipy.Env(params={"OutputFlag": 0})
     except gurobipy.GurobiError as error:
         raise Missing(f"Gurobi does not start: {error}") from error
-    # The tightest tolerances that it allows: with its own it stops at 1e-4 relative.
+    # The tightest tolerances that Gurobi allows; its defaults stop at a relative gap of 1e-4.
     tight = {"Threads": 1, "MIPGap": 0, "MIPGapAbs": 0, "FeasibilityTol": 1e-9, "IntFeasTol": 1e-9}
 
     def find(samples, value):
@@ -67,7 +67,7 @@ def gurobi() -> Solver:
 
 
 def highs() -> Solver:
-    """HiGHS through SciPy: the same program as Gurobi's."""
+    """Return HiGHS (called through SciPy), which solves the same program as Gurobi."""
     _needs("scipy")
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -87,7 +87,7 @@ def highs() -> Solver:
 
 
 def cp_sat() -> Solver:
-    """CP-SAT of OR-tools: the same program in integers of 2^-40; one thread."""
+    """Return CP-SAT of OR-tools on one thread: the same program in integer multiples of 2^-40."""
     _needs("ortools")
     from ortools.sat.python import cp_model
 
@@ -109,7 +109,7 @@ def cp_sat() -> Solver:
 
 
 def numpy_halves() -> Solver:
-    """Meet in the middle in float64 with NumPy's sort and searchsorted."""
+    """Return meet-in-the-middle in float64 with NumPy's sort and searchsorted."""
 
     def subset_sums(samples):
         sums = np.zeros(1)
@@ -131,7 +131,7 @@ def numpy_halves() -> Solver:
 
 
 def two_pointer() -> Solver:
-    """The loop of `two_pointer.c`, compiled for this machine: one core, float32, no mask."""
+    """Return the loop of `two_pointer.c`, which uses one core and float32 and returns no mask."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise Missing("no C compiler")

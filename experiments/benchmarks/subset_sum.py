@@ -1,15 +1,16 @@
-"""Subset sums: ours against the solvers that the field uses, on the same instances.
+"""Subset sums: this library's solver against other solvers, on the same instances.
 
     python -m experiments.benchmarks.subset_sum --preset full --out experiments/benchmarks/results
 
-Instances as a constructed ticket has them: samples = u*v with u, v ~ U[-1, 1] and value ~
-U[-0.5, 0.5] in float32. Compiling is not timed, finding the mask is. Ours and the C loop take turns
-for so many rounds; reported are medians over the rounds of the times and of the ratios in a round.
-The other solvers get a few of the same instances, one at a time, for so many seconds; a solver that
-needs longer than that for one instance is asked no larger n. Then: time against the batch, one
-million instances in a process of its own for its peak memory, and the published case, 397,000
-weights of 21 samples, for which a commercial solver took 77,266 s on 36 cores. `full` wants the
-machine for itself for some five minutes on two cores.
+The instances are distributed as in a constructed ticket: samples = u*v with u, v ~ U[-1, 1] and
+value ~ U[-0.5, 0.5] in float32. Times include finding the mask but not compilation. This library
+and the C loop run in turn for several rounds; the results are, over the rounds, the median time and
+the median ratio of times within a round. The other solvers solve a few of the same instances, one
+at a time, within a time limit; if one instance takes a solver longer than the limit, larger n are
+skipped. Further measurements: the time against the batch size; the peak memory of a separate
+process that solves one million instances; and the published case, 397,000 weights of 21 samples,
+for which a commercial solver took 77,266 s on 36 cores. `full` takes about five minutes on two
+cores, during which no other program should run.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import datetime
 import io
 import os
 
-# Every core a device of its own; to be set before JAX is imported.
+# Every core is a device. This must be set before JAX is imported.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 
 import functools
@@ -45,13 +46,13 @@ OURS, SHARDED, LOOP = "slth_jax", "slth_jax, sharded", "C two-pointer"
 
 
 class Preset(NamedTuple):
-    """How much to measure: sizes, rounds, seconds a solver and size, whether the large cases."""
+    """The extent of a measurement."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # numbers n of samples
     rounds: int
-    seconds: float
-    instances: int
-    large: bool
+    seconds: float  # limit per other solver and n
+    instances: int  # at most this many per other solver and n
+    large: bool  # whether to measure the large cases
 
 
 PRESETS = {
@@ -77,7 +78,7 @@ def timed(call: Callable[[], Any]) -> float:
 def ours(
     samples: np.ndarray, value: np.ndarray, *, devices: int = 1
 ) -> Callable[[], subset_sum.Solution]:
-    """Return a call that solves these instances, which lie on the devices, and is compiled."""
+    """Return a compiled function that solves these instances, which it keeps on the devices."""
     mesh = jax.make_mesh(
         (devices,), ("instance",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
@@ -92,7 +93,7 @@ def ours(
 
 
 def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return a row per solver and n, and the solvers that are missing with the reason."""
+    """Return a row per solver and n, and the reason for each solver that cannot be used."""
     missing, others = {}, {}
     for name, make in solvers.ALL.items():
         try:
@@ -102,7 +103,7 @@ def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
     loop = others.pop(LOOP, None)
     rows = []
     for n in preset.sizes:
-        # As many instances as take ours some tenths of a second; a multiple of two tiles.
+        # This library needs some tenths of a second for these instances, a multiple of two tiles.
         batch = max(128, int(2 ** (27 - n / 2) / n) // 128 * 128)
         samples, value = draw(batch, n)
         calls: dict[str, Callable[[], Any]] = {OURS: ours(samples, value)}
@@ -145,7 +146,7 @@ def _row(
         "seconds": statistics.median(seconds),
         "mean_error": float(np.mean(error)),
         "max_error": float(np.max(error)),
-        # How much further from the value ours is than this solver, at worst, on the same instances.
+        # The largest excess of this library's error over this solver's, on the same instances.
         "ours_worse_by": float(np.max(our_error[: error.size] - error)),
         "of_loop": "",
     }
@@ -163,7 +164,7 @@ def _duration(seconds: float) -> str:
 
 
 def batches(n: int, largest: int, rounds: int) -> list[dict[str, Any]]:
-    """Return the seconds that ours takes for growing batches of n samples."""
+    """Return the seconds that this library needs for growing batches of n samples."""
     rows = []
     batch = 64
     while batch <= largest:
@@ -180,7 +181,7 @@ def batches(n: int, largest: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def published() -> dict[str, Any]:
-    """Return the seconds for the published case, compiled, and with compiling."""
+    """Return the seconds for the published case without compilation, and the published seconds."""
     samples, value = draw(397_000, 21)
     call = ours(samples, value)
     return {
@@ -193,7 +194,7 @@ def published() -> dict[str, Any]:
 
 
 def million() -> dict[str, Any]:
-    """Return seconds and peak memory of a process that solves one million instances at n = 16."""
+    """Solve one million instances at n = 16 in a separate process; return time and peak memory."""
     code = "from experiments.benchmarks import subset_sum as s; s.print_million()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, peak = done.stdout.split()[-2:]
@@ -207,11 +208,11 @@ def print_million() -> None:
 
 
 def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[str, Any]:
-    """Return instances per second beside the limit by the device's memory bandwidth.
+    """Return instances per second, and the limit that the device's memory bandwidth sets.
 
-    The bandwidth is measured with a copy of `copied` words. The limit counts one reading and one
-    writing of the merged list of 2^(n/2 + 1) numbers of 4 bytes for each of its n/2 + 1 merge
-    stages, the traffic of a program that joins no stages and keeps nothing in a cache.
+    The bandwidth is measured with a copy of `copied` words. The limit is for a program that fuses
+    no stages and uses no cache. Such a program reads and writes the merged list, 2^(n/2 + 1)
+    numbers of 4 bytes, once in each of n/2 + 1 merge stages.
     """
     words = jnp.zeros(copied, jnp.int32)
     copy = jax.jit(lambda x: x + 1)
@@ -232,7 +233,7 @@ def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[
 
 
 def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path) -> None:
-    """Draw time against n, with the law 2^(n/2) n, and time against the batch, with a line."""
+    """Draw time against n beside the law 2^(n/2) n, and time against batch size beside a line."""
     from experiments import plots
 
     drawing, (left, right) = plots.two(9.6, 4.2)
@@ -276,7 +277,7 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, device, versions and date of the measurement."""
+    """Return the processor, the cores, the device, the versions and the date."""
     names = ("jax", "jaxlib", "numpy", "scipy", "gurobipy", "ortools")
     versions = {}
     for name in names:
@@ -319,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
     result |= {"preset": options.preset, "skipped": missing, "rows": rows, "batches": growth}
     if preset.large:
         result |= {"published": published(), "million": million()}
-        # On a CPU the lists stay in the caches: there is no such limit.
+        # On a CPU the lists stay in caches, so the memory bandwidth sets no limit.
         if jax.default_backend() != "cpu":
             result["bandwidth"] = bandwidth(20)
         print(f"published case: {result['published']['seconds']:.1f} s")

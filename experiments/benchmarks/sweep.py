@@ -1,15 +1,15 @@
-"""Trials in batches against trials one after another, and time and memory against their number.
+"""Trials in batches against trials one after another; time and memory by number of trials.
 
     python -m experiments.benchmarks.sweep pair     # adds one paired measurement
     python -m experiments.benchmarks.sweep scale    # 1,000 to 100,000 trials, saved to a folder
     python -m experiments.benchmarks.sweep picture
 
-The trials are those of `experiments.paper.hidden_dim`. A pair is 100 seeds at 12 widths, through
-`sweep.run` and through a loop of single jitted trials that compiles once per width, at its true
-width, and waits for nothing but the end. The sweep has two simulated devices, one per core; the
-loop has one device, whose work XLA may share out over both cores. Measurements collect in
-results/sweep.json, medians with them. `pair` wants the machine for itself, for a minute or two on
-two cores.
+The trials are those of `experiments.paper.hidden_dim`. A paired measurement runs 100 seeds at 12
+widths twice: with `sweep.run`, and with a loop over single jitted trials. The loop compiles once
+per width, without padding, and waits only for the last result. The sweep has two simulated devices,
+one per core; the loop has one device, whose work XLA may distribute over both cores. Measurements
+and their medians are collected in results/sweep.json. `pair` takes one or two minutes on two cores,
+during which no other program should run.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)
 
 
 def make_trial() -> Any:
-    """Return the hidden-dim experiment's trial."""
+    """Return the trial function of the experiment hidden-dim."""
     import jax
 
     from experiments.paper import hidden_dim
@@ -61,7 +61,7 @@ def batched() -> dict[str, Any]:
         _checksum(results.arrays(index), results.row(index)["width"])
         for index in range(len(results))
     ]
-    # The rest of the time is tracing and compiling, in `one_by_one` too.
+    # total - run is the time of tracing and compiling, here and in `one_by_one`.
     return {"total": total, "run": results.run_seconds, "masks": masks}
 
 
@@ -96,7 +96,7 @@ def _checksum(masks: dict[str, Any], width: int) -> str:
 
 
 def pair(first: str) -> dict[str, Any]:
-    """Return one paired measurement, each way in a process of its own, and how far they agree."""
+    """Return one paired measurement, with a separate process per way, and compare the masks."""
     ways = sorted(("batched", "one_by_one"), key=lambda way: way != first)
     times = {way: _alone(way, devices=2 if way == "batched" else 1) for way in ways}
     masks = [times[way].pop("masks") for way in ways]
@@ -140,7 +140,7 @@ def _peak_mib() -> float:
 
 
 def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
-    """Run this command in a process of its own and return the JSON that it prints."""
+    """Run a measurement in a separate process and return the JSON that it prints."""
     command = [sys.executable, "-m", "experiments.benchmarks.sweep", "one", what]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)

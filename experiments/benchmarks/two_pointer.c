@@ -1,14 +1,17 @@
-/* Horowitz and Sahni (1974) as one would write it in C: the yardstick of subset_sum.py.
+/* The algorithm of Horowitz and Sahni (1974) in plain C, with which subset_sum.py is compared.
  *
- * The 2^(n/2) sums of each half are built in order, by merging a sorted list with itself shifted;
- * then one pointer climbs the first list while the other descends the second. Float32, one core,
- * the error only: no mask is found. (Selecting without branches was tried: a quarter slower, since
- * every step then waits for the comparison before it.)
+ * The 2^(n/2) sums of each half are built in sorted order, by merging a sorted list with a shifted
+ * copy. Then one pointer ascends the first list while another descends the second list. The program
+ * uses float32 and one core, and returns the error but no mask. (A version without branches was a
+ * quarter slower, since every step then waits for the previous comparison.)
  */
 #include <math.h>
 #include <stdlib.h>
 
-/* Write the 2^count sums of samples[0], samples[stride], ... in rising order; return where. */
+/* Write the 2^count subset sums of samples[0], samples[stride], ... in increasing order.
+ *
+ * Returns the buffer that contains the sums: list or spare.
+ */
 static const float *sorted_sums(const float *samples, int count, int stride, float *list,
                                 float *spare)
 {
@@ -16,7 +19,7 @@ static const float *sorted_sums(const float *samples, int count, int stride, flo
     list[0] = 0.0f;
     for (int k = 0; k < count; k++) {
         const float sample = samples[k * stride];
-        /* Of the list and the shifted list, `low` is the one that starts lower. */
+        /* `low` indexes whichever of the list and the shifted list has the lower first entry. */
         const float low_shift = sample < 0.0f ? sample : 0.0f;
         const float high_shift = sample < 0.0f ? 0.0f : sample;
         long low = 0, high = 0, out = 0;

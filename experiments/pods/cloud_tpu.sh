@@ -1,14 +1,14 @@
 #!/bin/bash
-# One sweep over a Cloud TPU pod slice of spot machines, made anew whenever it is taken away:
+# Run a sweep on a Cloud TPU pod slice of spot machines, which is recreated after each preemption:
 #   TPU=slth ZONE=us-east5-a TYPE=v6e-16 VERSION=v2-alpha-tpuv6e \
 #     SETUP='...' experiments/pods/cloud_tpu.sh hidden-dim --preset paper --out /mnt/results/fig4
-# SETUP is run first on every host: it mounts the results (Filestore or another NFS: a bucket
-# mounted as a folder has neither locks nor atomic renames), installs `slth-jax[tpu]` and changes
-# into the repository.
+# SETUP runs first on every host. It mounts the folder of results, installs `slth-jax[tpu]` and
+# changes into the repository. The folder must be on Filestore or another NFS, since a bucket that
+# is mounted as a folder has neither locks nor atomic renames.
 set -u
 here=(--zone="$ZONE" --quiet)
 printf -v arguments '%q ' "$@"
-# SETUP does not end at the same time on every host.
+# SETUP ends at different times on different hosts, so processes wait up to 300 s for each other.
 command="$SETUP && SLTH_JOIN_SECONDS=300 python -m experiments ${arguments}--distributed on"
 
 while true; do
@@ -18,7 +18,7 @@ while true; do
   gcloud compute tpus tpu-vm ssh "$TPU" "${here[@]}" --worker=all --command="$command"
   status=$?
   state=$(gcloud compute tpus tpu-vm describe "$TPU" "${here[@]}" --format='value(state)')
-  # A machine that still stands was not taken away: done, or an error of ours.
+  # If the slice still exists, it was not preempted: the program has ended or failed.
   [ "$state" = READY ] && [ "$status" -ne 143 ] && break
   gcloud compute tpus tpu-vm delete "$TPU" "${here[@]}"
 done

@@ -1,9 +1,9 @@
 #!/bin/bash
-# One sweep over the tasks of a Slurm job array, which need no communication:
+# Run a sweep on the tasks of a Slurm job array, which need no communication:
 #   sbatch --array=0-15 experiments/pods/slurm_array.sh hidden-dim --preset paper --out /shared/results/fig4
-# Every task computes its share of the chunks into the one folder; the task that ends last writes
-# the summary. Each task is requeued by itself when it is preempted or out of time. The folder
-# records the number of shards: failed tasks are submitted again with --array=3 or --array=3,7.
+# All tasks use the same folder; each computes a share of the chunks, and the last task to end
+# writes the summary. A task that is preempted or out of time is requeued separately. The folder
+# contains the number of shards, so failed tasks can be resubmitted with --array=3 or --array=3,7.
 #SBATCH --job-name=slth
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=8
@@ -14,13 +14,13 @@
 
 shard=$SLURM_ARRAY_TASK_ID
 count=$SLURM_ARRAY_TASK_COUNT
-# Only the whole array has as many tasks as there are shards.
+# If only some tasks are resubmitted, the number of tasks is not the number of shards.
 if [ "$count" -gt 1 ] && [ "$SLURM_ARRAY_TASK_MIN" -eq 0 ] && [ "$SLURM_ARRAY_TASK_MAX" -eq $((count - 1)) ]; then
   shard=$shard/$count
 fi
 srun python -m experiments "$@" --shard "$shard"
 status=$?
-# 143 = ended by SIGTERM, finished chunks are safe.
+# Status 143: the program was ended by SIGTERM, and finished chunks are saved.
 if [ "$status" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
