@@ -1,7 +1,7 @@
 """Edge-popup on convolutional networks in PyTorch, written from the paper's description.
 
 Ramanujan et al. (2020), section 3: the forward pass keeps a fixed share of a layer's weights, those
-with the largest |score|. The backward pass gives every |score| the gradient of its entry in the mask.
+with the largest |score|. The backward pass gives every |score| the gradient of its mask entry.
 """
 
 from collections.abc import Callable, Mapping
