@@ -1,7 +1,8 @@
-"""One page of finished runs: prose, figures beside the paper's numbers, tables, settings, machine.
+"""One page about finished runs: prose, figures, comparisons with the paper, tables, settings.
 
-`gather` reads a run's folder, `render` makes the page, `write` saves it. The page is one file
-without scripts: it contains the pictures, and only links to raw files lead to the runs' folders.
+`gather` reads a run's folder, `render` makes the page, and `write` saves the page. The page is one
+file, which contains all pictures and no scripts. Its only links to other files lead to the raw
+files in the folders of the runs.
 """
 
 import base64
@@ -20,14 +21,14 @@ KINDS = {"svg": "image/svg+xml", "png": "image/png"}
 
 
 class Figure(NamedTuple):
-    """A picture as a data address, and in words."""
+    """A picture as a data URL, and its description."""
 
     source: str
     words: str
 
 
 class Run(NamedTuple):
-    """One run as the page shows it."""
+    """The contents of a run's folder that the page shows."""
 
     path: storage.Place
     name: str
@@ -40,24 +41,24 @@ class Run(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The names of all columns of the rows, in order."""
+        """The names of all columns of the rows, in order of first occurrence."""
         return tables.columns_of(self.summary["rows"])
 
     @property
     def facts(self) -> list[str]:
-        """Fits and facts of the target, a line each."""
+        """Lines with the fits, the paper's numbers and properties of the target."""
         parts = [(name, self.summary.get(name)) for name in ("fit", "fit_drawn", "paper", "target")]
         return [line for name, value in parts if value for line in tables.lines(name, value)]
 
     @property
     def legend(self) -> list[str]:
-        """Explanations of the names on the page, a line each."""
+        """Lines that explain names on the page."""
         words = [word.strip(",:") for line in self.facts for word in line.split()]
         return tables.legend([*self.columns, *words])
 
     @property
     def machine(self) -> dict[str, Any]:
-        """Date, device, versions, time and memory."""
+        """The preset, the date, the device, the versions, the time and the memory by name."""
         facts = {name: self.summary.get(name) for name in ("preset", "date", "device")}
         facts |= self.summary.get("versions", {})
         facts["time"] = machine.duration(self.summary["seconds"])
@@ -67,10 +68,13 @@ class Run(NamedTuple):
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> list[storage.Place]:
-    """Return the folders of finished runs: each path itself, or the finished runs inside it.
+    """Return the folders of finished runs.
+
+    Args:
+      paths: folders of finished runs, or folders that contain such folders.
 
     Raises:
-      ValueError: a path is neither; one line.
+      ValueError: there is no finished run in a path; the message has one line.
     """
     folders: list[storage.Place] = []
     for path in map(storage.place, paths):
@@ -84,10 +88,10 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[storage.Place]:
 
 
 def gather(path: storage.Place) -> Run:
-    """Read the folder of one finished run.
+    """Read the folder of a finished run.
 
     Raises:
-      CheckpointError: a file is missing or damaged; one line.
+      CheckpointError: a file is missing or damaged; the message has one line.
     """
     folder.check(path)
     summary = storage.read_json(path / folder.SUMMARY)
@@ -103,7 +107,7 @@ def gather(path: storage.Place) -> Run:
     known = registry.EXPERIMENTS.get(name)
     shows, see = (known.shows, known.see) if known else (name, "")
     words = summary.get("figures", {})
-    # Figures in the order in which they were drawn; a run of an older version has no order.
+    # Figures in the order in which they were drawn; older versions recorded no order.
     stems = list(words) or sorted({file.stem for file in path.glob("*.png")})
     return Run(
         path,
@@ -120,7 +124,7 @@ def gather(path: storage.Place) -> Run:
 
 
 def render(runs: Sequence[Run], page: storage.Place) -> str:
-    """Return the page of these runs; its links are relative to the folder of `page`."""
+    """Return the page about the runs; its links are relative to the folder of `page`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -139,10 +143,10 @@ def render(runs: Sequence[Run], page: storage.Place) -> str:
 
 
 def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str]) -> storage.Place:
-    """Write the page of the finished runs in `paths` atomically; return its path.
+    """Write the page about the finished runs in `paths` atomically; return the page's path.
 
     Raises:
-      ValueError: there is no finished run in one of them.
+      ValueError: there is no finished run in a path.
       CheckpointError: a file of a run is damaged, or the page cannot be written.
     """
     runs = [gather(path.absolute()) for path in find(paths)]
@@ -153,14 +157,14 @@ def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str])
 
 
 def _link(file: storage.Place, folder: storage.Place) -> str:
-    """Return the address of a file as seen from a folder: relative, if both are in one place."""
+    """Return the link from a folder to a file; relative if both are on a disk or in a bucket."""
     if type(file) is not type(folder):
         return str(file)
     return Path(os.path.relpath(file, folder)).as_posix()
 
 
 def _embedded(path: storage.Place, stem: str) -> str:
-    """Return a picture as a data address: as SVG, which prints better, else as PNG."""
+    """Return a picture as a data URL: the SVG, which prints better, or the PNG if there is none."""
     kind = next((kind for kind in KINDS if (path / f"{stem}.{kind}").exists()), "png")
     data = base64.b64encode(storage.read_bytes(path / f"{stem}.{kind}")).decode()
     return f"data:{KINDS[kind]};base64,{data}"

@@ -9,7 +9,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def readme_bits() -> str:
-    """The README's sentences on the smallest tickets."""
+    """Return the README's paragraph on the smallest tickets."""
     stories = read("bits_stories")["rows"]
     tickets = [row for row in stories if row["method"] == "band"]
     small = min((r for r in tickets if r["perplexity"] <= 1.9), key=lambda row: row["bytes"])
@@ -35,7 +35,7 @@ def readme_bits() -> str:
 
 
 def bits_models() -> str:
-    """The paragraphs on all-MiniLM-L6-v2 and SmolLM2-135M-Instruct in bands."""
+    """Return the paragraphs on all-MiniLM-L6-v2 and SmolLM2-135M-Instruct in bands."""
     encoder, chat = read("real_minilm_bits"), read("real_chat_bits")
     close, near = encoder["compare"], chat["compare"]
     parts = near["ticket_perplexity"] / near["target_perplexity"] - 1
@@ -55,7 +55,7 @@ def bits_models() -> str:
 
 
 def _stored(run: dict[str, Any]) -> str:
-    """Return bits, bytes, time and command of a model in bands."""
+    """Return the bits, the bytes, the time and the command of a model hidden in bands."""
     cost = run["hide"]
     bands, weights = cost["bands"], cost["target_bytes"] // 4
     others = "".join(f", {bits} for {kind}" for kind, bits in bands["others"])
@@ -73,7 +73,7 @@ def _stored(run: dict[str, Any]) -> str:
 
 
 def bits_errors() -> str:
-    """Relative squared errors of Gaussian entries by method and bits."""
+    """Return the table of relative squared errors of Gaussian entries by method and bits."""
     result = read("bits")
     rows = [row for row in result["rows"] if row["target"] == "gaussian"]
     columns = sorted({row["nominal"] for row in rows})
@@ -94,7 +94,7 @@ def bits_errors() -> str:
 
 
 def bits_stories() -> str:
-    """Bytes, perplexity and equal texts of stories260K by bits."""
+    """Return the table of bytes, perplexity and equal texts of stories260K by bits."""
     rows = sorted(read("bits_stories")["rows"], key=lambda row: (row["method"], row["bytes"]))
     lines = []
     for row in rows:

@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 @functools.cache
 def read(name: str) -> Any:
-    """Read a committed result: a file of `figures/` or `benchmarks/results/`, without '.json'."""
+    """Return a committed result.
+
+    Args:
+      name: the name, without '.json', of a file in `figures/` or `benchmarks/results/`.
+    """
     for folder in ("figures", "benchmarks/results"):
         path = ROOT / "experiments" / folder / f"{name}.json"
         if path.exists():
@@ -52,7 +56,7 @@ def pm(value: float, se: float, digits: int = 2) -> str:
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:
-    """Return an interval in brackets."""
+    """Return ``[low, high]`` with fixed decimals."""
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -6,7 +6,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def bounds() -> str:
-    """Bound over error, and the share of vacuous bounds, by depth."""
+    """Return the table of ratios of bound to error, and of shares of vacuous bounds, by depth."""
     result = read("bounds_paper")
     rows = [
         (
@@ -28,7 +28,7 @@ def bounds() -> str:
 
 
 def bound_slopes() -> str:
-    """Growth of error and bounds with depth, input bound and length."""
+    """Return the paragraph on the growth of error and bounds with depth, input bound and length."""
     result = read("bounds_paper")
     fit = result["fit"]
     kinds = ("error", "bound_on", "bound")

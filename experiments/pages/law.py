@@ -15,7 +15,7 @@ def _law(rule: str = MAIN) -> dict[str, Any]:
 
 
 def law_bits() -> str:
-    """The slope in bits, and each shape's slopes and constant."""
+    """Return the common slope in bits, and the table of each shape's slopes and constant."""
     bits = _law()["bits"]
     widths = [
         row
@@ -51,7 +51,7 @@ def _slope(widths: list[dict[str, Any]]) -> float:
 
 
 def law_forms() -> str:
-    """Slope, residual and R^2 of every form, over all errors."""
+    """Return the table of slope, residual and R^2 of every form, fitted to all errors."""
     law = _law()
     lines = {line["form"]: line for line in (law["line"], *law["rivals"])}
     notes = {"H d^(3/2) / eps": ", the paper's", "d^(3/2) / eps": ", without H"}
@@ -83,7 +83,7 @@ def law_forms() -> str:
 
 
 def law_powers() -> str:
-    """The powers of d and H, and the proof's fit."""
+    """Return the paragraph on the powers of d and H, and on the fit for the proof's rule."""
     claims = read("width_law")["claims"]
     d, heads = (
         next(c for c in claims if f"power of {name}" in c["what"]) for name in ("d", "heads")
@@ -97,7 +97,7 @@ def law_powers() -> str:
 
 
 def bend() -> str:
-    """The share of sources that miss a value, by width."""
+    """Return the paragraph on the share of sources that miss a value, by width."""
     rows = read("hidden_dim")["bend"]
     parts = [row for row in rows if row["beyond"] > 0]
     last = parts[-1]
@@ -115,7 +115,7 @@ def bend() -> str:
 
 
 def law_ratios() -> str:
-    """Width of the default rule over the proof's."""
+    """Return the table of ratios of the default rule's width to the width of the proof's rule."""
     errors = (0.1, 0.01, 0.001)
     wide = read("law_theory")
     rows = []
@@ -146,7 +146,7 @@ def _most_units(result: dict[str, Any]) -> float:
 
 
 def law_theory() -> str:
-    """Units per input of both rules for large theory targets."""
+    """Return the table of units per input that both rules need for large theory targets."""
     result = read("law_theory")
     rows = []
     for d in (4, 8, 16, 32):
@@ -158,7 +158,7 @@ def law_theory() -> str:
 
 
 def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
-    """Return the least width in units per input, or the bound that the measured range gives."""
+    """Return the least width in units per input, or a bound if it is outside the measured range."""
     for row in result["widths"]:
         if (row["construction"], row["d"], row["eps"]) == (rule, d, eps):
             return f"{row['width'] / d:.1f}"
@@ -172,7 +172,7 @@ def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
 
 
 def law_failures() -> str:
-    """The failing entries at output error 1, by rule and target."""
+    """Return the paragraph on entries that fail at output error 1, by rule and target."""
 
     def counts(name: str, target: str, rule: str) -> dict[str, Any]:
         return pick(read(name)["failures"], target=target, construction=rule, level=1.0)
@@ -195,7 +195,7 @@ def _share(counts: dict[str, Any]) -> str:
 
 
 def law_check() -> str:
-    """The check of the law at points off the grid."""
+    """Return the paragraph on the check of the law at points off the grid."""
     check = read("law_check")
     count = len(check["points"])
     return wrapped(

@@ -13,7 +13,7 @@ BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(page: Path) -> str:
-    """Return the text of a page with all of its blocks generated anew.
+    """Return the text of a page with all its blocks generated again.
 
     Raises:
       ValueError: no function, or more than one, has the name of a block.

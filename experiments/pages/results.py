@@ -12,7 +12,7 @@ def _seconds(name: str) -> str:
 
 
 def readme_figure_4() -> str:
-    """The README's sentences on figure 4."""
+    """Return the README's paragraph on figure 4."""
     run = read("hidden_dim")
     drawn, trained = run["fit_drawn"], run["fit"]
     other = read("hidden_dim_other_targets")["fit_drawn"]
@@ -28,7 +28,7 @@ def readme_figure_4() -> str:
 
 
 def readme_claims() -> str:
-    """Claims and their limits, with the bytes of a hidden language model."""
+    """Return the table of claims and their limits, with the bytes of a hidden language model."""
     row = pick(read("hide_stories")["rows"], samples=20, attention="factored")
     bits = 8 * row["ticket_bytes"] / WEIGHTS
     rows = [
@@ -64,7 +64,7 @@ def readme_claims() -> str:
 
 
 def figures_4_to_6() -> str:
-    """The table of figures 4 to 6."""
+    """Return the table that compares figures 4 to 6 with the paper."""
     four, five, six = (read(name) for name in ("hidden_dim", "input_length", "blocks"))
     drawn, trained, single = four["fit_drawn"], four["fit"], four["fit_drawn"]["single"]
     widest = max(row["width"] for row in four["rows"])
@@ -121,7 +121,7 @@ def figures_4_to_6() -> str:
 
 
 def figure_4_target() -> str:
-    """The reason why the two kinds of targets differ, and another draw of targets."""
+    """Return the paragraph on the trained target, and on another draw of targets."""
     target = read("hidden_dim")["target"]
     other = read("hidden_dim_other_targets")["fit_drawn"]
     return wrapped(
@@ -134,7 +134,7 @@ def figure_4_target() -> str:
 
 
 def figure_6_note() -> str:
-    """The distance of figure 6's points from the common line."""
+    """Return the paragraph on the distance of figure 6's points from the common line."""
     blocks = read("blocks")["fit"]["blocks"]
     residual = max(part["residual"] for part in blocks.values())
     agree = sum(part["agrees"] for part in blocks.values())
@@ -147,7 +147,7 @@ def figure_6_note() -> str:
 
 
 def trained_target() -> str:
-    """The published trained network, proof's rule and default rule."""
+    """Return the table of a published trained network, for the proof's and the default rule."""
     proof, fitted = read("trained_target"), read("trained_fitted")
     rows = []
     for name, run in (("proof", proof), ("fitted", fitted)):
@@ -178,7 +178,7 @@ def trained_target() -> str:
 
 
 def hidden_stories() -> str:
-    """Agreement of stories260K's tickets by samples and rule."""
+    """Return the table of agreement between stories260K and its tickets, by samples and rule."""
     result = read("hide_stories")["rows"]
     kinds = [
         *[(rule, "linear", "merged") for rule in ("proof", "reach", "shift")],
@@ -209,7 +209,7 @@ def hidden_stories() -> str:
 
 
 def hidden_notes() -> str:
-    """Perplexity, GPT-2 small, published networks."""
+    """Return the paragraph on perplexity, GPT-2 small and small published networks."""
     best = pick(read("hide_stories")["rows"], samples=20, attention="factored")
     small = read("hide_gpt2_small")
     add, induction, brackets = read("hide_published")["rows"]
@@ -238,7 +238,7 @@ def _agree(row: dict[str, Any]) -> str:
 
 
 def weight_scale() -> str:
-    """Figure 8 in small."""
+    """Return the table of a small version of figure 8."""
     run = read("weight_scale_quick")
     differences = {row["scale"]: row for row in run["paired"]}
     rows = []
@@ -260,7 +260,7 @@ def weight_scale() -> str:
 
 
 def language() -> str:
-    """Figure 7 in small."""
+    """Return the table of a small version of figure 7."""
     run = read("language_quick")
     rows = []
     for width in sorted({row["width_multiplier"] for row in run["rows"]}):
@@ -278,7 +278,7 @@ def language() -> str:
 
 
 def edge_popup_step() -> str:
-    """Times of a masked step against other steps."""
+    """Return the paragraph on the time of a masked step and of other steps."""
     step = {row["step"]: row["ours_over_this"] for row in read("edge_popup_step")["rows"]}
     return wrapped(
         f"`experiments/benchmarks/edge_popup.py` (5.3 M parameters): a masked step takes "
@@ -290,7 +290,7 @@ def edge_popup_step() -> str:
 
 
 def subset_sums() -> str:
-    """Microseconds per subset sum of all solvers."""
+    """Return the table of microseconds per subset sum for all solvers."""
     result = read("subset_sum")
     solvers = (
         ("slth_jax", "slth_jax, one device"), ("slth_jax, sharded", "sharded, a device per core"),
@@ -325,7 +325,7 @@ def subset_sums() -> str:
 
 
 def sweeps() -> str:
-    """Times of sweeps against loops, memory, kills."""
+    """Return the paragraph on the time of sweeps and loops, on memory and on kills."""
     result = read("sweep")
     kills = [report for report in read("kills")["reports"] if report["work"] == "sweep"]
     killed, in_saves = (sum(report[n] for report in kills) for n in ("kills", "kills_in_a_save"))

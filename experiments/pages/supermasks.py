@@ -6,7 +6,7 @@ from experiments.pages.blocks import pick, read, table, wrapped
 
 
 def convolutions_accuracy() -> str:
-    """The table of accuracies by network, method and share kept, and its conditions."""
+    """Return the table of accuracies by network, method and kept share, and its conditions."""
     run = read("convolutions")
     preset, rows = run["preset"], run["accuracy"]
     header = ["network", "mask", *(f"keep {keep:g}" for keep in preset["keeps"]), "dense"]
@@ -35,7 +35,7 @@ def convolutions_accuracy() -> str:
 
 
 def digits_table() -> str:
-    """The table of the example on digits, and its conditions."""
+    """Return the table of the example on digits, and its conditions."""
     run = read("digits_table")
     words = {"edge-popup": "learned", "dense": "none", "random": "random, weights trained"}
     lines = [
@@ -59,7 +59,7 @@ def digits_table() -> str:
 
 
 def convolutions_speed() -> str:
-    """The table of times of a training step, single and for several runs."""
+    """Return the table of speeds of a training step, for a single run and for several runs."""
     run = read("convolutions")
     rows = run["speed"]
     names = list(dict.fromkeys(row["step"] for row in rows))
@@ -74,7 +74,7 @@ def convolutions_speed() -> str:
 
 
 def edge_popup_seeds() -> str:
-    """The table of eight runs of a small GPT-2, at once and one after another."""
+    """Return the table of speeds of eight runs of a small GPT-2, at once and in sequence."""
     run = read("edge_popup_seeds")
     lines = [
         [row["step"], f"{row['steps_per_second']:.1f}", f"{row['ours_over_this']:.2f}"]

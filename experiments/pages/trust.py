@@ -9,7 +9,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def fuzz_counts() -> str:
-    """The counts of the fuzzer's cases, and the conditions of the run."""
+    """Return the table of counts of the fuzzer's cases, and the conditions of the run."""
     run = read("fuzz")
     kinds = ("refused", "same", "read")
     rows = [
@@ -30,7 +30,7 @@ def fuzz_counts() -> str:
 
 
 def networks_drawn() -> str:
-    """The counts of drawn networks and layers, and the conditions of the run."""
+    """Return the table of counts of drawn networks and layers, and the conditions of the run."""
     run = read("networks")
     rows = [
         [name, c["drawn"], c["read"], c["refused"], g(c["largest_difference"]) if c["read"] else ""]
@@ -45,7 +45,7 @@ def networks_drawn() -> str:
 
 
 def networks_named() -> str:
-    """The verdict on every named network."""
+    """Return the table with the verdict on every named network."""
     rows = []
     for entry in read("networks")["named"]:
         if entry["kind"] == "read":
@@ -57,13 +57,13 @@ def networks_named() -> str:
 
 
 def shortened(text: str, length: int = 150) -> str:
-    """Return a line of a file for a cell of a table."""
+    """Return a text for a cell of a table, shortened to `length` characters."""
     text = text.replace("|", "/").replace("`", "'")
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def kills() -> str:
-    """The table of kills of single processes, and the conditions."""
+    """Return the table of kills in runs of a single process, and its conditions."""
     run = read("kills")
     reports = [report for report in run["reports"] if WORK[report["work"]].processes == 1]
     rows = _sums(reports)
@@ -78,7 +78,7 @@ def kills() -> str:
 
 
 def kills_of_processes() -> str:
-    """The table of kills of one process of several, and the conditions."""
+    """Return the table of kills in runs of several processes, and its conditions."""
     run = read("kills")
     reports = [report for report in run["reports"] if WORK[report["work"]].processes > 1]
     rows = []
@@ -99,7 +99,7 @@ def kills_of_processes() -> str:
 
 
 def _sums(reports: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Return each run's name, kills, kills in a save, and runs, over all seeds."""
+    """Return per run: its name, and the kills, kills in a save and runs, summed over seeds."""
     columns = ("kills", "kills_in_a_save", "runs")
     return [
         [name, *(sum(r[column] for r in reports if r["work"] == name) for column in columns)]

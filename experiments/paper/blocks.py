@@ -21,7 +21,7 @@ from slth_jax.types import Array, Hparams, Key
 FLOAT64 = True
 
 PAPER_RANGE = (100, 225)
-# Below this multiple of the rounding error, rounding bends the curve.
+# Means below this multiple of the rounding error are not fitted, since rounding bends the curve.
 ABOVE_FLOOR = 10
 
 
@@ -30,15 +30,15 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per width; seed 0, 1, ... draws the weights.
-      max_blocks: blocks of the deepest transformer; all shallower ones are measured too.
-      widths: hidden widths n_MHA = n_FC of the source.
-      d: width of the transformer.
-      d_k: query, key and value width of the target.
-      length: tokens of a test sequence.
-      test_sequences: number of sequences over which the error is averaged.
+      seeds: random sources per width; the seeds are 0, 1, ...
+      max_blocks: blocks of the deepest transformer; every smaller depth is measured too.
+      widths: the hidden widths n_MHA = n_FC of the source.
+      d: the width of the transformer.
+      d_k: the width of the target's queries, keys and values.
+      length: tokens per test sequence.
+      test_sequences: the number of test sequences, over which errors are averaged.
       construction: the rule that assigns hidden units to input coordinates.
-      target_seed: seed of the random target and of the test sequences.
+      target_seed: the seed of the random target and of the test sequences.
     """
 
     seeds: int = 100
@@ -72,9 +72,9 @@ PRESETS = {
 
 
 def make_trial(target: Sequence[Block], x: Array, rule: str):
-    """Return the trial: draw a source, compute its ticket, measure the error on `x [s, t, m]`.
+    """Return the trial function: draw a source, prune it, measure the error on `x [s, t, m]`.
 
-    The metric `error` has an entry for each block: the error of the transformer up to it.
+    The metric `error` has an entry per block: the error after that block.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -99,7 +99,7 @@ def make_trial(target: Sequence[Block], x: Array, rule: str):
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, to estimate its cost."""
+    """Return the sweeps of `run`, from which its cost can be estimated."""
     key = jax.random.key(config.target_seed, impl="threefry2x32")
     for_target, for_data = jax.random.split(key)
     target = random_transformer(
@@ -111,7 +111,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Run the sweep, fit one decay rate to all depths, draw the figure."""
+    """Run the sweep, fit a common decay rate of all depths, and draw the figure."""
     (sweep,) = sweeps(config)
     results = out.sweep(sweep)
     depths = range(1, config.max_blocks + 1)
@@ -132,13 +132,15 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Fit the decay rate on the shallowest transformer and only gamma on deeper ones.
+    """Fit the decay rate to the shallowest transformer, and only gamma to deeper transformers.
 
-    The fit uses the widths whose mean is at least ten times the rounding error, which is the
-    median at the best width (rare values out of reach do not move a median). Lines are fitted to
-    the logarithms, as the means span many decades. `residual` is the root mean square distance of
-    the logarithms from the line. `one_rate_serves` is true if each depth's separate rate lies
-    within Student's 95 % interval, of both standard errors, of the shared rate.
+    Only widths whose mean error is at least ten times the rounding error are used. The rounding
+    error is the least median over all widths, since rare values out of reach do not change a
+    median. Lines are fitted to logarithms, because the means span many decades. `residual` is the
+    root mean square of the residuals of the logarithms. `own_delta` is the rate of a separate fit.
+    A depth agrees if the difference between its separate rate and the shared rate lies within
+    Student's 95 % interval around 0, which uses both standard errors; `one_rate_serves` is true if
+    all depths agree.
     """
     depths: dict[str, Any] = {}
     shared: dict[str, float] = {}
@@ -176,7 +178,7 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.Claim]:
-    """Compare each depth's separate rate, and the order of the depths, with the paper's words."""
+    """Compare each depth's separate rate, and the order of the depths, with the paper."""
     compared = [
         claims.statement(
             f"decay rate fitted on {depth} blocks alone",

@@ -1,4 +1,4 @@
-"""The synthetic data of the paper: sequences that turn with a constant angular velocity."""
+"""The synthetic data of the paper: points that rotate with a constant angular velocity."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ VELOCITY_VARIANCE = math.pi**2 / 3
 
 
 class Sequences(NamedTuple):
-    """Sequences `x [s, t, 2]`, the velocities `w [s]` behind them, and their lengths `[s]`."""
+    """Sequences `x [s, t, 2]`, their angular velocities `w [s]`, and their lengths `[s]`."""
 
     x: Array
     w: Array
@@ -25,14 +25,14 @@ def angular_velocity(
 ) -> Sequences:
     """Draw ``x_t = (cos(w t + theta), sin(w t + theta))``, t = 0, 1, ... (paper, section 3).
 
-    ``w ~ U[-pi, pi]`` radians per step and ``theta ~ U[0, pi]``. With `min_length` the
-    lengths are drawn uniformly from ``min_length, 2 min_length, 4 min_length, ... length``, and
-    rows beyond a length are zero.
-    Computed in float64 where JAX has it switched on.
+    ``w ~ U[-pi, pi]`` radians per step and ``theta ~ U[0, pi]``. If `min_length` is given, lengths
+    are drawn uniformly from ``min_length, 2 min_length, 4 min_length, ... length``, and the points
+    beyond a sequence's length are zero; otherwise all lengths are `length`. The points are computed
+    in float64 if JAX's 64-bit mode is on.
     """
     dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
     for_w, for_theta, for_length = jax.random.split(key, 3)
-    # Drawn in float32, so that the data are the same with float64 on and off.
+    # Drawn in float32, so that the data do not depend on JAX's 64-bit mode.
     w = jax.random.uniform(for_w, (count,), jnp.float32, -math.pi, math.pi).astype(dtype)
     theta = jax.random.uniform(for_theta, (count,), jnp.float32, 0, math.pi).astype(dtype)
     doublings = 0 if min_length is None else (length // min_length).bit_length() - 1

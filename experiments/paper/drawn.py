@@ -1,4 +1,4 @@
-"""Targets drawn from the theory's distribution and not trained: fits of all and of each target."""
+"""Targets that are drawn from the theory's distribution and not trained, and fits of errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from experiments import curves, measure
 from slth_jax import initializers
 from slth_jax.types import Projections
 
-WIDTH = 8  # d_K = d_V of a target, as of the trained target
+WIDTH = 8  # d_K = d_V of a target; equal to the trained target's
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def key_of(seed: int) -> Key[Array, ""]:
-    """Return the key of the drawn targets. Seed 0 draws the targets of the first comparison."""
+    """Return the key with which the targets are drawn; seed 0 is the first comparison's."""
     return jax.random.key(11 + seed, impl="threefry2x32")
 
 
 def draw(key: Key[Array, ""], count: int) -> Projections:
-    """Draw `count` targets of one head, d_in = 2 and d_out = 1, stacked along the first axis."""
+    """Draw `count` targets with one head, d_in = 2 and d_out = 1, stacked on the first axis."""
 
     def target(key: Key[Array, ""]) -> Projections:
         return initializers.theory_attention(
@@ -34,7 +34,7 @@ def draw(key: Key[Array, ""], count: int) -> Projections:
 def means(
     rows: Sequence[dict[str, Any]], by: str
 ) -> tuple[list[Any], Float[np.ndarray, "points targets"]]:
-    """Return the values of column `by`, and each target's mean error over seeds at each of them."""
+    """Return the values of the column `by`, and at each value the mean error of each target."""
     points = sorted({row[by] for row in rows})
     targets = sorted({row["target_index"] for row in rows})
     errors: dict[tuple[Any, int], list[float]] = {}
@@ -46,10 +46,11 @@ def means(
 def with_band(
     summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], by: str
 ) -> list[dict[str, Any]]:
-    """Add columns to each row: over targets, and the standard error of the mean of all trials.
+    """Add columns to each row of a summary: a band over targets, and the mean's standard error.
 
-    `targets_low` and `targets_high` are the 10th and 90th percentile over targets of a target's
-    mean error. `mean_se` is clustered by target and by source, with `mean_free` degrees of freedom.
+    `targets_low` and `targets_high` are the 10th and 90th percentile, over targets, of the mean
+    error of a target. `mean_se` is the standard error of the mean over all trials, clustered by
+    target and by source; it has `mean_free` degrees of freedom.
     """
     points, of_targets = means(rows, by)
     low, high = np.quantile(of_targets, (measure.BAND[0], measure.BAND[-1]), axis=1)
@@ -66,12 +67,12 @@ def with_band(
 
 
 def fit(rows: Sequence[dict[str, Any]], *, floor: float = 0.0) -> dict[str, Any]:
-    """Fit ``gamma exp(-delta n)`` to the means of all targets, and to the means of each target.
+    """Fit ``gamma exp(-delta n)`` to the means over all targets, and to the means of each target.
 
-    The line through the logarithms takes the means above `floor`.
+    The line through the logarithms uses the means above `floor`.
 
-    Returns the fit of all targets, `targets`, their number, and `single`, the quantiles of the
-    single targets' gamma and delta.
+    Returns the fit of the means over all targets (see `curves.exponential`); `targets`, the number
+    of targets; and `single`, the quantiles over targets of gamma and delta.
     """
     widths, of_targets = means(rows, "width")
     single = [curves.exponential(widths, column) for column in of_targets.T]

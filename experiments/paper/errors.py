@@ -1,4 +1,4 @@
-"""The error of a ticket against its target: measured and guaranteed."""
+"""Measured and guaranteed errors of tickets, and ticket files."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,11 +24,11 @@ def first_of_each_width(
     *,
     sources: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Bound the error of the first seed's ticket at every width; save the widest ones.
+    """Bound the error of the first seed's ticket at every width; save the widest tickets.
 
-    Returns a row per source and width: the measured error for the first target, and `bound`, which
-    holds for every input whose tokens are no longer than the longest of `x [s, t, m]`, computed in
-    the dtype of `x`.
+    Returns a row per source and width. `error` is the measured error for the first target. `bound`
+    holds for every input whose tokens have at most the largest norm of a token of `x [s, t, m]`,
+    if the networks are computed in the dtype of `x`.
     """
     max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
     rows = results.rows
@@ -41,7 +41,7 @@ def first_of_each_width(
     }
     guarantees = []
     for source_name in sources:
-        # Drawn once at the padded width: the first n units are the source of width n.
+        # All sources have the padded width; the first n units are the source of width n.
         draw = jax.jit(partial(initializers.ATTENTION[source_name], padded=widest, **shape))
         for index, row in enumerate(rows):
             if row["seed"] != seed or row["source"] != source_name:
@@ -83,7 +83,7 @@ def first_of_each_width(
 
 
 def merged_norms(params: Projections) -> tuple[float, float]:
-    """Return the largest spectral norms of the merged matrices ``w_qk`` and ``w_vo`` of a head."""
+    """Return the largest spectral norms over heads of the merged ``w_qk`` and ``w_vo``."""
     merged = attention.merge(params)
     qk, vo = (max(float(np.linalg.norm(np.asarray(w), 2)) for w in part) for part in merged)
     return qk, vo

@@ -27,16 +27,17 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per setting; seed 0, 1, ... draws the weights.
-      widths: hidden widths n_K = n_V of the source.
-      sources: distributions of the source weights, names of `initializers.ATTENTION`.
-      target: trained (as the paper describes it) and drawn (from the theory, not trained).
-      targets: number of drawn targets; each is met from every source.
+      seeds: random sources per setting; the seeds are 0, 1, ...
+      widths: the hidden widths n_K = n_V of the source.
+      sources: distributions of the source's weights, names in `initializers.ATTENTION`.
+      target: kinds of targets: trained (as the paper describes) and drawn (from the theory's
+        distribution, not trained).
+      targets: the number of drawn targets; every source is pruned for each of them.
       construction: the rule that assigns hidden units to input coordinates.
-      length: tokens of a test sequence, the regression token not counted.
-      test_sequences: number of sequences over which the error is averaged.
-      target_seed: seed of the targets and of the test sequences.
-      epochs: epochs of the target's training.
+      length: tokens per test sequence, without the regression token.
+      test_sequences: the number of test sequences, over which errors are averaged.
+      target_seed: the seed of the targets and of the test sequences.
+      epochs: epochs for which the trained target is trained.
     """
 
     seeds: int = 100
@@ -64,12 +65,12 @@ class Config:
 
 
 class Targets(NamedTuple):
-    """g target layers, stacked; the trained one is the first."""
+    """g target layers, stacked on the first axis; a trained target is the first."""
 
     params: Projections  # [g, ...]
     tokens: Array  # [g, 2], regression tokens
-    losses: Array  # [g], mean squared test errors, 0 if a target is not trained
-    kinds: tuple[tuple[str, int], ...]  # 'trained' or 'drawn' and the index within this kind
+    losses: Array  # [g], mean squared test errors; 0 for drawn targets
+    kinds: tuple[tuple[str, int], ...]  # per target: 'trained' or 'drawn', and a count per kind
 
 
 PRESETS = {
@@ -80,13 +81,13 @@ PRESETS = {
 
 
 def make_target(config: Any) -> AngularTarget:
-    """Train the target of figures 4 and 5 as `config` describes it."""
+    """Train the target of figures 4 and 5 with the settings in `config`."""
     key = jax.random.key(config.target_seed, impl="threefry2x32")
     return train_angular(key, Training(epochs=config.epochs))
 
 
 def make_targets(config: Any) -> Targets:
-    """Train and draw the targets of figures 4 and 5 as `config` describes them."""
+    """Train and draw the targets of figures 4 and 5 with the settings in `config`."""
     parts: list[AngularTarget] = []
     if "trained" in config.target:
         parts.append(jax.tree.map(lambda w: w[None], make_target(config)))
@@ -101,7 +102,7 @@ def make_targets(config: Any) -> Targets:
 
 
 def test_sequences(count: int, length: int, seed: int) -> Array:
-    """Return test sequences without a regression token, `[count, length, 2]`."""
+    """Return test sequences without the regression token, `[count, length, 2]`."""
     key = jax.random.key(2**31 + seed, impl="threefry2x32")
     return data.angular_velocity(key, count, length).x
 
@@ -114,9 +115,10 @@ def draw_source(key: Key, hparams: Hparams) -> Projections:
 
 
 def make_trial(targets: Targets, sequences: Array, rule: str):
-    """Return the trial: draw a source, compute a ticket and its error for each of g targets.
+    """Return the trial function: draw a source, compute a ticket and its error for each target.
 
-    Metrics are arrays `[g]`; the masks of the first target are returned.
+    The metrics of a trial are arrays `[g]`, with an entry per target. The trial returns the masks
+    of the first target's ticket.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -146,19 +148,19 @@ def _sweep(config: Config, targets: Targets) -> Sweep:
         make_trial(targets, sequences, config.construction),
         grid={"source": config.sources, "width": config.widths},
         padded=("width",),
-        # Sources at a time, each for every target: memory stays bounded.
+        # Every source is pruned for all targets at once, so few sources per batch limit the memory.
         batch=max(1, 64 // len(targets.kinds)),
         chunk=128,
     )
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, to estimate its cost."""
+    """Return the sweeps of `run`, from which its cost can be estimated."""
     return [_sweep(config, make_targets(config))]
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Run the sweep, fit the exponential, draw the figure."""
+    """Run the sweep, fit the exponential, bound tickets, and draw the figures."""
     targets = make_targets(config)
     results = out.sweep(_sweep(config, targets))
     trials = of_each_target(results.rows, targets.kinds)
@@ -200,7 +202,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def of_each_target(
     rows: Sequence[dict[str, Any]], kinds: Sequence[tuple[str, int]]
 ) -> list[dict[str, Any]]:
-    """Return a row per trial and target from rows whose metrics are arrays `[g]`."""
+    """Return a row per trial and target, from rows whose metrics are arrays `[g]`."""
     return [
         {"target": kind, "target_index": index}
         | {k: v[place] if isinstance(v, list | np.ndarray) else v for k, v in row.items()}
@@ -210,7 +212,7 @@ def of_each_target(
 
 
 def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fits of the trained target by source, and the fit of the drawn targets."""
+    """Return the fits for the trained target by source, and the fit for the drawn targets."""
     if len(config.widths) < 3:
         return {}
     main = config.sources[0]
@@ -232,12 +234,12 @@ def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dic
 
 
 def above_rounding(rows: Sequence[dict[str, Any]]) -> float:
-    """Return ten times the rounding error, which is the median error at the best width."""
+    """Return ten times the rounding error, which is the least median error over all widths."""
     return 10 * min(row["median"] for row in rows)
 
 
 def describe_target(target: Projections, loss: float) -> dict[str, float]:
-    """Return the trained target's test error, the share of variance it explains, and its norms."""
+    """Return the trained target's test loss, the share of variance it explains, and its norms."""
     qk_norm, vo_norm = errors.merged_norms(target)
     return {
         "test_loss": loss,
@@ -249,10 +251,10 @@ def describe_target(target: Projections, loss: float) -> dict[str, float]:
 
 
 def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Split each width's mean error by whether a source can reach all values.
+    """Split the mean error at each width by whether a source can reach all values.
 
-    `mean = beyond * mean_beyond + (1 - beyond) * mean_within`. `beyond` is the share of sources
-    for which a value is larger than the sum of all samples of its sign.
+    `beyond` is the share of sources for which a value is larger than the sum of all samples of its
+    sign. The means satisfy ``mean = beyond * mean_beyond + (1 - beyond) * mean_within``.
     """
     split = []
     for width in sorted({row["width"] for row in trials}):
@@ -272,7 +274,7 @@ def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare(summary: dict[str, Any], source: str) -> list[claims.Claim]:
-    """Compare fits, the order of the widths, and the error at the largest width with the paper."""
+    """Compare fits, the order of widths, and the error at the largest width with the paper."""
     compared = []
     if "fit_drawn" in summary:
         for name in ("gamma", "delta"):

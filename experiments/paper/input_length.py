@@ -23,16 +23,18 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per width; seed 0, 1, ... draws the weights.
-      widths: hidden widths n_K = n_V of the source.
-      lengths: tokens of the test sequences, the regression token not counted.
-      target: trained (as the paper describes it) and drawn (from the theory, not trained).
-      targets: number of drawn targets; each is met from every source.
-      test_sequences: number of sequences per length over which the error is averaged.
-      query_rows: compared tokens, spread evenly, the regression token first; 0 for all.
+      seeds: random sources per width; the seeds are 0, 1, ...
+      widths: the hidden widths n_K = n_V of the source.
+      lengths: tokens per test sequence, without the regression token.
+      target: kinds of targets: trained (as the paper describes) and drawn (from the theory's
+        distribution, not trained).
+      targets: the number of drawn targets; every source is pruned for each of them.
+      test_sequences: the number of test sequences per length, over which errors are averaged.
+      query_rows: the number of tokens at which outputs are compared, evenly spaced from the
+        regression token on; 0 for all tokens.
       construction: the rule that assigns hidden units to input coordinates.
-      target_seed: seed of the targets and of the test sequences.
-      epochs: epochs of the target's training.
+      target_seed: the seed of the targets and of the test sequences.
+      epochs: epochs for which the trained target is trained.
     """
 
     seeds: int = 100
@@ -62,9 +64,9 @@ PRESETS = {
 
 
 def make_trial(config: Config, targets: Targets, inputs: Sequence[Array]):
-    """Return the trial: prune a source for each of g targets, measure the error at every length.
+    """Return the trial function: prune a source for each target, measure errors at every length.
 
-    The metric `error` is `[g, lengths]`.
+    The metric `error` is `[g, lengths]` for g targets.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -97,19 +99,19 @@ def _sweep(config: Config, targets: Targets) -> Sweep:
         make_trial(config, targets, inputs),
         grid={"width": config.widths},
         padded=("width",),
-        # A device works on few sources at a time: memory stays bounded for long inputs.
+        # Few sources per batch limit the memory for long inputs.
         batch=4,
         chunk=16,
     )
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, to estimate its cost."""
+    """Return the sweeps of `run`, from which its cost can be estimated."""
     return [_sweep(config, hidden_dim.make_targets(config))]
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Prune each source, apply the tickets at all lengths, regress on log T, draw the figure."""
+    """Measure errors at all lengths, regress them on log T, and draw the figure."""
     targets = hidden_dim.make_targets(config)
     results = out.sweep(_sweep(config, targets))
     of_targets = hidden_dim.of_each_target(results.rows, targets.kinds)
@@ -146,7 +148,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def compare(
     rows: Sequence[dict[str, Any]], slopes: Mapping[str, dict[str, float]]
 ) -> list[claims.Claim]:
-    """Compare the slopes on log T, and the order of the widths, with the paper's words."""
+    """Compare the slopes on log T, and the order of the widths, with the paper."""
     compared = [
         claims.statement(
             f"slope of the error on log T, {name}",
@@ -171,7 +173,7 @@ def compare(
 
 
 def query_rows(tokens: int, count: int) -> jax.Array | None:
-    """Return `count` of the token indices, spread evenly from the first; None for all."""
+    """Return `count` evenly spaced token indices that begin with 0; None means all tokens."""
     if count == 0 or tokens <= count:
         return None
     return jnp.asarray(np.unique(np.linspace(0, tokens - 1, count).round().astype(np.int32)))

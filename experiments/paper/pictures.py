@@ -1,4 +1,4 @@
-"""The pictures of figures 4 and 5: trained and drawn targets side by side, and figure 4's bend."""
+"""Figures 4 and 5, with drawn and trained targets side by side, and the bend of figure 4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"drawn": "targets drawn from the theory", "trained": "the trained target"}
-# A float64 error below this is zero for the eye; the axis ends at it.
+# The lower end of the error axis.
 LEAST = 1e-10
 
 Rows = Sequence[Mapping[str, Any]]
@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 def hidden_dim(
     config: Any, series: Mapping[tuple[str, str], Rows], summary: Mapping[str, Any]
 ) -> Figure:
-    """Draw figure 4: mean error against width, a panel per kind of target."""
+    """Draw figure 4: mean error against width, in a panel per kind of target."""
     kinds = [kind for kind in TITLES if kind in config.target]
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -51,7 +51,7 @@ def hidden_dim(
 
 
 def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
-    """Draw figure 5: mean error against the length of the input, a panel per kind of target."""
+    """Draw figure 5: mean error against input length, in a panel per kind of target."""
     kinds = [kind for kind in TITLES if kind in config.target]
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -67,7 +67,7 @@ def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
 
 
 def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the mean error by reach, and the share of sources that cannot reach some value."""
+    """Draw mean errors of sources that can and cannot reach all values, and the latter's share."""
     figure, (left, right) = plots.two(9.6, 4.0)
     for name, label, color in (
         ("mean", "all sources", plots.PAPER),
@@ -101,7 +101,7 @@ def _panels(kinds: Sequence[str]) -> tuple[Figure, list[Axes]]:
 
 
 def _means(axes, by, rows, kind, config, index, label) -> None:
-    """Draw means and a band: quantiles over sources, or over the means of single targets."""
+    """Draw means and a band of quantiles, over sources or over the mean errors of targets."""
     x = [row[by] for row in rows]
     if kind == "drawn":
         count = f"mean of {config.targets} targets, {config.seeds} sources each"
@@ -113,7 +113,7 @@ def _means(axes, by, rows, kind, config, index, label) -> None:
 
 
 def _guarantees(axes: Axes, rows: Rows) -> None:
-    """Draw the guaranteed and the measured error of the ticket of seed 0 at each width."""
+    """Draw, at each width, the guaranteed and the measured error of the ticket of seed 0."""
     x = [row["width"] for row in rows]
     for name, marker, label in (("bound", "v", "guaranteed"), ("error", "x", "measured")):
         y = [row[name] for row in rows]

@@ -18,14 +18,15 @@ def random_source(
     n_fc: Sequence[ArrayLike],
     padded: tuple[int, Sequence[int]],
 ) -> tuple[Block, ...]:
-    """Draw a source for `target`: theory attention, and two ReLU layers for each of its layers.
+    """Draw a source for `target`: attention of the theory, and two layers per ReLU layer.
 
     Args:
       key: a typed PRNG key.
-      target: blocks with the shapes and the biases of the source.
-      n_mha: n_k = n_v of every block; may be traced.
-      n_fc: hidden units of the pair of layers for each layer of a block; may be traced.
-      padded: static sizes of `n_mha` and of each of `n_fc`.
+      target: the target's blocks, from which the source has its shapes and biases.
+      n_mha: the attention width n_k = n_v of every block; may be traced.
+      n_fc: for each layer of a block, the hidden units between its two source layers; may be
+        traced.
+      padded: the static sizes to which `n_mha` and each entry of `n_fc` are padded.
     """
     h, m, _ = target[0].attention.w_q.shape
     attentions = initializers.theory_blocks(
@@ -45,8 +46,8 @@ def random_source(
 def random_layers(
     key: Key, target: Sequence[Linear], *, widths: Sequence[ArrayLike], padded: Sequence[int]
 ) -> tuple[Linear, ...]:
-    """Draw two layers with entries ``U[-1, 1]`` for each of `target`, which keeps its bias."""
-    if not target:  # attention alone
+    """Draw two layers with entries ``U[-1, 1]`` per layer of `target`; biases are the target's."""
+    if not target:  # blocks without ReLU layers
         return ()
     shape = (target[0].w.shape[1], *(layer.w.shape[0] for layer in target))
     drawn = initializers.theory_layers(key, shape, padded)
@@ -67,7 +68,7 @@ def narrow(params: Projections, width: int) -> AttentionParams:
 
 
 def narrow_layers(layers: Sequence[Linear], widths: Sequence[int]) -> tuple[Linear, ...]:
-    """Return the first hidden units of padded pairs of layers or of their masks."""
+    """Return the first hidden units of padded pairs of layers, or of the masks of such layers."""
     narrowed: list[Linear] = []
     for first, second, width in zip(layers[::2], layers[1::2], widths, strict=True):
         narrowed += [Linear(first.w[:width]), Linear(second.w[:, :width], second.b)]

@@ -16,9 +16,10 @@ from slth_jax.types import Array, Key, Projections
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How the attention target is trained (paper, section 3; d_v = 8 is our assumption).
+    """Settings with which the attention target is trained (paper, section 3).
 
-    It starts from the theory's distribution, as the paper's appendix says of targets.
+    The width d_v = 8 is an assumption. The initial weights have the theory's distribution, as in
+    the paper's appendix.
     """
 
     d_k: int = 8
@@ -41,9 +42,10 @@ class AngularTarget(NamedTuple):
 
 
 def train_angular(key: Key, training: Training) -> AngularTarget:
-    """Train one head, ``d_in = 2, d_out = 1``, to read the angular velocity at the token.
+    """Train one head, ``d_in = 2, d_out = 1``, to output the velocity at the regression token.
 
-    AdamW on the squared error; the epoch with the least validation loss is kept.
+    AdamW minimises the squared error; the weights of the epoch with the least validation loss are
+    returned.
     """
     return _train(key, training)
 
@@ -89,11 +91,11 @@ def _train(key: Key, training: Training) -> AngularTarget:
 
 
 def _loss(net: tuple[Projections, Array], sequences: data.Sequences) -> Array:
-    """Mean squared error of the answer at the regression token, in float32."""
+    """Return the mean squared error of the answer at the regression token, in float32."""
     params, token = net
     x = data.with_token(token, sequences.x.astype(jnp.float32))
     merged = attention.merge(params)
-    # Only the token's row is read, so this costs time in proportion to the length.
+    # Only the regression token's output is computed, so the time is proportional to the length.
     logits = jnp.einsum("m,hmn,stn->hst", token, merged.w_qk, x)
     inside = jnp.arange(x.shape[1])[None] <= sequences.length[:, None]
     weights = jax.nn.softmax(jnp.where(inside[None], logits, -jnp.inf), axis=-1)
@@ -104,7 +106,10 @@ def _loss(net: tuple[Projections, Array], sequences: data.Sequences) -> Array:
 def random_transformer(
     key: Key, *, num_blocks: int, d: int, d_k: int, heads: int = 1
 ) -> tuple[Block, ...]:
-    """Draw an untrained transformer as in figure 6: theory attention, F one layer ``U[-1, 1]``."""
+    """Draw an untrained transformer as in figure 6.
+
+    Attention has the theory's distribution, and every block has one layer with entries U[-1, 1].
+    """
     blocks = []
     for block_key in jax.random.split(key, num_blocks):
         for_attention, for_layer = jax.random.split(block_key)
