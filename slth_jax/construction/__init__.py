@@ -2,9 +2,10 @@
 
 `prune` and `relu` have the public functions: they validate their arguments and turn a network into
 products of two random matrices. `engine` solves these: a rule (`rules`) assigns hidden units to
-columns, `search` makes every entry of a target a subset sum, and kept samples become masks.
-`prune_*` return masks, `solve_*` a `Pruned` record of masks and report. `find_width` finds the
-smallest width for an error. Bounds on the error of a ticket are in `slth_jax.guarantee`.
+columns, `search` makes every entry of a target a subset sum, and kept samples become masks. The
+functions `prune_*` return masks, the functions `solve_*` a `Pruned` with masks and a report.
+`find_width` finds the smallest width for an error. Bounds on the error of a ticket are in
+`slth_jax.guarantee`.
 """
 
 from slth_jax.construction.encode import Encoded, encode_matrix

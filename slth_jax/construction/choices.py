@@ -1,4 +1,4 @@
-"""Masks that keep one of M = 2^b neighbours: their choices, packed at b bits each.
+"""Pack masks that keep one of M = 2^b neighbouring units: b bits per choice.
 
 The last axis of such a mask has r groups of M units, and each row keeps exactly one unit per group,
 its *digit*. A row is stored as its r digits of b bits, the highest bit first, in whole bytes.
@@ -14,7 +14,7 @@ from slth_jax.types import Array, ArrayLike
 
 
 def num_bytes(shape: Sequence[int], bits: int) -> int:
-    """Return the bytes of the packed choices of a mask of this shape."""
+    """Return the number of bytes of the packed choices of a mask with this shape."""
     *rows, units = shape
     return math.prod(rows) * -(-(units >> bits) * bits // 8)
 

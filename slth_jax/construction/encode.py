@@ -1,4 +1,4 @@
-"""A matrix hidden at b bits per entry: random factors drawn from a key, and a band's masks."""
+"""Hide a matrix at b bits per entry: draw random factors from a key, find a band's masks."""
 
 import math
 from functools import partial
@@ -21,7 +21,8 @@ SOURCES = {
     "sign_normal": (initializers.signs, initializers.normal, 1.0),
     "signs": (initializers.signs, initializers.signs, 1.0),
 }
-# Standard deviations of a sum of L terms that are tried, relative to the target's entries.
+# The scales that are tried: standard deviations of a sum of L terms, in units of the root mean
+# square of the target's entries.
 _SPREADS = (1.0, 1.2, 1.45, 1.75, 2.1, 2.6, 3.2)
 _ROWS_TRIED = 16
 
@@ -32,12 +33,12 @@ class Encoded(NamedTuple):
     Attributes:
       left: the free factor, its scale included.
       right: the grouped factor.
-      left_mask: one unit per column and row.
-      right_mask: the band.
-      scale: the one number besides key and masks: the largest weight (or standard deviation) of
-        `left`.
-      bits: mask bits per entry; the band itself depends on nothing.
-      error: mean squared error of the entries divided by their mean square.
+      left_mask: keeps one unit per column in each row.
+      right_mask: the mask of the band, the same for every target.
+      scale: the largest weight of `left`; the only number to store besides key and masks.
+      bits: mask bits per entry; `right_mask` takes none, since it is fixed.
+      error: the mean squared error of the product's entries divided by the mean square of the
+        target's entries.
     """
 
     left: Float[Array, "p n"]
@@ -60,18 +61,19 @@ def encode_matrix(
 ) -> Encoded:
     """Hide a matrix in a product of two random matrices at `bits` mask bits per entry.
 
-    The masks are those of ``construction.prune_product(..., construction=band(bits, states))``
-    over factors drawn from `key`: ``2^bits`` units per column.
+    The masks are those of ``construction.prune_product(..., construction=band(bits,
+    states))`` for factors drawn from `key`, with ``2^bits`` units per column.
 
     Args:
       key: a typed PRNG key. Row i of `left` is drawn from ``fold_in(fold_in(key, 0), i)``, unit k
         of `right` from ``fold_in(fold_in(key, 1), k)``.
-      target: `[p, r]`, not all zeros. A row is one code word: long rows are better met.
+      target: `[p, r]`, not all zeros. Each row is solved as a whole; long rows have smaller errors.
       bits: b, from 1 to 12.
       states: the base-2 logarithm of the number of states of the search, see `band`.
-      source: 'uniform', the paper's U[-1, 1] for both factors; 'sign_uniform' and 'sign_normal',
-        signs for the free factor, with which errors are smaller; 'signs', signs for both.
-      scale: the free factor's; None for the best of seven on up to 16 of the rows.
+      source: the distributions of the factors: 'uniform', the paper's U[-1, 1] for both;
+        'sign_uniform' and 'sign_normal', random signs for the free factor, which give smaller
+        errors; 'signs', random signs for both.
+      scale: the scale of the free factor; None for the best of seven scales on up to 16 rows.
 
     Raises:
       ValueError: arguments outside these ranges, or a target that is empty or zero.

@@ -1,9 +1,9 @@
-"""The engine: masks for two random factors whose product is to be a target matrix.
+"""The engine: find masks under which the product of two random factors approximates a matrix.
 
 ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj`` (Lemmas 4 and 7). A rule assigns
-the hidden units k to the columns j of `right`, the grouped factor, whose mask is that assignment.
-Each entry of the target is then a subset sum over ``left_ik right_kj``, k assigned to j, and the
-kept samples are the mask of `left`, the free factor.
+the hidden units k to the columns j of `right`, the grouped factor; the mask of `right` is that
+assignment. Each entry of the target is then a subset sum over the samples ``left_ik right_kj`` of
+the units k assigned to j. The kept samples are the mask of `left`, the free factor.
 """
 
 import math
@@ -25,14 +25,14 @@ from slth_jax.types import Array, ArrayLike
 
 
 class Report(NamedTuple):
-    """Results of the subset sums behind a pair of masks: counts and errors of target entries."""
+    """Statistics of the subset sums behind a pair of masks, one sum per target entry."""
 
     num_sums: Array
-    out_of_reach: Array  # targets beyond the sum of all samples of their sign
+    out_of_reach: Array  # number of targets beyond the sum of all samples of their sign
     max_error: Array
 
     def __repr__(self) -> str:
-        """Return the numbers in one line, or the shapes of batched and unknown ones."""
+        """Return the numbers in one line; batched and traced arrays are printed as they are."""
         known = ((name, checks.concrete(value)) for name, value in self._asdict().items())
         shown = (
             f"{name}={getattr(self, name)}"
@@ -44,14 +44,14 @@ class Report(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """The result of pruning a source: its masks, and a report of the subset sums behind them."""
+    """The result of pruning a source: the masks, and a report of the subset sums behind them."""
 
     masks: Any
     report: Any
 
 
 class Problem(NamedTuple):
-    """A target matrix and two factors whose hidden units are assigned."""
+    """A target matrix and two factors, with an assignment of hidden units to columns."""
 
     left: Float[Array, "*batch p n"]
     right: Float[Array, "*batch n r"]
@@ -77,16 +77,16 @@ def product(
     rule: Rule,
     width: ArrayLike | None = None,
 ) -> Problem:
-    """Return ``target = left right`` with its units assigned.
+    """Return the problem ``target ~ left right``, with its hidden units assigned to columns.
 
     Args:
       left: the free factor.
-      right: the grouped factor; a rule may exchange the two.
+      right: the grouped factor; a rule may exchange `left` and `right`.
       target: the matrix to approximate.
       rule: see `rules.RULES`.
-      width: the number of hidden units, the same for the whole batch.
-        None: up to the last unit that is not all zeros. Zeros behind it are padding, inside `jit`
-        and `vmap` too, and change no mask.
+      width: the number of hidden units, the same for the whole batch. None counts the units up to
+        the last one that is not all zeros. Zeros behind that unit are padding and change no mask,
+        inside `jit` and `vmap` too.
     """
     *batch, p, n = left.shape
     chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])
@@ -117,7 +117,7 @@ def hidden_width(
 def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
     """Refuse a source that has less than one hidden unit for each of `needed` columns.
 
-    `n` includes the padding, `width` does not; it may be traced, or an array for a batch.
+    `n` includes the padding, `width` does not. `width` may be traced, or an array for a batch.
     """
     known = checks.concrete(width)
     least = n if known is None else min(n, int(known.min()))
@@ -126,7 +126,7 @@ def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
 
 
 def solve(problems: Sequence[Problem]) -> list[Solved]:
-    """Solve several problems, those with the same rule as one batch (the solver compiles once)."""
+    """Solve several problems; problems with the same rule form one batch and compile once."""
     solved: dict[int, Solved] = {}
     for rule in dict.fromkeys(problem.rule for problem in problems):
         places = [i for i, problem in enumerate(problems) if problem.rule == rule]
@@ -175,10 +175,10 @@ def solve_rows(
       right: the grouped factor.
       target: the rows to approximate.
       assignment: ``rule.assignment(right, width)``.
-      rule: the rule that assigned.
+      rule: the rule that made the assignment.
 
     Raises:
-      ValueError: rows of the rule are shortest paths, not subset sums.
+      ValueError: the rule solves rows by shortest paths, not by subset sums.
     """
     if rule.band is not None:
         raise checks.fail("construction", "a rule of subset sums", repr(rule.name))
@@ -206,7 +206,10 @@ def left_mask(
 
 
 def right_mask(assignment: Assignment, n: int) -> Bool[Array, "{n} r"]:
-    """Return the mask of the grouped factor: each unit to its column, or to its block's."""
+    """Return the mask of the grouped factor.
+
+    A unit is connected to its column, a shift unit to all columns of its block.
+    """
     column = jnp.arange(assignment.units.shape[0])
     filled = jnp.where(assignment.filled, assignment.units, n)  # [r, slots]
     shift = _shift_or(assignment, n)[column // assignment.columns]  # [r, R]
@@ -217,7 +220,7 @@ def right_mask(assignment: Assignment, n: int) -> Bool[Array, "{n} r"]:
 def split_by_sign(
     assignment: Assignment, right: Float[Array, "n r"]
 ) -> tuple[Assignment, Assignment]:
-    """Return the units with a positive and with a negative weight to their own column.
+    """Split an assignment into units with a positive and with a negative weight to their column.
 
     In both results the filled slots of a column come first.
     """
@@ -235,7 +238,7 @@ def split_by_sign(
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """Return one report of all."""
+    """Return one report for all problems together."""
     parts: Report = jax.tree.map(lambda *values: jnp.stack(values), *reports)
     return Report(jnp.sum(parts.num_sums), jnp.sum(parts.out_of_reach), jnp.max(parts.max_error))
 
@@ -263,7 +266,7 @@ def _masks(problem: Problem, left: Array, right: Array, report: Report) -> Solve
 
 
 def _shift_or(assignment: Assignment, n: int) -> Int[Array, "blocks R"]:
-    """Return the shift units, with n, which no unit is, for none."""
+    """Return the shift units, with n (the number of no unit) in place of missing ones."""
     return jnp.where(assignment.shift < 0, n, assignment.shift)
 
 

@@ -1,8 +1,9 @@
 """Masks of random ReLU networks: two random layers for each layer of the target (Lemma 2).
 
 A unit of the first layer is connected to one input j. Units with ``w1_kj > 0`` pass the positive
-part of x_j, the remaining units its negative part, so every entry of the target is two subset sums
-over ``w2_ik w1_kj``, one over the units of either sign (Pensia et al. 2020).
+part of x_j, the remaining units the negative part of x_j. So every entry of the target is two
+subset sums over ``w2_ik w1_kj``: one over units of positive weight, one over units of negative
+weight (Pensia et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -95,8 +96,8 @@ def _solve_layers(source, target, *, rule: Rule):
 def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rule) -> list[Problem]:
     """Return two problems per layer of `target`: for positive and for negative inputs.
 
-    There are no shift units: across a ReLU a unit of several columns would pass the positive part
-    of a sum of inputs.
+    There are no shift units: across a ReLU a unit connected to several columns would pass the
+    positive part of a sum of inputs.
     """
     rule = rule.for_relu()
     problems = []
@@ -109,7 +110,7 @@ def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rul
 
 
 def layer_masks(solved: Sequence[Solved]) -> tuple[Linear, ...]:
-    """Return the masks of both source layers of each pair of problems."""
+    """Return the masks of two source layers for each pair of problems."""
     masks = []
     for plus, minus in zip(solved[::2], solved[1::2], strict=True):
         masks += [

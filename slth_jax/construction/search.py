@@ -1,4 +1,4 @@
-"""Entries of target matrices as subset sums, row by row, with patterns of shift units to try.
+"""Solve the entries of target matrices as subset sums, row by row, with patterns of shift units.
 
 Letters in shapes: p rows of the free factor, r columns of the grouped factor in blocks of c,
 R shift units per block, `slots` units per column.
@@ -20,7 +20,7 @@ from slth_jax.types import Array
 
 
 class Rows(NamedTuple):
-    """The samples and shift units that each row of the free factor keeps, and its result."""
+    """The samples and shift units that each row of the free factor keeps, and the result."""
 
     kept: Bool[Array, "p r slots"]
     pattern: Bool[Array, "p blocks R"]
@@ -76,7 +76,7 @@ def best(problems: Sequence[Sums], columns: Sequence[int], search: Search) -> li
     Args:
       problems: the subset sums of each problem.
       columns: the number of columns r of each problem, without the filling of the last block.
-      search: the effort per row.
+      search: the settings of the search in each row.
     """
     if not search.shift_units:
         solutions = _solve([p.samples for p in problems], [p.target for p in problems])
@@ -139,7 +139,7 @@ def _solve(samples: Sequence[Array], values: Sequence[Array]) -> list[Solution]:
 
 
 def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
-    """Return the blocks of each row that are solved next: the worst with an untried pattern."""
+    """Return the blocks to solve next: in each row, the worst blocks with an untried pattern."""
     candidates = jnp.where(state.tried < 2**search.shift_units, state.score, -1)
     p, blocks = candidates.shape
     count = math.ceil(search.reroll * blocks)
@@ -151,19 +151,19 @@ def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
         first = jnp.min(jnp.where(remaining == largest, index, blocks), axis=1)
         return jnp.where(index == first[:, None], -2, remaining), chosen.at[:, k].set(first)
 
-    # Half the time of a sort; top_k would gather rows that are spread over devices.
+    # This takes half the time of a sort; top_k would gather rows that are spread over devices.
     start = candidates, jnp.zeros((p, count), jnp.int32)
     return jax.lax.fori_loop(0, count, pick, start)[1]
 
 
 def _steps(search: Search) -> int:
-    """Return how often a share of a row's blocks is solved."""
+    """Return the number of steps, each of which solves a share of a row's blocks."""
     rerolls = 2**search.shift_units - 1 if search.rerolls is None else search.rerolls
     return math.ceil(1 / search.reroll) + rerolls
 
 
 def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | None:
-    """Return the patterns of each block in the order of trial; None for the order of numbers."""
+    """Return the patterns of each block in the order of trial; None means by increasing number."""
     if not search.centred:
         return None
     count = min(2**search.shift_units, _steps(search))
@@ -173,8 +173,8 @@ def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | No
 def _by_centre(row: Sums, count: int) -> Int[Array, "blocks count"]:
     """Order the patterns of one row by how well they centre its targets.
 
-    Samples and shifts are added one by one: another program may reduce in another order, and
-    nearly equal patterns would change places.
+    Samples and shifts are added one by one. A reduction may add in another order in another
+    program, and patterns of nearly equal rank would change places.
     """
     samples, shifts, target = row  # [blocks, c, slots], [blocks, R, c], [blocks, c]
     centre, spread = jnp.zeros_like(target), jnp.zeros_like(target)
@@ -282,7 +282,7 @@ def _shifted(problem: Sums, number: Int[Array, "p blocks"]) -> Float[Array, "p b
 
 
 def _sum_of_squares(error: Float[Array, "p count c"]) -> Float[Array, "p count"]:
-    """Return the sum over the last axis, the same bits in every program."""
+    """Return the sum of squares over the last axis, with the same bits in every program."""
     squares = _short_square(error)
     total = squares[..., 0]
     for j in range(1, squares.shape[-1]):

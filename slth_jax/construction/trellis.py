@@ -7,11 +7,12 @@ free factor keeps exactly one unit per column, its *digit* ``d_j``. Entry j of a
 
     ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``,
 
-a walk through a trellis: the state before column j holds the last L - 1 digits, a step chooses the
-next, and its length is the squared error of entry j. The walk of least squared error is found by
-dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states: on a CPU in C++
-(`subset_sum/native/shortest_paths.cc`), elsewhere, or without a compiler, by the program of this
-file, with equal bits. Here rows are the last axis, so that every operation is elementwise in them.
+So the digits of a row are a walk through a trellis: the state before column j holds the last L - 1
+digits, a step chooses the next digit, and the length of the step is the squared error of entry j.
+The walk of least squared error is found by dynamic programming (Viterbi 1967) over
+``2^(b (L - 1))`` states. On a CPU this is done in C++ (`subset_sum/native/shortest_paths.cc`);
+elsewhere, or without a compiler, by this file, with the same bits. In this file rows are the last
+axis, so that every operation is elementwise over rows.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ from slth_jax.subset_sum import kernel
 from slth_jax.types import Array, ArrayLike
 
 _MEMORY = 1 << 27  # bytes of predecessors that are held at once
-_SETTLE = 6  # a state is known this many windows before and after it, but for rare ties
+_SETTLE = 6  # windows before and after a state that determine it, except for rare ties
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """The shape of a band: ``M = 2^bits`` units start per column, each spans `window` columns."""
+    """The shape of a band: ``M = 2^bits`` units start at each column and span `window` columns."""
 
     bits: int
     window: int
@@ -50,9 +51,10 @@ def solve(
       left: the free factor.
       right: the grouped factor.
       target: the matrix to approximate.
-      width: the number of units that are not padding; may be traced. The rows choose among the
-        largest power of two of units per column that it has, at most ``2^bits``.
-      band: static.
+      width: the number of units that are not padding; may be traced. Each row chooses, at every
+        column, among the largest power of two of units for which `width` suffices, at most
+        ``2^bits``.
+      band: the shape of the band; static.
     """
     n, r = right.shape
     bits = min(band.bits, (n // r).bit_length() - 1)
@@ -103,16 +105,16 @@ def shortest(
     target: Float[Array, "p r"],
     usable: ArrayLike,
 ) -> Int[Array, "p r"]:
-    """Return the digits, below `usable`, of the shortest closed walk through a state at the seam.
+    """Return the digits, below `usable`, of the shortest closed walk through one state at the seam.
 
-    The walk is the shortest of all that pass that state; the state is the one that the shortest
-    open walk around the seam passes.
+    The seam lies between the last and the first column. Its state is taken from the shortest open
+    walk around the seam; the result is the shortest closed walk through that state.
 
     Args:
-      left: weight ``left[i, j, d]`` of row i to unit d of the units that start at column j.
-      right: weight ``right[j, d, t]`` of that unit to column j + t.
+      left: ``left[i, j, d]`` is the weight of row i to unit d of the units that start at column j.
+      right: ``right[j, d, t]`` is the weight of that unit to column j + t.
       target: the rows to approximate.
-      usable: an integer, at most M; may be traced.
+      usable: the number of units per column among which rows choose, at most M; may be traced.
     """
     left, right, target = (x.astype(jnp.float32) for x in (left, right, target))
     usable = jnp.asarray(usable, jnp.int32)
@@ -189,7 +191,7 @@ def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array,
         best, dropped = jax.lax.fori_loop(0, m, shorter, (best, dropped), unroll=unroll)
         best = best + jnp.where(usable[:, None], term * term, jnp.inf)[None]
         best = best.reshape(-1, p)
-        best = best - jnp.min(best, axis=0, keepdims=True)  # so that float32 stays fine
+        best = best - jnp.min(best, axis=0, keepdims=True)  # so that float32 stays accurate
         return best, dropped.reshape(-1, p)
 
     return jax.lax.scan(step, cost, columns)

@@ -36,20 +36,20 @@ def find_width(
     source: Callable[..., Projections] = initializers.theory_attention,
     largest: int = 1024,
 ) -> FoundWidth:
-    """Return the smallest source width at which tickets of `target` have at most a mean error.
+    """Return the smallest source width at which the mean error of tickets is at most `error`.
 
     The error of a ticket is `attention.error`, averaged over sequences and sources. Widths are
-    doubled until it is small enough, then bisected; every doubling compiles one program, for all
-    widths up to its own. Sources of one seed are nested (the first n units of the widest), so
-    errors fall nearly steadily with the width. If they do not, the result is one of the widths at
-    which they pass `error`.
+    doubled until the mean error is small enough, then bisected. Every doubling compiles one
+    program, which serves all widths up to the doubled width. Sources of one seed are nested (the
+    first n units of the widest source), so errors fall nearly steadily with the width. If errors do
+    not fall steadily, the result is one of the widths at which they cross `error`.
 
     Args:
       target: `w_q, w_k [h, m, d_k]`, `w_v [h, m, d_v]`, `w_o [h, d_v, o]`.
       error: the largest mean error allowed, above 0.
       key: the key of the sources, and of the inputs if none are given.
       inputs: sequences `[s, t, m]`; None for 16 sequences of 8 random tokens of norm `max_norm`.
-      max_norm: see `inputs`.
+      max_norm: the norm of the random tokens if `inputs` is None.
       seeds: the number of random sources.
       construction: a name in `rules.RULES`, or a rule.
       source: a distribution of `initializers`.

@@ -1,4 +1,4 @@
-"""The best evaluation so far, of each run on its own."""
+"""The best evaluation so far of each run."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from slth_jax.types import PyTree
 
 
 class Best(NamedTuple):
-    """The best evaluation of each run; a first axis [run] everywhere.
+    """The best evaluation of each run; all arrays have a first axis [run].
 
     Attributes:
-      loss, step: infinity and 0 before any evaluation.
-      masks: one bit per connection, by name.
-      moving: parts of the state that training moves, by the field's name: learned arrays, the
+      loss, step: the loss and the step of the best evaluation; infinity and 0 before any.
+      masks: packed masks by name, one bit per connection.
+      moving: the parts of the state that training changes, by the field's name: learned arrays, the
         model's mutable state, weights that are re-drawn, and the weights of controls. Empty if
-        not asked for.
+        these are not kept.
     """
 
     loss: Float32[np.ndarray, " run"]
@@ -28,7 +28,7 @@ class Best(NamedTuple):
     moving: dict[str, PyTree]
 
     def updated(self, losses: Shaped[np.ndarray, " run"], step: int, now: "Best") -> "Best":
-        """Return the best of this and of an evaluation at `step`, whose arrays `now` has."""
+        """Return for each run the better of this and an evaluation at `step` with arrays `now`."""
         better = losses < self.loss
         arrays = now.masks, now.moving
         if not np.all(better):
@@ -49,7 +49,7 @@ def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
 
 @jax.jit
 def _picked(better: Bool[Array | np.ndarray, " run"], now: PyTree, before: PyTree) -> PyTree:
-    """Return `now` for the runs that got better, `before` for the others."""
+    """Return `now` for the runs that got better, `before` for the other runs."""
 
     def pick(new, old):
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)

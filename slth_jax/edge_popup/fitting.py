@@ -1,4 +1,4 @@
-"""`fit`: edge-popup for any model, many runs as one program."""
+"""`fit` runs edge-popup for any model, with many runs as one program."""
 
 import itertools
 import os
@@ -39,37 +39,39 @@ def fit(
     All runs, one per keep, seed and swept value, train as one program.
 
     Args:
-      key: a typed PRNG key. First scores, re-drawing and sampled masks come from it.
-      params: the random source in any tree of arrays: nested dictionaries, tuples, Linen's
-        parameters; a Flax NNX module; or `Stateful`, parameters and mutable state. Or
-        ``params(key)``, which draws one of these: then every seed has weights of its own, and
-        variants may re-draw them (IteRand).
-      loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a `Stateful` model
-        ``loss(params, state, batch, key) -> (scalar, state)``. A module's state goes on by itself.
-      batches: ``batches(step)`` returns the batch of a step, for all runs; the same one whenever it
-        is called.
-      training: steps, optimiser, evaluation.
-      keep: fraction of each array that is kept, in (0, 1], or a dictionary of fractions by the
-        arrays' names or by the beginnings of their names ('conv' for 'conv.kernel'); or several,
-        which are read in millionths.
-      seeds: number of runs of each setting; run i has ``jax.random.fold_in(key, i)``. None for a
-        single run, with `key` itself.
-      controls: runs beside edge-popup's: 'dense' trains all floating-point arrays, 'random' trains
-        them under random masks that keep as many connections.
+      key: a typed PRNG key. First scores, re-drawn weights and sampled masks are drawn from it.
+      params: the random source: any tree of arrays (nested dictionaries, tuples, Linen's
+        parameters), a Flax NNX module, or a `Stateful` with parameters and mutable state. Or a
+        function ``params(key)`` that draws one of these; then every seed has different weights, and
+        variants may re-draw weights (IteRand).
+      loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a `Stateful` model
+        ``loss(params, state, batch, key) -> (scalar, state)``. The state of a module is carried
+        along without being passed.
+      batches: ``batches(step)`` returns the batch of a step for all runs, and returns the same
+        batch at every call.
+      training: steps, optimiser and evaluation.
+      keep: fraction of each array that is kept, in (0, 1], or a dictionary of fractions whose keys
+        are names of arrays or beginnings of names ('conv' for 'conv.kernel'). Or a list of several
+        such values; different fractions are rounded to millionths.
+      seeds: the number of runs per setting; run i uses ``jax.random.fold_in(key, i)``. None for a
+        single run, which uses `key` itself.
+      controls: further runs, for comparison: 'dense' trains all floating-point arrays, 'random'
+        trains them under random masks that keep the same number of connections.
       masking: which arrays are masked, and the form of edge-popup.
-      out: a folder for checkpoints; a fit that was stopped goes on there, to the same bits.
+      out: a folder for checkpoints. A fit that was stopped is resumed from there, with the same
+        bits in the result.
 
     Returns:
-      A result per run: edge-popup's, then those of the controls.
+      A result per run: first the runs of edge-popup, then the controls.
 
     Raises:
-      ValueError: arguments that cannot be used, or a loss or gradient that is not finite; one line.
+      ValueError: arguments that cannot be used, or a loss or gradient that is not finite.
       CheckpointError: `out` holds another fit (the line names the difference), is in use, or cannot
         be written to.
-      SystemExit: 143, after SIGTERM, once the step in flight is made and saved in `out`.
+      SystemExit: 143, after SIGTERM, once the current step is made and saved in `out`.
 
     Examples:
-      Which half of a random matrix another map keeps, learned from the outputs of that map:
+      Learn from the outputs of a map which half of a random matrix the map keeps:
 
       >>> from slth_jax import supermask
       >>> w = jax.random.normal(jax.random.key(1), (16, 4))

@@ -15,10 +15,10 @@ Loss = Callable[..., Any]
 
 
 class FlaxModule:
-    """An `nnx.Module`, and a loss of it and a batch.
+    """An `nnx.Module` as a kind of model, see `model.Kind`.
 
     Parameters are its `nnx.Param`; all other variables (batch statistics, counters and keys of
-    dropout) are its mutable state, which goes on from step to step.
+    dropout) are its mutable state, which is carried from step to step.
     """
 
     def __init__(self, module: nnx.Module):
@@ -47,7 +47,7 @@ class FlaxModule:
         return named, state
 
     def join(self, named: Mapping[str, Any], state: Mapping[str, Any]) -> nnx.Module:
-        """Return a module of these parameters and this state."""
+        """Return a module with these parameters and this state."""
         rest = dict(state)
         for name, impl in self._keys.items():
             rest[name] = jax.random.wrap_key_data(rest[name], impl=impl)
@@ -56,19 +56,19 @@ class FlaxModule:
         return nnx.merge(self._graph, params, others)
 
     def masks(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return named masks in nested dictionaries, without the arrays that have none."""
+        """Return named masks in nested dictionaries, without arrays that have no mask."""
         return storage.nested({name: mask for name, mask in named.items() if mask is not None})
 
     def loss(
         self, loss: Loss, named: Mapping[str, Any], state: PyTree, batch: PyTree, key: Key
     ) -> tuple[Array, PyTree]:
-        """Return the user's loss, and the state in which it left the module."""
+        """Return the user's loss, and the state of the module after the loss."""
         module = self.join(named, state)
         value = loss(module, batch)
         return value, self.split(module)[1]
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
-        """Return the evaluation, by default the loss, of the module after ``.eval()``."""
+        """Return the function that evaluates the module after ``.eval()``, by default the loss."""
 
         def call(named: Mapping[str, Any], state: PyTree, batch: PyTree) -> Any:
             module = self.join(named, state)

@@ -1,4 +1,4 @@
-"""Dtypes and shapes of a user's arrays, which `fit` checks before it compiles anything."""
+"""Check the dtypes and shapes of a user's arrays before `fit` compiles anything."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from slth_jax.types import PyTree
 
 
 def of_tree(tree: PyTree) -> dict[str, str]:
-    """Return dtype and shape of each array of a tree, by its place."""
+    """Return dtype and shape of each array of a tree, by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): form_of(leaf)
@@ -20,7 +20,7 @@ def of_tree(tree: PyTree) -> dict[str, str]:
 
 
 def check_batch(name: str, batch: PyTree) -> None:
-    """Refuse a batch of anything but arrays and numbers."""
+    """Refuse a batch that contains anything but arrays and numbers."""
     leaves = jax.tree.leaves(batch)
     for leaf in leaves or [batch]:
         try:
@@ -44,7 +44,7 @@ def check_sources(sources: Sequence[tuple[PyTree, PyTree]]) -> None:
 
 
 def check_loss(loss: Callable[..., Any], state: PyTree, arguments: Sequence[PyTree]) -> None:
-    """Refuse a loss that is no scalar, or whose next state is not of the form of the state."""
+    """Refuse a loss that is no scalar, or returns a state of other dtypes or shapes."""
     result = jax.eval_shape(loss, *arguments)
     value, after = (result, None) if state is None else result
     if state is not None:

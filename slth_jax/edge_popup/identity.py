@@ -13,11 +13,11 @@ from slth_jax import storage
 from slth_jax.distributed import whole
 from slth_jax.types import PyTree
 
-_ADDRESS = re.compile(r"0x[0-9a-f]+")  # of functions that a program names
+_ADDRESS = re.compile(r"0x[0-9a-f]+")  # addresses of functions in a program's text
 
 
 def of_arrays(tree: PyTree) -> str:
-    """Return the SHA-256 of the places, dtypes, shapes and bytes of the arrays of a tree."""
+    """Return the SHA-256 of the paths, dtypes, shapes and bytes of the arrays of a tree."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -27,7 +27,7 @@ def of_arrays(tree: PyTree) -> str:
 
 
 def of_function(function: Callable[..., Any], *args: PyTree) -> str:
-    """Return the SHA-256 of the program that JAX traces, and of the arrays that it holds.
+    """Return the SHA-256 of the program that JAX traces, and of the arrays in that program.
 
     Args:
       function: a function of arrays whose result depends on nothing else.
@@ -40,7 +40,7 @@ def of_function(function: Callable[..., Any], *args: PyTree) -> str:
 
 
 def of_gradient(loss: Callable[..., Any], arrays: PyTree, *rest: PyTree) -> str:
-    """Return the SHA-256 of a loss and its gradient, which may be the user's, too (custom_vjp).
+    """Return the SHA-256 of a loss and of its gradient, which may be user-defined (custom_vjp).
 
     Args:
       loss: ``loss(arrays, *rest)``, a scalar, or a scalar and a state.
@@ -67,7 +67,7 @@ def has_convolution(function: Callable[..., Any], *args: PyTree) -> bool:
 
 
 def _constants(traced: ClosedJaxpr) -> list[Any]:
-    """Return the arrays that a program and the programs inside it hold."""
+    """Return the arrays in a program and in the programs inside it."""
     arrays = list(traced.consts)
     for program in _programs(traced.jaxpr):
         for closed in _inside(program, ClosedJaxpr):

@@ -1,4 +1,4 @@
-"""The loop: runs trained together, evaluated, re-drawn, saved and resumed."""
+"""The training loop: it trains runs together, evaluates, re-draws weights, saves and resumes."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from slth_jax.edge_popup.best import Best, moving
 from slth_jax.edge_popup.runs import Runs
 from slth_jax.edge_popup.scores import State
 
-_KEPT = 2  # checkpoints: the last, and the one before it in case of damage
+_KEPT = 2  # checkpoints: the last, and its predecessor in case the last is damaged
 Entry = dict[str, Any]
 Log = list[Entry]
 Progress = Callable[[int, int, Mapping[str, Any]], None]
@@ -29,12 +29,12 @@ class Trained(NamedTuple):
     """The result of `train`.
 
     Attributes:
-      state: after the last step.
+      state: the state of all runs after the last step.
       best: the best evaluation of each run.
-      log: an entry per evaluation: 'step'; 'loss', the mean of the training losses since the last
-        (not before the first step); 'validation', and other measurements by name, if there are
-        validation batches; and 'steps_per_second', None if something was compiled. Losses and
-        measurements are lists over runs.
+      log: an entry per evaluation with 'step'; 'loss', the mean training loss since the previous
+        evaluation (missing before the first step); 'validation' and other measurements by name, if
+        there are validation batches; and 'steps_per_second', None if a program was compiled
+        meanwhile. Losses and measurements are lists over runs.
     """
 
     state: State
@@ -54,16 +54,16 @@ def train(
 ) -> Trained:
     """Train all runs to their last step, from the last good checkpoint in `out` if there is one.
 
-    A run's numbers depend on its own settings only. A training that was killed and goes on ends
-    with the same bits. The best evaluation is that of the lowest validation loss, or of the lowest
-    mean training loss if there are no validation batches.
+    The results of a run depend on its settings only. A training that is killed and resumed ends
+    with the same bits. The best evaluation has the lowest validation loss, or the lowest mean
+    training loss if there are no validation batches.
 
     Args:
       runs: the runs.
       evaluate_every: steps between evaluations, each followed by a checkpoint.
-      evaluate_first: evaluate before the first step, too: the loss under random masks.
-      best_params: keep the other arrays that training moves, as they were at the best evaluation.
-        False saves their memory.
+      evaluate_first: whether to evaluate before the first step, too, under random masks.
+      best_params: whether to keep, besides masks, the other arrays that training changes as they
+        were at the best evaluation. False saves their memory.
       out: a folder for checkpoints.
       config: everything that the results depend on; a folder of another config is refused.
       progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry.
@@ -72,8 +72,8 @@ def train(
       ValueError: a loss or a gradient became NaN or infinite; the line names the step and the run.
         The last good checkpoint stays.
       CheckpointError: `out` holds another training, is in use, or cannot be written to.
-      SystemExit: 143, after SIGTERM, once the steps in flight are made and saved; if `out` is
-        given and this is the main thread.
+      SystemExit: 143, after SIGTERM, once the current steps are made and saved, if `out` is given
+        and this is the main thread.
     """
     wheels.warn_if_unused()
     checks.integer("evaluate_every", evaluate_every, low=1)
@@ -104,7 +104,7 @@ def train(
 def _opened(
     out: str | os.PathLike[str] | None, config: Mapping[str, Any] | None
 ) -> Iterator[tuple[storage.RunFolder | None, Callable]]:
-    """Yield the folder, locked, and the check for SIGTERM; without a folder there is nothing."""
+    """Yield the locked folder and the check for SIGTERM; without `out`, None and an empty check."""
     if out is None:
         yield None, lambda last: None
         return
@@ -115,7 +115,7 @@ def _opened(
 
 @dataclasses.dataclass
 class _Training:
-    """A training on its way: the state, the best evaluation, and the measurements."""
+    """A training in progress: the state, the best evaluation, and the measurements."""
 
     runs: Runs
     state: State
@@ -124,7 +124,7 @@ class _Training:
     step: int = 0
     log: Log = dataclasses.field(default_factory=list)
     losses: list[Any] = dataclasses.field(default_factory=list)  # since the last evaluation
-    lengths: set[int] = dataclasses.field(default_factory=set)  # of stretches, compiled once each
+    lengths: set[int] = dataclasses.field(default_factory=set)  # of compiled stretches
     pace: float | None = None  # steps per second since the last evaluation
 
     def advance(self, until: int, check: Callable[[], None]) -> None:
@@ -144,7 +144,7 @@ class _Training:
         self.pace = None if compiled else (self.step - begun) / seconds
 
     def evaluate(self) -> None:
-        """Add an entry to the log, and keep the masks of the runs that have got better."""
+        """Add an entry to the log, and store the masks of the runs that have got better."""
         value = self._joined().mean(axis=-1)
         self.losses = []
         entry: Entry = {"step": self.step, "loss": value.tolist(), "steps_per_second": self.pace}
@@ -164,7 +164,7 @@ class _Training:
         return {name: value.tolist() for name, value in named.items()}
 
     def save(self, folder: storage.RunFolder | None) -> None:
-        """Write a checkpoint, and remove those before the last two."""
+        """Write a checkpoint, and remove all but the last two."""
         if folder is not None:
             notes = {"step": self.step, "log": self.log, "losses": self._joined().tolist()}
             arrays = {"state": self.state, "best": self.best}
@@ -173,7 +173,7 @@ class _Training:
                 folder.drop(name)
 
     def _joined(self) -> Float[np.ndarray, "run step"]:
-        """Return the training losses since the last evaluation; they and gradients are finite."""
+        """Return the training losses since the last evaluation; refuse non-finite ones."""
         empty = np.zeros((self.runs.program.runs, 0), np.float32)
         losses = np.concatenate([empty, *(m["loss"] for m in self.losses)], axis=-1)
         norms = np.concatenate([empty, *(m["grad_norm"] for m in self.losses)], axis=-1)
@@ -187,7 +187,7 @@ class _Training:
 
 
 def _begin(runs: Runs, folder: storage.RunFolder | None, best_params: bool) -> _Training:
-    """Return the training as its last whole checkpoint has it, or before its first step."""
+    """Return the training as it is in the last intact checkpoint, or before the first step."""
     if folder is not None:
         # A damaged checkpoint is moved aside, and the one before it is used.
         name = on_first(functools.partial(_newest, folder))
@@ -202,7 +202,7 @@ def _begin(runs: Runs, folder: storage.RunFolder | None, best_params: bool) -> _
             training.log = notes["log"]
             training.losses = [{"loss": losses, "grad_norm": np.zeros_like(losses)}]
             return training
-    # The program reuses the memory of a state, which here may still be the caller's.
+    # Copied, since the program reuses the memory of a state, and this state may be the caller's.
     state = jax.tree.map(jnp.copy, runs.start())
     return _Training(runs, state, _best(runs, state, best_params), best_params)
 
@@ -212,7 +212,7 @@ def _newest(folder: storage.RunFolder) -> str | None:
 
 
 def _best(runs: Runs, state: State, best_params: bool) -> Best:
-    """Return the masks and moving parts of a state, its loss still open."""
+    """Return the masks and moving parts of a state; the loss is not set yet."""
     # Copied, since the next steps reuse the state's memory.
     parts = jax.tree.map(jnp.copy, _moving(runs, state, best_params))
     return _open(runs, runs.packed(state), parts)

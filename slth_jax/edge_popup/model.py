@@ -25,8 +25,8 @@ Arrays = dict[str, Shaped[Array, "..."]]
 class Stateful(NamedTuple):
     """A model with mutable state: batch statistics, counters, random keys.
 
-    Its loss is ``loss(params, state, batch, key) -> (loss, state)``, and an evaluation, which
-    changes no state, ``evaluate(params, state, batch)``.
+    Its loss is ``loss(params, state, batch, key) -> (loss, state)``. An evaluation is
+    ``evaluate(params, state, batch)`` and does not change the state.
     """
 
     params: PyTree
@@ -35,17 +35,17 @@ class Stateful(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Which arrays are masked, and how.
+    """The choice of the arrays to mask, and the form of edge-popup.
 
     Attributes:
       variant: a form of edge-popup, or its name in `VARIANTS`.
-      mask: ``mask(name, array)`` says which arrays carry scores; None for all of floating point
-        with two dimensions or more, except those whose name ends in 'bias', 'scale' or 'gain'.
-        Names are places: 'layers.0.kernel'.
-      learn: ``learn(name, array)`` says which of the other arrays train as they are; None for
-        none: biases and gains stay.
-      fan_in: inputs of an output by name, for arrays whose last axis is not that of the outputs;
-        it scales the first scores.
+      mask: ``mask(name, array)`` returns whether an array is masked. None masks all floating-point
+        arrays of two or more dimensions, except arrays whose name ends in 'bias', 'scale' or
+        'gain'. The name of an array is its path in the tree: 'layers.0.kernel'.
+      learn: ``learn(name, array)`` returns whether an array without a mask is trained. None trains
+        no such array: biases and gains stay.
+      fan_in: the number of inputs per output by name, for arrays whose last axis is not the axis of
+        outputs; it scales the first scores.
     """
 
     variant: Variant | str = "ramanujan"
@@ -63,28 +63,28 @@ class Masking:
 
 @runtime_checkable
 class Kind(Protocol):
-    """How a kind of model becomes named arrays and mutable state, and back."""
+    """The conversion of one kind of model to named arrays and mutable state, and back."""
 
     names: tuple[str, ...]
 
     def split(self, model: Any) -> tuple[Arrays, PyTree]:
-        """Return the parameters by name, and the mutable state; None for a kind without."""
+        """Return the parameters by name, and the mutable state or None."""
 
     def join(self, named: Mapping[str, Any], state: PyTree) -> Any:
-        """Return the model of these parameters and this state."""
+        """Return the model with these parameters and this state."""
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
-        """Return masks (None for arrays without) in a tree as the parameters are in."""
+        """Return the masks in the tree of the parameters, with None for arrays without a mask."""
 
     def loss(self, loss: Loss, named: Arrays, *rest: Any) -> Any:
-        """Return the user's loss, as `step` takes it."""
+        """Return the user's loss in the form that `step` takes."""
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return the evaluation, as `Task` takes it; None if there is none."""
+        """Return the evaluation in the form that `Task` takes; None if there is none."""
 
 
 class Tree:
-    """Parameters in a tree, and a loss of them and a batch."""
+    """A model without state: parameters in a tree."""
 
     def __init__(self, tree: PyTree):
         self.names = tuple(_named(tree))
@@ -116,7 +116,7 @@ class Tree:
 
 
 class StatefulTree:
-    """`Stateful`: parameters and state, each in a tree; random keys as their data."""
+    """A `Stateful` model: parameters and state in trees, random keys converted to their data."""
 
     def __init__(self, model: Stateful):
         self._params = Tree(model.params)
@@ -147,7 +147,7 @@ class StatefulTree:
         return result[0], self._plain(result[1])
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return the evaluation; the loss cannot serve, since it changes the state."""
+        """Return the evaluation, or None, since a loss that changes the state is none."""
         if evaluate is None:
             return None
         return lambda named, state, batch: evaluate(*self.join(named, state), batch)
@@ -170,7 +170,7 @@ def is_draw(params: Any) -> bool:
 
 
 def kind_of(model: Any) -> Kind:
-    """Return how this model becomes named arrays."""
+    """Return the conversion of this model to named arrays."""
     if isinstance(model, Stateful):
         return StatefulTree(model)
     nnx = _flax()
@@ -183,18 +183,18 @@ def kind_of(model: Any) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Which arrays of a model are masked, which learn as they are, and which stay."""
+    """The arrays of a model that are masked, that learn without a mask, and that stay."""
 
     masked: dict[str, tuple[int, ...]]
     learned: tuple[str, ...]
-    others: tuple[str, ...]  # of floating point: only a control trains them
+    others: tuple[str, ...]  # floating-point arrays that only a control trains
 
 
 def parts_of(named: Arrays, masking: Masking) -> Parts:
     """Return the parts that `masking` chooses.
 
     Raises:
-      ValueError: nothing is masked, or something that cannot be.
+      ValueError: nothing is masked, or an array is chosen that cannot be masked.
     """
     floating = {n: x for n, x in named.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     choose = masking.mask or _is_matrix
@@ -213,7 +213,7 @@ def parts_of(named: Arrays, masking: Masking) -> Parts:
 
 
 def fraction(keep: Any, name: str = "keep") -> Any:
-    """Return a fraction kept as the decimal number that it prints as; a traced one as it is.
+    """Return `keep` as the decimal number that Python prints for it; traced values are unchanged.
 
     Raises:
       ValueError: a known fraction outside (0, 1].
@@ -229,7 +229,7 @@ def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, Any]:
     """Return a fraction for each masked array.
 
     Raises:
-      ValueError: a name without a fraction, with two, or without an array.
+      ValueError: an array has no fraction or two fractions, or a name matches no array.
     """
     if not isinstance(keep, Mapping):
         return dict.fromkeys(masked, fraction(keep))
@@ -265,7 +265,7 @@ def _is_matrix(name: str, array: Float[Array, "..."]) -> bool:
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by their places; a Flax variable has the name of its place."""
+    """Return the leaves of a tree by path; a Flax variable counts as a leaf."""
     nnx = _flax()
     variable = () if nnx is None else nnx.Variable
     leaves, _ = jax.tree_util.tree_flatten_with_path(
@@ -281,7 +281,7 @@ def _named(tree: PyTree) -> dict[str, Any]:
 
 
 def _refuse_state(tree: PyTree) -> None:
-    """Refuse mutable state among the parameters, which nobody would update."""
+    """Refuse mutable state among the parameters, which would never be updated."""
     nnx = _flax()
     kinds = set()
     if nnx is not None:

@@ -1,4 +1,4 @@
-"""Preparations of `fit` for the loop: the runs of a model, their identity, and their results."""
+"""Prepare a model for the training loop: make its runs, their identity and their results."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from slth_jax.edge_popup.training import Training
 from slth_jax.edge_popup.variants import variant_of
 from slth_jax.types import Key, PyTree
 
-_SCORES = 1 << 20  # folded into a run's key
+_SCORES = 1 << 20  # folded into a run's key for its first scores
 
 
 class Prepared:
@@ -34,7 +34,7 @@ class Prepared:
     Args:
       keys: a typed key per seed.
       params, loss: see `fit`.
-      training, masking: see there.
+      training, masking: see `fit`.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Prepared:
         )
 
     def config(self, runs: Runs, settings: Sequence[Setting]) -> dict[str, Any]:
-        """Return all numbers and fingerprints of functions and arrays that results depend on."""
+        """Return all that results depend on: numbers, and fingerprints of functions and arrays."""
         training, task = self._training, self._task
         arrays, model = self._sources[0]
         steps = (0, 0, training.steps - 1)
@@ -155,10 +155,10 @@ class Prepared:
         return result
 
     def results(self, runs: Runs, settings: Sequence[Setting], trained: Trained) -> Fits:
-        """Return a record per run."""
+        """Return a `Fit` per run."""
         best = trained.best
         state = trained.state._replace(**best.moving)
-        if not state.trainable.scores:  # no controls: the scores themselves are of no use any more
+        if not state.trainable.scores:  # no controls: the scores are not needed any more
             scores = trained.state.trainable.scores
             state = state._replace(trainable=state.trainable._replace(scores=scores))
         fits = []
@@ -199,18 +199,18 @@ class Prepared:
         return (arrays, batch) if model is None else (arrays, model, batch, self._keys[0])
 
     def _narrow(self, named: Arrays) -> Arrays:
-        """Return arrays in the dtypes of the source, where those that train are wider."""
+        """Return arrays in the dtypes of the source; arrays that train may be wider."""
         source = self._sources[0][0]
         return {name: x.astype(source[name].dtype) for name, x in named.items()}
 
     def _update(self, state: State) -> PyTree:
-        """Return an optimiser's update of a gradient and a loss: the optimiser as a program."""
+        """Return the optimiser's update of some gradient; this program identifies the optimiser."""
         sizes = lambda trainable: optax.tree.norm(trainable, squared=True)  # noqa: E731
         scores = state.trainable
         return update(self._task.optimizer, scores, state, sizes(scores), sizes)
 
     def _factors(self, key: Key, step: Array, scores: Arrays, arrays: Arrays) -> PyTree:
-        """Return masked parameters, and their derivative: the variant as a program."""
+        """Return masked parameters and their derivative; this program identifies the variant."""
         variant, keep = self._task.variant, jnp.float32(0.5)
         weights = {name: arrays[name] for name in scores}
         if variant.keep_at is not None:
@@ -223,7 +223,7 @@ class Prepared:
         return masked, pull(masked)
 
     def _mesh(self, runs: int, batch: PyTree) -> Mesh | None:
-        """Return the mesh: by default every device in a run of several processes."""
+        """Return the mesh; the default is all devices if there are several processes, else None."""
         if self._training.mesh is not None or jax.process_count() == 1:
             return self._training.mesh
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -237,7 +237,7 @@ class Prepared:
         learned = {name: arrays[name] for name in self.parts.learned}
         weights = {name: x for name, x in arrays.items() if name not in learned}
         if control is not None:
-            # Arrays that only a control trains are twice in every run of the program.
+            # Arrays that only a control trains are stored twice in every run of the program.
             learned |= {name: arrays[name] for name in self.parts.others}
             matrices = {name: _wide(x) for name, x in matrices.items()}
             weights |= matrices
@@ -248,7 +248,7 @@ class Prepared:
         return state._replace(opt_state=_with(state.opt_state, setting.hyperparameters))
 
     def _scores(self, seed: int) -> Arrays:
-        """Return the first scores of a seed, the same ones at every keep and for every control."""
+        """Return the first scores of a seed, equal for every `keep` and every control."""
         if seed not in self._drawn_scores:
             arrays, _ = self._source(seed)
             matrices = {name: arrays[name] for name in self.parts.masked}
@@ -262,7 +262,7 @@ class Prepared:
         return self._sources[min(seed, len(self._sources) - 1)]
 
     def _fresh(self, keys: Key) -> Arrays:
-        """Return fresh weights of the masked arrays, drawn as the user does it."""
+        """Return fresh weights of the masked arrays, drawn by the user's function."""
         assert self._draw is not None
         drawn = [self._kind.split(self._draw(key))[0] for key in keys]
         return {name: jnp.stack([arrays[name] for arrays in drawn]) for name in self.parts.masked}
@@ -274,7 +274,7 @@ def _one_step(leaf: Any) -> Any:
 
 
 def _wide(array: Array) -> Array:
-    """Return an array that trains: in float32 if it is float16 (see `init_scores`)."""
+    """Return an array to train, in float32 if it is float16 (see `init_scores`)."""
     return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
 
 

@@ -29,14 +29,14 @@ class Task:
     """The functions and constants that all runs of a program share.
 
     Attributes:
-      loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a model with mutable state
+      loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a model with mutable state
         ``loss(params, state, batch, key) -> (scalar, state)``.
       optimizer: any optimiser of Optax.
       variant: the form of edge-popup.
-      measure: ``measure(params, batch)``, or ``measure(params, state, batch)`` of a model with
-        mutable state: the loss of an evaluation, or a dictionary of scalars with 'loss' among
-        them. None for `loss`, if the model has no mutable state.
-      accumulate: parts of a batch that go through the model one after another.
+      measure: the evaluation, ``measure(params, batch)``, or ``measure(params, state, batch)`` for
+        a model with mutable state. It returns a loss, or a dictionary of scalars that contains
+        'loss'. None evaluates `loss` if the model has no mutable state.
+      accumulate: the number of parts of a batch that go through the model one after another.
     """
 
     loss: Loss
@@ -60,22 +60,27 @@ class Task:
 
 
 class Program:
-    """Compiled at first use and never again; every leaf of the state has a first axis of runs.
+    """The compiled functions of many runs.
+
+    Each function is compiled once, at first use. Every leaf of the state has a first axis of runs.
 
     Args:
       task: the functions and constants that the runs share.
       runs: the number of runs.
-      keep: the fraction of all runs as Python numbers, compiled in and exact; None if runs differ
-        in it, then it is traced and read in millionths.
-      shared: all runs see the same batches `[step, row, ...]`; else `[run, step, row, ...]`.
+      keep: the fraction that all runs keep, as Python numbers, which are compiled in and exact.
+        None if runs keep different fractions: these are traced and rounded to millionths.
+      shared: whether all runs see the same batches `[step, row, ...]`; if not, batches are
+        `[run, step, row, ...]`.
       mesh: devices along axes 'run', 'data' and 'model'.
-      shapes: with `mesh`, the shapes of the state of all runs.
+      shapes: the shapes of the state of all runs, if `mesh` is given.
+      together: the number of runs that are computed at a time; None for all.
 
     Attributes:
       shapes: shapes and shardings of the state of all runs; None without a mesh.
-      advance: ``(keys, state, batches, keep, control) -> (state, metrics)``, a stretch of steps,
-        metrics `[run, step]`; the memory of the old state is reused.
-      evaluate: ``(state, masks, batch, control) -> measurements``, one batch for all runs.
+      advance: ``(keys, state, batches, keep, control) -> (state,
+        metrics)`` makes a stretch of steps; metrics are `[run, step]`. The memory of the old state
+        is reused.
+      evaluate: ``(state, masks, batch, control) -> measurements`` on one batch for all runs.
       masks, packed: ``(keys, state, keep, control) -> masks``, as booleans and as bits.
       redraw: ``(keys, state, fresh, keep, control) -> state``, see `edge_popup.redraw`.
     """
@@ -128,7 +133,7 @@ class Program:
         return placement.stacked(start, self.shapes)
 
     def place(self, tree: PyTree) -> PyTree:
-        """Return arrays with a first axis of runs, the same on every process, on the mesh."""
+        """Place arrays with a first axis of runs, equal on every process, on the mesh."""
         if self._mesh is None:
             return tree
         return placement.put(tree, placement.of(tree, self._mesh, runs=True))
@@ -145,17 +150,17 @@ class Program:
     def alone(self, function: Callable[..., PyTree], run: int, *trees: PyTree) -> PyTree:
         """Return ``function(run, *trees)``, arrays without an axis of runs.
 
-        Every process gets them whole, except if the mesh splits them along 'model'.
+        Every process gets whole arrays, unless the mesh splits them along 'model'.
         """
         if self._mesh is None:
             return jax.jit(function)(run, *trees)
-        # As a constant, so that XLA does not gather the other runs.
+        # The run is a constant, so that XLA does not gather the other runs.
         of_run = functools.partial(function, run)
         places = placement.of(jax.eval_shape(of_run, *trees), self._mesh)
         return placement.of_this_process(jax.jit(of_run, out_shardings=places)(*trees))
 
     def place_batches(self, batches: PyTree) -> PyTree:
-        """Return NumPy batches as `advance` takes them, on the mesh."""
+        """Place NumPy batches on the mesh in the form that `advance` takes."""
         return self._placed(batches, runs=not self._shared, steps=True)
 
     def trace(self, keys: PyTree, batches: PyTree) -> Any:
@@ -174,7 +179,7 @@ class Program:
         return advance.trace(self.like(keys), self.shapes, rows, self.like(keep), None)
 
     def place_validation(self, batches: PyTree) -> PyTree:
-        """Return NumPy batches `[part, row, ...]`, the same for all runs, on the mesh."""
+        """Place NumPy batches `[part, row, ...]`, the same for all runs, on the mesh."""
         return self._placed(batches, runs=False, steps=not self._shared)
 
     def _placed(self, batches: PyTree, runs: bool, steps: bool) -> PyTree:

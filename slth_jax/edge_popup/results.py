@@ -1,4 +1,4 @@
-"""The results of `fit`: one record per run, and all of them as a table."""
+"""The results of `fit`: one `Fit` per run, and a table of all runs."""
 
 import dataclasses
 import statistics
@@ -19,10 +19,11 @@ class Setting:
     """The choices by which a run of `fit` differs from the others.
 
     Attributes:
-      method: 'edge-popup'; or a control, whose weights train: 'dense', or under 'random' masks.
-      keep: fraction kept; 1 of a dense run.
-      seed: the run's place among the seeds; its key is folded from it.
-      hyperparameters: those that are swept, by name.
+      method: 'edge-popup', or a control with trained weights: 'dense' without masks, or 'random'
+        under random masks.
+      keep: the fraction kept; 1 for a dense run.
+      seed: the number of the seed, from which the run's key is folded.
+      hyperparameters: the values of the swept hyperparameters by name.
     """
 
     method: str
@@ -41,13 +42,14 @@ class Fit:
 
     Attributes:
       setting: method, keep, seed and swept hyperparameters.
-      masks: booleans in the tree of the parameters, None where nothing is masked, at the best
-        evaluation. Of a module they are in nested dictionaries.
-      ticket: source weights times masks, as the model was given: in the tree of the parameters, or
-        a module. Of a control, its trained weights.
+      masks: the masks of the best evaluation: booleans in the tree of the parameters, with None for
+        arrays without a mask. For a module they are in nested dictionaries.
+      ticket: source weights times masks, in the form of the given model: a tree of parameters, or a
+        module. For a control run, trained weights take the place of the source weights.
       best_loss, best_step: loss and step of the evaluation at which `masks` were taken.
-      log: an entry per evaluation: 'step', 'loss' (mean of the training losses since the last), and
-        'validation' and other measurements by name, if validation batches were given.
+      log: an entry per evaluation: 'step', 'loss' (the mean training loss since the previous
+        evaluation), and 'validation' and other measurements by name, if validation batches were
+        given.
     """
 
     setting: Setting
@@ -76,7 +78,7 @@ class Fit:
 
 
 class Fits(Sequence[Fit]):
-    """The results of all runs, in order; printed, a table of means over seeds."""
+    """The results of all runs, in order. Printing shows a table of means over seeds."""
 
     def __init__(self, fits: Sequence[Fit]):
         self._fits = tuple(fits)

@@ -18,21 +18,22 @@ _REDRAW = 1 << 21  # folded into a run's key
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Runs that go through training together; a first axis [run] everywhere.
+    """Runs that are trained together; all arrays have a first axis [run].
 
     Attributes:
       program: the compiled functions.
       keys: typed PRNG keys `[run]`, for re-drawing, sampled masks and losses that draw.
-      keep: fractions `[run]`, or such arrays per name.
+      keep: fractions `[run]`, or a dictionary of such arrays by name.
       steps: optimiser steps of each run.
-      start: returns the state before the first step.
-      batches: ``batches(begin, end)`` returns those of steps `begin` to `end`, see `Program`; the
-        same ones whenever they are asked for.
+      start: a function that returns the state before the first step.
+      batches: ``batches(begin, end)`` returns the batches of steps ``begin, ..., end - 1``, see
+        `Program`; it returns the same batches at every call.
       validation: batches, the same for all runs; an evaluation is the mean over them.
       draw: ``draw(keys) -> weights by name`` from the source's distribution, for variants that
         re-draw weights.
-      control: whether a run is a control, `[run]`; None if none is.
-      stretch: most steps in one call of the program; None for all up to the next evaluation.
+      control: whether each run is a control, `[run]`; None if no run is.
+      stretch: the largest number of steps per call of the program; None for all steps up to the
+        next evaluation.
       names: ``names(index)``, the name of a run for messages.
     """
 
@@ -56,13 +57,13 @@ class Runs:
 
     @functools.cached_property
     def _placed(self) -> tuple[Key, Keep, Bool[Array, " run"] | None]:
-        """Keys, fractions and controls where they live on the mesh."""
+        """Keys, fractions and controls, placed on the mesh."""
         return self.program.place((self.keys, self.keep, self.control))
 
     def advance(
         self, state: State, begin: int, end: int
     ) -> tuple[State, dict[str, Float[Array, "run step"]]]:
-        """Make the steps `begin` to `end`, re-drawing weights first if the variant does so."""
+        """Make steps ``begin, ..., end - 1``, re-drawing weights first if the variant does so."""
         every = self.program.task.variant.redraw_every
         if self.draw is not None and every and begin and begin % every == 0:
             for_fresh, for_choice = self._split(begin)
@@ -74,7 +75,7 @@ class Runs:
         return self.program.advance(keys, state, batches, keep, control)
 
     def end_of_stretch(self, begin: int, until: int) -> int:
-        """Return the last step of one call: `until` at most, and none across a re-drawing."""
+        """Return the step at which one call ends: at most `until`, and not beyond a re-drawing."""
         every = self.program.task.variant.redraw_every or until
         return min(until, (begin // every + 1) * every, begin + (self.stretch or until))
 

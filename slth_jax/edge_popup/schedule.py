@@ -22,7 +22,7 @@ class Schedule:
       warmup: steps of the linear warm-up from 0.
       final: last learning rate as a fraction of the highest; 0.1 in the paper.
       weight_decay: AdamW's decay of scores and of matrices that train; biases and gains do not
-        decay. The paper states none; this is PyTorch's default.
+        decay. The paper does not state a value; the default is PyTorch's.
       b1, b2: decay rates of the two moments.
     """
 
@@ -45,9 +45,9 @@ class Schedule:
         return schedule(step)
 
     def optimizer(self, learning_rate: ArrayLike) -> optax.GradientTransformationExtraArgs:
-        """Return the optimiser; `learning_rate`, the highest, lies in its state.
+        """Return the optimiser; its state stores `learning_rate`, the highest rate.
 
-        There runs of one program may differ in it (see `optax.inject_hyperparams`).
+        So runs of one program may have different rates (see `optax.inject_hyperparams`).
         """
         return optax.inject_hyperparams(self._adamw)(learning_rate=learning_rate)
 

@@ -1,8 +1,8 @@
 """Scores, the masks that they make, and the parameters under those masks, by name.
 
-A run may be a *control*, which trains weights under a mask that stays. Its weights and scores have
-changed places: `State.weights` holds the scores that make the mask, and the optimiser moves the
-weights. So tickets and controls are runs of one program.
+A run may be a *control*, which trains weights under a mask that stays. In a control weights and
+scores have changed places: `State.weights` holds the scores that make the mask, and the optimiser
+changes the weights. So tickets and controls are runs of one program.
 """
 
 import functools
@@ -26,7 +26,7 @@ Control = Bool[Array, ""] | None
 
 
 class Trainable(NamedTuple):
-    """The arrays that the optimiser moves: scores by their array's name, and parameters that learn.
+    """The arrays that the optimiser changes: scores by array name, and learned parameters.
 
     With no scores and all parameters `learned` this is ordinary training.
     """
@@ -39,12 +39,12 @@ class State(NamedTuple):
     """A run between two steps.
 
     Attributes:
-      step: steps made.
+      step: the number of steps made.
       weights: the source; only re-drawing ever changes it.
-      trainable: the arrays that the optimiser moves.
+      trainable: the arrays that the optimiser changes.
       opt_state: the optimiser's state.
       model: the model's mutable state (batch statistics, counters of dropout); None for a model
-        without.
+        without state.
     """
 
     step: Int[Array, ""]
@@ -54,7 +54,7 @@ class State(NamedTuple):
     model: PyTree = None
 
 
-# The masks of controls, which do not depend on a variant's own rule.
+# The variants by which controls are masked, whatever the variant of the other runs.
 _PLAIN = {scope: Variant(scope=scope) for scope in SCOPES}
 
 
@@ -67,10 +67,12 @@ def init_scores(
     0 in float16, and the score of a connection without gradient would become 0 / 0.
 
     Args:
-      key: a typed PRNG key; each array draws from its own, folded from its place among the names.
+      key: a typed PRNG key; each array draws from a key folded from its index among the sorted
+        names.
       weights: arrays of at least two dimensions.
-      variant: its `init` draws.
-      fan_in: inputs of an output by name, where it is not `Variant.fan_in`.
+      variant: the variant whose `init` draws the scores.
+      fan_in: the number of inputs per output by name, for arrays for which `Variant.fan_in` is
+        wrong.
     """
     scores = {}
     for index, name in enumerate(sorted(weights)):
@@ -89,10 +91,10 @@ def masks(key: Key | None, scores: Named, weights: Named, keep: Keep, variant: V
       key: for variants that sample masks; None for others.
       scores, weights: arrays by name; there may be weights without scores.
       keep: fraction kept, or a fraction per name.
-      variant: says how.
+      variant: the form of edge-popup, which turns scores into masks.
 
     Raises:
-      ValueError: `keep` outside (0, 1], or fractions per name under one threshold.
+      ValueError: `keep` outside (0, 1], or fractions per name although the scope is 'global'.
     """
     source = {name: weights[name] for name in scores} if weights else dict(scores)
     if variant.scope == "global":
@@ -143,7 +145,7 @@ def ticket(
 ) -> dict[str, Shaped[Array, "..."]]:
     """Return the parameters that a run uses: weights times masks, and parameters that learn.
 
-    Differentiable with respect to `trainable`, by `variant.through`.
+    The result is differentiable with respect to `trainable`, by `variant.through`.
     """
     scores, source = _places(weights, trainable, control)
     params = unmasked(weights, trainable, control)
@@ -175,9 +177,9 @@ def masked(state: State, mask: Masks, control: Control = None) -> dict[str, Shap
 def unmasked(
     weights: Named, trainable: Trainable, control: Control
 ) -> dict[str, Shaped[Array, "..."]]:
-    """Return all parameters without masks.
+    """Return all parameters, with no mask applied.
 
-    Parameters that only controls train are the source's in other runs.
+    In runs that are no controls, parameters that only controls train have the source's values.
     """
     params = {**weights, **trainable.learned}
     if control is not None:
@@ -187,7 +189,7 @@ def unmasked(
 
 
 def _places(weights: Named, trainable: Trainable, control: Control) -> tuple[Named, Named]:
-    """Return (scores, weights) of the masked arrays, which a control has the other way round."""
+    """Return (scores, weights) of the masked arrays, which are exchanged in a control."""
     moving = trainable.scores
     still = {name: weights[name] for name in moving}
     if control is None:
@@ -209,12 +211,12 @@ def _masks(
 def redraw(
     key: Key, state: State, fresh: Named, keep: Keep, variant: Variant, control: Control = None
 ) -> State:
-    """Draw anew `redraw_rate` of the weights that are not kept (IteRand, Chijiwa et al. 2021).
+    """Re-draw a share `redraw_rate` of the weights not kept (IteRand, Chijiwa et al. 2021).
 
     Args:
-      key: a typed PRNG key, another one for every step at which this is done.
+      key: a typed PRNG key, a different key for every step at which weights are re-drawn.
       state: a run; a control keeps its weights.
-      fresh: weights from the same distribution as the source and another key.
+      fresh: weights from the source's distribution, drawn from another key.
       keep, variant, control: as in training.
     """
     weights = dict(state.weights)

@@ -1,8 +1,8 @@
 """One optimiser step of edge-popup on named arrays (Ramanujan et al. 2020).
 
-Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach
-the scores straight through the mask. It works on any model whose parameters are a dictionary of
-named arrays. Written for one run; lift it over seeds and settings with `jax.vmap`.
+Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach the
+scores straight through the mask. It works on any model whose parameters are a dictionary of named
+arrays. The functions are written for one run; lift them over seeds and settings with `jax.vmap`.
 """
 
 from collections.abc import Callable
@@ -49,25 +49,26 @@ def step(
     """Make one optimiser step; the source weights pass through untouched.
 
     Args:
-      key: a typed PRNG key, another one at every step: for sampled masks and for the loss.
-      state: as `start` returned it.
+      key: a typed PRNG key, a different key at every step; used for sampled masks and for the loss.
+      state: the state that `start` or the previous step returned.
       batch: the argument of `loss`; with `accumulate` > 1 the leaves' first axis is split into that
         many parts, whose gradients are averaged.
       keep: fraction kept, or a fraction per name; may be traced.
-      loss: ``loss(params, batch) -> scalar``, a mean over the batch; of a model with mutable state
+      loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a model with mutable state
         ``loss(params, state, batch, key) -> (scalar, state)``.
-      optimizer: any optimiser of Optax, of a `Trainable`; it gets `value`, `grad` and `value_fn`,
-        the loss, its gradient and the loss of a `Trainable`, which line searches read.
+      optimizer: any optimiser of Optax; it updates a `Trainable`. For line searches it also
+        receives `value` (the loss), `grad` (its gradient) and `value_fn` (the loss as a function of
+        a `Trainable`).
       variant: the form of edge-popup.
-      accumulate: parts of a batch that go through the model one after another.
+      accumulate: the number of parts of a batch that go through the model one after another.
       control: whether this run is a control; None for a program without controls.
 
     Returns:
       The next state, and metrics `loss` (before the update) and `grad_norm`.
 
     Raises:
-      ValueError: a variant that re-draws weights, which no step alone can do: `fit` and `train` do,
-        or step with ``redraw_every=0`` and call `redraw` in between.
+      ValueError: the variant re-draws weights, which a single step cannot do. Use `fit` or `train`,
+        or set ``redraw_every=0`` and call `redraw` between steps.
     """
     if variant.redraw_every:
         allowed = (

@@ -21,22 +21,24 @@ class Training:
     Attributes:
       steps: optimiser steps of each run.
       optimizer: any optimiser of Optax, such as ``Schedule(steps).optimizer(0.05)``, the paper's.
-        It moves a `Trainable`: its masks and labels are functions of that tree.
+        It updates a `Trainable`, so its masks and labels are functions of that tree.
       sweep: values of hyperparameters in the optimiser's state (`optax.inject_hyperparams`) by
-        name, such as ``{"learning_rate": [0.01, 0.1]}``: runs for all of them, controls among them.
-      accumulate: parts of a batch that go through the model one after another.
-      validation: batches; masks are the best by their mean loss. Without them, by the mean
-        training loss since the last evaluation.
+        name, such as ``{"learning_rate": [0.01, 0.1]}``: there are runs for all combinations, and
+        controls too.
+      accumulate: the number of parts of a batch that go through the model one after another.
+      validation: batches; the masks with the least mean loss on them are the result. If there are
+        none, the mean training loss since the previous evaluation decides.
       evaluate: ``evaluate(params, batch)``, the loss of an evaluation, or a dictionary of
-        measurements with 'loss' among them; None for the loss of the training. Of a model with
-        mutable state ``evaluate(params, state, batch)``; a module comes after ``.eval()``.
+        measurements with 'loss' among them; None for the loss of the training. For a model with
+        mutable state the call is ``evaluate(params, state, batch)``; a module is passed after
+        ``.eval()``.
       evaluate_every: steps between evaluations, each followed by a checkpoint.
-      evaluate_first: begin the log with an evaluation of the first scores: untrained weights under
-        random masks.
+      evaluate_first: whether to begin the log with an evaluation of the first scores, that is, of
+        untrained weights under random masks.
       progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry,
         whose losses are lists over runs.
-      mesh: devices along axes 'run', 'data' and 'model'; None for the default device, in a run of
-        several processes for all devices, along runs first and then along rows.
+      mesh: devices along axes 'run', 'data' and 'model'; None for the default device or, if there
+        are several processes, for all devices, split along runs first and then along rows.
     """
 
     steps: int

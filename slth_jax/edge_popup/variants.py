@@ -1,6 +1,7 @@
 """Variants of edge-popup: how scores start, become masks, and get their gradient.
 
-A variant is a value: write two functions and give them to `fit`. Ranking by |weight x score|::
+A variant is an object made of functions, which is passed to `fit`. This one ranks by |weight x
+score|::
 
     def masks(key, scores, weights, keep):
         sizes = jax.tree.map(jnp.multiply, scores, weights)
@@ -57,10 +58,10 @@ class Variant:
 
     Attributes:
       masks: ``masks(key, scores, weights, keep) -> booleans``. Scores and weights are an array
-        each, or dictionaries of all arrays if `scope` is 'global'. `key` is another one at every
+        each, or dictionaries of all arrays if `scope` is 'global'. `key` is different at every
         step, for masks that are sampled.
       through: ``through(scores, mask) -> mask in the dtype of scores``, the factor of the weights
-        in the forward pass. Its derivative with respect to the scores is how gradients pass.
+        in the forward pass. Gradients reach the scores through its derivative.
       init: ``init(key, shape, dtype, fan_in) -> first scores``.
       scope: the entries that are ranked together: an 'array' as a whole, such as a convolution's
         kernel; a 'matrix', the last two axes of an array whose other axes are a stack; or all
@@ -68,7 +69,7 @@ class Variant:
       keep_at: ``keep_at(keep, step) -> fraction that training keeps at a step``; None for `keep`
         at every step. Evaluations and tickets always keep `keep`.
       redraw_every: steps between re-drawings of weights that are not kept; 0 for never.
-      redraw_rate: the share of those weights that is drawn anew each time.
+      redraw_rate: the share of these weights that is re-drawn each time.
     """
 
     masks: Masks = largest
@@ -101,12 +102,12 @@ VARIANTS = {
     "iterand": Variant(redraw_every=300),
 }
 """Named forms: the original (Ramanujan et al. 2020); Kaiming-normal scores ranked per array or
-over the network (earlier code of the paper's authors); raw scores parted by their k-th value; and
-the original with weights re-drawn (IteRand, Chijiwa et al. 2021)."""
+over the network (earlier code of the paper's authors); raw scores, of which the largest are kept;
+and the original with weights re-drawn (IteRand, Chijiwa et al. 2021)."""
 
 
 def variant_of(variant: Variant | str) -> Variant:
-    """Return a variant, or the one of that name in `VARIANTS`."""
+    """Return a variant; a name is looked up in `VARIANTS`."""
     if isinstance(variant, Variant):
         return variant
     return VARIANTS[checks.choice("variant", variant, VARIANTS)]

@@ -1,9 +1,9 @@
-"""Random subset sums: the closest subset, exactly, for millions of small instances at once.
+"""Solve random subset sums exactly: the closest subset, for millions of small instances at once.
 
 This subpackage contains no networks. `solver` has the public function; `batch` chooses a program
-for the platform and cuts a batch into tiles; in `tile` samples become integers, or are settled from
-the largest down if they are too many to enumerate; `meet_in_the_middle` finds the closest pair of
-two halves by merging. On CPUs `kernel` compiles the same computation from the C++ files in
+for the platform and cuts a batch into tiles; `tile` turns samples into integers, or decides them
+from the largest down if there are too many to enumerate; `meet_in_the_middle` finds the closest
+pair of two halves by merging. On CPUs `kernel` compiles the same computation from the C++ files in
 `native`.
 """
 

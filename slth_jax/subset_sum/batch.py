@@ -1,7 +1,7 @@
-"""A batch of subset sums, one program for each platform, solved tile after tile.
+"""Solve a batch of subset sums tile after tile, with one program per platform.
 
-`solve_batch` is a JAX primitive. Its program is chosen, and traced, when it is lowered: only then
-is the platform known, since a program may be compiled for a machine other than this one.
+`solve_batch` is a JAX primitive. Its program is chosen, and traced, when the primitive is lowered:
+only then is the platform known, since a program may be compiled for a machine other than this one.
 """
 
 import functools
@@ -32,9 +32,9 @@ def solve_batch(
     Args:
       samples: the numbers to choose from, float32 or float64.
       value: the numbers to hit, of the same dtype.
-      max_exact: up to so many samples are enumerated.
-      devices: over how many devices the batch is known to be split; it changes no bit, but tiles
-        of full size for each device.
+      max_exact: the largest number of samples that are enumerated.
+      devices: the number of devices over which the batch is known to be split. It does not change
+        the result, but gives each device tiles of full size.
     """
     # With an axis of length one, since XLA splits a call only along the first of several axes.
     mask, *numbers = _solve_batch.bind(
@@ -52,7 +52,7 @@ def _shapes(samples, value, *, max_exact, devices):
 
 
 def _batched(arguments, axes, *, max_exact, devices):
-    """Map over an axis: a longer batch."""
+    """Map over an axis by solving a longer batch."""
     size = next(x.shape[a] for x, a in zip(arguments, axes, strict=True) if a is not None)
     samples, value = (
         batching.bdim_at_front(x, axis, size) for x, axis in zip(arguments, axes, strict=True)
@@ -70,7 +70,7 @@ batching.primitive_batchers[_solve_batch] = _batched
 
 
 def _for_cpu(samples, value, *, max_exact, devices):
-    # As few instances as vectorise, so that the lists stay in the cache.
+    # A tile has as few instances as can be vectorised, so that the lists stay in the cache.
     return _tiled(samples, value, max_exact, LANES * devices, apart=True)
 
 
@@ -81,7 +81,8 @@ def _for_tpu(samples, value, *, max_exact, devices):
 
 
 def _for_gpu(samples, value, *, max_exact, devices):
-    # As many instances as keep the lists, each of 2^(n/2 + 1) numbers, at a quarter of a gibibyte.
+    # A tile has so many instances that their lists, of 2^(n/2 + 1) numbers each, take a quarter of
+    # a gibibyte.
     n = samples.shape[1]
     length = max(2 ** (min(n, max_exact) // 2 + 1), n)
     lanes = max(LANES, min(2**16, 2**26 // length // LANES * LANES))
@@ -94,7 +95,7 @@ def _tiled(samples, value, max_exact, lanes, apart=False):
 
 
 def _lower_for_cpu(context, samples, value, *, max_exact, devices):
-    """Emit a call of the compiled kernel if it applies, and else XLA's program."""
+    """Emit a call of the compiled kernel if it is applicable, else XLA's program."""
     samples_type = context.avals_in[0]
     if samples_type.size and samples_type.dtype == jnp.float32 and kernel.ready():
         return kernel.lower(context, samples, value, max_exact)
@@ -117,11 +118,12 @@ def in_tiles(
     lanes: int,
     apart: bool = False,
 ) -> TileSolution:
-    """Solve about `lanes` instances after another, so that a longer batch takes no more memory.
+    """Solve a batch in tiles of about `lanes` instances: a longer batch takes no more memory.
 
-    A tile takes as many instances from each of `rows` equal parts of the batch. So a batch that is
-    split over devices stays where it is: each device solves its part of every tile, provided that
-    the number of devices divides `lanes`. With `apart` XLA compiles the merges by themselves.
+    A tile takes the same number of instances from each of `rows` equal parts of the batch. So a
+    batch that is split over devices is not moved: each device solves its part of every tile,
+    provided that the number of devices divides `lanes`. If `apart` is true, XLA compiles the merges
+    separately.
     """
     batch, n = samples.shape
     if batch == 0 or n == 0:
@@ -129,7 +131,7 @@ def in_tiles(
         return TileSolution(samples != 0, empty, jnp.abs(value), jnp.ones(batch, bool))
     rows = math.gcd(batch, lanes)
     part = batch // rows
-    # Whole numbers of LANES in a tile, and tiles of nearly one size: little padding.
+    # Tiles are multiples of LANES and of nearly equal sizes, so there is little padding.
     unit = LANES // math.gcd(rows, LANES)
     width = math.ceil(part / math.ceil(batch / lanes) / unit) * unit
     steps = math.ceil(part / width)

@@ -2,7 +2,7 @@
 
 The library is stored in `$XDG_CACHE_HOME/slth_jax` (`~/.cache/slth_jax`) under a name that depends
 on the source, the version of jaxlib, the compiler and the processor. Without a compiler, or if
-anything fails, XLA compiles the same computation: slower, with equal bits.
+anything fails, XLA compiles the same computation, which is slower and gives the same bits.
 """
 
 import ctypes
@@ -61,8 +61,8 @@ def lower(
 ) -> Sequence[ir.Value | Sequence[ir.Value]]:
     """Emit the call that solves `samples[b, n]`, `value[b, 1]` in float32, if `ready()`."""
     b, n = (int(x) for x in ir.RankedTensorType(samples.type).shape)
-    # A device solves its part of the batch, with all samples of it. The first attribute is for
-    # Shardy, which decides where arrays lie, the second for XLA, which splits the call.
+    # A device solves its part of the batch, with all samples of each instance. The first attribute
+    # is for Shardy, which decides how arrays are placed, the second for XLA, which splits the call.
     rule = "([i, j], [i, k])->([i, j], [i, k], [i, k], [i, k])"
     rule += f" {{i={b}, j={n}, k=1}} need_replication={{j, k}}, custom"
     attributes = {
@@ -74,7 +74,7 @@ def lower(
 
 
 def _line(error: Exception) -> str:
-    """Return the error in one line; of a compiler's messages the first that names an error."""
+    """Return the error in one line; from a compiler's output, the first line with an error."""
     if not isinstance(error, subprocess.CalledProcessError):
         return " ".join(str(error).split())
     lines = error.stderr.strip().splitlines() or ["no message"]
@@ -107,7 +107,7 @@ def _built() -> Path:
 
 
 def _compile(compiler: str, options: Sequence[str], library: Path) -> None:
-    """Compile aside and rename, so that nobody loads half a library."""
+    """Compile under another name and rename, so that no process loads half a library."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="compiling-") as folder:
         built = Path(folder) / library.name
         sources = [str(path) for path in SOURCES if path.suffix == ".cc"]
@@ -123,7 +123,7 @@ def _processor_options() -> tuple[str, ...]:
 
 
 def _processor() -> str:
-    """Return the processor's kind and instruction sets, since a home may serve many machines."""
+    """Return the processor's kind and instruction sets, since many machines may share the cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

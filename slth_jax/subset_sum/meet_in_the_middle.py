@@ -1,4 +1,4 @@
-"""Exact subset sums of a few integers, many instances at once, without a sort and without a gather.
+"""Exact subset sums of a few integers, for many instances at once, without sort and gather.
 
 Horowitz and Sahni (1974) split the numbers into two halves, list the 2^(n/2) sums of each half in
 order, and find the closest pair. Here every step is an elementwise operation on arrays whose last
@@ -8,18 +8,17 @@ axis is the batch:
   is kept. Adding the number `q` maps the sorted lower half `x` to `x` and `min(total - x, q + x)`;
   the first rises, the second reversed rises and then falls, and together they are bitonic:
   a few passes of minimum and maximum (Batcher 1968) sort them.
-- `A`, rising, against `value - B`, falling, is bitonic as well. Sums are even, `value` is made
-  odd, so the lowest bit says which list a sorted entry came from, and the closest pair stands side
-  by side.
+- `A`, rising, against `value - B`, falling, is bitonic as well. Sums are even, `value` is made odd,
+  so the lowest bit shows from which list a sorted entry comes, and the closest pair is adjacent.
 - The numbers are integers, hence every sum is exact in whatever order it is made, and the subset
-  behind a sum is found afterwards by looking for it among the sums of sums.
+  behind a sum is found afterwards by comparing that sum with all pairs of partial sums.
 
-Measures that made it fast on a CPU, where XLA compiles each pass to one loop nest: two merge stages
-per pass (half the memory traffic; three per pass gained nothing); every pass ends in a
-concatenation, which XLA does not recompute inside its consumers, as it does a bare minimum;
-reductions as passes over eight slices, since a reduction with a computed operand is not vectorised;
-at least 64 instances per tile, since shorter inner loops are unrolled before they are vectorised;
-and a `cond` around the passes, since a tile sliced out inside them keeps them from vectorising.
+On a CPU, where XLA compiles each pass to one loop nest, these measures made it fast. A pass has two
+merge stages, which halves the memory traffic; three stages gained nothing. Every pass ends in a
+concatenation, because XLA would recompute a bare minimum inside its consumers. Reductions are
+passes over eight slices, because a reduction with a computed operand is not vectorised. A tile has
+at least 64 instances, because shorter inner loops are unrolled before they are vectorised. A `cond`
+surrounds the passes, because slicing a tile inside them prevents vectorisation.
 """
 
 import functools
@@ -47,7 +46,8 @@ def closest_subset(
     below_a, below_b = (
         jnp.sum(below[half::2], axis=0, keepdims=True, dtype=q.dtype) for half in (0, 1)
     )
-    # With |q| for q the sums start at zero: a negative number left out is then one added.
+    # With |q| in place of q the sums start at zero: leaving out a negative number becomes adding
+    # one.
     target = 2 * value[None] + 1 + below_a + below_b
     best, pair = _apart(
         running, _closest_pair, *_with_totals(size[0::2]), *_with_totals(size[1::2]), target
@@ -71,7 +71,8 @@ def _apart(running: Bool[Array, ""] | None, function: Callable, *operands: Array
     if running is None:
         return function(*operands)
     shapes = jax.eval_shape(function, *operands)
-    # Zeros that depend on an operand: they then vary over the same axes of a mesh as it.
+    # Zeros that depend on an operand, so that they vary over the same axes of a mesh as the
+    # operand.
     zero = 0 * operands[-1][:1]
 
     def nothing(*_):
@@ -87,11 +88,11 @@ def _with_totals(q: Array) -> tuple[Array, Array]:
 def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):
     """Return the distance `[1, b]` of the closest pair, and its sum of `a` tagged with the side.
 
-    Of several such sums of `a` it is the least. Its lowest bit, free since sums are even, is set
-    where the partner `target - 1 - (sum of b)` lies before it.
+    If several sums of `a` are equally close, it is the least. Its lowest bit, free since sums are
+    even, is set if the partner `target - 1 - (sum of b)` lies before the sum of `a`.
     """
     low_a, low_b = _lower_sums(a, a_totals), _lower_sums(b, b_totals)
-    # Rising: low_a, high_a. Falling: the target less low_b, less high_b.
+    # Rising: low_a, high_a. Falling: target - low_b, target - high_b.
     high_a = a_totals[-1:] - low_a[::-1]
     first = _stage([low_a, target - low_b])
     second = _stage([high_a, target - b_totals[-1:] + low_b[::-1]])
@@ -136,7 +137,7 @@ def _stage(rows: Sequence[Array]) -> list[Array]:
 
 
 def _sort_bitonic(x: Array, groups: int) -> Array:
-    """Sort the columns of `x[2^k, b]`, made of so many bitonic groups that are in order."""
+    """Sort the columns of `x[2^k, b]`, which are `groups` bitonic groups that are in order."""
     length, batch = x.shape
     while groups < length:
         stages = (length // groups).bit_length() - 1
@@ -149,9 +150,9 @@ def _sort_bitonic(x: Array, groups: int) -> Array:
 
 
 def _least(chunk: Callable[[int, int], Array], length: int) -> Array:
-    """Return the minimum `[1, b]` of `length` rows, of which `chunk(start, rows)` returns some."""
+    """Return the minimum `[1, b]` of `length` rows; `chunk(start, rows)` returns some of them."""
     least = functools.partial(functools.reduce, jnp.minimum)
-    # The chunks may overlap: there is often one row too few.
+    # The chunks may overlap, since there is often one row too few for 16 equal chunks.
     rows = (length + 1) // 16
     if not rows:
         return jnp.min(chunk(0, length), axis=0, keepdims=True)
@@ -164,7 +165,10 @@ def _least(chunk: Callable[[int, int], Array], length: int) -> Array:
 
 
 def _sums(q: Array) -> Array:
-    """Return the sums of `q[h, b]` by subset, `[2^h, b]`: bit k of the row number is row k of q."""
+    """Return the sums `[2^h, b]` of all subsets of `q[h, b]`.
+
+    Bit k of the row number stands for row k of `q`.
+    """
     sums = jnp.zeros_like(q[:1], shape=(1, q.shape[1]))
     for k in range(q.shape[0]):
         sums = jnp.concatenate([sums, sums + q[k : k + 1]])
@@ -174,8 +178,8 @@ def _sums(q: Array) -> Array:
 def _find_subset(q: Array, total: Array) -> Array:
     """Return the mask `[h, b]` of the subset of `q[h, b]` that sums to `total[1, b]` exactly.
 
-    Of several such subsets it is the one whose bits, read as a number, are least; so a zero is
-    never kept.
+    If there are several such subsets, the result is the one whose bits form the smallest number, so
+    a zero is never kept.
     """
     h = q.shape[0]
     low, high = _sums(q[: (h + 1) // 2]), _sums(q[(h + 1) // 2 :])

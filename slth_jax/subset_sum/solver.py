@@ -1,4 +1,4 @@
-"""Random subset sums: the closest subset, exactly, for millions of small instances at once."""
+"""Solve random subset sums exactly: the closest subset, for millions of small instances at once."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from slth_jax import checks
 from slth_jax.subset_sum.batch import solve_batch
 
 MAX_SAMPLES = 4096
-# At most MAX_EXACT samples are enumerated. Of longer lists PART are enumerated and the others
-# settled greedily.
+# At most MAX_EXACT samples are enumerated. If there are more, PART samples are enumerated and the
+# others are decided greedily.
 MAX_EXACT = 30
 PART = 24
 
@@ -37,15 +37,16 @@ def solve(
     """Return the subset of `samples` whose sum is closest to `value`, for every instance.
 
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
-    (Horowitz and Sahni 1974) in time O(2^(n/2) n). Beyond 30 samples (`max_exact`) all but 24,
-    spread over the smaller three quarters, are settled from the largest down, each kept or not so
-    that the value stays nearest to the middle of the sums still within reach; those set aside
-    are then solved exactly. The result is never worse than keeping, from the largest down, each
-    sample that brings the sum closer.
+    (Horowitz and Sahni 1974) in time O(2^(n/2) n). If there are more than 30 samples (`max_exact`),
+    24 of them, spread over the smaller three quarters, are set aside. The other samples are decided
+    from the largest down: each is kept or dropped so that the value stays nearest to the middle of
+    the sums that are still within reach. The samples set aside are then solved exactly. The result
+    is never worse than the greedy choice, which keeps, from the largest down, each sample that
+    brings the sum closer.
 
-    Zeros are never kept, and zeros appended to the last axis change no bit of the rest of the
-    result; nor do the batch, the place in it, `jit`, `vmap` or sharding. Subnormal numbers are
-    zeros here, as they are to most accelerators. Nothing is differentiated through.
+    Zeros are never kept. The result of an instance does not depend on zeros appended to its
+    samples, on the other instances of the batch, or on `jit`, `vmap` and sharding. Subnormal
+    numbers count as zeros, as on most accelerators. No gradient passes through the result.
 
     If the batch is sharded (and the samples are not split), each device solves its part. On CPUs a
     C++ compiler makes float32 several times faster (`kernel`), and one device uses all cores.
@@ -54,22 +55,22 @@ def solve(
     Args:
       samples: float32 or float64 of shape [..., n], n up to 4,096.
       value: the number to hit, of the leading shape [...].
-      max_exact: up to so many samples (not counting zeros) the optimum is guaranteed; the time
-        doubles with every second sample. From 2 to 30; None for n where n is at most 30 and 24
-        beyond. Give it where results must not depend on zeros appended to 25 to 30 samples.
+      max_exact: the largest number of samples (not counting zeros) for which the optimum is
+        guaranteed, from 2 to 30. Every two more samples double the time. None is 30 if n is at most
+        30, else 24. Set it if results must not depend on zeros appended to 25 to 30 samples.
 
     Returns:
       `mask`; `total`, the sum of the kept samples, rounded once; `error = |value - total|`;
-      `optimal`, true where no subset is closer up to rounding, because all were looked at
-      (at most `max_exact` samples are not zero), or `value` lies at or beyond the sum of all
-      positive or all negative samples, or `error` is at most the rounding unit `eps` times the
-      largest of `|value|` and `|samples|`. "All were looked at" is exact for samples rounded to
-      multiples of `2^-29 sum |samples|` (`2^-61` in float64), so that the error is at most
-      `n 2^-29 sum |samples|` above the least possible.
+      `optimal`, true if no subset is closer, up to rounding. This is known if all subsets were
+      tried (at most `max_exact` samples are not zero), if `value` lies at or beyond the sum of all
+      positive or all negative samples, or if `error` is at most the rounding unit `eps` times the
+      largest of `|value|` and `|samples|`. All subsets are tried for samples rounded to multiples
+      of `2^-29 sum |samples|` (`2^-61` in float64), so the error is at most `n 2^-29 sum |samples|`
+      above the least possible.
 
     Raises:
-      ValueError: shapes that do not fit, more than 4,096 samples, NaN or infinite numbers
-        (where they are known: not under a transformation), dtypes other than the two.
+      ValueError: shapes that do not fit, more than 4,096 samples, NaN or infinite numbers (not
+        checked under a JAX transformation), or a dtype other than float32 and float64.
 
     Examples:
       >>> solution = solve(jnp.array([[0.5, -0.2, 0.125, 0.75]]), jnp.array([0.6]))
@@ -111,7 +112,7 @@ def _solve(
 
 
 def _devices(samples: Array) -> int:
-    """Return over how many devices the batch is split; inside `jit` this is unknown, hence 1."""
+    """Return the number of devices over which the batch is split; 1 inside `jit` (unknown)."""
     if isinstance(samples, jax.core.Tracer) or not samples.size:
         return 1
     shard = samples.sharding.shard_shape(samples.shape)

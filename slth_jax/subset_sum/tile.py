@@ -1,8 +1,8 @@
-"""One tile of subset sums: in fixed point if all subsets are tried, settled greedily beyond that.
+"""Solve one tile of subset sums: all subsets in fixed point, or greedily if there are too many.
 
-Every number that decides something is an integer, a sum with its rounding kept, or scaled by a
-power of two only: neither the order of a reduction nor fused multiply-adds can change a bit.
-Inside, the batch is the last axis, and no operation mixes two instances.
+Every number on which a decision depends is an integer, a sum with its rounding error kept, or
+scaled by a power of two only. So neither the order of a reduction nor fused multiply-adds can
+change a bit. In this module the batch is the last axis, and no operation mixes two instances.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ def solve_tile(
 ) -> TileSolution:
     """Return the subsets of `samples` whose sums are closest to `value`.
 
-    `running`, if given, is true: XLA is to compile the merges by themselves.
+    `running`, if given, is always true; its use makes XLA compile the merges separately.
     """
     n = samples.shape[1]
     samples = jnp.where(jnp.abs(samples) < jnp.finfo(samples.dtype).tiny, 0, samples)
@@ -89,7 +89,7 @@ def _power_of_two(exponent: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array,
 
 
 def _exponent(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Return floor(log2 x) of positive normal numbers; of zero, something less."""
+    """Return floor(log2 x) for positive normal numbers; for zero, a smaller number."""
     info = jnp.finfo(x.dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     bits = lax.bitcast_convert_type(x, integer)
@@ -104,7 +104,7 @@ def _enumerate(
 ) -> Bool[Array, "n b"]:
     """Return the mask of the closest subset of `samples` to `value + value_low`.
 
-    In fixed point: the unit is a power of two so small that `sum |samples|` takes 30 of an
+    Sums are in fixed point: the unit is a power of two so small that `sum |samples|` takes 30 of an
     int32's bits (62 of an int64's). Then all sums are exact; only the samples are rounded.
     """
     dtype = samples.dtype
@@ -118,7 +118,7 @@ def _enumerate(
         half = by >> 1
         return x * _power_of_two(half, dtype) * _power_of_two(by - half, dtype)
 
-    # Each size rounded up to 20 bits: a bound of the sum that no order of adding can change.
+    # Sizes rounded up to 20 bits: the bound of their sum does not depend on the order of addition.
     rounded_up = jnp.ceil(scaled(size, 19 - exponent)).astype(jnp.int32)  # [n, b]
     bound = jnp.sum(rounded_up, axis=0, dtype=jnp.int32)  # [b]
     bits = 32 - lax.clz(bound + 1)
@@ -139,7 +139,7 @@ def _enumerate(
 def _scattered(index: Int[Array, "b k"], x: Bool[Array, "b k"], n: int) -> Bool[Array, "b n"]:
     """Return `y` with `y[i, index[i, j]] = x[i, j]`, and False elsewhere.
 
-    By `vmap`, so that a partitioner sees that no instance writes into another.
+    It uses `vmap`, so that a partitioner sees that no instance writes into another.
     """
     return jax.vmap(lambda index, x: jnp.zeros(n, bool).at[index].set(x))(index, x)
 
@@ -150,11 +150,11 @@ def _reach_and_resolve(
     m: int,
     running: Bool[Array, ""] | None,
 ) -> Bool[Array, "n b"]:
-    """Return masks: all but `m` samples are settled greedily, the `m` are then solved exactly."""
+    """Return masks: all but `m` samples are decided greedily, then the `m` are solved exactly."""
     batch, n = samples.shape
     order, count = _by_size(samples)  # [b, n], [b]
-    # The m samples that are set aside, by rank: dense among the largest, spread over three
-    # quarters of those that are not zero.
+    # The ranks of the m samples that are set aside: dense among the smallest, spread over the
+    # smaller three quarters of the nonzero samples.
     j = jnp.arange(m, dtype=jnp.int32)[None]  # [1, m]
     rank = j + (jnp.maximum(count[:, None] * 3 // 4 - m, 0) * (j * j)) // (m * m)  # [b, m]
     chosen = jnp.sort(jnp.take_along_axis(order, rank, axis=1), axis=1)  # [b, m]
@@ -176,7 +176,7 @@ def _reach_and_resolve(
     greedy = _scattered(order, keep[::-1, 1].T, n)  # [b, n]
     masks = settled.T, greedy.T  # [n, b]
     error = [jnp.abs(value - _total(jnp.where(mask, samples.T, 0))) for mask in masks]  # [b]
-    # If all nonzero samples were enumerated, that stands, as it does without the zeros.
+    # If all nonzero samples were enumerated, that solution is taken, as it is without the zeros.
     settled_is_better = (error[0] <= error[1]) | (count <= m)
     return jnp.where(settled_is_better[None], *masks)
 
@@ -200,10 +200,11 @@ def _settle(
     rest: tuple[Float[Array, "2 b"], Float[Array, "2 b"]],
     now: tuple[Float[Array, "b"], Bool[Array, "b"]],
 ) -> tuple[tuple[Num[Array, "2 b"], Num[Array, "2 b"]], Bool[Array, "2 b"]]:
-    """Keep one sample of every instance or not, by two strategies; return the rests and `keep`.
+    """Keep or drop one sample of every instance, by two strategies; return the rests and `keep`.
 
-    Row 0: the distance from the middle of the range that the samples to come can reach; samples
-    set aside (`free`) are skipped. Row 1: the distance from the value, all samples.
+    Row 0 reduces the distance from the middle of the range that later samples can reach, and skips
+    the samples that are set aside (`free`). Row 1 reduces the distance from the value, with all
+    samples.
     """
     (high, low), (sample, free) = rest, now
     step = jnp.stack([0.5 * sample, sample])  # [2, b]

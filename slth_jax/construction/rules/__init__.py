@@ -1,4 +1,4 @@
-"""Rules of construction: one record (`rule.Rule`) and one file each, listed in `RULES`."""
+"""The rules of construction, listed in `RULES`: each is a `rule.Rule` with a file of its own."""
 
 from slth_jax import checks
 from slth_jax.construction.rules import band as bands
@@ -14,7 +14,7 @@ RULES: dict[str, Rule] = {
 
 
 def get(construction: str | Rule) -> Rule:
-    """Return the rule of a name; a rule as it is.
+    """Return the rule with this name; a `Rule` is returned unchanged.
 
     Raises:
       ValueError: no rule has that name.
@@ -28,7 +28,7 @@ def parse(text: str) -> Rule:
     """Return the rule that a user typed: a name, or 'shift:R,C' for R units per block of C columns.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `text` is neither.
     """
     name, colon, numbers = text.partition(":")
     if not colon:

@@ -1,4 +1,4 @@
-"""A rule that spends b mask bits on a weight: each row keeps one of 2^b units per column.
+"""A rule with b mask bits per weight: each row keeps one of 2^b units per column.
 
 See `construction.trellis` for the masks and docs/bits.md for their errors.
 """
@@ -10,11 +10,11 @@ from slth_jax.construction.trellis import Band
 
 
 def band(bits: int = 4, states: int = 12) -> Rule:
-    """Return the rule by which 2^bits units start per column and each row keeps one of them.
+    """Return the rule in which 2^bits units start at each column and each row keeps one of them.
 
     Args:
-      bits: b, mask bits per weight. A source needs ``2^b`` units per column; a narrower one
-        has the largest power of two that fits.
+      bits: b, mask bits per weight. A source needs ``2^b`` units per column; in a narrower source
+        each row chooses among the largest power of two of units that fits.
       states: the base-2 logarithm of the number of states of the search: a unit is connected to
         ``L = 1 + states // bits`` columns. Time grows as ``2^(b L)`` per weight, and the error
         falls slowly.

@@ -18,8 +18,8 @@ def by_size(factors: Factors, span: Span) -> Slots:
 def by_signed_size(factors: Factors, span: Span) -> Slots:
     """Let the columns j choose in turn the largest ``right_kj``, then the largest ``-right_kj``.
 
-    An entry across a ReLU is two subset sums, over the units of either sign (Lemma 2): each gets
-    the same number of samples.
+    Across a ReLU an entry is two subset sums, one over units of positive and one over units of
+    negative weight (Lemma 2). Each sum gets the same number of samples.
     """
     n, r = factors.right.shape
     weight = jnp.stack([factors.right.T, -factors.right.T])  # [2, r, n]

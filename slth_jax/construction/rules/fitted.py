@@ -1,4 +1,4 @@
-"""Shift units, and units assigned so that every target lies in the middle of its subset sums.
+"""Use shift units; assign the other units so that targets lie in the middle of their sums.
 
 The subset sums of a column's m samples are densest at half of the sum of all of them. A column
 that is assigned the units k of a set S_j should therefore have
@@ -13,8 +13,8 @@ which costs almost nothing: the columns choose in turn
 
 where e_j is the column's targets minus half of the samples assigned so far. The first term alone
 brings e_j closest to zero if all units have the same length; the second prefers weights of a size
-that suits the column. With size 0 the smallest weights would go first, and their sums all lie in
-one place.
+that suits the column. With size 0 the smallest weights would be chosen first, and all their sums
+would be nearly equal.
 
 The assignment depends on the target, so a ticket must store both masks.
 """
@@ -35,7 +35,7 @@ def to_the_middle(factors: Factors, span: Span) -> Slots:
 
 
 def to_both_middles(factors: Factors, span: Span) -> Slots:
-    """Assign units for a map across a ReLU: units of either sign in turn, each to centre targets.
+    """Assign units across a ReLU: positive and negative units in turn, each to centre targets.
 
     Units of positive weight approximate a target for positive inputs, units of negative weight
     for negative inputs (Lemma 2).
@@ -44,7 +44,10 @@ def to_both_middles(factors: Factors, span: Span) -> Slots:
 
 
 def _centre(factors: Factors, span: Span, *, signs: bool) -> Slots:
-    """Choose in integer arithmetic: independent of summation order and fused multiply-add."""
+    """Choose units in integer arithmetic.
+
+    So the choice does not depend on summation order or fused multiply-add.
+    """
     right, left, target = factors
     assert left is not None and target is not None
     p, r = target.shape
@@ -85,7 +88,7 @@ def _centre(factors: Factors, span: Span, *, signs: bool) -> Slots:
 
 
 _NEVER = 1e30
-# 0.3 and 0.6 differ little.
+# The values 0.3 and 0.6 give nearly the same errors.
 _SPREAD = 0.3
 
 
@@ -94,11 +97,11 @@ def _suitable_size(
 ) -> Float[Array, " r"]:
     """Return the size of ``right_kj`` that suits column j, `[r]`.
 
-    With m units of that size, each kept or dropped, the sums have the standard deviation
-    ``0.3 m`` times the root mean square of the targets: ``sigma^2 = m E[left^2] size^2 / 4``. Sums
-    that reach much further are sparse, and sums that reach less far miss targets, which matters
-    more the denser they are. Rounded to three bits, so that a different summation order almost
-    never changes the size.
+    With m units of that size, each kept or dropped, the sums have the standard deviation ``0.3 m``
+    times the root mean square of the targets: ``sigma^2 = m E[left^2] size^2 / 4``. Sums that reach
+    much further are sparse, and sums that reach less far miss targets, which matters more the
+    denser the sums are. The size is rounded to three bits, so that a different summation order
+    almost never changes it.
     """
     p = target.shape[0]
     square = jnp.sum(left**2) / (p * jnp.asarray(last, left.dtype))
@@ -113,7 +116,7 @@ def _to_integers(x: Float[Array, "a b"], bits: int) -> tuple[Int[Array, "a b"], 
 
 
 def _short(x: Int[Array, " n"], digits: int) -> Float[Array, " n"]:
-    """Return x with so few binary digits that its products with entries are exact."""
+    """Round x to so few binary digits that products of x and entries are exact."""
     return jax.lax.reduce_precision(x.astype(jnp.float32), 8, digits)
 
 

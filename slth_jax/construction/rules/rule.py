@@ -1,7 +1,8 @@
-"""A rule of construction: which hidden units serve which column, and how hard rows search.
+"""A rule of construction: it assigns hidden units to columns and sets how long rows search.
 
 A rule *assigns* the hidden units k of ``target_ij ~ sum_k left_ik right_kj`` to the columns j of
-`right`, the grouped factor. The result is an `Assignment`; `construction.engine` makes masks of it.
+`right`, the grouped factor. The result is an `Assignment`; `construction.engine` turns it into
+masks.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ class Span(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Which hidden unit of ``right [n, r]`` serves which of its columns.
+    """The assignment of the hidden units of ``right [n, r]`` to its columns.
 
     The columns form `blocks` blocks of ``c = ceil(r / blocks)`` neighbours. A unit in a slot is
     connected to one column, a shift unit to every column of its block.
@@ -60,25 +61,26 @@ Assign = Callable[[Factors, Span], Slots]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """How hard each row of the free factor searches for masks; tickets store it as JSON.
+    """Settings of the search for the masks of each row of the free factor; stored in tickets.
 
-    Row i keeps or drops each of the R shift units of a block. Pattern s in {0, 1}^R turns target j
-    of the block into ``target_ij - sum_u s_u left_iu right_uj``, and each of these into an
-    ordinary subset sum over the units of column j. The row takes the best of the patterns that it
-    tries. Nothing can be shifted across a ReLU.
+    Row i keeps or drops each of the R shift units of a block. Pattern s in {0, 1}^R changes target
+    j of the block to ``target_ij - sum_u s_u left_iu right_uj``, which becomes an ordinary subset
+    sum over the units of column j. The row takes the best of the patterns that it tries. Across a
+    ReLU there are no shift units.
 
     Attributes:
       shift_units: R, the number of shift units per block; 0 for none.
       columns: c, the largest number of columns in a block.
-      reroll: the share of a row's blocks that is solved at a time. A row solves each block once,
-        then `rerolls` times this share: always the blocks that are worst so far, each with its
-        next pattern. With 1 every block is solved with every pattern.
-      rerolls: None for ``2^R - 1``.
-      centred: begin with the patterns that bring a block's targets nearest to the middle of
-        their subset sums. Let the samples of column j sum to 2 mu and their squares to
-        4 sigma^2. Patterns are sorted by the largest ``(v_j - mu_j)^2 / sigma_j^2`` over the
-        shifted targets v_j, smallest first. Subset sums are densest
-        at mu, so one of the first few patterns is nearly always the best. Otherwise by number.
+      reroll: the share of a row's blocks that is solved in one step. First each block is solved
+        once. Then come `rerolls` steps: each solves the blocks with the largest errors so far
+        again, with their next patterns. If the share is 1 and `rerolls` is None, every block is
+        solved with every pattern.
+      rerolls: the number of these further steps; None for ``2^R - 1``.
+      centred: whether to try first the patterns that bring a block's targets nearest to the middle
+        of their subset sums; if false, patterns are tried by number. Let the samples of column j
+        sum to 2 mu and their squares to 4 sigma^2. Patterns are sorted by the largest
+        ``(v_j - mu_j)^2 / sigma_j^2`` over the shifted targets v_j, smallest first. Subset sums are
+        densest at mu, so one of the first few patterns is nearly always the best.
 
     Raises:
       ValueError: a number outside its range.
@@ -105,8 +107,8 @@ class Rule:
     """A construction: an assignment of units, and a search for the masks of rows.
 
     Attributes:
-      name: the name that callers write.
-      summary: one line.
+      name: the name by which callers select the rule.
+      summary: a description in one line.
       assign: distributes units over columns, see `Assign`.
       assign_relu: the same if a ReLU stands between the factors; None for `assign`.
       search: see `Search`.
@@ -126,7 +128,7 @@ class Rule:
     band: Band | None = None
 
     def for_relu(self) -> "Rule":
-        """Return the rule if a ReLU stands between the factors: subset sums, no shift units."""
+        """Return the rule to use across a ReLU: subset sums without shift units."""
         assign = self.assign_relu or self.assign
         return dataclasses.replace(self, assign=assign, search=Search(), band=None)
 
@@ -140,8 +142,8 @@ class Rule:
     ) -> Assignment:
         """Assign the first `width` rows of `right` to its columns; `width` may be traced.
 
-        The first ``R blocks`` rows are shift units. A block has fewer than R if they would be more
-        than a quarter of all units, or if a column would be left without a unit.
+        The first ``R blocks`` rows are shift units. A block has fewer than R shift units if R per
+        block would be more than a quarter of all units, or would leave a column without a unit.
 
         Raises:
           ValueError: the rule reads `left` and `target`, and one of them is None.
@@ -167,7 +169,7 @@ class Rule:
 
 
 def _rounds(width, r: int, blocks: int, most: int):
-    """Return the number of shift units per block at some widths, at most `most`."""
+    """Return the number of shift units per block for each width, at most `most`."""
     spare = (width - r) // blocks
     quarter = width // (4 * blocks)
     return (spare * (spare < quarter) + quarter * (spare >= quarter)).clip(0, most)
@@ -182,7 +184,7 @@ def take_turns(
     state: Any = None,
     taken: Callable[[Array, Array, Any], Any] = lambda turn, unit, state: state,
 ) -> Slots:
-    """Let the columns choose in turn the unused unit that weighs most for them.
+    """Let the columns choose in turn the unused unit that has the largest value for them.
 
     Args:
       weigh: ``weigh(turn, state)``, `[n]`: the value of each unit to column ``turn % num_columns``.
@@ -198,7 +200,7 @@ def take_turns(
     def choose(turn, carry):
         free, chosen, state = carry  # bool [n], int32 [slots * r], state
         value = jnp.where(free, weigh(turn, state), -jnp.inf)
-        # The first of the largest; argmax takes four times as long on a CPU.
+        # The first of the largest values; argmax takes four times as long on a CPU.
         unit = jnp.min(jnp.where(value == jnp.max(value), index, n))
         chosen = chosen.at[turn].set(jnp.where(turn < turns, unit, -1))
         return free & (index != unit), chosen, taken(turn, unit, state)
@@ -206,7 +208,7 @@ def take_turns(
     free = (index >= span.first) & (index < span.last)
     unassigned = jnp.full(slots * num_columns, -1, jnp.int32)
     turns = jnp.asarray(span.last) - span.first
-    # As many rounds for every width: devices then need not agree on when to stop.
+    # Every width takes the same number of rounds, so devices need not agree on when to stop.
     _, chosen, _ = jax.lax.fori_loop(0, span.most, choose, (free, unassigned, state))
     chosen = chosen.reshape(slots, num_columns).T  # [r, slots]
     return jnp.maximum(chosen, 0), chosen >= 0

@@ -1,7 +1,7 @@
-"""Units assigned by size, and shift units, with which rows re-roll their worst targets.
+"""Assign units by size, and add shift units with which rows re-roll their worst targets.
 
-All settings of shift units are in this file: `SEARCH`, that of the rules named 'shift' and
-'fitted'; `shift`, for other numbers; `for_samples`, for whole models.
+All settings of shift units are in this file: `SEARCH` for the rules 'shift' and 'fitted', `shift`
+for other numbers, and `for_samples` for whole models.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import dataclasses
 from slth_jax.construction.rules.by_size import by_signed_size, by_size
 from slth_jax.construction.rules.rule import Rule, Search
 
-# A quarter of the blocks at a time, eight times: three solves per target in all. Patterns that
-# centre the targets come first, so more of them hardly help.
+# After one solve of every block, a quarter of the blocks is solved again, eight times: three solves
+# per target in all. Patterns that centre the targets come first, so more patterns hardly help.
 SEARCH = Search(shift_units=8, columns=8, reroll=0.25, rerolls=8, centred=True)
 
 RULE = Rule(
@@ -31,16 +31,16 @@ def shift(
     rerolls: int | None = None,
     centred: bool = False,
 ) -> Rule:
-    """Return the rule 'shift' with R shift units per block of c columns; arguments as `Search`."""
+    """Return the rule 'shift' with R shift units per block of c columns; see `Search`."""
     search = Search(shift_units, columns, reroll, rerolls, centred)
     return dataclasses.replace(RULE, search=search)
 
 
 def for_samples(samples: int, *, many: bool = False) -> Rule:
-    """Return the setting that served best, among those measured, at so many samples per entry.
+    """Return the rule with the best measured settings for a number of samples per entry.
 
     Fewer samples approximate an entry less well and are solved faster, which pays for more
-    re-rolls. For `many` entries, a setting of five solves per entry.
+    re-rolls. If there are `many` entries, the settings take five solves per entry.
     """
     if many:
         return shift(5, 5)

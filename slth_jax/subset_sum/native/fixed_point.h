@@ -6,7 +6,7 @@ namespace {
 
 struct Pair { F total, lost; };
 
-/* a + b rounded, and what the rounding lost (Knuth). */
+/* a + b rounded, and the rounding error (Knuth). */
 INLINE Pair two_sum(F a, F b)
 {
     const F total = a + b, part = total - a;

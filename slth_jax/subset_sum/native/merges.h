@@ -49,16 +49,16 @@ void merge(I *list, long length)
         for (long i = 0; i < parts; i++) merge(list + i * part, part);
 }
 
-/* The distance of two neighbours in a sorted list of even sums of one half and odd ones of the
- * other: even if they come from different halves; with the sign bit set (unsigned: large) if not. */
+/* The distance of two neighbours in a sorted list of even sums of one half and odd sums of the other.
+ * It is even if they come from different halves; if not, its sign bit is set (unsigned: large). */
 INLINE U distance(I first, I second)
 {
     const U even = (U)subtract(second, first ^ 1);
     return even | even << 31;
 }
 
-/* What `merge_and_look` has seen of the sorted list: the last row, the least distance, and the
- * number of the first row of the block of R in which it was met first. */
+/* The state of `merge_and_look`: the last row of the sorted list so far, the least distance, and the
+ * number of the first row of the block of R rows in which that distance occurred first. */
 struct Seen {
     I last;
     U nearest;

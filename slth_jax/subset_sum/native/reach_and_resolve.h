@@ -1,4 +1,4 @@
-/* Beyond enumeration: settle all but m samples greedily; tile.py's function of this name. */
+/* Too many samples to enumerate: decide all but m greedily, as `_reach_and_resolve` in tile.py. */
 #pragma once
 #include <cstring>
 #include "fixed_point.h"

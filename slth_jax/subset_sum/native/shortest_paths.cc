@@ -37,7 +37,7 @@ INLINE float rounded(float x)
 INLINE F load(const float *x) { F v; memcpy(&v, x, sizeof v); return v; }
 INLINE void store(float *x, F v) { memcpy(x, &v, sizeof v); }
 
-/* What a step reads: so_far[o, g] and twice[o, g] by the digit o that it drops and the later digits
+/* The input of a step: so_far[o, g] and twice[o, g] by the digit o that it drops and the later digits
  * g, and term[d] and its square by the digit d that it chooses. */
 struct Step { const float *so_far, *twice, *term, *square; long m, groups; };
 
@@ -230,7 +230,7 @@ struct Job {
     ffi::Promise promise;
     std::atomic<long> next, left;
     std::atomic<bool> failed;
-    /* Solve rows until none is left: they take equal times, but threads do not. */
+    /* Solve rows until none is left: rows take equal times, but threads need not. */
     void run(long all_rows)
     {
         float *memory = (float *)std::malloc(Walk::floats(rows) * sizeof(float));

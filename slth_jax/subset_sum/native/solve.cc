@@ -35,7 +35,7 @@ size_t workspace(int n, int max_exact)
            (n > max_exact ? workspace_settled(n, even) : 0) + 64;
 }
 
-/* Solve the instances start, ..., start + W - 1, as far as there are so many. */
+/* Solve the instances start, ..., start + W - 1, or fewer at the end of the batch. */
 void solve_vector(const Batch &batch, long start, I *memory)
 {
     const int n = batch.n, lanes = (int)std::min<long>(W, batch.size - start);
@@ -133,8 +133,8 @@ ffi::Future solve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> samples, ffi::Buff
                          total->typed_data(), error->typed_data(), optimal->typed_data(),
                          (long)value.element_count(), n, (int)max_exact};
     const long vectors = (batch.size + W - 1) / W;
-    /* All threads of the process share one pool, whatever the number of devices. Several tasks per
-     * thread, since another program may take one of them; none below some microseconds. */
+    /* All threads of the process share one pool, whatever the number of devices. A thread gets
+     * several tasks, since another program may take threads; a task takes at least microseconds. */
     const long exact = std::min<long>(n, max_exact), work = vectors * ((exact + 2L) << (exact / 2));
     const long most_tasks = std::min(vectors, work >> 13);
     const long tasks = std::max(1L, std::min<long>(4 * pool.num_threads(), most_tasks));

@@ -13,7 +13,7 @@ constexpr int W = 4;
 #endif
 /* A pass over a list makes up to four merge stages, on R vectors at a time. */
 constexpr int R = 16;
-/* Numbers per half below which the list is shorter than R; zeros are appended then. */
+/* The least number of numbers: fewer are filled up with zeros, since lists would be shorter than R. */
 constexpr int LEAST = 8;
 
 typedef int32_t I __attribute__((vector_size(4 * W)));
