@@ -147,7 +147,7 @@ class StatefulTree:
         return result[0], self._plain(result[1])
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return the evaluation, or None, since a loss that changes the state is none."""
+        """Return the evaluation; None if not given, since the loss would change the state."""
         if evaluate is None:
             return None
         return lambda named, state, batch: evaluate(*self.join(named, state), batch)

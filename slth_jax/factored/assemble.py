@@ -1,8 +1,9 @@
-"""Parts put together to a model, as parameters of `models.decoder`.
+"""Assemble parts into a model, as parameters of `models.decoder`.
 
-Either *merged*, every product multiplied out: attention is then multi-query attention whose keys
-and values are the normalised rows themselves (identity projections). Or *as it is*, the masked
-factors side by side: wide heads, products of two matrices for the other maps.
+There are two forms. *Merged*: every product is multiplied out; attention is then multi-query
+attention whose keys and values are the normalised rows themselves (identity projections). *As it
+is*: the masked factors stay separate; attention has wide heads, and the other maps are products of
+two matrices.
 
 Letters in shapes: d the width, o = d (+ 1 with the constant coordinate) the inputs of a map, h
 query heads, g key/value heads, f rotary frequencies, n hidden units.
@@ -20,11 +21,12 @@ from slth_jax.models import Settings
 from slth_jax.models.weights import stacked
 
 Arrays = dict[str, np.ndarray]
-# The matrices `[count, rows, columns]` of a part.
+# A function that returns the matrices `[count, rows, columns]` of a part.
 Entries = Callable[[Part], np.ndarray]
-# The masked factors of a part, ``left [count, rows, n], right [count, n, columns]``.
+# A function that returns the masked factors of a part,
+# ``left [count, rows, n], right [count, n, columns]``.
 Factors = Callable[[Part], tuple[np.ndarray, np.ndarray]]
-ONE_HOT = ("wte", "wpe", "wtt")  # rows of such inputs have no constant coordinate
+ONE_HOT = ("wte", "wpe", "wtt")  # maps of one-hot inputs, without constant coordinate
 _NAMES = {
     "in": "mlp.in", "gate": "mlp.gate", "out": "mlp.out",
     "q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o",
@@ -78,7 +80,7 @@ def merged_ends(spec: Spec, entries: Entries) -> Arrays:
 
 
 def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
-    """Return queries `[o, h width]` and keys `[o, width]`, which are z itself."""
+    """Return the weights of queries `[o, h width]` and of keys `[o, width]`; keys are z itself."""
     s, o = spec.settings, spec.inputs
     if s.positions != "rotary":
         # [h, o, d] to [o, (h, d)]
@@ -93,7 +95,7 @@ def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
 
 
 def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays:
-    """Return values, which are z itself, and outputs `[h d, d]`."""
+    """Return the weights of values, which are z itself, and of outputs `[h d, d]`."""
     d = spec.settings.width
     w = w.reshape(spec.settings.num_heads, d, spec.inputs)  # [head, output, input]
     params = {"attn.v": np.eye(d), "attn.o": w[:, :, :d].transpose(0, 2, 1).reshape(-1, d)}
@@ -143,7 +145,7 @@ def masked(spec: Spec, factors: Factors) -> Arrays:
 def _factored_qk(
     spec: Spec, left: Float[np.ndarray, "count rows n"], right: Float[np.ndarray, "count n columns"]
 ):
-    """Return keys `[o, g width]` and queries `[o, h width]`."""
+    """Return the weights of keys `[o, g width]` and of queries `[o, h width]`."""
     s, o = spec.settings, spec.inputs
     g, n = s.num_kv_heads, right.shape[1]
     if s.positions != "rotary":
@@ -187,7 +189,7 @@ def _inputs_first(
 
 
 def _split(name: str, w: Float[np.ndarray, "o outputs"], spec: Spec) -> Arrays:
-    """Return a matrix as weights `[d, outputs]` and, with the constant, a bias `[outputs]`."""
+    """Return a matrix as weights `[d, outputs]` and, if there is a constant, a bias `[outputs]`."""
     return {name: w[:-1], f"{name}.bias": w[-1]} if spec.constant else {name: w}
 
 

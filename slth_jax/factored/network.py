@@ -10,15 +10,16 @@ from slth_jax.factored.part import Part
 from slth_jax.factored.spec import Spec
 
 LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.float32)
-"""The scale of a row by its level, 4 bits, in units of its matrix's: 1, 3/4, 1/2, 3/8, ..."""
+"""Row scale divided by the matrix's scale, by the row's 4-bit level: 1, 3/4, 1/2, 3/8, ..."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A random network: a spec, a seed, and the scale of each free factor by part and product.
 
-    With `Spec.row_scales`, `levels` has the levels of rows `[count, rows]` by part; `columns` those
-    of columns `[count, columns]`.
+    `levels` has the levels of the rows' scales `[count, rows]` by part, if `Spec.row_scales` is
+    true. `columns` has the levels of the columns' scales `[count, columns]` by part, if columns
+    have scales.
     """
 
     spec: Spec
@@ -42,7 +43,7 @@ class Network:
     def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
         """Return the numbers from which the rows of a free factor are drawn.
 
-        With scales chosen row by row, each level has random weights of its own.
+        If scales are chosen row by row, the random weights of a row depend on its level.
         """
         rows = np.arange(part.rows)
         if self.spec.scaling != "rows":

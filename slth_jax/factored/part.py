@@ -1,4 +1,4 @@
-"""A part of the random network, a stack of products, and the bits per entry of parts in bands."""
+"""A part of the random network, which is a stack of products, and the settings of bands."""
 
 import dataclasses
 import math
@@ -14,15 +14,16 @@ class Part:
     """A stack of `count` products ``left [rows, units] right [units, columns]``.
 
     Attributes:
-      block: the number of its block; None outside of the blocks.
-      kind: 'wte', 'qk', ..., see the table above.
-      index: its place among all parts, from which its random key is folded.
+      block: the number of the part's block; None outside of the blocks.
+      kind: 'wte', 'qk', ..., see the table in `factored.spec`.
+      index: the part's number among all parts, from which its random key is folded.
       count, rows, columns, units: the shape of the stack.
       rows_are_inputs: whether the rows are the inputs of the map (`left` comes first) or its
         outputs.
       relu: whether a ReLU stands between the factors.
-      band: the shape of the grouped mask if rows are walks through a band; None for subset sums.
-      weights: the distributions of the weights of a band, see `construction.encode.SOURCES`.
+      band: the shape of the grouped factor's mask if each row keeps one unit per column (see
+        `construction.trellis`); None for subset sums.
+      weights: the name of the distributions of a band's weights, see `construction.encode.SOURCES`.
     """
 
     block: int | None
@@ -44,7 +45,7 @@ class Part:
 
     @property
     def num_sums(self) -> int:
-        """The number of entries that are approximated by subset sums."""
+        """The number of entries that masks approximate."""
         return self.count * self.rows * self.columns
 
     @property
@@ -66,25 +67,27 @@ class Part:
 
     @property
     def nameless(self) -> "Part":
-        """The part without its place and its number of rows: such parts share compiled programs."""
+        """The part without name, number and number of rows; equal ones share compiled programs."""
         return dataclasses.replace(self, block=None, kind="", index=0, count=1, rows=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bands:
-    """Bands in the place of subset sums: b mask bits per entry, see `construction.trellis`.
+    """Settings of bands, which replace subset sums: b mask bits per entry.
+
+    See `construction.trellis`.
 
     Attributes:
-      bits: b.
+      bits: b, the mask bits per entry of most matrices.
       states: the base-2 logarithm of the number of states of the search.
-      weights: the distributions of weights, see `construction.encode.SOURCES`.
+      weights: the name of the distributions of weights, see `construction.encode.SOURCES`.
       row_scales: whether each row of a free factor has a scale, 4 bits (see `network.LEVELS`),
         beside the scale of its matrix.
-      column_scales: whether each column of a grouped factor has one too, in units of the largest,
-        and rows with outliers are solved again with coarser ones.
-      others: exceptions, each a kind of matrix or a matrix's name, and its bits per entry.
-      diagonal_gain: whether the map of the last norm in front of a tied embedding is a diagonal of
-        subset sums, as those of other norms are. False in tickets of an earlier version.
+      column_scales: whether each column of a grouped factor has a scale too, relative to the
+        largest column scale. Rows with outliers are then solved again with coarser row scales.
+      others: exceptions: pairs of a kind of matrix, or a matrix's name, and its bits per entry.
+      diagonal_gain: whether the map of the last norm, in front of a tied embedding, is a diagonal
+        of subset sums like the maps of other norms. False in tickets of an earlier version.
     """
 
     bits: int
@@ -106,7 +109,7 @@ class Bands:
         return rules.band(self.bits, self.states)
 
     def band(self, name: str) -> Band:
-        """Return the band of a matrix by its name, as in '3.q'."""
+        """Return the band of a matrix by its name, such as '3.q'."""
         others = dict(self.others)
         bits = others.get(name, others.get(name.rpartition(".")[2], self.bits))
         band = rules.band(bits, self.states).band

@@ -4,10 +4,10 @@ A part's weights need never be in memory all at once: product g of the part has 
 and row i of its free factor `left` is drawn from ``fold_in`` of i, so any rows can be drawn alone,
 on any device, in any order.
 
-The grouped factor of a band has weights on its band alone: diagonal t, the weights of all units to
-the t-th column from their start, is drawn from ``fold_in`` of t.
+The grouped factor of a band has weights inside the band only: its diagonal t, the weights of all
+units to the t-th column from their start, is drawn from ``fold_in`` of t.
 
-Letters in shapes: p rows of a free factor, r columns of the grouped factor, n hidden units; of a
+Letters in shapes: p rows of a free factor, r columns of the grouped factor, n hidden units; in a
 band M units start at each column, each connected to L columns.
 """
 
@@ -37,7 +37,7 @@ class Product(NamedTuple):
     """A product of a part: its key, the grouped factor and the assignment of its units."""
 
     key: Key
-    right: Float[Array, "n r"] | Float[Array, "r M L"]  # of a band its weights alone
+    right: Float[Array, "n r"] | Float[Array, "r M L"]  # the second for bands
     assignment: Assignment | None  # None for a band
     halves: tuple[Assignment, Assignment] | None  # units by the sign of their weight, for a ReLU
 
@@ -49,7 +49,7 @@ def draw(
     rule: Rule,
     columns: Float[np.ndarray, " r"] | None = None,
 ) -> Product:
-    """Draw the grouped factor of product `g`, ``U[-1, 1]`` but for bands; assign its units.
+    """Draw the grouped factor of product `g` (``U[-1, 1]`` except for bands); assign its units.
 
     `columns` are the scales of the columns of a band.
     """
@@ -82,7 +82,7 @@ def _grouped(
     assignment = rule.assignment(right, n)
     if not signs:
         return right, assignment, None
-    # Equally many of either sign: the few units that a column has beyond its share are not used.
+    # Both signs get the same number of units: units of a column beyond this share are not used.
     share = n // r // 2
     positive, negative = (
         half._replace(units=half.units[:, :share], filled=half.filled[:, :share])
@@ -111,7 +111,7 @@ def _window(part: Part) -> int:
 def left_rows(
     key: Key, rows: Int[Array, " p"], scales: Float[Array, " p"], part: Part
 ) -> Float[Array, "p n"]:
-    """Draw rows of the free factor, ``U[-scale, scale]`` but for bands."""
+    """Draw rows of the free factor, ``U[-scale, scale]`` except for bands."""
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(rows)
     draw = initializers.uniform if part.band is None else SOURCES[part.weights][0]
     return scales[:, None] * jax.vmap(lambda row_key: draw(row_key, (part.units,), jnp.float32))(
@@ -141,7 +141,8 @@ def entries(
 ) -> Float[Array, "p r"]:
     """Return rows of the masked product, each a sum over the units that it keeps.
 
-    With a ReLU between the factors: rows of the product that acts on positive inputs.
+    If a ReLU stands between the factors, these are rows of the product that acts on positive
+    inputs.
     """
     assignment = product.assignment if product.halves is None else product.halves[0]
     assert assignment is not None
@@ -161,7 +162,7 @@ def masked_left(
     scales: Float[np.ndarray, " p"],
     bits: UInt8[np.ndarray, " bytes"],
 ) -> Float[np.ndarray, "p n"]:
-    """Return the masked free factor of packed masks; for rows see `Network`."""
+    """Return the free factor under packed masks; `Network` has the rows' numbers and scales."""
     left = _left_rows(product.key, numbers, scales, part.nameless)
     packed = bits.reshape(part.rows, -1)
     if part.band is None:
@@ -205,9 +206,10 @@ def mesh() -> Mesh:
 
 
 def over_rows(function: Callable, mesh: Mesh, num_rowwise: int) -> Callable:
-    """Return `function` compiled; its first `num_rowwise` arguments and all results are by rows.
+    """Compile `function`; its first `num_rowwise` arguments and all results are split by rows.
 
-    Every device runs the same program on its rows, so results do not depend on their number.
+    Every device runs the same program on its rows, so results do not depend on the number of
+    devices.
     """
     rows, whole = jax.P("rows"), jax.P()
 
@@ -227,7 +229,7 @@ def part_entries(
 
     Args:
       network: the spec, seed and scales.
-      part: a random part of it.
+      part: a random part of the network.
       bits: packed masks of the free factors, `Part.num_bytes` bytes.
       mesh: see `mesh`.
     """

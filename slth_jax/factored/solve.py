@@ -1,4 +1,4 @@
-"""The masks of rows of a product: drawn, solved and packed on the devices."""
+"""Find the masks of rows of a product: rows are drawn, solved and packed on the devices."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,10 +31,11 @@ class Problem(NamedTuple):
     """A product whose free factor is to be masked.
 
     Attributes:
-      product: its grouped factor, with assigned units.
-      part: the part that it belongs to.
-      rule: the rule that assigned.
-      scale: the largest possible entry of the free factor, for bands its scale.
+      product: the grouped factor and the assignment of its units.
+      part: the part to which the product belongs.
+      rule: the rule that made the assignment.
+      scale: the largest possible entry of the free factor; for a band, the scale of the free
+        factor.
       samples: the number of samples per subset sum, or of units per column of a band.
     """
 
@@ -46,7 +47,7 @@ class Problem(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Packed masks of rows, and their errors summed over each row."""
+    """Packed masks of rows, and the errors of each row."""
 
     bits: Any  # uint8 [p, bytes]
     squared_error: Any  # float32 [p]
@@ -70,14 +71,14 @@ def rows(
     """Return the masks of rows ``start, start + 1, ...`` of the free factor.
 
     If a rule with few re-rolls leaves an entry with an unusually large error, its row is solved
-    again with all patterns: a handful of entries makes most of a network's error.
+    again with all patterns, because a handful of entries would make most of a network's error.
 
     Args:
       problem: the product.
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
-      levels: the levels of the rows' scales; None for rows of one scale.
+      levels: the levels of the rows' scales; None if all rows have the same scale.
     """
     numbers = start + np.arange(len(target))
     levels = np.zeros(len(target), np.uint8) if levels is None else levels
@@ -98,16 +99,19 @@ def rows(
     return masks
 
 
-# The first scale of a row is this share of its largest entry plus this multiple of its root mean
-# square, the least error at 16 samples on six matrices of SmolLM2-135M. A fifth of the rows then
-# needs a coarser scale, and is solved again.
+# The first scale of a row is _OF_LARGEST times its largest entry plus _OF_SIZE times its root mean
+# square, which gave the least error at 16 samples on six matrices of SmolLM2-135M. A fifth of the
+# rows then need a coarser scale, and are solved again.
 _OF_LARGEST, _OF_SIZE = 0.5, 1.5
-# The root mean square error of entries within reach, in units of scale / 2^samples, measured there.
+# The root mean square error of entries within reach, in units of scale / 2^samples, measured on the
+# same matrices.
 _ERROR = 4.5
-# That of a band at coarse scales, in units of the standard deviation of a sum of all its terms over
-# 2^bits: 0.68 to 0.87 on Gaussian entries at 4 to 6 bits and 2^6 to 2^12 states.
+# The root mean square error of a band's entries at coarse scales, in units of 2^-bits times the
+# standard deviation of a sum of all terms: measured as 0.68 to 0.87 on Gaussian entries at 4 to 6
+# bits and 2^6 to 2^12 states.
 _BAND_ERROR = 0.8
-# Levels above that of a row's size, for rows of a band with an outlier: four times the scale.
+# The number of levels by which rows of a band that have an outlier may be coarser than their size
+# requires: up to four times the scale.
 HEADROOM = 4
 
 
@@ -120,16 +124,16 @@ def rows_with_scales(
     levels: Levels | None = None,
     columns: Float[np.ndarray, " r"] | None = None,
 ) -> tuple[Masks, Levels]:
-    """Return the masks of rows, each with a scale of its own, and the levels of these scales.
+    """Return the masks of rows that have different scales, and the levels of these scales.
 
-    The error of an entry within reach is in proportion to the scale; a fine scale leaves large
-    entries out of reach. So a row begins with a fine scale. While a coarser one promises less
-    error than the row has, it is solved with that too, and keeps the better masks. For subset sums
-    each level has random weights of its own: an entry whose samples have the wrong sign is out of
-    reach at every scale.
+    The error of an entry within reach is proportional to the scale, but a fine scale leaves large
+    entries out of reach. So a row begins with a fine scale. While the error to expect at the next
+    coarser scale is below the error of the row, the row is also solved at that scale, and the
+    better masks are kept. For subset sums the random weights of a row depend on its level, since an
+    entry whose samples have the wrong sign is out of reach at every scale.
 
     Args:
-      problem: the product; its scale is that of level 0, the coarsest.
+      problem: the product; `problem.scale` is the scale of level 0, the coarsest.
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
@@ -153,7 +157,7 @@ def rows_with_scales(
     active = np.arange(len(target))
     masks = at(levels, active, products.ROWS)
     trial = levels.copy()
-    # Zeros are met exactly, or nearly.
+    # Entries that are zero have no error, or nearly none.
     entries = np.sum((target != 0) * (1.0 if columns is None else np.square(columns)), axis=1)
     while True:
         coarser = problem.scale * LEVELS[np.maximum(trial[active], 1) - 1]
@@ -170,9 +174,10 @@ def rows_with_scales(
             old[chosen] = new[better]
 
 
-# Standard deviations of a sum of L terms that are tried, relative to the target's entries.
+# The scales that are tried: standard deviations of a sum of L terms, in units of the root mean
+# square of the target's entries.
 _SPREADS = (0.9, 1.05, 1.2, 1.4, 1.65, 2.0, 2.5, 3.2)
-_TRIED = 16  # rows on which they are tried, at even distances
+_TRIED = 16  # rows on which scales are tried, evenly spaced
 
 
 def band_scale(
@@ -187,13 +192,13 @@ def band_scale(
     """Return the scale of a band's free factor with the least squared error on some rows.
 
     Args:
-      problem: the product; its scale is not read.
+      problem: the product; `problem.scale` is not read.
       target: all rows of the matrix.
       mesh: see `products.mesh`.
-      levels: the levels of the rows' scales; None for rows of one scale.
-      sizes: the root mean squares of the rows, in units of the columns' scales.
-      of_most: whether the error is the median of the rows' relative ones, which rows with outliers
-        hardly change, and not the sum.
+      levels: the levels of the rows' scales; None if all rows have the same scale.
+      sizes: the root mean square of each row, after entries are divided by the columns' scales.
+      of_most: whether to minimise the median of the rows' relative errors, which rows with outliers
+        hardly change, instead of the sum of squared errors.
     """
     if levels is None:
         levels = np.zeros(len(target), np.uint8)
@@ -227,13 +232,14 @@ def row_sizes(target: Float[np.ndarray, "p r"]) -> Float[np.ndarray, " p"]:
 
 
 def levels_of(sizes: Float[np.ndarray, " p"]) -> Levels:
-    """Return the levels of scales in proportion to the sizes of rows or columns."""
+    """Return the levels of scales that are proportional to the sizes of rows or columns."""
     return _levels(sizes / max(float(sizes.max()), 1e-30))
 
 
 def _levels(share: Float[np.ndarray, " p"]) -> Levels:
     """Return the level nearest to each share of the coarsest scale."""
-    # The border of two levels is their mean. Negated, since searchsorted wants rising numbers.
+    # The border of two levels is the mean of their scales. Negated, since searchsorted needs rising
+    # numbers.
     borders = (LEVELS[1:] + LEVELS[:-1]) / 2
     return np.searchsorted(-borders, -share).astype(np.uint8)
 
@@ -258,7 +264,7 @@ def _in_steps(
         padded_numbers = np.pad(numbers[first : first + step], (0, empty))
         padded_scales = np.pad(scales[first : first + step], (0, empty))
         running.append((solve(padded_numbers, padded, padded_scales, problem.product), len(block)))
-        if len(running) > 1:  # one ahead, so that devices never wait and memory stays bounded
+        if len(running) > 1:  # one step ahead: devices never wait, and memory stays bounded
             fetched.append(_fetch(*running.pop(0)))
     fetched += [_fetch(*last) for last in running]
     return Masks(*(np.concatenate(blocks) for blocks in zip(*fetched, strict=True)))
@@ -271,7 +277,7 @@ def _fetch(masks: Masks, count: int) -> Masks:
 def trace(part: Part, rule: Rule, devices: Sequence[Any]) -> Any:
     """Return the step of `rows` on `products.ROWS` rows per device, traced for these devices.
 
-    They need not be at hand, see `machines.compile_for`.
+    The devices need not be at hand, see `machines.compile_for`.
     """
     mesh = machines.mesh_of(devices, names=("rows",))
     count = products.ROWS * len(devices)
@@ -332,7 +338,7 @@ def _walks(
     target: Float[Array, "p r"],
     bits: int,
 ) -> Masks:
-    """Return the masks of rows that are walks through a band."""
+    """Return the masks of rows in a band, by shortest walks."""
     p, r = target.shape
     digits = trellis.shortest(left.reshape(p, r, -1), right, target, 1 << bits)
     error = jnp.abs(products.band_entries(left, digits, right) - target)

@@ -1,4 +1,4 @@
-"""A whole random transformer as a source that tickets name: its weights times the masks."""
+"""A whole random transformer as the source of a ticket: its weights times the masks."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from slth_jax.factored.spec import Spec, from_json
 from slth_jax.models import Settings
 from slth_jax.storage import CheckpointError, reason
 
-KEPT = "kept."  # begins the names of matrices that stay the target's
+KEPT = "kept."  # begins the names of matrices copied from the target
 ROWS = "rows"  # the name of the levels of all rows, part by part
-COLUMNS = "columns"  # of all columns
+COLUMNS = "columns"  # the name of the levels of all columns
 
 
 def packed_levels(levels: UInt8[np.ndarray, " rows"]) -> UInt8[np.ndarray, " bytes"]:
@@ -27,19 +27,20 @@ def packed_levels(levels: UInt8[np.ndarray, " rows"]) -> UInt8[np.ndarray, " byt
 
 
 def of_ticket(ticket: Any) -> Network:
-    """Return the network of a `ticket.Ticket`, after comparing its masks with its options.
+    """Return the network of a `ticket.Ticket`, after checking that masks and options agree.
 
-    The file bounds the network: it has a mask or a kept matrix for every part.
+    The size of the file bounds the size of the network: the file has a mask or a kept matrix for
+    every part.
 
     Raises:
-      CheckpointError: the options are no spec, or its parts have other masks, kept matrices or
-        scales.
+      CheckpointError: the options are no spec, or the ticket's masks, kept matrices or scales do
+        not fit the parts of the spec.
     """
     try:
         fields = dict(ticket.options)
         scales = fields.pop("scales")
         kept = {name: ticket.bits[name].size for name in ticket.bits if name.startswith(KEPT)}
-        # Compared first: a number of blocks is believed only as far as the file has masks.
+        # Checked first: the number of blocks must not exceed the number of masks in the file.
         num_blocks, most = fields["settings"]["num_blocks"], len(ticket.shapes) + len(kept)
         if not isinstance(num_blocks, int) or num_blocks > most:
             raise checks.fail("num_blocks", f"at most {most}, the number of masks", num_blocks)
@@ -106,13 +107,14 @@ def fingerprint(network: Network) -> str:
 def materialize(
     network: Network, bits: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], Settings]:
-    """Return the masked source as it is, weights times masks, and its settings.
+    """Return the masked source as it is, that is, weights times masks, and its settings.
 
-    For `models.decoder`: attention with heads as wide as there are hidden units, the other maps as
-    products of two matrices. Everything is held in memory: for small models.
+    The parameters are for `models.decoder`: the width of attention's heads is the number of hidden
+    units, and the other maps are products of two matrices. Everything is in memory at once, so this
+    is for small models.
 
     Raises:
-      CheckpointError: parts were kept of the target, which has no factors.
+      CheckpointError: some parts are copied from the target and have no factors.
     """
     spec = network.spec
     if spec.keep:

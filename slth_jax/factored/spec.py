@@ -8,17 +8,17 @@ z the normalised row, extended by a constant coordinate 1 if there are biases or
     B.vo        z_j W, a matrix per query head
     B.in, B.gate, B.out, unembed   the other linear maps
 
-where B is the number of a block. With factored attention there are B.q, B.k, B.v and B.o, the
-projections themselves, in the place of B.qk and B.vo. If the embedding is tied, unembed can be
-`gain`, the last normalisation's gain and shift as a map, times the transpose of wte.
+where B is the number of a block. If attention is factored, the projections themselves, B.q, B.k,
+B.v and B.o, take the place of B.qk and B.vo. If the embedding is tied, unembed can be the product
+of `gain`, which is the last normalisation's gain and shift as a map, and the transpose of wte.
 
 Norms behind the residual sums (BERT) have gains and shifts within the residual stream. These are
 linear maps of their own, ln_e, B.ln_1 and B.ln_2, and z is their output.
 
 Each matrix is approximated by a product ``left right`` of two random matrices: `right [n, r]` is
-the grouped factor, whose mask is a rule (`construction.rules`), `left [p, n]` the free factor,
-whose mask is the ticket. Query heads that share a key/value head share `right`: their matrices
-stand one below the other in one product.
+the grouped factor, whose mask is set by a rule (`construction.rules`); `left [p, n]` is the free
+factor, whose mask is stored in the ticket. Query heads that share a key/value head share `right`:
+their matrices stand one below the other in one product.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
 SCALINGS = ("largest", "spread", "rows")  # 'spread' is read, and no longer written
 NORMS = ("ln_e", "ln_1", "ln_2")
-_SAMPLES = 16  # of a norm's map beside bands
+_SAMPLES = 16  # per subset sum of a norm's map, if bands are used
 KEEP = {
     "embedding": ("wte", "wpe", "wtt"),
     "unembedding": ("unembed",),
@@ -43,32 +43,35 @@ KEEP = {
     "layers": ("in", "gate", "out"),
     "norms": NORMS,
 }
-"""The parts of a model that can be left as the target's, and the kinds of their matrices."""
+"""The parts of a model that can be copied from the target, and the kinds of their matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Everything that a random network is drawn from, except for its seed and its scales.
+    """Everything that determines a random network, except for its seed and its scales.
 
     Attributes:
       settings: the settings of the model to hide.
-      samples: random samples per subset sum. Without a ReLU between the factors these are all
-        hidden units of a column of the grouped factor. With a ReLU there are twice as many units,
-        since an entry is two sums, over the units of either sign.
+      samples: the number of random samples per subset sum. Without a ReLU between the factors these
+        are all hidden units of a column of the grouped factor. With a ReLU there are twice as many
+        units, since an entry is two sums, one over units of positive and one over units of negative
+        weight.
       construction: the rule that assigns units to columns.
-      form: 'linear', nothing between the two factors, or 'relu' (Lemma 2) for the maps outside
-        of attention.
+      form: 'linear' if nothing stands between the two factors; 'relu' if a ReLU stands between the
+        factors of the maps outside of attention (Lemma 2).
       constant: whether rows are extended by a constant coordinate, to carry biases and shifts.
       layers: whether there are fully connected layers.
-      keep: parts left as the target's: 'embedding', 'unembedding', 'attention', 'layers', 'norms'.
-      attention: 'merged', a product per head of the merged query-key and value-output matrices
+      keep: the parts that are copied from the target unchanged: 'embedding', 'unembedding',
+        'attention', 'layers', 'norms'.
+      attention: 'merged', products for the merged query-key and value-output matrices of each head
         (the paper's construction), or 'factored', a product per projection.
       shared: whether a tied embedding is one product, used for the first and the last map.
-      scaling: 'largest', a fixed multiple of a matrix's largest entry; 'rows', a scale per row of
-        a free factor (see `network.LEVELS`). In tickets of an earlier version 'spread', less than
-        'largest' if the largest entry is far beyond the root mean square.
-      bands: the bands of the products, with ``samples = 2^bits``; None for subset sums.
-      finer: exceptions, each a matrix's name, as in '3.k', and its samples per subset sum.
+      scaling: the scale of a free factor: 'largest', a fixed multiple of the matrix's largest
+        entry; or 'rows', a scale per row (see `network.LEVELS`). Tickets of an earlier version may
+        have 'spread', which is less than 'largest' if the largest entry is far above the root mean
+        square.
+      bands: the settings of bands, for which ``samples = 2^bits``; None for subset sums.
+      finer: exceptions: pairs of a matrix's name, such as '3.k', and its samples per subset sum.
     """
 
     settings: Settings
@@ -110,7 +113,7 @@ class Spec:
             checks.integer(f"the samples of {name}", samples, low=2, high=64)
 
     def samples_of(self, name: str) -> int:
-        """Return the samples per subset sum of a matrix by its name, as in '3.q'."""
+        """Return the samples per subset sum of a matrix by its name, such as '3.q'."""
         return dict(self.finer).get(name, self.samples)
 
     def _check_bands(self) -> None:
@@ -131,7 +134,7 @@ class Spec:
 
     @property
     def row_scales(self) -> bool:
-        """Whether the rows of the free factors have scales."""
+        """Whether each row of a free factor has a scale."""
         return self.scaling == "rows" or (self.bands is not None and self.bands.row_scales)
 
     @property
@@ -153,7 +156,7 @@ class Spec:
 
     @property
     def kept_parts(self) -> tuple[Part, ...]:
-        """The parts that stay the target's."""
+        """The parts that are copied from the target unchanged."""
         return tuple(part for part in self.every_part if part.kind in self._kept)
 
     @property
@@ -172,7 +175,7 @@ class Spec:
     def rule(self, part: Part) -> Rule:
         """Return the rule of a part: subset sums without shift units if it is diagonal.
 
-        The zeros outside a diagonal are then met exactly, by empty subsets.
+        Without shift units the zeros outside a diagonal are exact: their subsets are empty.
         """
         if not self.diagonal(part):
             return self.construction
@@ -231,7 +234,7 @@ class Spec:
             # Two matrices per query head and frequency, for the cosine and the sine.
             shape = s.num_kv_heads * len(s.rotary), group * 2 * self.inputs, self.inputs
         else:
-            # A key's constant would add the same number to all logits of a row.
+            # Keys need no constant: it would add the same number to all logits of a row.
             shape = s.num_kv_heads, group * self.inputs, s.width
         yield self._part(block, "qk", shape, True, False)
         shape = s.num_kv_heads, group * s.width, self.inputs
@@ -260,7 +263,7 @@ class Spec:
         return Part(block, kind, 0, count, rows, columns, units, inputs, relu, band, weights)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec in JSON's types."""
+        """Return the spec as values that JSON can store."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {
             "settings": dataclasses.asdict(self.settings),

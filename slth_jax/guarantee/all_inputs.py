@@ -29,7 +29,7 @@ class Guarantee(NamedTuple):
 
     @property
     def vacuous(self) -> bool:
-        """Whether `error` is not below `size`: an output of zeros is guaranteed as much."""
+        """Whether `error` is not below `size`; the error of an output of zeros is within `size`."""
         return not self.error < self.size
 
 
@@ -52,10 +52,10 @@ def guaranteed_error(
 ) -> float:
     """Bound the error of a ticket on all inputs whose rows have 2-norm at most `max_norm`.
 
-    For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha ||V||`` with
-    ``e = alpha^2 ||D||``, ``alpha = max_norm``; heads add up. Norms and errors are carried from
-    block to block. The bound holds for every attention mask and, except for its round-off term,
-    every number of tokens.
+    For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha
+    ||V||`` with ``e = alpha^2 ||D||``, ``alpha = max_norm``; the bounds of heads are added. Norms
+    and errors are carried from block to block. The bound holds for every attention mask and, except
+    for its round-off term, every number of tokens.
 
     Args:
       source: the unmasked random weights; attention, or a sequence of transformer blocks.
@@ -64,12 +64,13 @@ def guaranteed_error(
       target: the network to approximate.
       max_norm: a bound on the 2-norm of the rows of the input.
       num_tokens: the largest number of tokens; only the round-off term depends on it.
-      dtype: the dtype in which ticket and target are computed (round-off is bounded to first
-        order, for full-precision matrix products). None: that of the weights in JAX, where NumPy's
-        float64 is float32 unless 64-bit numbers are switched on.
+      dtype: the dtype in which ticket and target are computed (round-off is bounded to first order,
+        for full-precision matrix products). None takes the dtype that the weights have in JAX,
+        where NumPy's float64 becomes float32 unless JAX's 64-bit mode is on.
 
     Returns:
-      The bound. `guarantee` returns its parts; `is_vacuous`, whether it is below the outputs' size.
+      The bound. `guarantee` also returns its parts; `is_vacuous` returns whether the bound is not
+      below the bound on the target's output norm.
 
     Raises:
       ValueError: shapes that do not fit, weights that are not finite, masks that are not booleans,
@@ -86,7 +87,7 @@ def is_vacuous(source, masks, target, max_norm: float, **options) -> bool:
 def guarantee(
     source, masks, target, max_norm: float, *, num_tokens: int = 1024, dtype: Any = None
 ) -> Guarantee:
-    """Return the bound of `guaranteed_error` with its parts; the same arguments."""
+    """Return the bound of `guaranteed_error` with its parts; the arguments are the same."""
     max_norm = checks.number("max_norm", max_norm, low=0)
     checks.integer("num_tokens", num_tokens, low=1)
     network = pairs.compare(source, masks, target, dtype)
@@ -97,7 +98,7 @@ def guarantee(
 
 
 def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> Steps:
-    """Carry norm alpha of the target's rows, the ticket's distance and round-off through blocks."""
+    """Bound, from block to block, the target's norm (first alpha), the distance and round-off."""
     error, rounding = np.zeros_like(alpha), np.zeros_like(alpha)
     errors, unit = [], network.unit
     for pair in network.pairs:
@@ -107,7 +108,7 @@ def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> 
         rounding = rounding + round_off
         if not network.residual:
             return Steps(step[None], rounding, alpha * norm_W)
-        # The target's own attention moves too, with rows that are `error` away.
+        # The ticket's rows are up to `error` away, which would change the target's attention, too.
         logits = pair.T.norm_A[:, None] * error * (reached + alpha)  # [h, s]
         moved = np.sum((_average(logits, reached) + error) * pair.T.norm_W[:, None], axis=0)
         both = reached * (1 + np.sum(pair.S.norm_W) + norm_W)
@@ -121,7 +122,7 @@ def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> 
 def _attention(
     pair: Pair, alpha: Float[Floats, " s"], num_tokens: int, unit: float
 ) -> tuple[Float[Floats, " s"], Float[Floats, " s"]]:
-    """Bound the difference of ticket and target on the same rows, round-off included and alone."""
+    """Bound the difference of ticket and target on equal rows; return it and its round-off part."""
     moved = _average(alpha**2 * pair.norm_D[:, None], alpha)  # [h, s]
     difference = np.sum(moved * pair.T.norm_W[:, None] + alpha * pair.norm_V[:, None], axis=0)
     round_off = pair.round_off(alpha, num_tokens, unit)
@@ -129,7 +130,7 @@ def _attention(
 
 
 def _average(e: Float[Floats, "h s"], alpha: Float[Floats, " s"]) -> Float[Floats, "h s"]:
-    """Bound the move of an average of rows of norm alpha when its logits move by e."""
+    """Bound the change of an average of rows of norm alpha if its logits change by e."""
     return 2 * np.tanh(e / 2) * alpha
 
 

@@ -57,9 +57,10 @@ def guaranteed_error_on(
     """Bound the error of a ticket on given sequences: ``max_i ||ticket(x)_i - target(x)_i||``.
 
     `guaranteed_error` holds for every input up to a norm; this bound holds for `inputs` only and is
-    never larger, usually far smaller. Logits move by ``y_i D y_j`` on the target's own rows y,
-    attention weights by the effect of that on the target's own weights, and ReLU units count only
-    if they may be active. Errors of earlier blocks enter by norms at the target's rows.
+    never larger, usually far smaller. On the target's own rows y, logits change by ``y_i D y_j``,
+    and the resulting change of attention weights is bounded for the target's own attention weights.
+    ReLU units count only if they may be active. Errors of earlier blocks enter by norms taken at
+    the target's rows.
 
     Args:
       source, masks, target: the arguments of `guaranteed_error` with these names.
@@ -79,7 +80,7 @@ def guaranteed_error_on(
 
 
 def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = None) -> OnInputs:
-    """Return the bound of `guaranteed_error_on` for each row and block; the same arguments."""
+    """Return the bound of `guaranteed_error_on` for each row and block, from the same arguments."""
     network = pairs.compare(source, masks, target, dtype)
     x = np.asarray(np.asarray(inputs, network.dtype), np.float64)
     x = x[None] if x.ndim == 2 else x
@@ -120,7 +121,8 @@ def _bounds(network: Network, y: Float[Floats, "s t m"], allowed: Bool[np.ndarra
         if pair.layers:
             y, eps, step_off = _layers(pair.layers, y, eps, unit)
             round_off = round_off + step_off
-        # With large errors norms taken at single rows may add up to more than the bound for all.
+        # If errors are large, norms taken at single rows may add up to more than the bound for all
+        # inputs.
         eps = np.minimum(eps, limit[:, None])
         bounds.append(eps)
         norms.append(_norm(y))
@@ -134,16 +136,17 @@ def _attention(
     allowed: Bool[np.ndarray, "t t"],
     unit: float,
 ) -> tuple[Float[Floats, "s t o"], Float[Floats, "s t"], Float[Floats, " s"]]:
-    """Return the target's attention of its rows y, the ticket's distance, and round-off.
+    """Return the target's attention output at its rows y, the ticket's distance, and round-off.
 
-    Steps 1 to 3 of the page. The ticket's rows lie within eps of the target's rows.
+    These are steps 1 to 3 of ``docs/guarantee.md``. The ticket's rows lie within eps of the
+    target's rows.
     """
     y_T = np.swapaxes(y, 1, 2)  # [s, m, t]
     S, T = pair.S, pair.T
     attended = np.zeros((*y.shape[:2], T.W.shape[-1]))
-    differ = np.zeros_like(attended)  # sum_h sum_j p_ij y_j V: values that differ
-    moved = np.zeros(y.shape[:2])  # weights that moved
-    q = []  # [h] of [s, t]: errors that were carried in
+    differ = np.zeros_like(attended)  # sum_h sum_j p_ij y_j V: effect of V
+    moved = np.zeros(y.shape[:2])  # effect of changed attention weights
+    q = []  # [h] of [s, t]: effect of earlier blocks' errors
     for h, norm_A_S in enumerate(S.norm_A):
         logits = np.where(allowed, y @ T.A[h] @ y_T, -np.inf)  # [s, t, t]
         p = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
@@ -182,11 +185,11 @@ def _weights_moved(
     r: Float[Floats, "s t t"],
     allowed: Bool[np.ndarray, "t t"],
 ) -> tuple[Float[Floats, "s t t"], Float[Floats, "s t"]]:
-    """Bound the move of softmax weights p when their logits move by d, give or take r (step 2).
+    """Bound the change of softmax weights p if their logits change by d, up to r (step 2).
 
     Returns:
-      m: the bound for each weight.
-      s: the bound for the sum over a row, which may be the smaller of the two:
+      m: the bound for each weight. s: the bound for the sum over a row, which may be smaller than
+      the sum of m:
         ``2 tanh((max hi - min lo) / 4)``.
     """
     several = allowed.sum(axis=-1) > 1

@@ -26,18 +26,18 @@ from slth_jax.transformer import Block, Linear, validate_biases
 from slth_jax.types import Projections
 
 Floats = np.ndarray
-# Relative error of exp, in units of round-off, that XLA's back ends stay within.
+# The largest relative error of exp in XLA's back ends, in units of round-off.
 _EXP_ULPS = 4
 
 
 class Merged(NamedTuple):
-    """The merged matrices of one attention layer, and norms of them; heads first."""
+    """The merged matrices of one attention layer and their norms; the first axis is heads."""
 
     A: Float[Floats, "h m m"]  # w_q w_k^T / sqrt(k)
     W: Float[Floats, "h m o"]  # w_v w_o
     norm_A: Float[Floats, " h"]
     norm_W: Float[Floats, " h"]
-    norm_abs_A: Float[Floats, " h"]  # the same of the product of the factors' absolute values
+    norm_abs_A: Float[Floats, " h"]  # norm of the product of the factors' absolute values
     norm_abs_W: Float[Floats, " h"]
     widths: tuple[int, int, int]  # m, k and v
 
@@ -67,8 +67,8 @@ class Layer(NamedTuple):
     b: Float[Floats, " o"]
     D_plus: Float[Floats, "o i"]  # P - W
     D_minus: Float[Floats, "o i"] | None  # M - W; None if the input is never negative
-    absolute: float  # norm of the absolute values, of ticket and target together
-    terms: int  # in the longest sum of products
+    absolute: float  # norms of the absolute values, ticket plus target
+    terms: int  # the number of terms in the longest sum of products
 
     @property
     def norm(self) -> float:
@@ -117,12 +117,12 @@ class Network(NamedTuple):
 
 
 def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
-    """Return ticket and target side by side, with weights as they are in the computation.
+    """Return ticket and target side by side, with weights rounded as in the computation.
 
     Args:
       source, masks, target: attention, or sequences of blocks; as in `guaranteed_error`.
-      dtype: the dtype in which networks are computed; None for that which JAX computes in, given
-        these weights: NumPy's float64 is float32 while 64-bit numbers are switched off.
+      dtype: the dtype in which networks are computed; None for the dtype in which JAX computes with
+        these weights: NumPy's float64 becomes float32 unless JAX's 64-bit mode is on.
 
     Raises:
       ValueError: networks of different depth, shapes that do not fit, or a ReLU unit that is
@@ -228,7 +228,7 @@ def _layers(
 
 
 def _weights(weight: Any, mask: Any, dtype: np.dtype) -> Floats:
-    """Return a weight as it is in the computation, times its mask, in float64."""
+    """Return a weight, rounded as in the computation, times its mask, in float64."""
     with np.errstate(over="ignore"):  # refused below
         weight = np.asarray(np.asarray(weight).astype(dtype), np.float64)
     if not np.all(np.isfinite(weight)):

@@ -1,4 +1,4 @@
-"""A sweep's programs, compiled for a machine that is not at hand."""
+"""Compile a sweep's programs for a machine that is not at hand."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from slth_jax.sweep.program import Program
 
 
 class Ahead(NamedTuple):
-    """One program of a sweep on another machine, and how often it is called."""
+    """One program of a sweep on another machine, and the number of its calls."""
 
     report: machines.Report
     calls: int
@@ -21,7 +21,7 @@ def compile_for(on: str, trial: Callable, *, batch: int | None = None, **plan: A
     Args:
       on: see `machines.compile_for`.
       trial: see `sweep.run`.
-      batch: trials per chip and call; None for the default of accelerators.
+      batch: the number of trials per chip and call; None for the default of accelerators.
       **plan: `seeds`, `grid` and the other options of `sweep.run` that divide the work.
     """
     planned: Plan = make_plan(batch=batch or MAX_BATCH, **plan)

@@ -1,4 +1,4 @@
-"""Run the programs of a sweep chunk after chunk; each is durable before the next one begins."""
+"""Run the programs of a sweep chunk after chunk; a chunk is durable before the next one begins."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def _nothing(*_: object) -> None:
 
 
 def check_metrics(programs: Sequence[Program], plan: Plan) -> None:
-    """Refuse metrics that do not fit into one table."""
+    """Refuse metrics that differ between programs or clash with columns of the table."""
     first = programs[0].metrics
     for program in programs[1:]:
         if program.metrics != first:
@@ -49,7 +49,7 @@ def compute(
       plan: the plan of the sweep.
       programs: one program per group of the plan.
       numbers: the chunks of this call.
-      store: keeps the chunks; None for memory.
+      store: stores the chunks; None keeps them in memory.
       finished: the chunks that are complete in the store.
       progress, on_start: see `sweep.run`.
       check_stop: called after each step; may raise.

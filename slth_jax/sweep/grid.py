@@ -26,7 +26,7 @@ def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> UInt32[np.
 
 
 def points_of(grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> list[dict]:
-    """Return the points of a grid in order: every combination of its values, or the listed ones."""
+    """Return the points of a grid in order: all combinations of values, or the listed points."""
     if isinstance(grid, Mapping):
         for name, values in grid.items():
             if isinstance(values, (str, Mapping)) or not isinstance(values, (Iterable)):
@@ -56,7 +56,8 @@ def scalar(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(scalar(name, entry) for entry in value)
     if isinstance(value, float) and not math.isfinite(value):
-        # JSON has no such numbers: a loaded sweep would have other values than the trials got.
+        # JSON has no such numbers: a loaded sweep would have values other than those that trials
+        # received.
         raise checks.fail(f"grid[{name!r}]", "made of finite numbers", value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -80,9 +81,9 @@ def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
 def buckets_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     """Return the padded size of each true size.
 
-    By default it is the next of 8, 32, 128, 512, ...: fixed numbers, so that a trial has the same
-    size in every sweep. Steps of two would waste less, but compiling one more program costs as much
-    as hundreds of trials.
+    By default it is the next of 8, 32, 128, 512, ...: these numbers are fixed, so that a trial has
+    the same size in every sweep. Steps of two would waste less, but compiling one more program
+    costs as much as hundreds of trials.
     """
     sizes = sorted({checks.integer(f"grid[{name!r}]", value, low=1) for value in values})
     if isinstance(buckets, Mapping):

@@ -1,7 +1,7 @@
 """The plan of a sweep: its trials, their division into programs, and into chunks.
 
-It depends on the arguments alone, so it is the same on every host, for every number of devices and
-after every restart.
+A plan depends on the arguments alone, so it is the same on every host, for every number of devices
+and after every restart.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ from jaxtyping import Int64, Shaped, UInt32
 from slth_jax import checks
 from slth_jax.sweep.grid import buckets_of, column_of, points_of, scalar, seeds_of
 
-# Trials that one device computes at once. Accelerators need many. On a CPU the lists of more than
-# a few trials exceed the cache: batches of 16 took three quarters of the time of 64 and of 256.
+# The number of trials that one device computes at once. Accelerators need many. On a CPU the lists
+# of more than a few trials exceed the cache: batches of 16 took three quarters of the time that
+# batches of 64 and of 256 took.
 MAX_BATCH, MAX_BATCH_CPU = 64, 16
-# Eight devices of MAX_BATCH trials. At most one chunk is computed again after a kill.
+# The trials of eight devices with MAX_BATCH each. At most one chunk is computed again after a kill.
 MIN_CHUNK = 512
-# Bounds the memory of a sweep, whatever its length.
+# This bounds the memory of a sweep, whatever its length.
 MAX_CHUNK = 4096
 
 
@@ -30,7 +31,7 @@ class Group:
 
     static: dict[str, Any]
     padded: dict[str, int]
-    points: Int64[np.ndarray, " point"]  # numbers of the points; a program runs every seed
+    points: Int64[np.ndarray, " point"]  # indices of points; a program runs all seeds
 
     @property
     def words(self) -> str:
@@ -60,9 +61,9 @@ class Plan:
       padded: names of sizes that are padded.
       groups: the groups, in order of first appearance.
       chunks: the chunks, in the order in which they are computed.
-      batch: the number of trials that one device computes at once. It does not depend on the number
-        of devices: each device runs the same program, so no result bit changes.
-      recipe: the arguments of `make_plan` that give this plan, in JSON's types.
+      batch: the number of trials that one device computes at once. The batch does not depend on the
+        number of devices: each device runs the same program, so no bit of a result changes.
+      recipe: the arguments of `make_plan` that give this plan, as values that JSON can store.
     """
 
     points: list[dict[str, Any]]
@@ -105,8 +106,8 @@ def make_plan(
     """Return the trials of a sweep, grouped by program and cut into chunks (see `sweep.run`).
 
     Chunks are cut from one portion of the seeds after another, so that seeds that are added to a
-    finished sweep do not change its chunks. `portions` are the numbers of seeds that were added at
-    a time; None for all at once.
+    finished sweep do not change its chunks. `portions` are the numbers of seeds that were added one
+    after another; None if all seeds were added at once.
     """
     points, numbers = points_of(grid), seeds_of(seeds)  # a list [point]; uint32 [seed]
     columns = {name: [point[name] for point in points] for name in points[0]}  # name: [point]
@@ -124,12 +125,12 @@ def make_plan(
     values |= {name: np.array(columns[name], np.int32) for name in padded}  # name: array [point]
     groups = _groups(points, fixed, sizes)
 
-    # The largest number of trials that one program has decides the size of a chunk.
+    # The program with the most trials decides the size of a chunk.
     chunk, batch = _sizes(max(len(group.points) for group in groups) * len(numbers), chunk, batch)
     portions = [len(numbers)] if portions is None else list(portions)
     listed = numbers.tolist()
     recipe = {
-        # Seeds 0 ... n - 1 are recorded as n: a million of them need no list.
+        # Seeds 0 ... n - 1 are stored as n: a million seeds need no list.
         "seeds": len(listed) if listed == list(range(len(listed))) else listed,
         "portions": portions,
         "grid": {name: [scalar(name, v) for v in grid[name]] for name in grid}
@@ -155,7 +156,7 @@ def _groups(
     """Return the points by program: equal values of `fixed` names and equal padded sizes."""
     members: dict[tuple, list[int]] = {}
     for index, point in enumerate(points):
-        # With the type: 1, 1.0 and True are equal, but not the same program.
+        # The key includes the type: 1, 1.0 and True are equal, but need different programs.
         statics = tuple((type(point[name]), point[name]) for name in fixed)
         key = (statics, tuple(sizes[name][point[name]] for name in sizes))
         members.setdefault(key, []).append(index)
@@ -179,8 +180,8 @@ def continued(
       recipe: the `Plan.recipe` in the folder, or None.
 
     Returns:
-      `portions`: the portions in the folder, and the added seeds as one more. `chunk` and `batch`
-      of the folder.
+      `portions`: the portions in the folder, with the added seeds as one more portion. `chunk` and
+      `batch`: those in the folder.
     """
     if recipe is None:
         return {"portions": None, "chunk": None, "batch": None}

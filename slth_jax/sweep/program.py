@@ -19,9 +19,10 @@ from slth_jax.sweep.plan import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
 
 Trial = Callable[[Key, Hparams], Metrics | tuple[Metrics, PyTree]]
-# Results of several trials: 'metrics' and 'arrays', each an array [trial, ...] by name.
+# Results of several trials: 'metrics' and 'arrays', each a dictionary of arrays [trial, ...] by
+# name.
 Record = dict[str, dict[str, np.ndarray]]
-_ANY = np.zeros(1, np.int64)  # a trial [1], where only its dtypes matter
+_ANY = np.zeros(1, np.int64)  # a trial [1] of which only dtypes matter
 
 
 def default_mesh() -> Mesh:
@@ -64,7 +65,7 @@ def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
-    """Return one trial's arrays as the trial returned them; `spec` has (shape, dtype) by name."""
+    """Return one trial's arrays in their original form; `spec` has (shape, dtype) by name."""
     out = {}
     for name, (shape, dtype) in spec.items():
         size = int(np.prod(shape, dtype=np.int64))
@@ -104,8 +105,8 @@ def _consts(jaxpr: Any) -> list[ArrayLike]:
 def fingerprint(jaxpr: Any) -> str:
     """Return the SHA-256 of a traced program and of the arrays that it captured.
 
-    It changes if the trial's computation changes, not with its comments, its file or the number of
-    devices.
+    The fingerprint changes if the trial's computation changes, but not with the trial's comments,
+    its file or the number of devices.
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
     for const in _consts(jaxpr):
@@ -159,9 +160,9 @@ class Program:
         """Return the traced program for the mesh, to be lowered and compiled.
 
         Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` the program is the
-        same for every number of devices; XLA's own partitioning might choose another one. Arrays
-        that the trial captured become arguments for the same reason: the compiler may fold, and
-        round, a constant.
+        same for every number of devices; XLA's own partitioning might choose a different program.
+        Arrays that the trial captured become arguments, because the compiler may fold constants and
+        round them differently.
         """
         everywhere, split = jax.P(), jax.P(self._axis)
         whole = NamedSharding(self._mesh, everywhere)
@@ -173,7 +174,8 @@ class Program:
             jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
             for array in self._inputs(_ANY)
         ]
-        # Unchecked: trials are independent, and a trial's loop may start at a constant.
+        # Not checked (check_vma): trials are independent, and a trial's loop may start at a
+        # constant.
         batched = jax.shard_map(
             jax.vmap(self._single, in_axes=(None, *[0] * len(shapes))),
             mesh=self._mesh,
@@ -184,17 +186,17 @@ class Program:
         return jax.jit(batched).trace(captured, *shapes)
 
     def compile(self) -> None:
-        """Compile, unless that was done before."""
+        """Compile the program, if it is not compiled yet."""
         if self._compiled is not None:
             return
-        # By jit, since it can also place typed keys and works across processes.
+        # Placed by jit, which can also place typed keys and works across processes.
         captured = self._jaxpr.consts
         place = jax.jit(lambda: captured, out_shardings=NamedSharding(self._mesh, jax.P()))
         self._captured = place()
         self._compiled = self.trace().lower().compile()
 
     def spec(self) -> dict[str, Any]:
-        """Return the fingerprint, and shapes and dtypes of the results, in JSON's types."""
+        """Return the fingerprint, and shapes and dtypes of the results, ready for JSON."""
         return {
             "fingerprint": self.fingerprint,
             "metrics": {
@@ -204,7 +206,7 @@ class Program:
         }
 
     def steps(self, trials: Int64[np.ndarray, " trial"]) -> int:
-        """Return the number of calls of the program that `trials` need."""
+        """Return the number of calls of the program for `trials`."""
         return -(-len(trials) // self.lanes)
 
     def part(self, trials: Int64[np.ndarray, " trial"], index: int) -> Int64[np.ndarray, " part"]:
@@ -232,5 +234,5 @@ def collect(started: tuple[Any, int]) -> Record:
 
 
 def join(records: list[Record]) -> Record:
-    """Return several records as one record, in order."""
+    """Concatenate records in order."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *records)

@@ -1,4 +1,4 @@
-"""The results of a sweep: a table with one row per trial, and the arrays on demand."""
+"""The results of a sweep: a table with one row per trial, and arrays that are read when asked."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from slth_jax.sweep.program import Record, unpack
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Return values as an array, of objects if their types differ or are tuples."""
+    """Return values as an array, an array of objects if their types differ or they are tuples."""
     if len({type(value) for value in values}) == 1 and not isinstance(values[0], tuple):
         return np.array(values)
     column = np.empty(len(values), object)
@@ -27,10 +27,11 @@ class Results:
     Attributes:
       trials: int `[row]`, the number of each row's trial in the sweep.
       metrics: arrays `[row, ...]` by the name of the metric.
-      missing: the number of trials that are not in the table: another shard's, or not computed.
-      computed: the number of trials that this call computed; the remaining rows were read.
-      draws: the checksum of the random numbers that the trials drew (`draws.draws`); None if the
-        sweep is older.
+      missing: the number of trials that are not in the table, because they belong to another shard
+        or are not computed yet.
+      computed: the number of trials that this call computed; the remaining trials were read.
+      draws: the checksum of the random numbers that the trials drew (`draws.draws`); None if an
+        older version ran the sweep.
       compile_seconds, run_seconds: seconds that this call spent on compiling, and on computing and
         saving.
     """
@@ -54,7 +55,7 @@ class Results:
         flat = np.concatenate(trials) if trials else np.zeros(0, np.int64)
         order = np.argsort(flat)
         self.trials = flat[order]
-        # The place of each row's arrays: its chunk, and the index in that chunk.
+        # The position of each row's arrays: the chunk, and the index in that chunk.
         self._chunk = np.repeat(numbers, [len(part) for part in trials])[order].astype(int)
         self._place = np.concatenate([np.arange(len(p)) for p in trials] or [flat])[order]
         names = list(records[numbers[0]]) if numbers else []
@@ -84,10 +85,11 @@ class Results:
         return self.missing == 0
 
     def check_draws(self) -> None:
-        """Refuse to draw a trial's network again where random numbers differ.
+        """Refuse to draw a trial's network again if this process draws other random numbers.
 
         Raises:
-          CheckpointError: the release or settings of JAX draw other numbers than in the sweep.
+          CheckpointError: the release or the settings of JAX draw other random numbers than the
+            sweep did.
         """
         if self.draws is not None and self.draws != draws():
             raise storage.CheckpointError(
@@ -106,7 +108,7 @@ class Results:
         return [self.row(index) for index in range(len(self))]
 
     def table(self) -> dict[str, np.ndarray]:
-        """Return the columns, of one dimension each, as `pandas.DataFrame` takes them.
+        """Return the columns, arrays of one dimension, as `pandas.DataFrame` takes them.
 
         A metric that is an array becomes one column per entry: 'loss[0]', 'loss[1]', 'cm[0,1]'.
         """
@@ -137,8 +139,8 @@ class Results:
         """Return the arrays of one row, masks as booleans.
 
         The result is a nested dictionary with the names of the trial's tree: the fields of a
-        NamedTuple, the keys of a dictionary, the places ('0', '1') in a list. A single array has no
-        dictionary. Arrays of a sweep in a folder are read from disk; one chunk stays in memory.
+        NamedTuple, the keys of a dictionary, the indices ('0', '1') of a list. A single array has
+        no dictionary. Arrays of a sweep in a folder are read from disk; one chunk stays in memory.
         """
         index = checks.integer("index", index, low=0, high=len(self) - 1)
         number = int(self._chunk[index])

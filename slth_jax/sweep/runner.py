@@ -26,7 +26,7 @@ _log = logging.getLogger("slth_jax.sweep")
 
 
 class Work(TypedDict, total=False):
-    """Options of `run` that change no result, only how the work is divided and shown."""
+    """Options of `run` that divide the work and show its progress; no result depends on them."""
 
     chunk: int | None
     batch: int | None
@@ -48,7 +48,7 @@ def run(
     config: Mapping[str, Any] | None = None,
     **work: Unpack[Work],
 ) -> Results:
-    """Run `trial` at every point of `grid` with every seed; finish a sweep that was begun in `out`.
+    """Run `trial` at every point of `grid` with every seed, or finish the sweep in `out`.
 
     A trial is a pure function `trial(key, hparams) -> metrics` or `-> (metrics, arrays)`. Its key
     is `jax.random.key(seed, impl='threefry2x32')`. Metrics are scalars, or small arrays of a fixed
@@ -56,37 +56,40 @@ def run(
     vmapped, sharded over the first axis of `mesh` and computed in chunks; each chunk is durable
     before the next one starts.
 
-    A trial's result has the same bits whatever its chunk and the number of devices and processes,
-    on the same kind of device and with the same `batch`. (With one device XLA may simplify an
-    expression of the trial, such as ``x / sqrt(n)``, in another way than with several;
-    `jax.lax.optimization_barrier` around the divisor prevents it.)
+    On the same kind of device and with the same `batch`, a trial's result has the same bits for
+    every chunk and every number of devices and processes. (With one device XLA may simplify an
+    expression of the trial, such as ``x / sqrt(n)``, in another way than with several devices;
+    `jax.lax.optimization_barrier` around the divisor prevents that.)
 
     Args:
-      trial: its result must depend on its key and hparams only.
+      trial: the trial, whose result must depend on `key` and `hparams` only.
       seeds: the number of seeds (0, 1, ...), or a list of integers in [0, 2^32). A sweep in `out`
-        can be continued with more seeds behind its own: their trials are added, nothing else
-        changes.
-      grid: values by name, of which every combination is run, or a list of points. In `hparams` a
-        number or boolean is a traced scalar; any other value is static.
-      static: names that the trial gets as plain Python values: one compilation per combination.
-      padded: names of sizes, integers >= 1. The trial gets `hparams[name]`, a traced int32, and
-        `hparams[name + '_max']`, a Python int >= it, by which it shapes its arrays; its result
-        must not depend on the latter.
+        can be continued with a list that has more seeds at the end: their trials are added, and
+        nothing else changes.
+      grid: lists of values by name, all combinations of which are run; or a list of points. In
+        `hparams` a number or boolean is a traced scalar; any other value is static.
+      static: names whose values the trial gets as plain Python values, with one compilation per
+        combination.
+      padded: names of sizes, integers >= 1. The trial gets `hparams[name]`, a traced int32, and the
+        padded size `hparams[name + '_max']`, a Python int at least as large, by which it shapes its
+        arrays. The trial's result must not depend on the padded size.
       buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
-        largest size; a list of sizes; or a mapping of these by name. Each size is compiled.
+        largest size; a list of sizes; or a dictionary of such values by name. Each padded size is
+        compiled.
       out: a folder for the results, on this machine or in a bucket (gs://, s3://), from which a
         stopped sweep is resumed; None keeps the results in memory. The folder belongs to the sweep
         from its first finished chunk on.
-      mesh: None for one axis over every device of every process.
-      config: any other values that the results depend on, in JSON's types; recorded, and compared
-        when resuming.
+      mesh: the devices; None for all devices of all processes along one axis.
+      config: any other values that the results depend on, such as JSON can store. They are saved,
+        and compared when resuming.
       **work: options that divide and show the work.
 
-        - ``chunk``: trials that become durable together; None for 512 (more for very many trials).
-          At most one chunk is computed again after a kill: for trials of seconds or minutes each,
-          give less.
-        - ``batch``: trials that a device computes at once; None for an eighth of a chunk, at most
-          64 (16 on a CPU). It does not depend on the number of devices, since bits depend on it.
+        - ``chunk``: the number of trials that become durable together; None for 512 (more for very
+          many trials). At most one chunk is computed again after a kill, so choose fewer if a trial
+          takes seconds or minutes.
+        - ``batch``: the number of trials that a device computes at once; None for an eighth of a
+          chunk, at most 64 (16 on a CPU). The last bits of results depend on the batch, so it is
+          chosen without regard to the number of devices.
         - ``shard``: 'i/n' computes every n-th chunk from the i-th on (0 <= i < n) and needs no
           other process. Shards may share `out`; `load` joins them.
         - ``progress``: called with (trials done, trials to do) at the start and after each chunk,
@@ -100,8 +103,8 @@ def run(
     Raises:
       ValueError: an argument that cannot be used, or a trial that returns no metrics by name.
       CheckpointError: `out` holds another sweep, is in use, or cannot be written to.
-      SystemExit: with status 143 after SIGTERM, if `out` is given and this is the main thread.
-        Finished chunks are safe; the current one is abandoned.
+      SystemExit: status 143 after SIGTERM, if `out` is given and this is the main thread. Finished
+        chunks are safe; the current one is abandoned.
     """
     unknown = sorted(work.keys() - Work.__annotations__.keys())
     if unknown:
@@ -153,7 +156,7 @@ def run(
 
 @contextlib.contextmanager
 def _no_context_mesh() -> Iterator[None]:
-    """Leave the mesh of `jax.set_mesh`: a sweep has its own, and its trials have none."""
+    """Disable a mesh of `jax.set_mesh`: a sweep has a mesh of its own, and its trials have none."""
     if jax.sharding.get_abstract_mesh().empty:
         yield
     else:
@@ -164,19 +167,19 @@ def _no_context_mesh() -> Iterator[None]:
 def load(
     out: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False
 ) -> Results:
-    """Return the results in a sweep's folder, joined with its shards in other folders.
+    """Return the results in a sweep's folder, joined with the sweep's shards in other folders.
 
     Args:
-      out: the folder that `run` was given.
+      out: the folder `out` of `run`.
       more: folders of other shards of the same sweep.
-      partial: return the finished trials of an unfinished sweep instead of raising.
+      partial: whether to return the finished trials of an unfinished sweep instead of raising.
 
     Raises:
       CheckpointError: a folder holds no sweep, is damaged or belongs to another sweep, or trials
         are missing and `partial` is False.
     """
     folders = (out, *more)
-    # A shard that had nothing to do has recorded nothing.
+    # A shard that had nothing to do has no configuration in its folder.
     configs = {folder: store.recorded(folder) for folder in folders}
     begun = {folder: config for folder, config in configs.items() if config is not None}
     config = max(
@@ -203,7 +206,7 @@ def load(
 
 
 def _write_table(kept: Store, results: Results) -> None:
-    """Write the table once every chunk exists, also of other shards and of added seeds."""
+    """Write the table once every chunk exists, including those for other shards and added seeds."""
     config = kept.folder.recorded()
     if config is None:
         return

@@ -40,16 +40,16 @@ class Store:
         self.folder = _folder(out, config, shard)
 
     def claim(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the folder: all of it, or one shard of it beside the other shards."""
+        """Lock the folder, or one shard of it beside the other shards."""
         return self.folder.claim()
 
     def existing(self) -> set[int]:
-        """Return the chunks that exist, complete or damaged."""
+        """Return the numbers of the chunks that exist, complete or damaged."""
         names = set(self.folder.names())
         return {chunk.number for chunk in self.plan.chunks if _name(chunk.number) in names}
 
     def finished(self, numbers: list[int]) -> list[int]:
-        """Return the chunks that are complete; move damaged ones aside, deleting nothing."""
+        """Return the numbers of complete chunks; move damaged chunks aside, deleting nothing."""
         existing, chunks = self.existing(), self.plan.chunks
         names = [(n, _name(n), self._contents(chunks[n])) for n in numbers if n in existing]
         return [n for n, name, contents in names if self.folder.whole(name, contents)]
@@ -67,7 +67,7 @@ class Store:
         return {**like, **arrays}
 
     def save(self, number: int, record: Record) -> Callable[[], None]:
-        """Start saving a chunk; the result, when called, makes it durable and visible."""
+        """Start saving a chunk; return a function that makes the chunk durable and visible."""
         filled = {name: part for name, part in record.items() if part}
         contents = self._contents(self.plan.chunks[number])
         return self.folder.save(_name(number), filled, contents=contents)
@@ -90,7 +90,7 @@ class Store:
         storage.seal(self.folder.path, ("table.csv",))
 
     def check_table(self) -> None:
-        """Warn if the table is damaged; results are read from the chunks, not from it."""
+        """Warn if the table is damaged; results are read from the chunks, not from the table."""
         try:
             if (self.folder.path / storage.SUMS).exists():
                 storage.check(self.folder.path, ("table.csv",))
@@ -99,7 +99,7 @@ class Store:
 
 
 def recorded(out: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the configuration of the sweep in a folder; None where no chunk was finished."""
+    """Return the configuration of the sweep in a folder; None if no chunk was finished."""
     return _folder(out, {}).recorded()
 
 
@@ -128,7 +128,7 @@ def _folder(
 
 
 def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return the words for a difference of two sweeps; a program is called by its trial."""
+    """Return a description of a difference between two sweeps, by the trial for a program."""
     place, before, now = parts
     if place == "draws":
         release = "another release of JAX, or other settings such as jax_threefry_partitionable"

@@ -4,11 +4,12 @@ A ticket is source weights times masks. The source is never trained, so a ticket
 weight: it contains the source's name and options, the seed, and the packed masks.
 
 `create` (or `from_row`, from a row of a sweep's results) returns a `Ticket` (`record`); `save`
-writes it, `load` reads it whole, `open` leaves its masks in the file until each is asked for
-(`file`). `materialize` generates the weights again, compares them with the fingerprint of the
-weights for which the masks were found, and returns them masked; `weights` yields them one at a
-time, and `export` writes them as NumPy arrays. `verify` checks a file, and with a target its
-recorded error too; `describe` draws it. `sources` is the table of names that tickets may use.
+writes it, `load` reads all of it, and `open` reads each mask only when it is needed (`file`).
+`materialize` generates the weights again, compares them with the fingerprint of the weights for
+which the masks were found, and returns the masked weights. `weights` yields masked weights one at a
+time, and `export` writes them as NumPy arrays. `verify` checks a file and, if a target is given,
+the error stored in the file. `describe` shows a ticket as text. `sources` has the table of names
+that tickets may use.
 """
 
 from slth_jax.ticket.claims import Report, verify

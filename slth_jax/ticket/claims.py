@@ -19,8 +19,8 @@ from slth_jax.types import ArrayLike, AttentionParams, PyTree
 
 Target = AttentionParams | Sequence[Block] | Callable[[PyTree], ArrayLike]
 
+# The possible effect of rounding on an error, in units of round-off times the norm of the outputs.
 # An error is a difference of outputs, each a sum of about a thousand products through a softmax.
-# The possible effect of rounding, in units of round-off times the size of the outputs:
 _ROUNDINGS = 1000
 
 
@@ -30,9 +30,9 @@ class Report:
 
     Attributes:
       ticket: the ticket; its masks are still in the file.
-      size, num_kept: the number of masked connections, and how many of them are kept.
-      error: computed anew; None without a target.
-      recorded: the error that the file records; None without a target.
+      size, num_kept: the number of connections with a mask, and the number of those kept.
+      error: the recomputed error; None if no target is given.
+      recorded: the error that the file contains; None if no target is given.
     """
 
     ticket: Ticket
@@ -57,28 +57,29 @@ def verify(
     tolerance: float | None = None,
     sources: Sources | None = None,
 ) -> Report:
-    """Check a ticket's file, and with a target the error that it claims.
+    """Check a ticket's file and, if a target is given, the error that the file claims.
 
-    Always compared: the checksums of header and masks, the sizes of the masks, and the fingerprint
-    of the source, generated again. With `target`, the error is computed anew and compared with
-    ``metadata['error']``.
+    The checksums of header and masks, the sizes of the masks, and the fingerprint of the source,
+    which is generated again, are always compared. If `target` is given, the error is recomputed and
+    compared with ``metadata['error']``.
 
     Args:
       path: the file; its masks are read one at a time.
       target: the network that the ticket approximates, `AttentionParams` or transformer blocks; or
-        a function of the ticket's masked weights (as `materialize` returns them) to its error.
-      inputs: with a network, the sequences `[s, t, m]` on which the error was measured. The error
-        is the 2-norm of the difference of the outputs, its largest over tokens, averaged over
-        sequences; it is computed in float64.
-      tolerance: largest difference from the recorded error. None for the possible effect of
-        rounding in float32, or in float64 if ``metadata['dtype']`` says so: 1000 units of
-        round-off times the mean norm of the target's outputs; for a function a thousandth of the
-        error. A file can narrow the tolerance, never widen it.
+        a function that returns the error, given the ticket's masked weights as `materialize`
+        returns them.
+      inputs: if `target` is a network, the sequences `[s, t, m]` on which the error was measured.
+        The error is the 2-norm of the difference of the outputs, the largest over tokens, averaged
+        over sequences; it is computed in float64.
+      tolerance: the largest difference from the stored error. None allows the possible effect of
+        rounding: 1000 units of round-off times the mean norm of the target's outputs, in float32
+        or, if ``metadata['dtype']`` is 'float64', in float64. If `target` is a function, it allows
+        a thousandth of the error. So a file can narrow the tolerance, but never widen it.
       sources: as in `create`.
 
     Raises:
       ValueError: a target that cannot be used, or a network without `inputs`.
-      CheckpointError: one line on the first fault, such as a wrong error.
+      CheckpointError: a line about the first fault, such as a wrong error.
     """
     if tolerance is not None:
         tolerance = checks.number("tolerance", tolerance, low=0)
@@ -98,7 +99,7 @@ def verify(
 
 
 def _compare(ticket: Ticket, error: float, tolerance: float) -> float:
-    """Return the recorded error, which must be `error`."""
+    """Return the error in the file, which must be within `tolerance` of `error`."""
     try:
         recorded = float(ticket.metadata["error"])
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
@@ -136,7 +137,7 @@ def _error(
 
 
 def _like(masked: Sequence[Any], target: Sequence[Block]) -> tuple[Block, ...]:
-    """Return the ticket as transformer blocks, with the target's layers if it has none."""
+    """Return the ticket as transformer blocks; blocks without layers get the target's layers."""
     if len(masked) != len(target):
         raise checks.fail("target", f"{len(masked)} blocks", len(target))
     return tuple(

@@ -1,7 +1,7 @@
 """A ticket's file: safetensors of bytes, and one JSON entry with its own checksum.
 
-A mask with few ones, or nearly all, can be stored as a stream of zlib (format 2). Checksums are of
-the masks, so they do not depend on how these are stored.
+A mask with few ones, or nearly all, can be stored as a stream of zlib (format 2). Checksums are
+computed from uncompressed masks, so they do not depend on compression.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ from slth_jax.storage import CheckpointError, Damaged
 from slth_jax.ticket.record import IMPL, Ticket
 
 SUFFIX = ".ticket.safetensors"
-LEVELS = ("rows", "columns")  # tensors of whole models beside the masks
+LEVELS = ("rows", "columns")  # scale levels, in tickets of whole models
 _FORMATS = (1, 2)  # without and with compressed masks
-_SMALLER = 0.95  # a mask is compressed if that leaves at most this share of its bytes
-_RATIO = 1032  # of zlib: no stream has more bytes than this multiple of its own
-_COMPACT = (",", ":")  # of JSON: a kilobyte less in the file of a small model
+_SMALLER = 0.95  # a mask is compressed if at most this share of its bytes remains
+_RATIO = 1032  # zlib expands a stream at most by this factor
+_COMPACT = (",", ":")  # separators in JSON: they save a kilobyte in a small model's file
 _NAME = re.compile(r"[\w.\- ]{0,200}")  # names of sources, options, masks
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Tensor(NamedTuple):
-    """A tensor of bytes that is written block by block.
+    """A one-dimensional array of bytes that is written block by block.
 
     Attributes:
-      size: the number of its bytes.
-      blocks: a function to read it.
-      compressed: whether the file has a stream of zlib in its place, which is held in memory.
+      size: the number of bytes.
+      blocks: a function that returns the blocks of bytes.
+      compressed: whether the file stores a stream of zlib instead, which is built in memory.
     """
 
     size: int
@@ -51,13 +51,13 @@ class Tensor(NamedTuple):
 
 
 class Stored(Mapping[str, np.ndarray]):
-    """The tensors of a safetensors file by name, each read when it is asked for."""
+    """The tensors of a safetensors file by name; each is read when it is accessed."""
 
     def __init__(self, path: storage.Place, file: storage.Local, whole: Mapping[str, int]):
-        """Read names, dtypes and sizes of the tensors: `sizes` has the bytes of each by name.
+        """Read names, dtypes and sizes of the tensors; `sizes` has the number of bytes of each.
 
-        `path` is for messages; `file` has the bytes on this machine; `whole` has the sizes of
-        compressed tensors.
+        `path` is for messages; `file` has the bytes on this machine; `whole` has the uncompressed
+        sizes of compressed tensors.
         """
         self.path, self._file, self._whole = path, file, whole
         self.sizes: dict[str, int] = {}
@@ -82,7 +82,7 @@ class Stored(Mapping[str, np.ndarray]):
 
     def _expand(self, name: str, stored: np.ndarray) -> np.ndarray:
         stream, size = zlib.decompressobj(), self._whole[name]
-        # One byte more, so that a longer stream is seen.
+        # One byte more than expected, so that a longer stream is noticed.
         data = stream.decompress(stored.tobytes(), size + 1)
         if len(data) != size or not stream.eof or stream.unused_data:
             raise Damaged(f"{self.path} is damaged: mask {name} does not have {size} bytes")
@@ -110,15 +110,15 @@ def _reading(path: storage.Place) -> Iterator[None]:
 
 
 def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = False) -> None:
-    """Write a ticket as one safetensors file, atomically; the same bytes for the same ticket.
+    """Write a ticket atomically as one safetensors file; equal tickets give equal bytes.
 
-    Masks with few ones, or nearly all, are compressed by zlib. A file that has the ticket already,
-    compressed or not, stays as it is.
+    Masks with few ones, or nearly all, are compressed by zlib. A file that already contains the
+    same ticket, compressed or not, is not changed.
 
     Raises:
       ValueError: `path` does not end in '.ticket.safetensors'.
-      CheckpointError: it cannot be written, or another file has this name and `overwrite` is not
-        set.
+      CheckpointError: the file cannot be written, or a file with other content exists and
+        `overwrite` is not set.
 
     Examples:
       >>> import tempfile
@@ -133,7 +133,7 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
       ...     again = load(f"{folder}/mine.ticket.safetensors")
       >>> again.origin
       "source 'theory' with seed 3 and d_in=2, d_out=2, n_k=64, n_v=64, num_heads=1"
-      >>> weights = ticket.materialize(again)  # drawn anew from the seed, and masked
+      >>> weights = ticket.materialize(again)  # drawn again from the seed, and masked
       >>> bool((weights.w_q == source.w_q * masks.w_q).all())
       True
     """
@@ -152,7 +152,7 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
 
 
 def _has(path: storage.Place, ticket: Ticket) -> bool:
-    """Return whether a file has this ticket, however its masks are stored."""
+    """Return whether a file contains this ticket, with masks compressed or not."""
     try:
         open(path, check=True)
         fields = read_header(path)
@@ -163,7 +163,7 @@ def _has(path: storage.Place, ticket: Ticket) -> bool:
 
 
 def stored(bits: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, " bytes"]]:
-    """Return packed masks as `save` stores them, compressed where that makes them smaller."""
+    """Return packed masks as `save` stores them, compressed if that makes them smaller."""
     tensors = {}
     for name in sorted(bits):
         whole = np.asarray(bits[name])
@@ -173,7 +173,7 @@ def stored(bits: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, " bytes"]]:
 
 
 def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) -> None:
-    """Write a ticket atomically, without holding its tensors: each is read twice, in blocks.
+    """Write a ticket atomically, without its tensors in memory: each is read twice, in blocks.
 
     Args:
       path: the file.
@@ -190,7 +190,7 @@ def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) ->
         end = start + (smaller[name].size if name in smaller else tensors[name].size)
         table[name] = {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
         start = end
-    text = json.dumps(table, separators=_COMPACT).encode()  # in this order, so that bytes repeat
+    text = json.dumps(table, separators=_COMPACT).encode()  # sorted, for equal bytes
     text += b" " * (-len(text) % 8)
     with storage.writing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -200,10 +200,10 @@ def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) ->
 
 
 def _compress(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the bytes of blocks as one stream of zlib, the shorter of two.
+    """Return the bytes of blocks as one stream of zlib: the shorter of two forms.
 
-    Huffman's code alone is within 2 % of the entropy if a tenth of the connections or more is kept,
-    and repeated bytes are shorter where fewer are.
+    Huffman's code alone is within 2 % of the entropy if a tenth or more of the connections is kept;
+    if fewer are kept, references to repeated bytes are shorter.
     """
     ways = [
         zlib.compressobj(9, strategy=strategy)
@@ -223,9 +223,10 @@ def _header(
     separators: tuple[str, str] | None = None,
     compressed: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Return the metadata of a ticket's file, with its own checksum.
+    """Return the metadata of a ticket's file, which include a checksum of themselves.
 
-    One entry: safetensors writes several in no fixed order, and the bytes must repeat.
+    It is a single entry, because safetensors writes several entries in no fixed order, and equal
+    tickets must give equal bytes.
     """
     fields = {
         "format": 1,
@@ -250,15 +251,15 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the fields of a ticket's header without reading its masks.
 
     Raises:
-      Damaged: it is no ticket, or its header or its length has changed.
-      CheckpointError: it is missing or of a later format.
+      Damaged: the file is no ticket, or its header or its length has changed.
+      CheckpointError: the file is missing or has a later format.
     """
     path = storage.place(path)
     return _fields(path, storage.Local(path))
 
 
 def _fields(path: storage.Place, file: storage.Local) -> dict[str, Any]:
-    """Return the checked header of the file that has the bytes at `path`."""
+    """Return the checked header of `file`, the local copy of `path`."""
     with _reading(path):
         with safetensors.safe_open(file.path, "numpy") as opened:
             entry = (opened.metadata() or {})["ticket"]
@@ -276,7 +277,7 @@ def _fields(path: storage.Place, file: storage.Local) -> dict[str, Any]:
 
 
 def _check_header(fields: Any) -> None:
-    """Refuse a header that is not of the schema; the sizes of masks are compared in `open`."""
+    """Refuse a header that does not follow the schema; `open` compares the sizes of masks."""
     for name, kind in (
         ("source", str), ("options", dict), ("shapes", dict), ("masks_sha256", str),
         ("fingerprint", str), ("metadata", dict),
@@ -309,13 +310,13 @@ def _check_header(fields: Any) -> None:
 
 
 def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
-    """Return the ticket in a file; its masks stay in the file until each is asked for.
+    """Return the ticket in a file; each mask is read from the file only when it is accessed.
 
-    The header's checksum and the size of each mask are verified, and with `check` the checksum of
-    the masks, one at a time.
+    The header's checksum and the size of each mask are verified. If `check` is true, the checksum
+    of the masks is verified, too, reading one mask at a time.
 
     Raises:
-      Damaged, CheckpointError: as `load`.
+      Damaged, CheckpointError: as in `load`.
     """
     path = storage.place(path)
     file = storage.Local(path)
@@ -347,11 +348,11 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
 
 
 def load(path: str | os.PathLike[str]) -> Ticket:
-    """Return the ticket in a file; its checksums are verified, its weights not generated.
+    """Return the ticket in a file; checksums are verified, weights are not generated.
 
     Raises:
       Damaged: the content of the file differs from the content that was saved.
-      CheckpointError: it is missing or of a later format.
+      CheckpointError: the file is missing or has a later format.
     """
     ticket = open(path, check=True)
     return dataclasses.replace(ticket, bits=dict(ticket.bits))

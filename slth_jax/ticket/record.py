@@ -1,4 +1,4 @@
-"""The record of a ticket, and its weights: source times masks."""
+"""The class of tickets, and the weights of a ticket: source times masks."""
 
 import dataclasses
 import functools
@@ -27,15 +27,15 @@ class Ticket:
 
     Attributes:
       source: the source's name (`ticket.SOURCES`).
-      options: its keyword arguments, in JSON's types.
+      options: the source's keyword arguments, as values that JSON can store.
       seed: the argument of `jax.random.key(seed, impl='threefry2x32')`.
-      bits: the masks by name, packed as `supermask.pack` does it, uint8; in memory, or read from
+      bits: the masks by name, uint8, packed as by `supermask.pack`; either in memory or read from
         the ticket's file one at a time.
       shapes: the shapes of the masks by name.
-      fingerprint: SHA-256 of the source's weights.
-      metadata: further information in JSON's types: error, target, versions.
-      choices: by the names of masks that keep one of ``2^b`` neighbours, the number b. Their
-        `bits` are the choices, packed as `construction.choices.pack` does it.
+      fingerprint: the SHA-256 of the source's weights.
+      metadata: further information that JSON can store: error, target, versions.
+      choices: the number b by name, for masks that keep one of ``2^b`` neighbouring units. The
+        `bits` of these masks are the choices, packed as by `construction.choices.pack`.
     """
 
     source: str
@@ -49,7 +49,7 @@ class Ticket:
 
     @property
     def size(self) -> int:
-        """The number of connections that are masked, kept or not."""
+        """The number of connections that have a mask, kept or not."""
         return sum(map(math.prod, self.shapes.values()))
 
     def num_kept(self, name: str) -> int:
@@ -96,18 +96,19 @@ def create(
 
     Args:
       source: the name of a source in `sources`.
-      options: its keyword arguments, without the key.
+      options: the source's keyword arguments, without the key.
       seed: in [0, 2^32).
-      masks: booleans in the tree of the source's weights; a leaf that is None or left out of a
-        dict is not masked.
-      weights: the weights that the masks were found for, compared bit for bit with the source's.
+      masks: booleans in the tree of the source's weights; a leaf that is None or missing in a dict
+        is not masked.
+      weights: the weights for which the masks were found; they are compared bit for bit with the
+        source's weights.
       metadata: see `Ticket`.
-      sources: sources by name, records or functions `draw(key, **options)`; None for
+      sources: sources by name, each a `Source` or a function `draw(key, **options)`; None for
         `ticket.SOURCES`.
 
     Raises:
-      ValueError: an unknown source, options that it refuses, masks of other names or shapes, or
-        weights that the source does not generate.
+      ValueError: an unknown source, options that the source refuses, masks with other names or
+        shapes than its weights, or `weights` that the source does not generate.
     """
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
     named = {n: checks.array(f"masks.{n}", m, kind="bool") for n, m in named_leaves(masks).items()}
@@ -142,23 +143,24 @@ def from_row(
 ) -> Ticket:
     """Return the ticket that one trial of a sweep found.
 
-    The seed is the row's; the row's values and metrics become the metadata, with the dtype that
-    `error` was measured in. Masks that the trial padded are cut to the shapes of the source's
+    The seed is the row's; the row's values and metrics become the metadata, together with the dtype
+    in which `error` was measured. Masks that the trial padded are cut to the shapes of the source's
     weights, and arrays for which the source has no weights are left out.
 
     Args:
       results: the results of `sweep.run` or `sweep.load`.
       index: the row.
-      source, options: as in `create`; an option that depends on the row is written out, as in
+      source, options: as in `create`; an option that depends on the row is taken from it, as in
         ``{"n_k": results.row(index)["width"]}``.
-      masks: picks the masks from the arrays that the trial returned beside its metrics.
-      metadata: kept beside the row's values.
+      masks: a function that picks the masks from the arrays that the trial returned beside its
+        metrics.
+      metadata: further metadata, added to the row's values.
       sources: as in `create`.
 
     Raises:
-      ValueError: as `create`; or a connection is kept outside the source's weights.
-      CheckpointError: this process draws other random numbers than the sweep did, so that the
-        recorded error would be another network's.
+      ValueError: as in `create`; or a connection is kept outside the source's weights.
+      CheckpointError: this process draws other random numbers than the sweep did, so the error in
+        the row would belong to another network.
     """
     check_draws = getattr(results, "check_draws", None)
     if check_draws is not None:
@@ -204,12 +206,12 @@ def masks(ticket: Ticket) -> dict[str, np.ndarray]:
 def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
-    They are generated on the CPU if there is one beside other devices: bits on others may
-    differ. A source without a tree gives a dict of NumPy arrays.
+    The weights are generated on the CPU if JAX has one, because bits may differ on other devices. A
+    source without a tree gives a dict of NumPy arrays.
 
     Raises:
-      CheckpointError: the source is unknown, refuses its options, has no weights of the masks'
-        names and shapes, or generates weights for which the masks were not found.
+      CheckpointError: the source is unknown, refuses the options, has no weights with the names and
+        shapes of the masks, or generates other weights than those for which the masks were found.
     """
     source = _source(ticket, sources)
     if source.masked is not None:
@@ -235,7 +237,7 @@ def check_source(ticket: Ticket, *, sources: Sources | None = None) -> None:
     if source.check is not None:
         source.check(ticket)
     else:
-        next(weights(ticket, sources=sources), None)  # compares them before the first
+        next(weights(ticket, sources=sources), None)  # compares weights before it yields the first
 
 
 def _masked(leaf: jax.Array, name: str, ticket: Ticket) -> jax.Array:
@@ -255,7 +257,7 @@ def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
 def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
     """Return the source's weights, after comparing their names and shapes with the masks'.
 
-    Weights without a mask are bounded, since no bytes of a file stand for them.
+    The number of weights without a mask is limited, since they take no bytes in the file.
     """
     draw = _draw(ticket, sources)
     shapes = _shapes(draw, ticket)
@@ -306,5 +308,5 @@ def _cpu() -> jax.Device | None:
 
 
 def _fingerprint(weights: PyTree) -> str:
-    """Return the SHA-256 of a tree's names, dtypes, shapes and bytes."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of a tree's arrays."""
     return storage.array_hash(named_leaves(weights))

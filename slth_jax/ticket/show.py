@@ -45,7 +45,7 @@ def describe(ticket: Ticket) -> str:
 
 
 def _stored(ticket: Ticket) -> str:
-    """Return how the masks are stored."""
+    """Return a description of how the masks are stored."""
     bits = sorted(set(ticket.choices.values()))
     if not bits:
         return "one bit each"
@@ -79,21 +79,22 @@ def _short(value: Any) -> str:
 
 
 def export(ticket: Ticket, out: str | os.PathLike[str], *, sources: Sources | None = None) -> int:
-    """Write the ticket's weights, source times masks, to `out` as NumPy's .npz; return how many.
+    """Write the ticket's weights, source times masks, as NumPy's .npz; return their number.
 
-    The arrays are written one after another, under the names that `masks` has, and the file
-    appears when all are in it; the same bytes for the same ticket.
+    The arrays are written one after another, under the names of the masks, and the file appears
+    when it is complete. Equal tickets give equal bytes.
 
     Raises:
       ValueError: `out` does not end in '.npz'.
-      CheckpointError: the weights cannot be generated (see `materialize`), or not be written.
+      CheckpointError: the weights cannot be generated (see `materialize`), or the file cannot be
+        written.
     """
     out, count = storage.place(out), 0
     if out.suffix != ".npz":
         raise checks.fail("out", "NAME.npz", repr(str(out)))
     with storage.writing(out) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         for name, value in weights(ticket, sources=sources):
-            entry = zipfile.ZipInfo(f"{name or 'weights'}.npy")  # a fixed date: bytes repeat
+            entry = zipfile.ZipInfo(f"{name or 'weights'}.npy")  # a fixed date, for equal bytes
             with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
             count += 1

@@ -1,4 +1,4 @@
-"""The table of sources: from the name in a ticket to random weights."""
+"""The table of sources, which maps the name in a ticket to random weights."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -20,14 +20,14 @@ class Source:
 
     Attributes:
       name: the name.
-      draw: `draw(key, **options) -> tree of weights`; None if they are too many to be held
-        together, and `masked` yields them.
+      draw: `draw(key, **options) -> tree of weights`; None if the weights are too many for memory,
+        and `masked` yields them.
       masked: `masked(ticket) -> (name, array) pairs` of weights times masks, one at a time, for
-        sources whose tickets store something other than a mask of each weight. It compares the
-        weights with the ticket's fingerprint before the first pair and raises
-        `storage.CheckpointError` if they differ.
+        sources whose tickets do not store a mask for each weight. The function compares the weights
+        with the ticket's fingerprint before the first pair and raises `storage.CheckpointError` if
+        they differ.
       check: `check(ticket)` makes the same comparison without the weights; None if only `masked`
-        can make it.
+        makes the comparison.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Source:
     check: Callable[[Any], object] | None = None
 
 
-# Sources by name, as a caller may give them: records, or functions `draw(key, **options)`.
+# Sources by name, as callers may pass them: each a `Source` or a function `draw(key, **options)`.
 Sources = Mapping[str, Source | Callable[..., PyTree]]
 
 
@@ -50,7 +50,7 @@ def _gpt2(
     gains: str = "fixed",
     **shape: Any,
 ) -> PyTree:
-    """Draw a GPT-2 of `models`; `embeddings` and `gains` only say which parts a ticket masks."""
+    """Draw a GPT-2 of `models`; `embeddings` and `gains` only name the parts to mask."""
     from slth_jax import models
 
     defaults: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024, "activation": "relu"}
@@ -70,7 +70,7 @@ def check_decoder(ticket: Any) -> "Network":
     """Return the network of a whole model's ticket if this machine draws the ticket's weights.
 
     Raises:
-      CheckpointError: it draws other weights, or the masks do not belong to such a network.
+      CheckpointError: this machine draws other weights, or the masks do not fit such a network.
     """
     from slth_jax.factored import source
 
@@ -81,7 +81,7 @@ def check_decoder(ticket: Any) -> "Network":
 
 
 def other_weights(ticket: Any) -> CheckpointError:
-    """Return the error of a ticket whose weights this machine draws differently."""
+    """Return the error for a ticket whose weights this machine draws differently."""
     import jax
 
     version = ticket.metadata.get("versions", "an unrecorded version")
@@ -96,11 +96,11 @@ SOURCES: dict[str, Source] = {
     "gpt2": Source("gpt2", _gpt2),
     "decoder": Source("decoder", masked=_decoder, check=check_decoder),
 }
-"""Every source by its name."""
+"""All sources by name."""
 
 
 def get(name: str, sources: Sources | None = None) -> Source:
-    """Return the source of a name, from `sources` or, if that is None, from `SOURCES`.
+    """Return the source with this name from `sources` or, if that is None, from `SOURCES`.
 
     Raises:
       ValueError: no source has that name.
