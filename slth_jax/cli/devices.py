@@ -17,9 +17,10 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
 
 
 def split_cpu(devices: int | None) -> None:
-    """Split the CPU into so many devices; None for one per core, or the environment's number.
+    """Split the CPU into `devices` JAX devices.
 
-    One CPU device keeps little more than one core busy.
+    None takes the number in the environment (JAX_NUM_CPU_DEVICES) or, if there is none, one device
+    per core. A single CPU device keeps little more than one core busy.
     """
     if devices is None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))

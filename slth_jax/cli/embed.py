@@ -20,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TEXT",
-        help="a text; may be repeated, and cosines of all pairs are then printed",
+        help="a text; if the option is repeated, the cosines of all pairs are printed",
     )
     parser.add_argument("--out", metavar="X.npz", help="write the embeddings, `embeddings [n, d]`")
     text.tokenizer(parser)

@@ -39,13 +39,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--construction",
         metavar="RULE",
-        help="proof, reach, shift, or shift:R,C (default: the best setting of shift measured)",
+        help="proof, reach, shift, or shift:R,C (default: shift with the best measured settings)",
     )
     parser.add_argument(
         "--bits",
         metavar="B[,KIND=B]",
-        help="mask bits per weight, 1 to 12: bands in the place of subset sums (docs/bits.md); "
-        "KIND=B for other bits of a kind of matrix, such as wte or q, or of a matrix, such as 3.q",
+        help="mask bits per weight, 1 to 12, by bands instead of subset sums (docs/bits.md); "
+        "KIND=B sets a different number of bits for a kind of matrix, such as wte or q, or for one "
+        "matrix, such as 3.q",
     )
     parser.add_argument(
         "--states", type=int, default=12, help="log2 of the states of a band's search (default: 12)"
@@ -59,9 +60,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scales",
         choices=("matrix", "rows", "both"),
-        help="one scale per random matrix, or per row, 4 bits each (default: rows, but for merged "
-        "attention or a rule asked for by name); with --bits also both, per row and column, the "
-        "default there",
+        help="matrix: one scale per random matrix; rows: one per row, 4 bits each; both, only with "
+        "--bits: one per row and one per column (default: both with --bits, matrix with "
+        "--attention merged or --construction, else rows)",
     )
     parser.add_argument(
         "--form",
@@ -73,26 +74,26 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--keep",
         default="",
         metavar="PART,PART",
-        help="leave as they are: embedding, unembedding, attention, layers",
+        help="parts to copy from the model: embedding, unembedding, attention, layers",
     )
     parser.add_argument(
         "--attention",
         choices=("merged", "factored"),
-        help="a product per head of merged matrices, or per projection (default: the form with "
-        "fewer subset sums)",
+        help="merged: a product per merged matrix and head; factored: a product per projection "
+        "(default: the form with fewer subset sums; factored with --bits)",
     )
     parser.add_argument(
         "--tied",
         choices=("once", "twice"),
         default="once",
-        help="products that a tied embedding takes (default: once)",
+        help="whether a tied embedding and the last map are one product or two (default: once)",
     )
     parser.add_argument("--shard", metavar="I/N", help="compute every N-th piece from the I-th on")
     devices.add_distributed(parser)
     parser.add_argument(
         "--inputs", metavar="TOKENS.npy", help="integers [batch, length] to compare logits on"
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="continue it with target and ticket")
+    parser.add_argument("--prompt", metavar="TEXT", help="a text for target and ticket to continue")
     text.add(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="estimate bytes and time on this machine and stop"
@@ -103,7 +104,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="with --dry-run: compile for v5e:4x4, h100:8, ..., and report memory; needs that "
         "machine's compiler (slth-jax[tpu] or [cuda12]), not the machine",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -208,7 +209,7 @@ def _compiled(on: str, programs: Any) -> Iterator[str]:
 
 
 def _solve(reader: Any, spec: Any, options: argparse.Namespace) -> "Place | None":
-    """Return the path of the ticket, on the first of the processes that share the pieces."""
+    """Return the path of the ticket on the first process, and None on the other processes."""
     import jax
 
     from slth_jax import checks, distributed, hide
@@ -290,7 +291,7 @@ def _summary(path: Any, opened: Any, options: argparse.Namespace) -> dict[str, A
         "target_bytes": metadata["target_bytes"],  # in float32
         "bits_per_weight": round(8 * path.stat().st_size / (metadata["target_bytes"] / 4), 3),
         "parts": parts,
-        "worst_entry": metadata.get("worst_entry"),  # tickets of earlier versions have none
+        "worst_entry": metadata.get("worst_entry"),  # missing in tickets of earlier versions
         "versions": metadata["versions"],
     }
 

@@ -4,7 +4,7 @@ import sys
 
 
 def peak_bytes() -> int:
-    """Return the largest memory that this process has used, in bytes; 0 on systems not of POSIX."""
+    """Return the most memory that this process has used, in bytes; 0 on systems without POSIX."""
     try:
         import resource
     except ModuleNotFoundError:

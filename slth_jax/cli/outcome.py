@@ -1,4 +1,4 @@
-"""From errors to one line and an exit status, the same for every command line."""
+"""Turn errors into one line and an exit status, in the same way for every command line."""
 
 import errno
 import os
@@ -14,11 +14,11 @@ STATUSES = {
     143: "ended by SIGTERM (preempted); the same command continues",
 }
 VARIABLES = {
-    "SLTH_TRACEBACK": "1 for tracebacks in place of the one line",
+    "SLTH_TRACEBACK": "1 to print tracebacks instead of one line",
     "SLTH_CLAIM_SECONDS": "seconds until a dead process loses its folder in a bucket (45)",
-    "SLTH_JOIN_SECONDS": "seconds in which all processes of a run must join (40)",
+    "SLTH_JOIN_SECONDS": "seconds within which all processes of a run must join (40)",
     "SLTH_DATA": "a folder with published networks and texts, for tests",
-    "JAX_PLATFORMS": "cpu, cuda or tpu, if not the best that JAX finds",
+    "JAX_PLATFORMS": "cpu, cuda or tpu, to override the choice of JAX",
     "JAX_NUM_CPU_DEVICES": "the number of devices that a CPU is split into",
 }
 
@@ -52,7 +52,7 @@ def run(command: Callable[[], object]) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Print an error, expected ones in one line; return the exit status."""
+    """Print an error, in one line if it is expected; return the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return refuse("interrupted: the same command continues", 130)
     if os.environ.get("SLTH_TRACEBACK") or not _is_expected(error):
@@ -77,14 +77,14 @@ def _escaped(text: str) -> str:
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Return whether an error is one of bad input rather than of the program."""
+    """Return whether an error is due to bad input and not to the program."""
     from slth_jax.storage import CheckpointError
 
     return isinstance(error, (ValueError, CheckpointError, ModuleNotFoundError))
 
 
 def _of_standard_output(error: OSError) -> bool:
-    """Return whether an error is the standard output's: errors of files name the file."""
+    """Return whether an error belongs to the standard output; errors of files name the file."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     return error.filename is None and error.errno in full and sys.stdout is not None
 

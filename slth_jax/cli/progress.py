@@ -1,4 +1,4 @@
-"""Progress: a bar with the time left on a terminal, else a line with the time of day."""
+"""Show progress: a bar with the time left on a terminal, else lines with the time of day."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""Texts on the command line: the options of verbs that write texts, and the writer itself."""
+"""Texts on the command line: the options of verbs that write texts, and the writer of texts."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options with which a text is written."""
+    """Add the options of verbs that write texts."""
     parser.add_argument("--length", type=int, default=200, help="tokens to add (default: 200)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
     )
     parser.add_argument(
-        "--chat", metavar="TEXT", help="answer it instead, by the tokenizer's chat template"
+        "--chat", metavar="TEXT", help="a message to answer, by the tokenizer's chat template"
     )
     tokenizer(parser)
 
@@ -29,7 +29,7 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
         "files beside the model)",
     )
     parser.add_argument(
-        "--devices", type=int, help="split a CPU into so many devices (default: one per core)"
+        "--devices", type=int, help="number of devices to split a CPU into (default: one per core)"
     )
 
 
@@ -44,8 +44,8 @@ class Writer:
         """Find the tokenizer of the model at the path `model` and encode the prompt.
 
         Raises:
-          ValueError: a chat beside a prompt, or without a chat template; a prompt that the model
-            cannot read.
+          ValueError: a chat is given together with a prompt, or without a chat template; or the
+            model cannot read the prompt.
         """
         import numpy as np
 
@@ -67,7 +67,7 @@ class Writer:
         models.decoder.check_tokens(np.asarray([self.prompt], np.int32), settings)
 
     def write(self, model: "Model") -> tuple[list[int], str]:
-        """Return the tokens of prompt and continuation, and their text; of a chat the answer's."""
+        """Return the tokens of prompt and continuation, and their text; for a chat, the answer."""
         import jax
 
         from slth_jax import models

@@ -9,7 +9,7 @@ from typing import Any
 
 from slth_jax.cli import outcome
 
-_DRAWN = 12  # masks in a picture: whole models have hundreds, read one at a time
+_DRAWN = 12  # the most masks in a picture; whole models have hundreds of masks
 HELP = "show, verify or export a ticket's file"
 
 
@@ -33,10 +33,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--source",
         metavar="MODULE:FUNCTION",
-        help="FUNCTION(key, **options) draws the source's weights, for a source of your own",
+        help="for a source of your own: FUNCTION(key, **options) draws its weights",
     )
     verify.add_argument(
-        "--inputs", metavar="X.npy", help="the sequences [s, t, m] of the recorded error"
+        "--inputs", metavar="X.npy", help="the sequences [s, t, m] on which the error was measured"
     )
     export.add_argument(
         "--out", required=True, metavar="X.npz", help="the file to write, or the folder"
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _function(place: str) -> Callable[..., Any]:
-    """Return the function of a text 'module:function'; modules of the working directory count."""
+    """Return the function that 'module:function' names; the working directory is searched, too."""
     from slth_jax import checks
 
     module, _, name = place.partition(":")

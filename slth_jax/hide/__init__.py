@@ -1,10 +1,10 @@
-"""A whole trained model hidden in random numbers: a seed, and masks.
+"""Hide a whole trained model in random numbers: a seed and masks.
 
 `targets` gives the parts of a model as matrices (normalisation and biases folded in). `pieces` cuts
-them into units of work, and `run` makes the whole resumable and writes the ticket; `estimate` is
-its cost. `model` reads a target or a ticket block by block, `compare` compares the two, and
-`export` writes a ticket's network for `transformers`. The random network and the search for its
-masks are in `slth_jax.factored`.
+them into units of work, and `run` solves the pieces, resumably, and writes the ticket; `estimate`
+predicts the cost of a run. `model` reads a target or a ticket block by block, `compare` compares
+the two, and `export` writes a ticket's network for `transformers`. The random network and the
+search for its masks are in `slth_jax.factored`.
 
 In a notebook::
 

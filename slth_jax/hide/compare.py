@@ -1,4 +1,4 @@
-"""A target and its ticket on the same inputs: logits, embeddings, agreement, equal tokens."""
+"""Compare a target and its ticket on the same inputs: logits, embeddings and tokens."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from slth_jax.hide.model import Model
 from slth_jax.models import Settings, decoder, encoder
 from slth_jax.types import Array, ArrayLike
 
-# Attention logits, or logits, that are computed at once.
+# The number of attention logits, or of output logits, that are computed at once.
 _ENTRIES = 1 << 26
-_LENGTHS = 32  # texts are padded to multiples of it
+_LENGTHS = 32  # texts are padded to multiples of this length
 
 
 def read_tokens(
@@ -24,7 +24,8 @@ def read_tokens(
     """Return the tokens in a NumPy file.
 
     Raises:
-      ValueError: they are no such integers, or not of the model's vocabulary and context.
+      ValueError: the file has no such integers, or the model's vocabulary or context is too small
+        for them.
       CheckpointError: the file is missing or damaged.
     """
     tokens = storage.read_numpy(path)
@@ -61,15 +62,15 @@ def embeddings(
 ) -> Float[np.ndarray, "batch width"]:
     """Return the embeddings of texts as `models.embeddings` does, computed block after block.
 
-    Texts are computed with texts of about their length, so padding takes little time.
+    Texts of about the same length are computed together, so padding takes little time.
 
     Raises:
-      ValueError: a decoder, or arguments that do not fit.
+      ValueError: the model is a decoder, or arguments do not fit.
     """
     encoder.check(model.settings, pooling)
     tokens, kept = _checked(model, tokens, kept)
     kept = np.ones(tokens.shape, bool) if kept is None else kept
-    last = tokens.shape[1] - np.argmax(kept[:, ::-1], axis=1)  # 1 + the place of the last token
+    last = tokens.shape[1] - np.argmax(kept[:, ::-1], axis=1)  # 1 + the index of the last token
     lengths = np.minimum(-(-last // _LENGTHS) * _LENGTHS, tokens.shape[1])
     groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
     texts = [(tokens[g, : lengths[g[0]]], kept[g, : lengths[g[0]]]) for g in groups]
@@ -126,9 +127,10 @@ def measures(
     ticket: Float[np.ndarray, "n t outputs"],
     tokens: Int[ArrayLike, "n t"] | None,
 ) -> dict[str, Any]:
-    """Return the distances of a ticket's logits from the target's, and the equal first choices.
+    """Return the distances of a ticket's logits from the target's, and the top-1 agreement.
 
-    With the tokens of a causal language model also both perplexities.
+    The top-1 agreement is the share of positions at which both have the same likeliest token. If
+    the tokens of a causal language model are given, both perplexities are returned, too.
     """
     target = np.asarray(checks.array("target", target, ndim=3))
     ticket = np.asarray(checks.array("ticket", ticket, shape=target.shape))

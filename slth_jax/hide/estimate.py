@@ -1,4 +1,4 @@
-"""Cost of a run before it begins: subset sums, bytes, and time on this machine."""
+"""Estimate the cost of a run before it begins: subset sums, bytes, and time on this machine."""
 
 import time
 from functools import partial
@@ -13,19 +13,19 @@ from slth_jax.hide.pieces import Piece
 from slth_jax.hide.targets import Targets
 from slth_jax.models.weights import Reader
 
-_FIRST, _TIMED = 64, 1024  # rows of a part that are solved to compile, and to be timed
+_FIRST, _TIMED = 64, 1024  # rows of a part to solve for compiling, and for timing
 
 
 class Estimate(NamedTuple):
     """The cost of a run.
 
     Attributes:
-      num_sums: the number of subset sums, or of entries in bands.
+      num_sums: the number of subset sums, or of entries of bands.
       random_weights: the number of random weights.
-      ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; a file has
-        some more. The masks of diagonals are compressed; they count as their ones.
-      seconds: the time on this machine, from some rows of each shape of parts.
-      compile_seconds: the part of it that compiles.
+      ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; the file has
+        some more. The masks of diagonals are compressed, so only their ones count.
+      seconds: the time on this machine, measured on some rows of parts of each shape.
+      compile_seconds: the part of `seconds` for compiling.
     """
 
     num_sums: int
@@ -41,8 +41,8 @@ def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      shapes: the number of shapes of parts to measure, those with most entries first. Parts of
-        other shapes count with the mean time per entry.
+      shapes: the number of shapes of parts to measure, beginning with the shapes that have most
+        entries. Parts of other shapes count with the mean time per entry.
     """
     by_shape: dict[Part, list[Part]] = {}
     for part in spec.parts:
@@ -82,10 +82,10 @@ class Ahead(NamedTuple):
     """One program of a run on another machine.
 
     Attributes:
-      report: memory per chip and the time that compiling took. Its lower bound of the time counts
-        one pass over arguments and results, not the comparisons of the search.
-      parts: the names of the parts that it solves.
-      calls: the number of its calls, without those for rows that are solved again.
+      report: the memory per chip and the compile time. Its lower bound of the running time counts
+        one pass over arguments and results, but not the comparisons of the search.
+      parts: the names of the parts that the program solves.
+      calls: the number of calls of the program, without calls for rows that are solved again.
     """
 
     report: machines.Report
@@ -116,6 +116,7 @@ def _stored(spec: Spec, part: Part) -> int:
     """Return the bytes of a part's masks in the file."""
     if not spec.diagonal(part):
         return part.num_bytes
-    # Half of the samples of a diagonal and of a constant row; zlib takes about ten bits for each.
+    # Half of the samples of the diagonal and of the constant row are kept; zlib takes about ten
+    # bits for each.
     ones = (part.rows + part.columns) * (part.units // part.columns) // 2
     return part.count * ones * 10 // 8

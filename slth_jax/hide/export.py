@@ -1,4 +1,4 @@
-"""A ticket's network as a folder that `transformers` loads.
+"""Write a ticket's network as a folder that `transformers` loads.
 
 The merged matrices of a ticket with factored attention have the shapes of the target's own. Gains
 and shifts are folded into them, so norms in front of maps get gains of 1 and shifts of 0.
@@ -17,17 +17,19 @@ from slth_jax.models.settings import vector_shapes
 from slth_jax.models.weights import stacked
 
 Arrays = dict[str, np.ndarray]
-# The largest residual of the output layer's bias, in root mean square norms of its columns.
+# The largest residual that is accepted for the output layer's bias, in units of the root mean
+# square norm of the layer's columns.
 _RESIDUAL = 0.01
 
 
 def to_huggingface(ticket: str | os.PathLike[str], out: str | os.PathLike[str]) -> Opened:
     """Write the merged network of the ticket at `ticket` to the folder `out`; return the ticket.
 
-    Llama, GPT-2 and BERT types. Tokenizer files beside the ticket are copied.
+    The network must be of the type Llama, GPT-2 or BERT. Tokenizer files beside the ticket are
+    copied.
 
     Raises:
-      ValueError: merged attention, or a network that these types do not have.
+      ValueError: the attention is merged, or none of these types has such a network.
       CheckpointError: the ticket is damaged, or the folder cannot be written to.
     """
     whole = opened(ticket)

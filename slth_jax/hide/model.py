@@ -1,4 +1,4 @@
-"""Models that are read block by block: a trained one from its files, the network of a ticket."""
+"""Read models block by block: a trained model from its files, or the network of a ticket."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ class Model(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The ticket of a whole model; its masks are read when they are asked for."""
+    """The ticket of a whole model; its masks are read when they are needed."""
 
     ticket: Ticket
     network: Network
@@ -45,9 +45,9 @@ class Opened(NamedTuple):
         return self.network.spec
 
     def entries(self, part: Part) -> Float[np.ndarray, "count rows columns"]:
-        """Return the matrices of a part: generated, masked, multiplied.
+        """Return the matrices of a part; its factors are generated, masked and multiplied.
 
-        The matrices of a part that was kept of the target are read.
+        Matrices that were copied from the target are read from the ticket.
         """
         if part in self.spec.kept_parts:
             raw = self.ticket.bits[source.KEPT + part.name]
@@ -67,12 +67,12 @@ class Opened(NamedTuple):
 def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
     """Return the ticket of a whole model at `path`.
 
-    With `check` the checksum of its masks is verified, and the fingerprint of the weights that
-    this machine draws.
+    If `check` is true, the checksum of its masks is verified, and so is the fingerprint of the
+    weights that this machine draws.
 
     Raises:
-      ValueError: it is a ticket of another source.
-      CheckpointError: it is missing or damaged, or this machine draws other weights.
+      ValueError: the ticket has another source.
+      CheckpointError: the file is missing or damaged, or this machine draws other weights.
     """
     opened_ticket = ticket.open(path, check=check)
     if opened_ticket.source != SOURCE:
@@ -88,9 +88,9 @@ def of_target(reader: Reader) -> Model:
 
 
 def of_ticket(ticket: Opened | str | os.PathLike[str]) -> Model:
-    """Return the model in a ticket, merged; a block is generated from the seed when asked for.
+    """Return the merged model in a ticket; a block is generated from the seed when it is needed.
 
-    A path is checked as `opened` does it, before the first weight is used.
+    If a path is given, `opened` checks the file before the first weight is used.
     """
     model = ticket if isinstance(ticket, Opened) else opened(ticket)
     spec = model.spec

@@ -1,4 +1,4 @@
-"""The unit of work of a run: rows of one part, solved, and saved before the next piece begins."""
+"""The unit of work of a run: rows of one part, solved and saved before the next piece begins."""
 
 from typing import Any, NamedTuple
 
@@ -11,13 +11,13 @@ from slth_jax.factored import Part, Spec, products, solve
 from slth_jax.factored.network import LEVELS
 from slth_jax.hide.targets import Targets
 
-# Some seconds of work, the most that is computed again after a kill.
+# Entries per piece: some seconds of work, which is the most that is computed again after a kill.
 _SUMS = 1 << 22
 _STEP = 512  # a product that is cut is cut at multiples of this number of rows
 
 
 class Piece(NamedTuple):
-    """Rows ``start ... stop - 1`` of a part, its products one below the other."""
+    """Rows ``start ... stop - 1`` of a part, whose products are stacked."""
 
     part: Part
     start: int
@@ -63,16 +63,18 @@ def cut(spec: Spec) -> list[Piece]:
 def scale_factor(rule: Rule) -> float:
     """Return the largest product of two weights, in units of the largest entry of the target.
 
-    Measured at 8 to 20 samples. Shift units bring the few largest entries within reach, so smaller
-    and finer samples serve best (below 0.8 single entries are lost). Without shift units the range
-    of reachable sums is the limit.
+    Both factors were measured at 8 to 20 samples. Shift units bring the few largest entries within
+    reach, so smaller and therefore finer samples are better (with factors below 0.8, single entries
+    get out of reach). Without shift units the range of reachable sums is the limit.
     """
     return 0.9 if rule.search.shift_units else 1.25
 
 
-# The zeros of a norm's map are exact, and each entry of its diagonal must be within reach.
+# The factor for a norm's map: its zeros are exact, and each entry of its diagonal must be within
+# reach.
 _DIAGONAL = 2.5
-# The coarsest scale of a row, which few rows take (see `factored.solve.rows_with_scales`).
+# The factor for the coarsest scale of rows, which few rows need (see
+# `factored.solve.rows_with_scales`).
 _COARSEST = 4.0
 
 
@@ -93,7 +95,7 @@ def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
 def compute(
     piece: Piece, spec: Spec, seed: int, targets: Targets, mesh: Mesh
 ) -> tuple[dict[str, UInt8[np.ndarray, "rows ..."]], dict[str, Any]]:
-    """Return the packed masks of a piece, the levels of its rows if they have any, its report."""
+    """Return the arrays of a piece (packed masks, and levels of scales if any) and its report."""
     part = piece.part
     rule = spec.rule(part)
     arrays: dict[str, list[np.ndarray]] = {"bits": []}
@@ -158,9 +160,9 @@ def compute(
 def _worst_entry(
     masks: solve.Masks, matrix: Float[np.ndarray, "rows columns"], first: int
 ) -> dict[str, Any]:
-    """Return the place, error and size of the entry with the largest error of some rows.
+    """Return the position, error and size of the entry with the largest error of some rows.
 
-    Error and size are in units of the matrix's root mean square.
+    Error and size are divided by the root mean square of the matrix.
     """
     i = int(masks.largest_error.argmax())
     row, column = first + i, int(masks.worst_column[i])

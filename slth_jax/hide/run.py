@@ -1,4 +1,4 @@
-"""Hide a model: the resumable run from its weights to the file of a ticket."""
+"""Hide a model: the resumable run from the model's weights to the file of a ticket."""
 
 import dataclasses
 import hashlib
@@ -65,12 +65,12 @@ class _Run:
 
 
 class _Folder(RunFolder):
-    """The folder of a run; in folders of the first version a spec is a 'recipe'."""
+    """The folder of a run; folders of the first version call the spec 'recipe'."""
 
     def recorded(self) -> dict[str, Any] | None:
         config = super().recorded()
         if config is not None and {"recipe", "spec"} & config.keys():
-            # Fields that the version of the run did not have are the defaults.
+            # Fields that an older version did not have get their defaults.
             spec = from_json(config.pop("recipe", None) or config["spec"])
             config["spec"] = storage.plain(spec.to_json())
         return config
@@ -93,17 +93,18 @@ def make_spec(
     Args:
       reader: the model to hide.
       samples, form, keep: see `factored.Spec`.
-      construction: a rule or its name; None for the rule, and the scales, that served best at so
-        many samples and entries.
-      attention: 'merged' or 'factored'; None for the form with fewer subset sums, for bands
-        'factored'.
-      tied: 'once' for one product in the place of a tied embedding and the last map, if that is
-        possible (see `factored.spec.can_share`); 'twice' for two.
-      bits: mask bits per entry, for bands (`construction.rules.band`) in the place of subset sums.
-        `factored.Bands` has more choices.
-      scales: 'rows', one per row of a free factor, 4 bits each, or 'matrix', one per free factor,
-        as in the paper. None for 'matrix' if merged attention or a rule is asked for by name, and
-        else for 'rows'. Of subset sums; `factored.Bands` has its own.
+      construction: a rule or its name; None for the rule and the scales that were best in
+        measurements at this number of samples and entries.
+      attention: 'merged' or 'factored'; None for the form with fewer subset sums or, if `bits` is
+        given, 'factored'.
+      tied: 'once' for one product that serves as tied embedding and as last map, if that is
+        possible (see `factored.spec.can_share`); 'twice' for two products.
+      bits: the number of mask bits per entry of bands (`construction.rules.band`), or all settings
+        of bands. None for subset sums.
+      scales: the scales for subset sums: 'rows' for one scale of 4 bits per row of a free factor,
+        or 'matrix' for one scale per free factor, as in the paper. None means 'matrix' if
+        `construction` is given or `attention` is 'merged', and 'rows' otherwise. For bands,
+        `factored.Bands` has the settings of scales.
 
     Raises:
       ValueError: arguments that cannot be used, or a model that cannot be hidden.
@@ -174,10 +175,10 @@ def solve(
       spec: see `make_spec`.
       out: a folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
       seed: the seed of the source, in [0, 2^32).
-      identity: distinguishes the model from others; compared when resuming.
+      identity: a text that identifies the model, such as `identity_of`; compared when resuming.
       shard: 'i/n' computes every n-th piece from the i-th on; shards share `out`, and the shard
-        that finds all pieces complete joins them.
-      progress: called after each piece.
+        that finds all pieces complete writes the ticket.
+      progress: called after each piece with the numbers of finished entries and of all entries.
 
     Returns:
       The path of the ticket.
@@ -251,7 +252,7 @@ def _compute(run: _Run, mine: list[Piece], progress: Progress | None) -> None:
 
 
 def _join(run: _Run, todo: list[Piece]) -> None:
-    """Write the ticket of all pieces."""
+    """Write the ticket from all pieces."""
     by_part: dict[str, list[Piece]] = {part.name: [] for part in run.spec.parts}
     for piece in todo:
         by_part[piece.part.name].append(piece)
@@ -297,7 +298,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         packed = source.packed_levels(levels)
         tensors[source.ROWS] = Tensor(packed.size, lambda: (packed,))
     if any(map(run.spec.num_column_levels, run.spec.parts)):
-        # A product that is cut into pieces has the same levels in each; its first rows' counts.
+        # All pieces of a product have the same column levels; they are read from the first piece.
         firsts = [
             piece for piece in todo
             if run.spec.num_column_levels(piece.part) and piece.start % piece.part.rows == 0
@@ -355,7 +356,7 @@ def _metadata(run: _Run, errors: dict[str, dict[str, Any]], seconds: float) -> d
         "num_sums": sum(part.num_sums for part in spec.parts),
         "random_weights": sum(part.num_weights for part in spec.parts),
         "mask_bits": num_bits(spec.parts),
-        # Beyond the seed, the settings and the masks.
+        # Numbers in the ticket besides the seed, the settings and the masks.
         "numbers": {
             "scales": sum(part.count for part in spec.parts),
             "row_scales": _num_levels(spec),

@@ -1,8 +1,8 @@
 """The parts of a trained model as matrices: the targets of a random network's products.
 
-Gains and shifts of norms in front of maps fold into these maps; of norms behind residual sums they
-are maps of their own. Biases are the row of the constant coordinate. All in NumPy float64; see
-`factored.spec` for the parts.
+Gains and shifts of norms in front of maps are folded into these maps; gains and shifts of norms
+behind residual sums become maps of their own. Biases become the row of the constant coordinate.
+Everything is computed in NumPy float64. `factored.spec` lists the parts.
 """
 
 import math
@@ -31,7 +31,8 @@ _MAPS = {
     "ln_1": ("identity", "ln_1"),
     "ln_2": ("identity", "ln_2"),
 }
-# The norms whose gain and shift fold into other maps only if they are in front of these.
+# The norms whose gain and shift are folded into other maps only if the norms are in front of these
+# maps.
 _IN_BLOCKS = ("ln_1", "ln_2")
 
 
@@ -43,24 +44,26 @@ def traits(reader: Reader) -> dict[str, bool]:
 
 
 def check(reader: Reader) -> None:
-    """Refuse a model that this construction does not cover, or with entries that are not finite."""
+    """Refuse a model that this construction does not cover, or that has non-finite entries."""
     s = reader.settings
     if s.positions == "rotary" and s.rotary_repeat != 1:
         raise checks.fail("model", "one with each rotary frequency once", s.rotary_repeat)
     reader.check_entries()
 
 
-# The biases of a rotary query or key are outliers if their norm is this multiple of the norm of the
-# matrix. Each further sample halves their error; so many are added that the ratio counts as half of
-# it. Measured on a random Qwen2 with biases of 100.
+# The biases of a rotary query or key are outliers if the ratio of their norm to the norm of the
+# matrix is above this number. Each further sample halves their error, so samples are added until
+# the ratio, halved once per sample, is at most half of this number. It was measured on a random
+# Qwen2 with biases of 100.
 _OUTLIER = 12.0
 
 
 def finer(reader: Reader, spec: Spec) -> tuple[tuple[str, int], ...]:
     """Return the matrices whose biases are outliers, and the samples that these matrices need.
 
-    A bias of a query or key of 100 has an error a hundred times an entry's, and with rotary
-    positions all of it reaches the logits of attention. Only factored attention has such matrices.
+    A bias of 100 in a query or key has an error a hundred times that of an ordinary entry, and if
+    positions are rotary, all of that error reaches the logits of attention. Only factored attention
+    has such matrices.
     """
     rotary = spec.settings.positions == "rotary"
     if not (rotary and spec.constant and spec.attention == "factored" and spec.bands is None):
@@ -80,7 +83,7 @@ def finer(reader: Reader, spec: Spec) -> tuple[tuple[str, int], ...]:
 
 
 class Targets:
-    """The matrices of the parts of one model, computed when asked for; one block is cached."""
+    """The matrices of the parts of one model, computed when needed; one block is cached."""
 
     def __init__(self, reader: Reader, spec: Spec):
         """Read nothing yet."""
@@ -91,7 +94,7 @@ class Targets:
         """Return the matrix of product `g` of a part, float32.
 
         Raises:
-          ValueError: it overflows float32.
+          ValueError: an entry overflows float32.
         """
         arrays = self._arrays(part.block)
         if part.kind in assemble.ONE_HOT:
@@ -119,7 +122,7 @@ class Targets:
         return self._cached[1]
 
     def _query_key(self, arrays: Arrays, g: int) -> np.ndarray:
-        """Return the logits' matrices of the query heads of one key/value head (and frequency)."""
+        """Return the query-key matrices of a key/value head's query heads (at one frequency)."""
         s = self._spec.settings
         rotary = s.positions == "rotary"
         kv_head, f = divmod(g, len(s.rotary)) if rotary else (g, 0)
@@ -160,7 +163,7 @@ class Targets:
         return range(kv_head * group, (kv_head + 1) * group)
 
     def _folded(self, arrays: Arrays, name: str, norm: str) -> Float[np.ndarray, "inputs outputs"]:
-        """Return ``[gain W; shift W + b]``, the last row only with the constant, in float64."""
+        """Return ``[gain W; shift W + b]`` in float64, with the last row only for the constant."""
         w = np.asarray(arrays[name], np.float64)
         if self._spec.settings.post_norm and norm in _IN_BLOCKS and name != "identity":
             norm = ""  # the map reads rows that have gain and shift already

@@ -1,9 +1,9 @@
-"""Pictures of tickets: trees of arrays in, a matplotlib `Figure` out; nothing is shown or kept.
+"""Draw pictures of tickets: functions take trees of arrays and return a matplotlib `Figure`.
 
 `style` holds colours, axes and `save`; `pictures` draws matrices (`masks`, `attention_maps`) and
 `curves` draws errors (`entry_errors`, `error_bands`). matplotlib, the extra `plots`, is imported
-when the first figure is made. A notebook shows a figure that stands last in a cell, after
-``%matplotlib inline``.
+when the first figure is made. No function shows or stores a figure. A notebook shows a figure that
+stands last in a cell, after ``%matplotlib inline``.
 """
 
 from slth_jax.plots.curves import band, entry_errors, error_bands

@@ -1,4 +1,4 @@
-"""Pictures of errors: single matrix entries, and outputs against the width."""
+"""Draw errors: of single matrix entries, and of outputs by width."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def band(
     label: str,
     color: str,
 ) -> None:
-    """Draw points with a line `middle`, and the band from `low` to `high` around it."""
+    """Draw the points `middle` joined by a line, and the band from `low` to `high`."""
     axes.plot(x, middle, "o-", color=color, markersize=4, linewidth=1.4, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
@@ -39,11 +39,11 @@ def error_bands(
     ylabel: str = "error",
     log: bool = True,
 ) -> Figure:
-    """Draw the median over seeds against the width, in a band of half and one of nine tenths.
+    """Draw the median over seeds by width, with bands of half and of nine tenths of the seeds.
 
     Args:
-      widths: n numbers, or any other n places that were measured, such as steps.
-      errors: `[seeds, n]`, or such arrays by the name of their curve.
+      widths: n widths, or n values of another variable, such as steps.
+      errors: `[seeds, n]`, or a dictionary of such arrays by the names of the curves.
       xlabel: label of the horizontal axis.
       ylabel: label of the vertical axis.
       log: whether the vertical axis is logarithmic; errors of 0 are then left out.
@@ -79,14 +79,14 @@ def error_bands(
 def entry_errors(
     tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
 ) -> Figure:
-    """Draw the share of merged matrix entries that a ticket meets within an error, by error.
+    """Draw the share of merged matrix entries whose error is below a bound, for all bounds.
 
     The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
     in float64. A dashed line shows the rounding error of float32, ``2^-24`` times the target's
-    largest entry: half the distance of float32 numbers of this size.
+    largest entry: half the distance between float32 numbers of this size.
 
     Args:
-      tickets: source times masks, or tickets by the name of their curve.
+      tickets: a ticket (source times masks), or a dictionary of tickets by the names of the curves.
       target: attention with the same heads, inputs and outputs.
 
     Raises:

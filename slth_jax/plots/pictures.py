@@ -1,4 +1,4 @@
-"""Matrices as pictures: the connections of a ticket, and attention maps."""
+"""Draw matrices: the connections of a ticket, and attention maps."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def masks(
 ) -> Figure:
     """Draw masks, one below the other: a cell per connection, coloured if it is kept.
 
-    Matrices lie on their long side, so hidden units run to the right. Larger
-    matrices are cut to their first 1024 rows and columns, as a note in the picture says.
+    The long side of a matrix is horizontal, so hidden units run to the right. Of larger matrices
+    only the first 1024 rows and columns are drawn, with a note in the picture.
 
     Args:
       masks: booleans in any tree: `AttentionParams [h, m, n]`, `ticket.masks(ticket)`, the masks of
-        `edge_popup.fit` (None where nothing is masked). Arrays of one dimension are left out.
+        `edge_popup.fit` (None for arrays without a mask). Arrays of one dimension are left out.
       weights: the source in the same tree; kept cells then show the weight's sign and size.
       head: the index of a matrix in a stack, such as the head.
-      limit: draw no more masks than this, the first ones.
+      limit: the largest number of masks to draw; the first masks are drawn.
 
     Raises:
       ValueError: no mask to draw, no such head, or weights of another shape.
@@ -97,7 +97,7 @@ def attention_maps(
       x: tokens `[t, m]`.
       head: the index of the head.
       attn_mask: booleans `[t, t]`, True = may attend.
-      tokens: t words to stand at the axes.
+      tokens: t words to write at the axes.
 
     Raises:
       ValueError: input that `attention.pattern` refuses, no such head, or too few or many words.
@@ -156,7 +156,7 @@ def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
 
 
 def _signed() -> Any:
-    """Return the colours of weights from the most negative over 0 to the largest."""
+    """Return the colours of weights, from the most negative through 0 to the largest."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("signed", [style.COLORS[1], "white", style.COLORS[0]])

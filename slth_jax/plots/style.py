@@ -50,7 +50,7 @@ def several(
 ) -> tuple[Figure, tuple[Axes, ...]]:
     """Return a figure with `count` >= 2 pairs of axes side by side; sizes in inches.
 
-    With `shared` all have the same vertical axis.
+    If `shared` is true, all have the same vertical axis.
     """
     drawing = blank(width, height)
     panels = drawing.subplots(1, count, sharey=shared)
@@ -60,11 +60,11 @@ def several(
 
 
 def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
-    """Write a figure as PNG, SVG or PDF, atomically; `dpi` is that of a PNG.
+    """Write a figure as PNG, SVG or PDF, atomically; `dpi` is the resolution of a PNG.
 
     Raises:
       ValueError: `path` has another ending.
-      CheckpointError: it cannot be written.
+      CheckpointError: the file cannot be written.
     """
     path = storage.place(path)
     if path.suffix not in _FORMATS:
