@@ -52,9 +52,10 @@ def counting_width(
     have b bits of choice per hidden unit (``2^b`` different masks). For one token of norm up to
     alpha, the output depends only on the sum of the heads' merged matrices. A ticket is within
     epsilon of a target only if the two sums are within ``epsilon / alpha`` of each other in the
-    spectral norm. The sums of targets of norm 1 fill a ball of radius H, and at least ``(H alpha /
-    epsilon)^(d_in d_out)`` balls of radius ``epsilon / alpha`` are needed to cover that ball (by
-    volume).
+    spectral norm. If the value width is at least ``min(d_in, d_out)``, the sums of targets of norm
+    1 fill a ball of radius H, and at least ``(H alpha / epsilon)^(d_in d_out)`` balls of radius
+    ``epsilon / alpha`` are needed to cover that ball (by volume). With heads of width ``d / H`` the
+    sums contain the ball of radius 1; then give ``alpha / H``.
 
     The bound is for the worst target and input; measured laws are averages over random targets and
     inputs.
@@ -64,11 +65,13 @@ def counting_width(
       d_in, d_out, num_heads: the shape of the layer.
       masks: the masks that are allowed. 'any': all masks, ``b = d_in + d_out``. 'assigned': the
         target determines the column to which each unit of the grouped factor is assigned, as in the
-        rule 'fitted', ``b = d_out + log2(d_in)``. 'fixed': the mask of the grouped factor does not
-        depend on the target, as in the rules 'proof', 'reach' and 'shift', ``b = d_out``.
+        rule 'fitted', ``b = max(d_in, d_out) + log2(min(d_in, d_out))``. 'fixed': the mask of the
+        grouped factor does not depend on the target, as in the rules 'proof', 'reach' and 'shift',
+        ``b = max(d_in, d_out)``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha, num_heads=num_heads)
-    bits = {"any": d_in + d_out, "assigned": d_out + math.log2(d_in), "fixed": d_out}
+    small, large = sorted((d_in, d_out))
+    bits = {"any": small + large, "assigned": large + math.log2(small), "fixed": large}
     bits_per_unit = bits[checks.choice("masks", masks, bits)]
     precision = max(math.log2(num_heads) + math.log2(alpha) - math.log2(epsilon), 0.0)
     return math.ceil(d_in * d_out * precision / (num_heads * bits_per_unit))

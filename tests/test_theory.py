@@ -168,7 +168,7 @@ def test_counting_depends_on_heads_and_on_the_masks_that_are_free():
         shape = {"d_in": 16, "d_out": 8, "alpha": 4.0}
         return theory.counting_width(2.0**-10, num_heads=heads, masks=masks, **shape)
 
-    bits = {"any": 16 + 8, "assigned": 8 + 4, "fixed": 8}
+    bits = {"any": 16 + 8, "assigned": 16 + 3, "fixed": 16}
     for heads, (masks, per_unit) in itertools.product((1, 4), bits.items()):
         precision = 12 + math.log2(heads)
         assert count(heads, masks) == math.ceil(16 * 8 * precision / heads / per_unit)

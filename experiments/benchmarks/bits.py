@@ -34,14 +34,27 @@ PRESETS = {
 
 
 def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
-    """Return `target` rounded to ``2^bits`` levels that minimise the squared error (Lloyd 1982)."""
-    levels = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
-    for _ in range(300):
-        cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, target.ravel())
+    """Return `target` rounded to ``2^bits`` levels that are fitted to its entries (Lloyd 1982).
+
+    The levels are the best of three local optima, from Lloyd's iteration that starts at quantiles
+    and at wider ones: at small errors the density of the best levels is the cube root of the
+    entries' density, which for normal entries is 3^(1/2) times as wide, for Laplace's 3 times.
+    """
+    quantiles = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
+    tried = (_lloyd(target, quantiles * factor) for factor in (1.0, 3**0.5, 3.0))
+    return min(tried, key=lambda x: np.sum((x - target) ** 2))
+
+
+def _lloyd(target: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    flat = target.ravel()
+    for _ in range(3000):
+        cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, flat)
         counts = np.bincount(cells, minlength=levels.size)
-        sums = np.bincount(cells, target.ravel(), minlength=levels.size)
-        levels = np.where(counts > 0, sums / np.maximum(counts, 1), levels)
-    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, target.ravel())
+        sums = np.bincount(cells, flat, minlength=levels.size)
+        after = np.where(counts > 0, sums / np.maximum(counts, 1), levels)
+        if np.array_equal(after, levels):
+            break
+        levels = after
     return levels[cells].reshape(target.shape)
 
 

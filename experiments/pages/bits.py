@@ -21,11 +21,12 @@ def readme_bits() -> str:
         np.mean([row["error"] for row in rows if row["method"] == method])
         for method in ("band, sign x uniform", "Lloyd-Max")
     )
+    coded = np.pi * np.e / 6 * 2.0**-8  # uniform steps, entropy-coded, at small errors
     return wrapped(
         f"Masks can be as small as a quantised model. With `hide --bits B` each row of a factor keeps "
         f"one of 2^B units per column, chosen by a shortest path. At 4 bits per weight the squared "
-        f"error of Gaussian weights is {g(float(band))} of their variance; the best scalar quantiser "
-        f"has {g(float(lloyd))}. stories260K fits into {small['bytes'] / 1e6:.3f} MB with perplexity "
+        f"error of Gaussian weights is {g(float(band))} of their variance; a scalar quantiser fitted "
+        f"to the same weights has {g(float(lloyd))} (with entropy coding about {g(coded)}). stories260K fits into {small['bytes'] / 1e6:.3f} MB with perplexity "
         f"{small['perplexity']:.2f} (target {small['target_perplexity']:.2f}; rounded weights of "
         f"{peer['bytes'] / 1e6:.3f} MB {peer['perplexity']:.2f}), and into "
         f"{close['bytes'] / 1e6:.2f} MB with {100 * close['top1_agreement']:.1f} % of the target's "

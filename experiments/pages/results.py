@@ -48,7 +48,7 @@ def readme_claims() -> str:
             "Bounds for a given ticket hold for every input up to a norm, or for given inputs, "
             "round-off included.",
             "That they are always useful: for deep or trained networks they are often larger than the "
-            "outputs (vacuous).",
+            "outputs.",
         ),
         (
             "The measured law: one hidden unit per input coordinate for every bit of precision, on "
