@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
+from scipy import stats
 
-RESAMPLES = 400
+_LEAST = 1e-30  # takes the place of an error of 0 in logarithms
 
 
 def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
@@ -14,7 +16,7 @@ def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
     ``log error`` is interpolated linearly between measured widths. The result is NaN if the error
     is not above `level` at any width, or if it is above `level` at the largest width.
     """
-    w, log = np.asarray(widths, float), np.log(np.maximum(np.asarray(errors, float), 1e-30))
+    w, log = np.asarray(widths, float), np.log(np.maximum(np.asarray(errors, float), _LEAST))
     above = np.flatnonzero(log > np.log(level))
     if not above.size or above[-1] == len(w) - 1:
         return float("nan")
@@ -23,38 +25,42 @@ def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
 
 
 def with_interval(
-    widths: Sequence[float], errors: np.ndarray, level: float, *, percentile: float | None = None
+    widths: Sequence[float], errors: Float[np.ndarray, "w sources"], level: float
 ) -> dict[str, float]:
-    """Return the width at which the mean error (or a percentile) crosses a level.
+    """Return the crossing of the mean error over sources, and its 95 % interval.
 
-    `low` and `high` limit the bootstrap interval. Sources are resampled 400 times with replacement
-    and a fixed seed, the same sources at every width; `low` and `high` are the 2.5th and 97.5th
-    percentile of the crossings.
+    The interval contains each width at which the interpolated ``log error`` differs from
+    ``log level`` by at most Student's t times its standard error (Fieller 1954). Sources may be
+    shared by all widths or drawn anew for each: the covariance of widths is estimated, too.
 
-    Args:
-      widths: the w measured widths in increasing order.
-      errors: the measured errors, `[w, sources, sequences]`.
-      level: the error level.
-      percentile: the percentile over all sequences of all sources; None for the mean.
+    Returns:
+      'width', 'low' and 'high'; a limit is NaN if the interval reaches the end of the curve.
     """
-
-    def curve(of: np.ndarray) -> np.ndarray:
-        flat = of.reshape(len(of), -1)
-        return flat.mean(axis=1) if percentile is None else np.percentile(flat, percentile, axis=1)
-
-    rng = np.random.default_rng(0)
-    sources = errors.shape[1]
-    again = [
-        crossing(widths, curve(errors[:, rng.integers(sources, size=sources)]), level)
-        for _ in range(RESAMPLES)
-    ]
-    low, high = _interval(np.array(again))
-    return {"width": crossing(widths, curve(errors), level), "low": low, "high": high}
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    known = values[np.isfinite(values)]
-    if known.size < 0.9 * values.size:
-        return float("nan"), float("nan")
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
+    mean = np.maximum(errors.mean(axis=1), _LEAST)
+    log, sources = np.log(mean / level), errors.shape[1]
+    # The covariance of the logarithms of the means, by the delta method.
+    covariance = np.atleast_2d(np.cov(errors / mean[:, None])) / sources
+    square = float(stats.t.ppf(0.975, sources - 1)) ** 2
+    inside: list[float] = []
+    for i in range(len(mean) - 1):
+        # At the share f of the way to the next width, log error is log[i] + f rise, and its
+        # variance is start + 2 f (both - start) + f^2 (start - 2 both + end). The difference is
+        # small enough where a quadratic polynomial in f is not positive.
+        rise = log[i + 1] - log[i]
+        start, both, end = covariance[i, i], covariance[i, i + 1], covariance[i + 1, i + 1]
+        polynomial = (
+            rise**2 - square * (start - 2 * both + end),
+            2 * log[i] * rise - 2 * square * (both - start),
+            log[i] ** 2 - square * start,
+        )
+        roots = np.roots(polynomial)
+        shares = [float(f.real) for f in roots if abs(f.imag) < 1e-12 and 0 < f.real < 1]
+        shares += [f for f in (0.0, 1.0) if np.polyval(polynomial, f) <= 0]
+        inside += [widths[i] + f * (widths[i + 1] - widths[i]) for f in shares]
+    width = crossing(widths, mean, level)
+    low, high = (min(inside), max(inside)) if inside and np.isfinite(width) else (np.nan, np.nan)
+    return {
+        "width": width,
+        "low": float(low if low > widths[0] else np.nan),
+        "high": float(high if high < widths[-1] else np.nan),
+    }

@@ -4,6 +4,7 @@ Widths of the same shape (d, H) share targets and sources, so standard errors ar
 shape.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,17 +46,17 @@ def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
     """
     x, y = logarithm(rows, form), _units(rows)
     design = np.stack([np.ones_like(x), x], axis=1)
-    beta, se, residual, r2 = _least_squares(design, y, _shapes(rows))
+    fit = clustered(design, y, _shapes(rows))
     return {
         "form": form,
-        "intercept": beta[0],
-        "intercept_se": se[0],
-        "slope": beta[1],
-        "slope_se": se[1],
-        "rms": float(np.sqrt(np.mean(residual**2))),
-        "r2": r2,
-        "residual_by_d": _means(rows, "d", residual),
-        "residual_by_heads": _means(rows, "heads", residual),
+        "intercept": float(fit.beta[0]),
+        "intercept_se": fit.error(np.array([1.0, 0.0]))[0],
+        "slope": float(fit.beta[1]),
+        "slope_se": fit.error(np.array([0.0, 1.0]))[0],
+        "rms": float(np.sqrt(np.mean(fit.residual**2))),
+        "r2": fit.r2,
+        "residual_by_d": _means(rows, "d", fit.residual),
+        "residual_by_heads": _means(rows, "heads", fit.residual),
     }
 
 
@@ -65,7 +66,7 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small`, which is
     fitted on request, describes the deviation at small d. A power of d (or of H) is fitted only if
     the rows have several values of d (or of H). The standard errors `_se` of powers come from the
-    delta method, with `shapes` - 1 degrees of freedom. `low` and `high` are the smallest and the
+    delta method, with `_free` degrees of freedom. `low` and `high` are the smallest and the
     largest ratio of a measured width to the fitted width: `high` times the fitted width suffices at
     every point, and less than `low` times the fitted width suffices at no point.
     """
@@ -83,11 +84,11 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
         if np.ptp(values) == 0:  # a constant column is part of the intercept
             del columns[name]
     design = np.stack(list(columns.values()), axis=1)
-    beta, covariance, residual, r2 = _clustered(design, y, _shapes(rows))
+    fit = clustered(design, y, _shapes(rows))
     out: dict[str, Any] = {}
     names = list(columns)
-    for name, value, error in zip(names, beta, np.sqrt(np.diag(covariance)), strict=True):
-        out |= {name: float(value), f"{name}_se": float(error)}
+    for name, value, alone in zip(names, fit.beta, np.eye(len(names)), strict=True):
+        out |= {name: float(value), f"{name}_se": fit.error(alone)[0]}
     for name in ("d", "heads"):
         if name in columns:
             ratio = out[name] / out["slope"]
@@ -95,12 +96,12 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
             gradient[names.index(name)] = 1 / out["slope"]
             gradient[names.index("slope")] = -ratio / out["slope"]
             out[f"power_of_{name}"] = ratio
-            out[f"power_of_{name}_se"] = float(np.sqrt(gradient @ covariance @ gradient))
-    share = y / (y - residual)
+            out[f"power_of_{name}_se"], out[f"power_of_{name}_free"] = fit.error(gradient)
+    share = y / (y - fit.residual)
     return out | {
         "shapes": len(set(_shapes(rows))),
-        "rms": float(np.sqrt(np.mean(residual**2))),
-        "r2": r2,
+        "rms": float(np.sqrt(np.mean(fit.residual**2))),
+        "r2": fit.r2,
         "low": float(share.min()),
         "high": float(share.max()),
     }
@@ -126,8 +127,10 @@ def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
     shapes, group = np.unique(np.array(_shapes(rows)), axis=0, return_inverse=True)
     group = group.reshape(-1)
     dummies = (group[:, None] == np.arange(len(shapes))[None]).astype(float)
-    beta, se, _, _ = _least_squares(np.concatenate([x[:, None], dummies], axis=1), y, _shapes(rows))
-    half = float(stats.t.ppf(0.975, len(shapes) - 1)) * se[0]
+    fit = clustered(np.concatenate([x[:, None], dummies], axis=1), y, _shapes(rows))
+    error, freedom = fit.error(np.eye(1, 1 + len(shapes))[0])
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    common = float(fit.beta[0])
     of_shape = []
     residuals = []
     for index, (d, heads) in enumerate(shapes.tolist()):
@@ -139,9 +142,9 @@ def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
         of_shape.append({"d": d, "heads": heads, "slope": slope, "plain_slope": plain, "c": c})
     slopes = [shape["slope"] for shape in of_shape]
     return {
-        "slope": beta[0],
-        "low": beta[0] - half,
-        "high": beta[0] + half,
+        "slope": common,
+        "low": common - half,
+        "high": common + half,
         "median_slope": float(np.median(slopes)),
         "least_slope": min(slopes),
         "largest_slope": max(slopes),
@@ -165,31 +168,58 @@ def _shapes(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return [(row["d"], row["heads"]) for row in rows]
 
 
-def _least_squares(design: np.ndarray, y: np.ndarray, groups: Sequence[tuple[int, int]]):
-    """Return coefficients, their standard errors clustered by group, residuals and R^2."""
-    beta, covariance, residual, r2 = _clustered(design, y, groups)
-    return [float(b) for b in beta], np.sqrt(np.diag(covariance)).tolist(), residual, r2
+@dataclasses.dataclass(frozen=True)
+class Clustered:
+    """Least squares whose deviations may be dependent inside groups (Bell and McCaffrey 2002).
+
+    Attributes:
+      beta: `[p]` coefficients.
+      residual: `[n]`, measured minus fitted.
+      r2: the share of the variance that the fit explains.
+      scores: `[groups, p]`; the standard error of ``c . beta`` is the 2-norm of ``scores @ c``.
+      spreads: `[groups, n, p]`; ``spreads @ c`` are the weights of all deviations in the score of
+        each group.
+    """
+
+    beta: np.ndarray
+    residual: np.ndarray
+    r2: float
+    scores: np.ndarray
+    spreads: np.ndarray
+
+    def error(self, contrast: Float[np.ndarray, " p"]) -> tuple[float, float]:
+        """Return the standard error of ``contrast . beta``, and its degrees of freedom.
+
+        The degrees of freedom are these of a chi-squared variable with the mean and the variance of
+        the squared standard error, if all deviations are independent and of equal variance.
+        """
+        weights = self.spreads @ contrast  # [groups, n]
+        gram = weights @ weights.T
+        freedom = np.trace(gram) ** 2 / np.sum(gram**2)
+        return float(np.linalg.norm(self.scores @ contrast)), float(freedom)
 
 
-def _clustered(design: np.ndarray, y: np.ndarray, groups: Sequence[tuple[int, int]]):
-    """Return coefficients, their covariance clustered by group, residuals and R^2."""
-    beta, *_ = np.linalg.lstsq(design, y, rcond=None)
-    residual = y - design @ beta
+def clustered(
+    design: Float[np.ndarray, "n p"], y: Float[np.ndarray, " n"], groups: Sequence[Any]
+) -> Clustered:
+    """Fit ``y = design @ beta``, with standard errors that are clustered by group."""
     bread = np.linalg.pinv(design.T @ design)
-    names = list(dict.fromkeys(groups))
-    covariance = np.zeros_like(bread)
-    for name in names:
-        rows = design[[group == name for group in groups]]
-        # Residuals of this group in a fit to the other groups (jackknife, Bell and McCaffrey 2002),
-        # because plain residuals are too small when groups are few. The pseudo-inverse is needed
-        # because a group with a separate intercept has no freedom in that direction.
-        inside = residual[[group == name for group in groups]]
-        outside = np.linalg.pinv(np.eye(len(rows)) - rows @ bread @ rows.T, hermitian=True) @ inside
-        score = bread @ (rows.T @ outside)
-        covariance += np.outer(score, score)
-    covariance *= (len(names) - 1) / len(names)
+    beta = bread @ (design.T @ y)
+    residual = y - design @ beta
+    rest = np.eye(len(y)) - design @ bread @ design.T
+    scores, spreads = [], []
+    for name in dict.fromkeys(groups):
+        inside = np.array([group == name for group in groups])
+        # Plain residuals of few groups are too small; this root makes their variance right for
+        # independent deviations. A group with an intercept of its own has no freedom in that
+        # direction, hence the pseudo-inverse.
+        values, vectors = np.linalg.eigh(rest[np.ix_(inside, inside)])
+        roots = np.where(values > 1e-9, 1 / np.sqrt(np.maximum(values, 1e-9)), 0.0)
+        adjusted = (vectors * roots) @ vectors.T @ design[inside] @ bread
+        scores.append(residual[inside] @ adjusted)
+        spreads.append(rest[:, inside] @ adjusted)
     r2 = float(1 - residual @ residual / max(((y - y.mean()) ** 2).sum(), 1e-30))
-    return beta, covariance, residual, r2
+    return Clustered(beta, residual, r2, np.array(scores), np.array(spreads))
 
 
 def _means(rows: Sequence[Row], name: str, residual: np.ndarray) -> dict[str, float]:

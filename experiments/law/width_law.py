@@ -213,11 +213,11 @@ def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             [[row["of_sequence"] for row in trials if row["width"] == width] for width in widths]
         )
         for eps in config.errors:
-            of_mean = crossings.with_interval(widths, measured, eps)
+            of_mean = crossings.with_interval(widths, measured.mean(axis=2), eps)
             if np.isfinite(of_mean["width"]):
-                of_tail = crossings.with_interval(widths, measured, eps, percentile=95)
-                tail = {f"{name}_95": value for name, value in of_tail.items()}
-                least.append({**setting, "eps": eps, **of_mean, **tail})
+                tail = np.percentile(measured, 95, axis=(1, 2))
+                width_95 = crossings.crossing(widths, tail, eps)
+                least.append({**setting, "eps": eps, **of_mean, "width_95": width_95})
     return least
 
 
@@ -303,7 +303,7 @@ def _compare(law: dict[str, Any] | None) -> list[claims.Claim]:
     ]
     for name in ("power_of_d", "power_of_heads"):
         if name in free:
-            what = f"{name.replace('_', ' ')} in the logarithm"
-            se, shapes = free[f"{name}_se"], free["shapes"]
-            compared.append(claims.number(what, PAPER[name], free[name], se, shapes - 1))
+            label = f"{name.replace('_', ' ')} in the logarithm"
+            se, freedom = free[f"{name}_se"], free[f"{name}_free"]
+            compared.append(claims.number(label, PAPER[name], free[name], se, freedom))
     return compared

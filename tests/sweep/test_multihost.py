@@ -119,7 +119,7 @@ def test_no_process_waits_for_a_lost_one(moment, victim, count, monkeypatch):
     if moment == "joining":
         words = ("did not join within",)
     elif moment == "joined" and victim == 0:
-        # Process 1 may not have been told yet that all have joined.
+        # The news that all have joined may not have reached process 1.
         words = ("is lost", "did not join within")
     for index in {*range(count)} - {victim}:
         text = texts[index][1]
