@@ -48,8 +48,8 @@ def extend(
 ) -> tuple[Float[Array, "n t outputs"], Cache]:
     """Read `tokens [n, t]` after the tokens in the cache; return their logits and the new cache.
 
-    The logits equal those of `apply` on the whole sequence up to round-off. Products have the dtype
-    of the cache.
+    Up to round-off, the logits equal those that `apply` computes for the whole sequence. Products
+    have the dtype of the cache.
 
     Raises:
       ValueError: wrong tokens (see `decoder.apply`), or more than the cache has space for. If

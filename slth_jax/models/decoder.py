@@ -1,7 +1,8 @@
 """Transformers as pure functions on named arrays.
 
 One family computes GPT-2, Llama and BERT, the network that a ticket merges to, and the masked
-random source itself; they differ in their settings and in which parameters they have (`settings`).
+random source itself; these networks differ in their settings and in the parameters that they have
+(`settings`).
 """
 
 import functools
@@ -40,7 +41,7 @@ def apply(
       tokens: integers `[n, t]`, t at most `settings.max_length`.
       settings: the network.
       attn_mask: booleans `[t, t]` or `[n, t, t]`, True if row i may attend to column j; causal
-        settings apply in addition. A row that may attend to nothing attends to everything.
+        settings apply in addition. A row that may attend to no column attends to all.
       dtype: the dtype of the matrix products, at full precision if float32; norms and softmax are
         computed in float32 at least. float64 needs JAX's x64 mode.
       remat: recompute each block in the backward pass instead of keeping its activations.
@@ -50,8 +51,8 @@ def apply(
       Logits `[n, t, outputs]`, float32 at least.
 
     Raises:
-      ValueError: arrays of other shapes, tokens of the wrong kind or too many, and, unless traced,
-        tokens outside the vocabulary or logits that overflow.
+      ValueError: arrays of other shapes, tokens that are not integers `[n, t]`, or too many tokens;
+        and, unless values are traced, tokens outside the vocabulary or logits that overflow.
     """
     tokens = check_tokens(tokens, settings)
     check_params(params, settings)
@@ -121,11 +122,11 @@ def block(
 ) -> Float[Array, "n t d"]:
     """Apply one block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
 
-    With `post_norm`: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``.
+    If the settings have `post_norm`: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``.
 
     Args:
       params: the block's parameters without the prefix: 'attn.q' `[d, h k]`, 'ln_1.gain' `[d]`, ...
-        Without 'mlp.in' (whole or as factors) the second step is skipped.
+        If 'mlp.in' is absent (as a matrix and as factors), the second step is skipped.
       x: the residual stream.
       settings: the network.
       attn_mask: True = may attend.
@@ -140,7 +141,8 @@ def unembed(
 ) -> Float[Array, "n t outputs"]:
     """Return the logits of the last block's output, float32 at least.
 
-    Reads `ln_f.*`, and `unembed` or (if tied) `wte`. With `states`, this is the output itself.
+    Reads `ln_f.*`, and `unembed` or (if tied) `wte`. If the settings have `states`, the result is
+    `x` itself.
     """
     if settings.states:
         return x.astype(layers.wide(x.dtype))
@@ -163,7 +165,8 @@ def advance(
 ) -> tuple[Float[Array, "n t d"], Cached]:
     """Apply one block to the rows at `positions`, given the keys and values of a cache.
 
-    Returns the rows, and the keys and values of all positions: of the cache, or of `x` alone.
+    Returns the rows, and the keys and values of all positions in the cache or, without a cache, in
+    `x`.
     """
     n, t, _ = x.shape
     chex.assert_shape(positions, (t,))
@@ -197,7 +200,7 @@ def advance(
 
 
 def split(params: Params, dtype: jax.typing.DTypeLike) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the parameters outside the blocks, and those of the blocks without 'h.'."""
+    """Return the parameters outside the blocks, and the blocks' parameters without 'h.'."""
     cast = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
     ends = {name: value for name, value in cast.items() if not name.startswith("h.")}
     return ends, {name[2:]: value for name, value in cast.items() if name.startswith("h.")}
@@ -222,9 +225,9 @@ def check_types(
 
 
 def check_params(params: Params, settings: Settings) -> None:
-    """Refuse arrays of other shapes than the network's, and a network without attention.
+    """Refuse arrays whose shapes do not fit the settings, and a network without attention.
 
-    Matrices that are products of two (`Settings.factor`) have shapes of their own.
+    The shapes of factors (see `Settings.factor`) are not checked.
     """
     checks.record("params", params, Mapping)
     matrices = matrix_shapes(settings)

@@ -22,7 +22,7 @@ def embeddings(
     pooling: str = "mean",
     normalise: bool = True,
 ) -> Float[Array, "n d"]:
-    """Return an embedding of each text: its states, pooled over the tokens, of norm 1.
+    """Return an embedding of each text: its states, pooled over tokens and scaled to norm 1.
 
     Args:
       params: named arrays; see `settings`.
@@ -34,7 +34,7 @@ def embeddings(
       normalise: whether to divide by the Euclidean norm.
 
     Raises:
-      ValueError: settings of a decoder, or arguments that do not fit.
+      ValueError: the settings are a decoder's, or arguments do not fit.
     """
     check(settings, pooling)
     tokens = decoder.check_tokens(tokens, settings)
@@ -58,7 +58,7 @@ def check(settings: Settings, pooling: str) -> None:
 
 
 def padding(kept: Bool[Array, "n t"]) -> Bool[Array, "n t t"]:
-    """Return the attention mask with which no token attends to padding."""
+    """Return the attention mask under which no token attends to padding."""
     n, t = kept.shape
     return jnp.broadcast_to(kept[:, None, :], (n, t, t))
 

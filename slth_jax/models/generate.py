@@ -25,13 +25,15 @@ def generate(
 ) -> list[int]:
     """Return `prompt` continued by up to `length` tokens.
 
-    Greedy at temperature 0; else ``argmax(logits / temperature + noise)`` with Gumbel noise from
-    ``fold_in(key, position)``, so that two models sampled with the same key see the same noise.
+    At temperature 0 the next token is the likeliest one; else it is
+    ``argmax(logits / temperature + noise)`` with Gumbel noise from ``fold_in(key, position)``, so
+    that two models sampled with the same key see the same noise.
 
     Args:
       params, settings: see `decoder`.
       prompt: at least one token.
-      length: tokens to add; fewer if the model's context ends or a token of `stop` is drawn.
+      length: the number of tokens to add; fewer are added if the model's context ends or a token in
+        `stop` is drawn.
       temperature: at least 0.
       key: a typed PRNG key, needed for a temperature above 0.
       stop: tokens that end the text; they are not returned.

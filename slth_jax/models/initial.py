@@ -15,7 +15,7 @@ from slth_jax.models.settings import Settings, matrix_shapes, vector_shapes
 from slth_jax.types import ArrayLike, Key
 
 MAPS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out", "mlp.gate", "unembed")
-# A matrix's key is folded from its place in this list: never reorder it.
+# A matrix's key is folded from its index in this list: never reorder the list.
 _PLACES = (
     "wte", "wpe", "h.attn.q", "h.attn.k", "h.attn.v", "h.attn.o", "h.mlp.in", "h.mlp.out",
     "h.mlp.gate", "unembed", "wtt",
@@ -28,7 +28,7 @@ class Initial:
 
     Attributes:
       sd: standard deviation of the entries of the matrices; 0.02 in GPT-2 and Llama.
-      embedding_sd: standard deviation of `wte` and `wpe`; None for `sd`.
+      embedding_sd: standard deviation of the entries of `wte`, `wpe` and `wtt`; None for `sd`.
       residual: whether `h.attn.o` and `h.mlp.out` are multiplied by ``(2 b)^(-1/2)`` (GPT-2).
       biases: names in `MAPS` of the maps that have a bias.
     """
@@ -60,15 +60,15 @@ def initialise(
 ) -> dict[str, Array]:
     """Draw the initial weights, with query and key weights multiplied by `qk_scale`.
 
-    Entries are ``N(0, sd^2)``, see `Initial`; gains are 1, shifts and biases 0. Each matrix has a
-    key that depends on its name alone, so its entries do not depend on the other matrices. Call
-    this outside other compiled functions: then it is always the same program, with the same bits.
+    Entries are ``N(0, sd^2)``, see `Initial`; gains are 1, shifts and biases 0. The key of a matrix
+    depends on its name alone, so its entries do not depend on the other matrices. Call this
+    function outside of compiled functions: then it is always the same program, with the same bits.
 
     Args:
       key: a typed PRNG key.
       settings: the network.
       initial: standard deviations, and which maps have biases.
-      qk_scale: a number, traced or not; ``n_K^(1/4)`` in the paper's proposal.
+      qk_scale: a number, which may be traced; the paper proposes ``n_K^(1/4)``.
       dtype: the dtype of the weights.
 
     Raises:
@@ -109,6 +109,6 @@ def _initialise(
 
 
 def num_parameters(settings: Settings, initial: Initial = GPT2) -> int:
-    """Return the number of parameters, with gains and biases; a tied `wte` counts once."""
+    """Return the number of parameters, including gains and biases; a tied `wte` counts once."""
     shapes = jax.eval_shape(lambda: initialise(jax.random.key(0), settings, initial))
     return sum(math.prod(array.shape) for array in shapes.values())

@@ -16,17 +16,17 @@ from slth_jax.models.settings import ACTIVATIONS, FACTORS, Settings
 
 Params = Mapping[str, Array]
 
-# Attention logits computed at once: 2^27 entries are 512 MiB in float32.
+# The number of attention logits computed at once: 2^27 entries are 512 MiB in float32.
 _BLOCK_ENTRIES = 1 << 27
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Return the dtype of norms, softmax and logits: float32, or float64 for float64 products."""
+    """Return the dtype of norms, softmax and logits: float64 if `dtype` is, else float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def full_precision(dtype: jax.typing.DTypeLike) -> contextlib.AbstractContextManager:
-    """Compute products of float32 in float32, which accelerators shorten by default."""
+    """Compute products of float32 in full precision, which accelerators reduce by default."""
     if jnp.dtype(dtype) == wide(dtype):
         return jax.default_matmul_precision("highest")
     return contextlib.nullcontext()
@@ -43,7 +43,7 @@ def linear(
     """Return ``x w + bias``.
 
     If w is given as NAME.first `[i, u]` and NAME.second `[u, o]`, the product is
-    ``factor(x first) second`` with the settings' factor; either may have a bias of its own.
+    ``factor(x first) second`` with the function `Settings.factor`; each of the two may have a bias.
     """
     if name in params:
         x = jnp.einsum("...i,io->...o", x, params[name])
@@ -56,7 +56,7 @@ def linear(
 def lookup(
     params: Params, name: str, index: Int[Array, "*rows"], settings: Settings
 ) -> Float[Array, "*rows d"]:
-    """Return the rows `index` of a table: `linear` of one-hot inputs."""
+    """Return the rows `index` of a table, which is `linear` for one-hot inputs."""
     if name in params:
         return params[name][index]
     first = _plus(params[f"{name}.first"][index], params.get(f"{name}.first.bias"))
@@ -69,8 +69,8 @@ def norm(
 ) -> Float[Array, "*rows d"]:
     """Return x normalised over its last axis, times a gain, plus a shift.
 
-    'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``. Gain and shift
-    can be a linear map NAME.map instead, whole or as two factors.
+    'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``. A linear map
+    NAME.map, whole or as two factors, can take the place of gain and shift.
     """
     if settings.norm != "none":
         y = x.astype(wide(x.dtype))
@@ -112,9 +112,9 @@ def attend(
 ) -> Float[Array, "n t h v"]:
     """Return ``softmax(scale q keys^T) values`` of every head.
 
-    Written out because `jax.nn.dot_product_attention` demands values as wide as keys and always
+    It does not use `jax.nn.dot_product_attention`, which requires values as wide as keys and always
     computes its softmax in float32. Long sequences are computed in blocks of queries, so that
-    memory grows with the number of keys, not with its square.
+    memory grows with the number of keys, not with the square of that number.
 
     Args:
       q: queries.
@@ -122,8 +122,8 @@ def attend(
       values: values of all positions.
       positions: the queries' positions among the keys; used if the settings are causal.
       settings: scale and causality.
-      attn_mask: True = may attend, for one sequence or all n. A query that may attend to nothing
-        attends to everything equally.
+      attn_mask: True = may attend, for one sequence or all n. A query that may attend to no key
+        attends to all keys equally.
     """
     n, count, h, k = q.shape
     length, g, v = values.shape[1:]
@@ -147,7 +147,7 @@ def attend(
     size = max(1, _BLOCK_ENTRIES // (n * h * length))
     if count <= size:
         return attend_to_all(q, positions, attn_mask)
-    # lax.map goes over the first axis: queries first. [t, n, h, k], [t], [t, mask_n, s]
+    # lax.map maps over the first axis, so queries come first. [t, n, h, k], [t], [t, mask_n, s]
     queries: tuple[Array, ...] = (jnp.swapaxes(q, 0, 1), positions)
     if attn_mask is not None:
         queries = (*queries, jnp.swapaxes(attn_mask, 0, 1))

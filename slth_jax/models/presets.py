@@ -55,8 +55,9 @@ PRESETS = {
         768, 12, 12, 4, vocab_size=32000, hidden_width=2048, max_length=2048, tied=False
     ),
 }
-"""The GPT-2 of the paper (mini as published under `erwanf/gpt2-mini`) and two for CPUs; the shape
-of Karpathy's smallest story model; a Llama of the size of GPT-2 small with grouped queries."""
+"""The GPT-2s of the paper ('mini' is published as `erwanf/gpt2-mini`) and two for CPUs ('nano',
+'tiny'); the shape of Karpathy's smallest story model; a Llama with grouped queries that is as large
+as GPT-2 small."""
 
 
 def preset(name: str, *, width_multiplier: float = 1.0, **settings: Any) -> Preset:

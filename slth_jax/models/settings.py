@@ -1,8 +1,8 @@
 """The settings of a network of the family, and the names and shapes of its parameters.
 
-Letters: b blocks, d width, h query heads, g key/value heads, k and v the widths of a query/key and
-of a value head, f the hidden width, m the longest sequence. Every matrix is applied as ``x @ w``.
-The parameters of the blocks are stacked along a first axis [b]::
+Letters: b blocks, d width, h query heads, g key/value heads, k the width of a query and key head, v
+the width of a value head, f the hidden width, m the longest sequence. Every matrix is applied as
+``x @ w``. The parameters of the blocks are stacked along a first axis [b]::
 
     wte [vocabulary, d]   wpe [m, d]   ln_f.gain, ln_f.bias [d]   unembed [d, outputs]
     wtt [token types, d]   ln_e.gain, ln_e.bias [d] (behind the embeddings)
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
 }
-"""`gelu` is GPT-2's tanh form, which Hugging Face calls `gelu_new`."""
+"""Activations by name. `gelu` is GPT-2's tanh form, which Hugging Face calls `gelu_new`."""
 
 FACTORS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
@@ -45,38 +45,41 @@ POSITIONS = ("learned", "rotary", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a transformer, each given explicitly; see `make_settings`.
+    """All settings of a transformer, each given explicitly; `make_settings` derives most.
 
     Two networks are the same function of their parameters if and only if their settings are equal.
 
     Attributes:
       vocab_size: number of tokens.
-      width: d, of the residual stream.
-      num_blocks: b.
-      num_heads: h.
-      num_kv_heads: g, a divisor of h; query head i uses key/value head ``i // (h / g)``.
-      head_width: k, of queries and keys.
-      value_width: v.
-      hidden_width: f.
+      width: d, the width of the residual stream.
+      num_blocks: b, the number of blocks.
+      num_heads: h, the number of query heads.
+      num_kv_heads: g, the number of key/value heads, a divisor of h; query head i uses key/value
+        head ``i // (h / g)``.
+      head_width: k, the width of a query and key head.
+      value_width: v, the width of a value head.
+      hidden_width: f, the hidden width of the fully connected layers.
       outputs: number of logits.
       logit_scale: the factor of the attention logits, usually ``1 / sqrt(k)``.
       max_length: the longest sequence.
       norm: 'layer', 'rms' or 'none'.
       norm_eps: added to the variance.
       positions: 'learned' (added to the embedding), 'rotary' or 'none'.
-      rotary: F frequencies in radians per position, with rotary positions only. A head contains
-        the even components of its pairs, then the odd components.
-      rotary_repeat: consecutive pairs that share a frequency; ``F rotary_repeat = k / 2``.
+      rotary: F frequencies in radians per position; empty unless positions are rotary. A head
+        contains the even components of its pairs, then the odd components.
+      rotary_repeat: the number of consecutive pairs that share a frequency;
+        ``F rotary_repeat = k / 2``.
       activation: a name in `ACTIVATIONS`.
-      gated: ``act(x gate) * (x in)`` instead of ``act(x in)``.
-      causal: a token attends to itself and to earlier tokens only.
+      gated: whether layers compute ``act(x gate) * (x in)`` instead of ``act(x in)``.
+      causal: whether a token attends to itself and to earlier tokens only.
       pad_token: a token that no token attends to, or None.
-      tied: the output layer is the transposed `wte`; else it is `unembed`.
-      factor: a name in `FACTORS`.
-      post_norm: norms are behind the residual sums, ``norm(x + f(x))`` as in BERT, instead of in
-        front of the maps.
-      states: the outputs are the states of the last block, without a final norm or an output layer.
-      token_types: number of token types; the row of a type is added to the embedding.
+      tied: whether the output layer is the transposed `wte`; if not, it is `unembed`.
+      factor: a name in `FACTORS`: the function between the factors of a matrix.
+      post_norm: whether norms are behind the residual sums, ``norm(x + f(x))`` as in BERT, instead
+        of in front of the maps.
+      states: whether the outputs are the states of the last block, without a final norm or an
+        output layer.
+      token_types: the number of token types; the row of a type is added to the embedding.
       embedding_norm: whether the sum of the embeddings is normalised (`ln_e`).
     """
 
@@ -145,15 +148,15 @@ class Settings:
 def make_settings(
     *, vocab_size: int, width: int, num_blocks: int, num_heads: int, **options: Any
 ) -> Settings:
-    """Return settings with the usual proportions, unless `options` say otherwise.
+    """Return settings with the usual proportions, unless `options` override them.
 
     ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
-    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000; with `states`,
-    ``outputs = d`` and untied. An option that is None is derived, too. `dataclasses.replace`
-    derives nothing: for another width call this again.
+    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000. If `states` is true,
+    ``outputs = d`` and the output layer is not tied. An option that is None is derived, too.
+    `dataclasses.replace` derives nothing, so for another width call this function again.
 
     Raises:
-      ValueError: settings that no network has; the line names the first.
+      ValueError: settings that no network can have; the line names the first.
     """
     given = {name: value for name, value in options.items() if value is not None}
     checks.integer("num_heads", num_heads, low=1)

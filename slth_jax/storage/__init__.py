@@ -1,13 +1,13 @@
-"""Crash-safe files and folders, on a disk or in a bucket: atomic writes, locks, checksums, trees.
+"""Crash-safe files and folders on a disk or in a bucket: atomic writes, locks, checksums, trees.
 
 `RunFolder` owns the folder of a run: its configuration, its lock and its pieces. Below it, `places`
-has the paths, of this machine or of a bucket (`place` chooses); `files` writes aside, flushes and
-renames; `sums` seals a folder with checksums; `locks` excludes other processes; `arrays` saves and
-loads trees of arrays through Orbax; `pieces` has the two forms of a piece on a disk, `objects` that
-in a bucket, and `media` all else that differs between the two; `bucket` sends the requests, and
-`claims` stand for locks. `names` names the leaves of a tree; `differences` compares two
-configurations; `hashes` has the checksums of arrays and of JSON. Every error is a `CheckpointError`
-of one line.
+has the paths, on this machine or in a bucket (`place` chooses). `files` writes files aside, flushes
+and renames them; `sums` seals a folder with checksums; `locks` excludes other processes; `arrays`
+saves and loads trees of arrays through Orbax. `pieces` has the two forms of a piece on a disk,
+`objects` has the form of a piece in a bucket, and `media` has the other differences between disk
+and bucket. `bucket` sends requests to a bucket, and `claims` takes the place of locks there.
+`names` names the leaves of a tree; `differences` compares two configurations; `hashes` has the
+checksums of arrays and of JSON. Every error is a `CheckpointError` of one line.
 """
 
 from slth_jax.storage.arrays import load_tree, save_tree

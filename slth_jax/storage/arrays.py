@@ -1,4 +1,4 @@
-"""Trees of arrays on disk, through Orbax."""
+"""Save and load trees of arrays on disk, through Orbax."""
 
 import contextlib
 import logging
@@ -12,13 +12,13 @@ from slth_jax.types import PyTree
 
 
 def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
-    """Start an asynchronous Orbax save of a tree of arrays; the result, when called, finishes it.
+    """Start an asynchronous Orbax save of a tree of arrays; return a function that finishes it.
 
-    In a run of several processes every process must call both: with the same NumPy arrays, or with
-    JAX arrays that are sharded over the processes, of which each process writes its own shards.
+    In a run of several processes every process must call both functions, with equal NumPy arrays or
+    with JAX arrays that are sharded over the processes. Each process then writes its own shards.
 
     Raises:
-      CheckpointError: Orbax cannot write; raised by either call.
+      CheckpointError: Orbax cannot write; either of the two calls may raise this.
     """
     # Imported inside: it takes a second, which tickets and plain files need not wait for.
     from orbax.checkpoint import v1 as ocp
@@ -34,7 +34,7 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
 
     def start() -> Any:
         context = ocp.Context()
-        # Otherwise a folder that cannot be created is noticed after minutes.
+        # Otherwise a folder that cannot be created would be noticed only after minutes.
         context.asynchronous.create_directories_asynchronously = False
         with context:
             return ocp.save_async(path, tree)
@@ -67,8 +67,8 @@ def load_tree(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         arrays, or `jax.ShapeDtypeStruct`s with a sharding.
 
     Raises:
-      Damaged: Orbax cannot read it. Orbax does not notice every changed byte: `check` a sealed
-        folder first.
+      Damaged: Orbax cannot read the tree. Orbax does not notice every changed byte, so `check` a
+        sealed folder first.
     """
     from orbax.checkpoint import v1 as ocp
 

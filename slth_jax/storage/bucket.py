@@ -1,6 +1,6 @@
 """Objects in a bucket of Google Cloud Storage or S3, through TensorStore.
 
-An object is written whole or not at all, and writes may depend on the version that is stored.
+An object is written completely or not at all, and a write can depend on the stored version.
 Endpoints and credentials come from the providers' usual variables: AWS_ENDPOINT_URL, AWS_REGION,
 AWS_ACCESS_KEY_ID, AWS_PROFILE, STORAGE_EMULATOR_HOST, GOOGLE_APPLICATION_CREDENTIALS.
 """
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from slth_jax.storage.errors import CheckpointError
 
 _log = logging.getLogger("slth_jax.storage")
-SCHEMES = {"gs": "gcs", "s3": "s3"}  # to TensorStore's drivers
-# Seconds between attempts: ten minutes in all. A server that has never answered gets less time.
+SCHEMES = {"gs": "gcs", "s3": "s3"}  # schemes and TensorStore's drivers
+# Seconds between attempts, ten minutes in all. A server that has never answered gets less time.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 19)
 FIRST_PAUSES = PAUSES[:6]
 PATIENCE = 300.0  # seconds for one answer; an object may have gigabytes
@@ -39,12 +39,12 @@ class Stored(NamedTuple):
 class Bucket:
     """One bucket. An object's key is its path in the bucket, 'run/config.json'.
 
-    Every method repeats a request that fails for a reason that may pass (a lost connection, a slow
-    or overloaded server), with growing pauses.
+    Every method repeats a request that fails for a temporary reason (a lost connection, a slow or
+    overloaded server), with growing pauses.
 
     Raises:
       CheckpointError: the bucket is missing, access is denied, a quota is used up, or the server
-        has not answered for ten minutes; one line.
+        has not answered for ten minutes.
     """
 
     def __init__(self, scheme: str, name: str):
@@ -61,7 +61,7 @@ class Bucket:
         self._store = tensorstore.KvStore.open(spec, context=context).result()
 
     def read(self, key: str) -> Stored | None:
-        """Return the object; None if there is none of this key."""
+        """Return the object; None if no object has this key."""
         result = self._answer("read", key, lambda: self._store.read(key))
         return Stored(result.value, result.stamp.generation) if result.state == "value" else None
 
@@ -79,17 +79,18 @@ class Bucket:
           data: the new bytes; None deletes the object.
 
         Returns:
-          The new version, b'' of a deleted object; None if another version is stored.
+          The new version (b'' for a deleted object); None if another version is stored.
         """
         before = self._missing if version is None else version
         answer = self._answer("write", key, lambda: self._store.write(key, data, if_equal=before))
         if answer.generation and (data is None) == (answer.generation == self._missing):
             return b"" if data is None else answer.generation
-        # The answer to an earlier attempt may have been lost: then the new bytes are stored.
+        # The answer to an earlier attempt may have been lost; if so, the new bytes are already
+        # stored.
         now = self.read(key)
         if now is None:
             if version is None:
-                self.check()  # S3 answers for a missing bucket as for a version that has changed
+                self.check()  # S3 answers the same for a missing bucket
             return b"" if data is None else None
         return now.version if now.data == data else None
 
@@ -106,7 +107,7 @@ class Bucket:
         return bool(self._keys(key, key + "\0"))
 
     def check(self) -> None:
-        """Refuse a bucket that is missing or must not be listed."""
+        """Refuse a bucket that is missing or that this process may not list."""
         self._keys("slth-jax-no-such-object", "slth-jax-no-such-object\0")
 
     def _keys(self, first: str, end: str) -> list[str]:
@@ -141,7 +142,7 @@ def _opened(scheme: str, name: str, environment: tuple[tuple[str, str], ...]) ->
 
 
 def bucket(scheme: str, name: str) -> Bucket:
-    """Return the bucket; the same object while the environment is the same."""
+    """Return the bucket; return the same object as long as the environment is the same."""
     named = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
     environment = {name: value for name, value in os.environ.items() if name.startswith(named)}
     return _opened(scheme, name, tuple(sorted(environment.items())))

@@ -1,8 +1,9 @@
 """Claims on folders of a bucket, which has no locks.
 
-A claim is an object that its owner renews while it lives. A process that finds a claim watches it:
-if nothing renews it for `SLTH_CLAIM_SECONDS` (45), its owner is dead, and the claim is taken over.
-Nothing depends on equal clocks, except that a claim from an hour ago is taken over at once.
+A claim is an object that its owner renews as long as the owner lives. A process that finds a claim
+watches it: if the claim is not renewed for `SLTH_CLAIM_SECONDS` (45), its owner counts as dead, and
+the claim is taken over. Nothing depends on equal clocks, except that a claim that is more than an
+hour old is taken over at once.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from slth_jax.storage.places import BucketPath
 
 _log = logging.getLogger("slth_jax.storage")
 SECONDS = "SLTH_CLAIM_SECONDS"
-_LONG = 3600.0  # clocks do not differ by so much: S3 refuses a difference of 15 minutes
+_LONG = 3600.0  # clocks differ less: S3 refuses a difference of 15 minutes
 
 
 def _period() -> float:
@@ -54,10 +55,10 @@ class Claim:
         self._thread = threading.Thread(target=self._renew_often, daemon=True)
 
     def take(self, *, wait: bool) -> None:
-        """Take the place, if need be from a dead owner; with `wait`, after a live one.
+        """Take the claim, also from a dead owner; if `wait` is true, wait for a live owner.
 
         Raises:
-          Locked: a live process holds it.
+          Locked: a live process holds the claim.
         """
         while not self._swap():
             stored = self.place.store.read(self.place.key)
@@ -68,12 +69,12 @@ class Claim:
                 if wait:
                     continue
                 raise in_use(self.place.parent, stored)
-            if self.place.store.has(self.place.key):  # its owner did not release it
+            if self.place.store.has(self.place.key):  # the owner did not release it
                 _log.warning("%s: the claim of %s was not renewed", self.place, owner(stored))
         self._thread.start()
 
     def _swap(self) -> bool:
-        """Write this claim over the version that was seen last; return whether it worked."""
+        """Write this claim over the version that was read last; return whether that succeeded."""
         self._count += 1
         fields = {
             "owner": f"process {os.getpid()} on {socket.gethostname()}",
@@ -92,7 +93,7 @@ class Claim:
         """Refuse to go on if the claim was taken over or removed.
 
         Raises:
-          CheckpointError: another process holds it by now, or the folder was removed.
+          CheckpointError: another process holds the claim by now, or the folder was removed.
         """
         if time.monotonic() - self._renewed > _period():  # a pause, or a bucket out of reach
             self._renew()
@@ -115,7 +116,7 @@ class Claim:
 
     def _renew_often(self) -> None:
         while not self._stop.wait(_period() / 4):
-            # The next attempt, or the next `check`, says it again.
+            # The next attempt, or the next `check`, raises the error again.
             with contextlib.suppress(CheckpointError):
                 self._renew()
 
@@ -142,18 +143,19 @@ def claimed(
 
     Args:
       folder: the folder.
-      name: the claim's name in the folder; one process at a time has it.
-      against: whether a live claim of another name excludes this one.
-      wait: wait for a live owner.
+      name: the claim's name in the folder; one process at a time can hold it.
+      against: ``against(name)`` returns whether a live claim of another name excludes this claim.
+      wait: whether to wait for a live owner.
 
     Raises:
-      Locked: a live process holds this claim, or one that excludes it.
+      Locked: a live process holds this claim or another claim that excludes it.
       CheckpointError: the bucket cannot be written to.
     """
     claim = Claim(folder / name)
     try:
         claim.take(wait=wait)
-        # Each side writes its claim first and then looks: at least one sees the other.
+        # Each process first writes its claim and then looks for others, so at least one of two sees
+        # the other.
         for key in folder.store.keys(f"{folder.key}/lock"):
             other = dataclasses.replace(folder, key=key)
             stored = other.store.read(key) if against(other.name) else None
@@ -161,7 +163,7 @@ def claimed(
                 continue
             if is_live(other, stored):
                 raise in_use(folder, stored)
-            other.store.swap(key, stored.version, None)  # so that nobody waits for it again
+            other.store.swap(key, stored.version, None)  # so that no process waits for it again
         yield claim
     finally:
         claim.release()

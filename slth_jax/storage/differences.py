@@ -1,4 +1,4 @@
-"""The first element in which two configurations differ."""
+"""Find the first element in which two configurations differ."""
 
 import reprlib
 from collections.abc import Collection, Mapping
@@ -18,10 +18,10 @@ def difference(
     """Return the place of the first difference and both values there, or None.
 
     Args:
-      stored, new: values in JSON's types.
-      at: the name of the whole.
-      grows: places whose list may be longer in `new` than in `stored`, if it begins with the same
-        entries. A number n stands for the list 0 ... n - 1.
+      stored, new: values that JSON can store.
+      at: the path of `stored` and `new` in the whole configuration.
+      grows: places at which the list in `new` may be longer than the list in `stored`, if it begins
+        with the same entries. A number n stands for the list 0 ... n - 1.
       ignores: places that are not compared.
 
     Returns:
@@ -37,7 +37,7 @@ def difference(
             (f"{at}.{name}" if at else str(name), stored.get(name, MISSING), new.get(name, MISSING))
             for name in names
         ]
-    # Of a list that may grow, all entries are shown, not the first different one.
+    # For a list that may grow, all entries are shown, not only the first that differs.
     elif isinstance(stored, list) and isinstance(new, list) and (not at or at not in grows):
         length = max(len(stored), len(new))
         left, right = ([*side, *[MISSING] * (length - len(side))] for side in (stored, new))
@@ -69,14 +69,14 @@ def without(value: Any, places: Collection[str], *, at: str = "") -> Any:
 
 
 def explain(parts: tuple[str, Any, Any], stored: Any = None, new: Any = None) -> str:
-    """Return the words for a result of `difference`; `stored` and `new` are not needed."""
+    """Return a description of a result of `difference`; `stored` and `new` are not used."""
     place, *values = parts
     before, now = map(_short, values)
     return f"{place} is {before} there and {now} here"
 
 
 def _short(value: Any) -> str:
-    """Return a value's text, long lists and mappings cut."""
+    """Return a value as text, with long lists and mappings cut."""
     short = reprlib.Repr()
     short.maxlist = short.maxdict = 6
     short.maxstring = short.maxother = 60

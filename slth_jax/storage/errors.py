@@ -1,4 +1,4 @@
-"""Errors of files, folders and buckets: each is one line that names the place."""
+"""Errors of files, folders and buckets; each message is one line that names the path."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ class CheckpointError(Exception):
     """A file or folder that cannot be used; the message is one line, without control characters."""
 
     def __init__(self, message: str):
-        """Escape control characters: names of files come from strangers."""
+        """Escape control characters, since names of files may come from strangers."""
         super().__init__(checks.one_line(message))
 
 
 class Damaged(CheckpointError):
-    """Bytes that are not those that were written."""
+    """Bytes that differ from the bytes that were written."""
 
 
 class Locked(CheckpointError):

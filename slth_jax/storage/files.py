@@ -1,7 +1,7 @@
-"""Atomic files: written aside, flushed to the disk, then renamed; or objects of a bucket.
+"""Write files atomically: aside, flushed to the disk, then renamed; or as objects of a bucket.
 
-A reader finds the old file or the new one, never a part. Every error is a `CheckpointError` of one
-line that names the file.
+A reader finds the old file or the new file, never a part of one. Every error is a `CheckpointError`
+of one line that names the file.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from slth_jax.storage.errors import CheckpointError, Damaged, one_line, reason
 from slth_jax.storage.hashes import json_hash
 from slth_jax.storage.places import BucketPath, Place, place
 
-# Pipes are opened without waiting for a writer; programs that are started inherit no open file.
+# Flags so that opening a pipe does not wait for a writer, and child processes inherit no open file.
 NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -45,7 +45,7 @@ def make_folder(path: str | os.PathLike[str]) -> Place:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: a rename is safe only once its folder is flushed."""
-    if not hasattr(os, "O_DIRECTORY"):  # a system that opens no folders
+    if not hasattr(os, "O_DIRECTORY"):  # a system that cannot open folders
         return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -57,11 +57,11 @@ def sync_folder(folder: Path) -> None:
 def check_room(folder: Place, size: int) -> None:
     """Check that `size` more bytes fit on the disk, by allocating and freeing a file.
 
-    For files that other libraries write: their errors about a full disk are less clear. A bucket's
-    quota is noticed when an object is written.
+    This is for files that other libraries write, whose errors about a full disk are less clear. A
+    bucket's quota is noticed when an object is written.
 
     Raises:
-      CheckpointError: they do not fit.
+      CheckpointError: the bytes do not fit.
     """
     if isinstance(folder, BucketPath) or not hasattr(os, "posix_fallocate"):
         return
@@ -79,7 +79,7 @@ def move(source: Path, target: Path) -> None:
     """Rename a file or folder durably; `target` must not exist.
 
     Raises:
-      CheckpointError: the rename fails; both places are unchanged.
+      CheckpointError: the rename fails; both paths are unchanged.
     """
     with one_line("write", target):
         os.rename(source, target)
@@ -88,7 +88,7 @@ def move(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes `path`, durably and all at once, if the block ends well.
+    """Yield a file that becomes `path`, durably and at once, if the block raises no error.
 
     An object of a bucket is collected in memory and then written.
 
@@ -106,7 +106,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     with one_line("write", path):
         aside.unlink(missing_ok=True)
         try:
-            # A new file: a link of this name would lead to another file.
+            # It must be a new file: a link of this name would lead to another file.
             with open(aside, "xb") as file:
                 yield file
                 file.flush()
@@ -140,8 +140,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes at `path`.
 
     Raises:
-      CheckpointError: the file is missing, cannot be read, or is no regular file: a pipe, say,
-        which might never end.
+      CheckpointError: the file is missing, cannot be read, or is no regular file (reading a pipe,
+        for example, might never end).
     """
     path = place(path)
     if isinstance(path, BucketPath):
@@ -157,21 +157,22 @@ def check_regular(fd: int, path: Path) -> None:
     """Refuse an open file that is a device, a pipe or a folder.
 
     Raises:
-      CheckpointError: it is no regular file.
+      CheckpointError: the file is no regular file.
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise CheckpointError(f"{path} is no regular file")
 
 
 def plain(value: Any, at: str = "") -> Any:
-    """Return `value` in JSON's types.
+    """Return `value` converted to types that JSON has.
 
     NumPy scalars and arrays become numbers and lists; tuples become lists. JSON lacks NaN and the
     infinities: they become 'NaN', 'Infinity' and '-Infinity', which `float` and `pandas.to_numeric`
     read back.
 
     Raises:
-      ValueError: another type; the line names its place, 'config.rates[2]', inside of `at`.
+      ValueError: a value of another type; the line names its path, such as 'config.rates[2]', which
+        begins with `at`.
     """
     if isinstance(value, Mapping):
         return {
@@ -198,8 +199,8 @@ def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = Fal
 def json_bytes(value: Any, *, checksum: bool = False) -> bytes:
     """Return `value` (see `plain`) as indented JSON.
 
-    With `checksum`, `value` must be a mapping. The SHA-256 of its canonical form is added under the
-    name 'sha256', for `read_json` to verify.
+    If `checksum` is true, `value` must be a mapping. The SHA-256 of its canonical form is then
+    added under the name 'sha256', for `read_json` to verify.
     """
     value = plain(value)
     if checksum:
@@ -210,11 +211,11 @@ def json_bytes(value: Any, *, checksum: bool = False) -> bytes:
 def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) -> Any:
     """Return the JSON at `path`.
 
-    With `checksum`, the file must be as `write_json(..., checksum=True)` wrote it; with None, a
-    checksum is compared if the file has one.
+    If `checksum` is true, the file must be as `write_json(..., checksum=True)` wrote it. If it is
+    None, a checksum is compared if the file has one.
 
     Raises:
-      Damaged: it is not JSON, or not the JSON that was written.
+      Damaged: the file is not JSON, or not the JSON that was written.
     """
     try:
         value = json.loads(read_bytes(path).decode())

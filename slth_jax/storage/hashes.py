@@ -1,4 +1,4 @@
-"""The checksum of named arrays, and that of a JSON value."""
+"""Checksums of named arrays and of JSON values."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def array_hash(named: Mapping[str, ArrayLike]) -> str:
 def stream_hash(
     arrays: Iterable[tuple[str, np.dtype | str, tuple[int, ...], Iterable[np.ndarray]]],
 ) -> str:
-    """Return the same for arrays that are read in blocks: (name, dtype, shape, blocks)."""
+    """Return the `array_hash` of arrays that are read in blocks: (name, dtype, shape, blocks)."""
     digest = hashlib.sha256()
     for name, dtype, shape, blocks in arrays:
         digest.update(f"{name} {dtype} {shape}\n".encode())
@@ -29,5 +29,5 @@ def stream_hash(
 
 
 def json_hash(value: Any) -> str:
-    """Return the SHA-256 of a value in JSON's types, whatever the order of its names."""
+    """Return the SHA-256 of a value that JSON can store, whatever the order of its names."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

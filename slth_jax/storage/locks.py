@@ -1,4 +1,4 @@
-"""Locks on folders: of the operating system, which end with the process, or claims in a bucket."""
+"""Locks on folders: locks of the operating system, or claims in a bucket."""
 
 import contextlib
 import os
@@ -18,12 +18,13 @@ def lock(
     """Hold `folder` while the block runs, so that no other process writes to it.
 
     On this machine the lock is the operating system's (`flock` on `folder/name`), so it ends with
-    the process that holds it, even when that is killed; the file itself stays. Several processes
-    may hold a `shared` lock at once, but not beside an unshared one. With `wait` the block runs
-    once the lock is free. In a bucket it is a claim (`claims`), and never shared.
+    the process that holds it, even if that process is killed; the file itself stays. Several
+    processes may hold a `shared` lock at once, but not while another process holds an unshared
+    lock. If `wait` is true, the block runs once the lock is free. In a bucket the lock is a claim
+    (`claims`), which is never shared.
 
     Raises:
-      Locked: another live process holds it; the line names it.
+      Locked: another live process holds the lock; the line names that process.
       CheckpointError: the folder cannot be written to, or this system has no such locks.
     """
     where = place(folder)
@@ -53,7 +54,7 @@ def lock(
             raise CheckpointError(f"cannot lock {path}: {reason(error)}") from error
         if os.pread(fd, 8, 0) not in (b"", b"process "):
             raise CheckpointError(f"{path} is a file, not a lock; use another folder")
-        with contextlib.suppress(OSError):  # for the message above only; a full disk may refuse it
+        with contextlib.suppress(OSError):  # only for the message above; a full disk may refuse it
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
@@ -63,7 +64,7 @@ def lock(
 
 @contextlib.contextmanager
 def lock_shard(folder: str | os.PathLike[str], index: int, count: int) -> Iterator[None]:
-    """Hold `folder` for part `index` of `count`: exclusively if there is one part only.
+    """Hold `folder` for part `index` of `count`; if there is only one part, exclusively.
 
     Raises:
       Locked: another live process holds the folder, or this part of it.

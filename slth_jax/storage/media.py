@@ -1,8 +1,8 @@
 """A run's folder on a disk or in a bucket: the operations that differ between the two.
 
-On a disk a run is held by a lock, and a piece is written aside and renamed. In a bucket it is held
-by a claim, a piece is one object that is written if there is none of its name, and no version of
-the configuration is overwritten unread.
+On a disk a run is held by a lock, and a piece is written aside and renamed. In a bucket a run is
+held by a claim, a piece is one object that is written only if no object has its name, and no
+version of the configuration is overwritten before it was read.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class OnDisk:
         self._watched: dict[Path, int] = {}  # open folders, while the run is held
 
     def form(self, form: Form) -> Form:
-        """Return the form of a piece, where a folder of a disk has `form`."""
+        """Return the form of pieces in this folder; on a disk, `form` itself."""
         return form
 
     def hold(self, index: int, count: int) -> contextlib.AbstractContextManager[None]:
@@ -37,9 +37,9 @@ class OnDisk:
 
     @contextlib.contextmanager
     def watch(self, *folders: Path) -> Iterator[None]:
-        """Notice, in `check`, that one of these folders was removed or replaced.
+        """Let `check` notice if one of these folders was removed or replaced.
 
-        The folders are open meanwhile, so that no other folder can get their numbers.
+        The folders are kept open, so that no other folder can get their inode numbers.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._watched.clear)
@@ -60,7 +60,7 @@ class OnDisk:
                 raise CheckpointError(f"{folder} was removed or replaced while it was in use")
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the configuration, which the shards share, for a moment."""
+        """Lock the configuration, which the shards share, for a short time."""
         return lock(self._path, name="lock-config", wait=True)
 
     def set_aside(self, place: Path, folder: Path) -> None:
@@ -70,7 +70,7 @@ class OnDisk:
         move(place, next(name for name in names if not name.exists()))
 
     def version(self, path: Path) -> None:
-        """Return the stored version of a file for `replace`: none, `deciding` keeps others out."""
+        """Return None as a file's version for `replace`, since `deciding` locks others out."""
 
     def replace(self, path: Path, data: bytes, version: bytes | None) -> bool:
         """Write a file if its version is still `version`; return whether it was written."""
@@ -94,7 +94,7 @@ class InBucket:
         """Claim the folder, or one part of it that excludes no other part."""
         self._path.store.check()
         name = "lock" if count == 1 else f"lock-{index}-of-{count}"
-        # A part looks for a claim of the whole, and the whole for claims of parts.
+        # A part is excluded by a claim on the whole, and the whole by a claim on a part.
         with claimed(
             self._path, name, against=lambda o: (o == "lock") != (name == "lock")
         ) as claim:
@@ -105,20 +105,20 @@ class InBucket:
                 self._claim = None
 
     def watch(self, *folders: BucketPath) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: the claim is watched."""
+        """Do nothing: `check` checks the claim instead."""
         return contextlib.nullcontext()
 
     def check(self) -> None:
         """Refuse to go on if the claim was removed or taken over.
 
         Raises:
-          CheckpointError: it was.
+          CheckpointError: the claim was removed or taken over.
         """
         if self._claim is not None:
             self._claim.check()
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: `replace` overwrites no version that was not read."""
+        """Do nothing: `replace` overwrites only the version that was read."""
         return contextlib.nullcontext()
 
     def set_aside(self, place: BucketPath, folder: BucketPath) -> None:
@@ -134,7 +134,7 @@ class InBucket:
         return None if stored is None else stored.version
 
     def replace(self, path: BucketPath, data: bytes, version: bytes | None) -> bool:
-        """Write the object if nobody else has written it since."""
+        """Write the object if its version is still `version`."""
         return path.store.swap(path.key, version, data) is not None
 
 

@@ -1,4 +1,4 @@
-"""Trees of arrays as flat dictionaries: a leaf's name is its place, 'layers.0.w_q'."""
+"""Convert trees of arrays to flat dictionaries: a leaf's name is its path, 'layers.0.w_q'."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from slth_jax.types import PyTree
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by their places, 'layers.0.w_q'; a single leaf has the name ''.
+    """Return the leaves of a tree by path, such as 'layers.0.w_q'; a single leaf has the path ''.
 
     Raises:
-      ValueError: two leaves have one name.
+      ValueError: two leaves have the same path.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -23,7 +23,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def nested(named: Mapping[str, Any]) -> Any:
-    """Return {'a.b': x} as {'a': {'b': x}}; a single leaf without a name as itself."""
+    """Return {'a': {'b': x}} for {'a.b': x}; return a single leaf with the name '' itself."""
     if list(named) == [""]:
         return named[""]
     tree: dict[str, Any] = {}

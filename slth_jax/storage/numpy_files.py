@@ -1,4 +1,4 @@
-"""Arrays in NumPy's files, `.npy` and `.npz`, read without pickles and without surprises."""
+"""Read arrays from NumPy's files, `.npy` and `.npz`, without pickles."""
 
 import os
 import zipfile
@@ -16,12 +16,12 @@ _ERRORS = (ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError
 def read_numpy(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarray]:
     """Return the array of a `.npy` file, or the arrays of a `.npz` by name.
 
-    A member of an archive that states more entries than it has bytes is refused before memory is
-    taken for it.
+    An array whose header states more entries than there are bytes is refused before memory is
+    allocated.
 
     Raises:
-      Damaged: it is no such file.
-      CheckpointError: it is missing or cannot be read.
+      Damaged: the file is damaged or no NumPy file.
+      CheckpointError: the file is missing or cannot be read.
     """
     path = place(path)
     with one_line("read", path):

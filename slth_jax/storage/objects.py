@@ -1,10 +1,10 @@
-"""The form of a piece in a bucket: one object, and further ones for large or sharded arrays.
+"""The form of a piece in a bucket: one object, and further objects for large or sharded arrays.
 
 NAME.safetensors has the arrays, the notes and a checksum, like a piece of the form `Files`. If the
-arrays are large, or sharded over processes, every process writes its own shards into objects under
-NAME.parts/ first. NAME.safetensors, written last, lists them with their checksums: without it they
-are no piece. (Orbax writes checkpoints of several files, which no condition can guard, and not to
-S3.)
+arrays are large, or sharded over processes, every process first writes its own shards into objects
+under NAME.parts/. NAME.safetensors is written last and lists the parts with their checksums;
+without it the parts are no piece. (Orbax is not used: it writes checkpoints of several files, which
+no conditional write can protect, and it cannot write to S3.)
 """
 
 import functools
@@ -28,8 +28,8 @@ from slth_jax.storage.pieces import Files, Pending, decode, encode
 from slth_jax.storage.places import BucketPath
 from slth_jax.types import PyTree
 
-_PART = 1 << 28  # bytes of an object, unless a single shard has more
-_KINDS = "biufc"  # dtypes of NumPy; others are stored as bytes
+_PART = 1 << 28  # the most bytes of an object, unless a shard has more
+_KINDS = "biufc"  # NumPy's kinds of dtypes; other dtypes are stored as bytes
 Slices = tuple[slice, ...]
 
 
@@ -61,7 +61,7 @@ class Objects:
         """Return the arrays in the structure, shapes, dtypes and shardings of `like`.
 
         Raises:
-          Damaged: an object is missing or changed, or has other arrays.
+          Damaged: an object is missing or changed, or its arrays do not fit `like`.
         """
         arrays, notes = decode(path, path.read_bytes())
         if like is None:
@@ -110,7 +110,7 @@ class Objects:
         return Pending(finish, commit)
 
     def drop(self, place: BucketPath) -> None:
-        """Remove a piece: first the object that makes it visible."""
+        """Remove a piece, beginning with the object that makes it visible."""
         place.unlink()
         for part in place.with_name(f"{place.stem}.parts").iterdir():
             part.unlink()
@@ -124,15 +124,16 @@ class Objects:
 
 
 def _create(place: BucketPath, data: bytes) -> bool:
-    """Write an object if there is none; return whether it has these bytes.
+    """Write an object if there is none of its name; return whether it now has these bytes.
 
-    If there is another one, a shard i/m with another m was first, with the same arrays.
+    If there is one, another process (of shards i/m with another m) has already written the same
+    arrays.
     """
     return place.store.swap(place.key, None, data) is not None
 
 
 def _shards_of(arrays: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays that this process writes, and of sharded ones its shards, by name."""
+    """Yield by name the arrays, or shards of sharded arrays, that this process writes."""
     for name, leaf in named_leaves(arrays).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
@@ -147,7 +148,7 @@ def _shards_of(arrays: PyTree) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Return an array of a dtype that the file format has: of others their bytes."""
+    """Return an array with a dtype that the file format supports; other arrays become bytes."""
     if array.dtype.kind in _KINDS and array.dtype != np.complex128:
         return np.ascontiguousarray(array)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -169,7 +170,7 @@ def _part(path: BucketPath, name: str, entry: Mapping[str, Any]) -> dict[str, np
     """Return the arrays of one part.
 
     Raises:
-      Damaged: it is missing or changed.
+      Damaged: the part is missing or changed.
     """
     part = path.with_name(f"{path.stem}.parts") / name
     stored = part.store.read(part.key)
@@ -197,7 +198,7 @@ class _Shards:
         return _part(self._path, part, self._parts[part]) if part else self._arrays
 
     def leaf(self, name: str, like: Any) -> Any:
-        """Return an array as `like` describes it: on its sharding, or as a NumPy array."""
+        """Return an array of the form of `like`: with its sharding, or as a NumPy array."""
         is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
         data = jax.eval_shape(jax.random.key_data, like) if is_key else like
         read = functools.partial(self._slice, name, data.shape, np.dtype(data.dtype))
@@ -220,7 +221,7 @@ class _Shards:
         for where, part, full in self._where.get(name, ()):
             begin = [s.start for s in where] if where else [0] * len(shape)
             size = [s.stop - s.start for s in where] if where else list(shape)
-            low = np.maximum(begin, first).astype(int)  # of the overlap, in the whole array
+            low = np.maximum(begin, first).astype(int)  # start of the overlap in the whole array
             high = np.minimum(np.add(begin, size), np.add(first, result.shape)).astype(int)
             if np.any(low >= high):
                 continue

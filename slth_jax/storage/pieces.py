@@ -1,7 +1,8 @@
 """Two forms in which a piece of a run is stored: a folder through Orbax, or a single file.
 
-A piece is a tree of arrays with notes. `start` writes it aside, and it is renamed when it is whole,
-so that a piece is complete or absent. `objects` has the form of pieces in a bucket.
+A piece is a tree of arrays with notes. `start` writes a piece aside, and the piece is renamed when
+it is complete, so that a piece is either complete or absent. `objects` has the form of pieces in a
+bucket.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from slth_jax.storage.places import Place, remove
 from slth_jax.storage.sums import check, seal
 from slth_jax.types import PyTree
 
-# Bytes that Orbax and the file system need beside the numbers; some 40 kB were measured.
+# Bytes that Orbax and the file system need in addition to the arrays; about 40 kB were measured.
 _OVERHEAD = 1 << 18
 _NOTES = "notes.json"
 DAMAGED = "damaged"  # the folder of pieces that were changed after they were written
@@ -42,8 +43,10 @@ class Pending(NamedTuple):
     """A piece that is being written.
 
     Attributes:
-      finish: every process calls it: it returns once this process has written its part.
-      commit: the first process then calls it: it makes the piece visible, if it is not.
+      finish: a function that every process calls; it returns once this process has written its
+        part.
+      commit: a function that the first process then calls; it makes the piece visible, if another
+        process has not done so.
     """
 
     finish: Callable[[], None]
@@ -71,7 +74,7 @@ class Renamed:
         raise NotImplementedError
 
     def notes(self, path: Path) -> dict[str, Any]:
-        """Return the notes of a piece that `load` reads next, after all checks that it needs."""
+        """Return the notes of a piece, after all checks that `load` relies on."""
         return self.check(path)
 
     def drop(self, place: Path) -> None:
@@ -85,7 +88,7 @@ class Renamed:
 
 
 def _rename(aside: Path, place: Path) -> None:
-    if place.exists():  # a shard i/m with another m was first, with the same bits
+    if place.exists():  # a shard i/m with another m has written the same bits
         remove(aside)
     else:
         move(aside, place)
@@ -95,7 +98,7 @@ class Folders(Renamed):
     """A piece as a folder: `arrays` (Orbax, any tree), `notes.json`, `SHA256SUMS`."""
 
     def check(self, path: Path) -> dict[str, Any]:
-        """Compare all files with their checksums and return the notes.
+        """Compare all files with their checksums, and return the notes.
 
         Raises:
           Damaged: a file is missing, superfluous or changed.
@@ -110,7 +113,7 @@ class Folders(Renamed):
         return load_tree(old if old.exists() else path / "arrays", like)
 
     def start(self, place: Path, aside: Path, arrays: PyTree, notes: Mapping[str, Any]) -> Pending:
-        """Start writing the piece `place` to `aside`; every process calls this."""
+        """Start writing the piece `place` to `aside`; every process calls this function."""
 
         def prepare() -> None:
             remove(aside)
@@ -133,10 +136,10 @@ class Folders(Renamed):
 
 
 class Files(Renamed):
-    """A piece as one safetensors file: NumPy arrays by name; notes and checksums in its metadata.
+    """A piece as one safetensors file: NumPy arrays by name, with notes and checksums as metadata.
 
-    The metadata entry is a checksum of the notes, a space, and the notes as JSON, in which the
-    checksum of the arrays is 'sha256'.
+    The metadata entry is a checksum of the notes, a space, and the notes as JSON. In the notes,
+    'sha256' is the checksum of the arrays.
     """
 
     suffix = ".safetensors"
@@ -156,7 +159,7 @@ class Files(Renamed):
     def start(
         self, place: Path, aside: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
     ) -> Pending:
-        """Start writing the piece `place`; the file `aside` is written when it is finished."""
+        """Start writing the piece `place`; `Pending.finish` writes the file `aside`."""
         data = encode(arrays, notes)
         finish = lambda: on_first(lambda: write_bytes(aside, data))  # noqa: E731
         return Pending(finish, lambda: _rename(aside, place))
@@ -175,7 +178,7 @@ def decode(path: Place, data: bytes) -> tuple[dict[str, np.ndarray], dict[str, A
     """Return the arrays and the notes in the bytes of a file.
 
     Raises:
-      Damaged: they are not those that were written; the line names `path`.
+      Damaged: the bytes are not the bytes that were written; the line names `path`.
     """
     try:
         arrays = safetensors.numpy.load(data)
@@ -201,7 +204,7 @@ def _sum(text: str) -> str:
 
 
 def _first_sum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the checksum of the first versions: of the arrays' bytes alone."""
+    """Return the checksum of the first versions, which covers only the bytes of the arrays."""
     return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Paths on this machine (`pathlib.Path`), and paths in a bucket (`BucketPath`).
 
-`place` chooses the kind of a path. A `BucketPath` has the methods of `pathlib.Path` that this
-library uses, so callers treat both alike.
+`place` chooses between the two. A `BucketPath` has the methods of `pathlib.Path` that this library
+uses, so callers treat both alike.
 """
 
 import atexit
@@ -72,7 +72,7 @@ class BucketPath(os.PathLike[str]):
         return dataclasses.replace(self, key=self.key.rpartition("/")[0])
 
     def with_name(self, name: str) -> "BucketPath":
-        """Return the place of this name in the same folder."""
+        """Return the path with this name in the same folder."""
         return self.parent / name
 
     def absolute(self) -> "BucketPath":
@@ -103,7 +103,7 @@ class BucketPath(os.PathLike[str]):
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
         """Yield the objects whose path inside this folder matches ('tickets/*', '**/*.json').
 
-        A star does not match '/': it stands for one name, or for part of it.
+        A star does not match '/': it stands for one name, or for part of a name.
         """
         plain = pattern.removeprefix("**/")
         count = plain.count("/") + 1
@@ -114,7 +114,7 @@ class BucketPath(os.PathLike[str]):
                 yield self / "/".join(parts)
 
     def stat(self) -> os.stat_result:
-        """Return the object's size; all else, its time too, is 0."""
+        """Return the object's size; all other fields, including times, are 0."""
         return os.stat_result((0, 0, 0, 0, 0, 0, len(self.read_bytes()), 0, 0, 0))
 
     def open(self, mode: str = "rb") -> io.BytesIO:
@@ -138,7 +138,7 @@ class BucketPath(os.PathLike[str]):
         return self.read_bytes().decode(errors=errors)
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the object, whether there is one of this name or not."""
+        """Write the object, overwriting an object of the same name."""
         self.store.write(self.key, data)
 
     def unlink(self, missing_ok: bool = True) -> None:
@@ -164,7 +164,7 @@ def place(path: str | os.PathLike[str]) -> Place:
     """Return the path of a file or folder, on this machine or in a bucket (gs://, s3://).
 
     Raises:
-      ValueError: another scheme, or a bucket that cannot be one.
+      ValueError: another scheme, or an invalid name of a bucket.
     """
     if isinstance(path, BucketPath):
         return path
@@ -198,10 +198,10 @@ def remove(path: Place) -> None:
 
 
 class Local:
-    """A file of this machine with the bytes at a path, for libraries that need one.
+    """A file on this machine with the bytes at a path, for libraries that need a local file.
 
     Attributes:
-      path: the path itself, or that of a copy that is removed with this object.
+      path: the path itself, or the path of a copy that is removed with this object.
     """
 
     def __init__(self, path: Place):
@@ -217,9 +217,10 @@ class Local:
 
 
 def fetched(path: Place, patterns: tuple[str, ...] = ("*",)) -> Path:
-    """Return a path of this machine with a file or a folder's files of these names.
+    """Return a local path of a file, or of a folder with the files that match `patterns`.
 
-    Objects of a bucket are read once per process, into a folder that is removed at its end.
+    Objects of a bucket are read once per process, into a folder that is removed when the process
+    ends.
     """
     return path if isinstance(path, Path) else _copied(path, patterns)
 

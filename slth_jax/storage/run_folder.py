@@ -6,7 +6,7 @@
     RUN/lock            held while a process works in the folder
 
 Sweeps, trainings, hidden models and experiments keep their results this way. The folder may be in a
-bucket: `media` has the operations that differ.
+bucket: `media` has the operations that differ between disk and bucket.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from slth_jax.types import PyTree
 
 _log = logging.getLogger("slth_jax.storage")
 CONFIG = "config.json"
-# (difference, stored, new) to words.
+# A function of (difference, stored, new) that returns a description.
 Explain = Callable[[tuple[str, Any, Any], Mapping[str, Any], Mapping[str, Any]], str]
 
 
 class RunFolder:
-    """One run's folder. Every process of a run must call `claim`, `save` and `load`.
+    """The folder of a run. Every process of the run must call `claim`, `save` and `load`.
 
     Attributes:
       path: the folder.
-      config: everything that the run's results depend on, in JSON's types.
+      config: everything that the run's results depend on, as values that JSON can store.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class RunFolder:
           path: the folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
           config: everything that the results depend on.
           kind: the word for the run in messages.
-          grows: places in `config`, such as 'plan.seeds', whose list may be continued: the folder
-            of a run with fewer of them is accepted.
-          ignores: places in `config` that are recorded but not compared.
-          optional: names in `config` that runs of earlier versions have not recorded; compared only
-            if they are recorded.
-          shard: 'i/n' if this process does the i-th of n parts; the parts share the folder.
+          grows: places in `config`, such as 'plan.seeds', at which the list may be continued: the
+            folder of a run with fewer entries is accepted.
+          ignores: places in `config` that are written but not compared.
+          optional: names in `config` that earlier versions did not write; they are compared only if
+            both sides have them.
+          shard: 'i/n' if this process computes the i-th of n parts; the parts share the folder.
           pieces: the folder inside `path` that holds the pieces; '' for `path` itself; None for a
             run without pieces.
           form: the way to store a piece on a disk; in a bucket a piece is an object.
-          explain: ``explain(difference, stored, new)`` returns the words for a difference.
+          explain: ``explain(difference, stored, new)`` returns a description of a difference.
         """
         self.path, self.config = place(path).absolute(), plain(config, "config")
         if isinstance(self.path, Path) and ("[" in str(path) or "]" in str(path)):
@@ -82,7 +82,7 @@ class RunFolder:
         self._form: Any = self._medium.form(form)
         self._pieces = None if pieces is None else self.path / pieces
         self._aside = f".{self._shard[0]}-of-{self._shard[1]}.tmp"
-        # More seeds do not make another run.
+        # Values that may grow are left out: a run with more seeds is still the same run.
         self._identity = json_hash(without(self.config, {*grows, *ignores, *optional}))
 
     @contextlib.contextmanager
@@ -90,8 +90,8 @@ class RunFolder:
         """Hold the folder, or this shard's part of it, while the block runs.
 
         Raises:
-          Locked: another live process holds it.
-          CheckpointError: it holds another run; the line names the first difference.
+          Locked: another live process holds the folder.
+          CheckpointError: the folder belongs to another run; the line names the first difference.
         """
         with contextlib.ExitStack() as stack:
             on_first(lambda: stack.enter_context(self._medium.hold(*self._shard)))
@@ -108,15 +108,15 @@ class RunFolder:
             self._form.clean(self._pieces, ".tmp" if self._shard[1] == 1 else self._aside)
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the configuration, which the shards share, for a moment."""
+        """Lock the configuration, which the shards share, for a short time."""
         return self._medium.deciding()
 
     def recorded(self) -> dict[str, Any] | None:
-        """Return the configuration of the run that the folder holds; None if it holds none.
+        """Return the configuration of the run in the folder; None if there is no run.
 
         Raises:
           CheckpointError: there are pieces without a configuration.
-          Damaged: the configuration is not as it was written.
+          Damaged: the configuration is not the one that was written.
         """
         path = self.path / CONFIG
         if self._pieces is not None and not self.names():
@@ -140,7 +140,7 @@ class RunFolder:
             self._compare(stored, self.config)
 
     def _compare(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        # Places that may grow come last: another difference explains more.
+        # Places that may grow are compared last, since any other difference explains more.
         absent = [name for name in self._optional if name not in stored or name not in new]
         ignores = {*self._ignores, *absent}
         fixed = difference(stored, new, ignores={*self._grows, *ignores})
@@ -154,10 +154,10 @@ class RunFolder:
             )
 
     def record(self) -> None:
-        """Write the configuration, unless a run with more seeds has written its own.
+        """Write the configuration, unless a run with more seeds has written one.
 
-        Only one process calls this, with the first result: a call that fails earlier leaves the
-        folder free for another run.
+        Only one process calls this function, when it has the first result: a run that fails earlier
+        leaves the folder free for another run.
         """
         while True:
             version = self._medium.version(self.path / CONFIG)
@@ -184,7 +184,7 @@ class RunFolder:
         return self._pieces / f"{name}{self._form.suffix}"
 
     def whole(self, name: str, contents: Any = None) -> bool:
-        """Return whether this run wrote the piece and no byte changed; move a damaged one aside."""
+        """Return whether this run wrote the piece and no byte changed; else move it aside."""
         if not self.has(name):
             return False
         try:
@@ -199,7 +199,7 @@ class RunFolder:
     def _notes(
         self, name: str, contents: Any, read: Callable[[Place], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return the notes of a piece, whose labels must be this run's."""
+        """Return the notes of a piece, after checking that its labels are this run's."""
         notes = read(self._place(name))
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
         # Pieces of the first versions have no labels.
@@ -215,17 +215,17 @@ class RunFolder:
         *,
         contents: Any = None,
     ) -> Callable[[], None]:
-        """Start saving a piece; the result, when called, makes it durable and visible.
+        """Start saving a piece; return a function that makes the piece durable and visible.
 
         Args:
           name: the name of the piece.
-          arrays: the tree of arrays; with `Files`, NumPy arrays by name.
-          notes: values in JSON's types that belong to it.
+          arrays: the tree of arrays; if the form is `Files`, NumPy arrays by name.
+          notes: values that JSON can store, which belong to the piece.
           contents: a label for the piece's contents, such as the numbers of its trials; `load` must
-            give the same.
+            be called with an equal label.
 
         Raises:
-          CheckpointError: it cannot be written, or the folder holds another run by now.
+          CheckpointError: the piece cannot be written, or the folder belongs to another run by now.
         """
         at = self._place(name)
         aside = at.with_name(f"{name}{self._aside}")
@@ -252,12 +252,12 @@ class RunFolder:
 
         Args:
           name: the name of the piece.
-          like: the structure, shapes and dtypes of the arrays (see `storage.load_tree`); with
-            `Files`, None.
+          like: the structure, shapes and dtypes of the arrays (see `storage.load_tree`); None if
+            the form is `Files`.
           contents: as in `save`.
 
         Raises:
-          Damaged: a byte changed, or another run or name belongs to it.
+          Damaged: a byte changed, or the piece belongs to another run or name.
         """
         notes = self._notes(name, contents, self._form.notes)
         return self._form.load(self._place(name), like), notes

@@ -16,7 +16,7 @@ _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def _files(folder: Place, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return the files that a seal covers: the named ones, or all."""
+    """Return the files that a seal covers: the files in `names`, or all files."""
     if names is not None:
         return {name: folder / name for name in names if (folder / name).is_file()}
     inside: list[Any] = sorted(folder.glob("**/*"))  # type: ignore[type-var]
@@ -32,7 +32,8 @@ def _digest(path: Place) -> str:
 def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
     """Flush the files under `folder` and write their SHA-256 sums into `folder/SHA256SUMS`.
 
-    All files are covered, or only the named ones. The command `sha256sum` can check them too.
+    All files are covered, or only the files in `names`. The command `sha256sum` can check them,
+    too.
 
     Raises:
       CheckpointError: a file cannot be flushed or written.

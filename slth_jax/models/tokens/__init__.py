@@ -1,9 +1,9 @@
-"""Text to tokens and back, with the tokenizer files that models come with.
+"""Convert text to tokens and back, with the tokenizer files that models come with.
 
 `open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`), a
 folder with GPT-2's first two files (`gpt2`), or a GGUF file (`gguf`). Each tokenizer has `encode`,
-`decode` and `stop`, the tokens that end a text; `numbers` stands in if there is none. `sentences`
-makes padded batches of texts for encoders.
+`decode` and `stop`, the tokens that end a text. If a model has no tokenizer, `numbers` takes its
+place. `sentences` makes padded batches of texts for encoders.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _FOLDERS: dict[tuple[str, ...], type[FolderTokenizer] | type[BytePairs]] = {
     ("vocab.json", "merges.txt"): FolderTokenizer,
     ("vocab.bpe", "encoder.json"): BytePairs,
 }
-# Names of all files that a tokenizer may have, as patterns.
+# Patterns for the names of all files that a tokenizer may have.
 _NAMES = (*FILES, *sentences.FILES, "vocab.bpe", "encoder.json", "tok*.bin", "config.json")
 
 
@@ -47,7 +47,7 @@ def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
     """Return the tokenizer at `path`: a llama2.c or GGUF file, or a folder; None for `Numbers`.
 
     Raises:
-      ValueError: a folder without tokenizer files, or a type that is not supported.
+      ValueError: the folder has no tokenizer files, or the type is not supported.
       CheckpointError: a file is missing or damaged.
     """
     if path is None:
@@ -67,7 +67,7 @@ def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
 def find(
     given: str | os.PathLike[str] | None, beside: str | os.PathLike[str], vocab_size: int
 ) -> Path | None:
-    """Return the path of the tokenizer of a model or a ticket: as given, beside it, or None."""
+    """Return the path of a tokenizer: `given`, or else beside a model or a ticket, or else None."""
     if given is not None:
         return storage.fetched(storage.place(given), _NAMES)
     path = storage.place(beside)
@@ -87,14 +87,15 @@ def find(
 def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """Copy the files of a tokenizer into `folder`, where `find` looks for them.
 
-    The tokens of ``config.json`` that end a text become ``generation_config.json``.
+    The tokens that end a text according to ``config.json`` are written to
+    ``generation_config.json``.
 
     Raises:
       CheckpointError: a file cannot be read or written.
     """
     source, folder = Path(path), storage.place(folder)
     if source.suffix == ".gguf":
-        # A tokenizer of another type is refused when a text needs it; a ticket can do without.
+        # An unsupported tokenizer is refused only when a text needs it; a ticket can do without.
         with contextlib.suppress(ValueError):
             for name, content in gguf.folder_files(source).items():
                 storage.write_bytes(folder / name, content)

@@ -15,14 +15,14 @@ FILES = (
     "special_tokens_map.json", "generation_config.json",
 )  # fmt: skip
 
-_LARGEST = 9999  # in a template, of a power or a repetition
+_LARGEST = 9999  # limit of powers and repetitions in a template
 
 
 class FolderTokenizer:
     """The tokenizer of a folder: ``tokenizer.json``, or GPT-2's ``vocab.json`` and ``merges.txt``.
 
     Attributes:
-      stop: the tokens that end a text or a turn, by the folder's configurations.
+      stop: the tokens that end a text or a turn, according to the folder's configurations.
       start: the token that stands for an empty text, or None.
     """
 
@@ -68,7 +68,7 @@ class FolderTokenizer:
             self.start = min(self.stop, default=None)
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text` with the special tokens that the tokenizer adds."""
+        """Return the tokens of `text`, including special tokens that the tokenizer adds."""
         tokens = self._tokenizer.encode(text).ids
         return tokens or ([] if self.start is None else [self.start])
 
@@ -83,7 +83,7 @@ class FolderTokenizer:
         """Return the tokens of a chat in which a user says `text`, up to the assistant's turn.
 
         Raises:
-          ValueError: the folder has no chat template, or it refuses the text.
+          ValueError: the folder has no chat template, or the template refuses the text.
         """
         rendered = _render(self._template(), text, self._config)
         return self._tokenizer.encode(rendered, add_special_tokens=False).ids
@@ -121,7 +121,7 @@ class FolderTokenizer:
 
 
 def stated_ends(folder: Path) -> set[int]:
-    """Return the numbers of the tokens that end a text, by the configurations of the model."""
+    """Return the numbers of the tokens that end a text, according to the model's configurations."""
     ends: set[Any] = set()
     for name in ("generation_config.json", "config.json"):
         value = read_object(folder / name).get("eos_token_id")
@@ -130,7 +130,7 @@ def stated_ends(folder: Path) -> set[int]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an absent file is empty."""
+    """Return the JSON object in a file; an absent file gives an empty object."""
     value = storage.read_json(path) if path.exists() else {}
     if not isinstance(value, dict):
         raise Damaged(f"{path} is damaged: no JSON object")
@@ -138,7 +138,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
-    """Return a chat of one message as the template writes it, in a sandbox as transformers has."""
+    """Return a chat of one message as the template renders it, in a sandbox as in transformers."""
     try:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -150,7 +150,7 @@ def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
         raise jinja2.exceptions.TemplateError(message)
 
     class Bounded(ImmutableSandboxedEnvironment):
-        """Small products, powers and widths of numbers: a template must not take all memory."""
+        """Limits products, powers and widths of numbers: a template must not take all memory."""
 
         intercepted_binops = frozenset(("*", "**", "%"))
 

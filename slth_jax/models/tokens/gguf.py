@@ -37,7 +37,7 @@ _CONTROL, _USER = 3, 4  # types of tokens that are not made by merges
 
 
 def open_gguf(path: Path) -> FolderTokenizer:
-    """Return the tokenizer in a GGUF file; errors as `folder_files`."""
+    """Return the tokenizer in a GGUF file; errors are as in `folder_files`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in folder_files(path).items():
             (Path(folder) / name).write_bytes(content)
@@ -48,7 +48,7 @@ def folder_files(path: Path) -> dict[str, bytes]:
     """Return ``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json`` by name.
 
     Raises:
-      ValueError: a tokenizer of another type; byte-pair merges are supported.
+      ValueError: the tokenizer is not of the supported type (byte-pair merges).
       CheckpointError: the file is missing or damaged.
     """
     prefix = "tokenizer.ggml."

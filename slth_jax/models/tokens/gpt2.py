@@ -26,7 +26,8 @@ class BytePairs:
             message = 'GPT-2\'s tokenizer needs tiktoken: pip install "slth-jax[experiments]"'
             raise ModuleNotFoundError(message) from error
         merges, ids = folder / "vocab.bpe", folder / "encoder.json"
-        # tiktoken caches files by path, and uses the copy unless it is given the files' hashes.
+        # tiktoken caches files by path, and uses the cached copy unless the files' hashes are
+        # given.
         merges_hash, ids_hash = (
             hashlib.sha256(storage.read_bytes(path)).hexdigest() for path in (merges, ids)
         )
@@ -50,7 +51,7 @@ class BytePairs:
             raise storage.Damaged(f"{line} are damaged or do not belong together") from error
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text`; of an empty text, the end-of-text token."""
+        """Return the tokens of `text`; for an empty text, the end-of-text token."""
         return self._encoding.encode_ordinary(text) or [self.start]
 
     def decode(self, tokens: Iterable[int]) -> str:

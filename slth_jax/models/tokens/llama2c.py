@@ -27,7 +27,7 @@ class Tokenizer(NamedTuple):
         """Return the tokens of `text`, the start token first; the best-scored pair merges first.
 
         Raises:
-          ValueError: a character for which there is no piece, nor pieces of its bytes.
+          ValueError: for a character there is neither a piece nor pieces for its bytes.
         """
         lookup = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         tokens = [self.start]
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Return the tokenizer in a llama2.c tokenizer file (``tok512.bin``).
 
     Raises:
-      CheckpointError: the file is missing, or no such tokenizer.
+      CheckpointError: the file is missing, or is no such tokenizer.
     """
     data = storage.read_bytes(path)
     pieces: list[bytes] = []

@@ -15,7 +15,7 @@ class Numbers:
         """Return the numbers in `text`.
 
         Raises:
-          ValueError: it is not numbers alone.
+          ValueError: `text` contains anything but numbers.
         """
         words = text.replace(",", " ").split()
         if not all(word.isascii() and word.isdigit() for word in words):

@@ -1,4 +1,4 @@
-"""The files of a sentence encoder: texts to padded tokens, and the pooling of their states."""
+"""Read the files of a sentence encoder: convert texts to padded tokens, find the pooling."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,17 +21,17 @@ _WIDTHS = ("word_embedding_dimension", "embedding_dimension", "include_prompt")
 
 
 class Batch(NamedTuple):
-    """Texts as tokens of one length; `kept` is False at padding."""
+    """Texts as tokens, padded to one length; `kept` is False at padding."""
 
     tokens: Int[np.ndarray, "n t"]
     kept: Bool[np.ndarray, "n t"]
 
 
 class Sentences:
-    """The tokenizer of a folder for texts that are embedded, with the folder's pooling.
+    """The tokenizer of a folder for texts to embed, and the folder's pooling.
 
     Attributes:
-      length: the most tokens of a text; longer texts are cut.
+      length: the largest number of tokens per text; longer texts are cut.
       pooling: 'mean' or 'first', see `models.embeddings`.
       normalise: whether embeddings are divided by their norm.
     """
@@ -40,7 +40,7 @@ class Sentences:
         """Read the files of the folder; `max_length` is the longest text of the model.
 
         Raises:
-          ValueError: a pooling, a step, a prompt or a change of texts that is not supported.
+          ValueError: a pooling, a step, a prompt or a preprocessing of texts is not supported.
           CheckpointError: a file is missing or damaged.
         """
         self._tokenizer = FolderTokenizer(folder)
@@ -52,15 +52,15 @@ class Sentences:
         if config.get("do_lower_case"):
             raise checks.fail("do_lower_case", "false: texts are not changed", "true")
         self.pooling = _pooling(read_object(folder / FILES[1]))
-        # A list of steps without a normalisation leaves embeddings as they are.
+        # If the list of steps has no normalisation, embeddings are not normalised.
         self.normalise = "Normalize" in _steps(folder / FILES[2])
         _check_prompt(read_object(folder / FILES[3]))
 
     def batch(self, texts: Sequence[str]) -> Batch:
-        """Return the tokens of `texts`, each with the special tokens, filled up with padding.
+        """Return the tokens of `texts` with special tokens, padded to the longest text.
 
         Raises:
-          ValueError: no text.
+          ValueError: `texts` is empty.
         """
         if not texts:
             raise checks.fail("texts", "at least one text", "none")
@@ -86,7 +86,7 @@ def _pooling(config: Mapping[str, Any]) -> str:
 
 
 def _steps(path: Path) -> tuple[str, ...]:
-    """Return the steps of an encoder in a list of modules; all of them if there is no list."""
+    """Return the steps of an encoder from its list of modules; all steps if there is no list."""
     if not path.exists():
         return _STEPS
     modules = storage.read_json(path)

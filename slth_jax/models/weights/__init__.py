@@ -1,11 +1,11 @@
-"""Weights from files: `open` recognises the kind of a path and returns a `Reader`; `save` writes.
+"""Read and write weights: `open` recognises the kind of a path and returns a `Reader`.
 
-A `Reader` (`reader`) gives settings at once and arrays block by block, under the names of
-`models.settings`. `folder` reads and writes Hugging Face folders, whose architectures are tables of
-names and keys (`bert`, `gpt2`, `llama`, with `layout`, `keys` and `rope`); `llama2c` reads a
-``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens ``.npz``. A model is read as its maker reads
-it: every key of a configuration and every array is used, known to be without effect, or refused by
-name.
+A `Reader` (`reader`) has the settings and reads arrays block by block, under the names of
+`models.settings`; `save` writes a folder. `folder` reads and writes Hugging Face folders, whose
+architectures are tables of names and keys (`bert`, `gpt2`, `llama`, with `layout`, `keys` and
+`rope`); `llama2c` reads a ``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens ``.npz``. A model
+is read as its maker's library reads it: every key of a configuration and every array is either
+used, known to have no effect, or refused with a message that names it.
 """
 
 import os
@@ -25,7 +25,7 @@ from slth_jax.storage import CheckpointError, reason
 
 __all__ = ["Reader", "local_path", "open", "save", "stacked"]
 
-# Names of the files of a model's folder, without weights that `torch.load` reads.
+# Patterns for the files of a model's folder, without weights that `torch.load` reads.
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 KINDS = "a Hugging Face folder, a llama2.c .bin, a .gguf or a TransformerLens .npz"
 
@@ -40,10 +40,10 @@ def open(  # always called as weights.open
         weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
         ``.gguf`` of the Llama type, or a TransformerLens ``.npz``; on this machine or in a bucket
         (gs://, s3://).
-      config: the configuration of an ``.npz``, if no JSON file of that name is beside it.
+      config: the configuration of an ``.npz``, if there is no JSON file of the same name beside it.
 
     Raises:
-      ValueError: another kind of file, or a key, value or array that is not supported.
+      ValueError: the kind of file, a key, a value or an array is not supported.
       CheckpointError: a file is missing or damaged.
     """
     path = local_path(path)
@@ -63,7 +63,7 @@ def open(  # always called as weights.open
 
 
 def _from_bucket(path: storage.BucketPath) -> Path:
-    """Return a copy of a model's folder, or of its file and the files that may be beside it."""
+    """Copy a model's folder, or its file and the files that may be beside it; return the path."""
     if path.is_file():
         names = (path.name, f"{path.stem}.json", "tok*.bin")
         return storage.fetched(path.parent, names) / path.name
@@ -73,10 +73,11 @@ def _from_bucket(path: storage.BucketPath) -> Path:
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a model on this machine; of a bucket or of the Hub it is downloaded first.
+    """Return the path of a model on this machine; download it from a bucket or the Hub if needed.
 
-    A name of the Hub is OWNER/NAME that is no path here. Without the library `huggingface_hub`, or
-    if there is no network and no copy, the line says so.
+    A name of the form OWNER/NAME that is no path on this machine is a name on the Hub. If the
+    library `huggingface_hub` is not installed, or there is no network and no copy, the error says
+    so.
 
     Raises:
       CheckpointError: there is no such model here or on the Hub.

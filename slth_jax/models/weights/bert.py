@@ -1,4 +1,4 @@
-"""BERT as Hugging Face stores it, `BertModel`: an encoder whose outputs are its states.
+"""BERT in the form of Hugging Face's `BertModel`: an encoder whose outputs are its states.
 
 Matrices are stored as ``[out, in]``. The pooler, which only classifiers use, is not read.
 """
@@ -85,7 +85,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a Hugging Face ``BertConfig``.
 
     Raises:
-      ValueError: a key or a value that this family does not have.
+      ValueError: a key or a value that this family does not support.
     """
     values = keys.read(fields, KEYS, kind="bert")
     activation = checks.choice("hidden_act", values["hidden_act"], ACTIVATIONS)
@@ -110,7 +110,7 @@ def fields(settings: Settings) -> dict[str, Any]:
     """Return the fields of a Hugging Face ``BertConfig``.
 
     Raises:
-      ValueError: settings that BERT does not have; the line names the first.
+      ValueError: settings that BERT cannot have; the line names the first.
     """
     s = settings
     plain = plain_fields(

@@ -35,7 +35,7 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     Names and shapes of all weights are compared with the config before any is read.
 
     Raises:
-      ValueError: an architecture, key or value that is not supported, or weights that do not fit.
+      ValueError: an architecture, key or value is not supported, or weights do not fit.
       CheckpointError: a file is missing or damaged.
     """
     folder = Path(path)
@@ -51,7 +51,8 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     sizes = module.sizes(fields)
     _tie(tensors, table)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    # Sizes are compared with the arrays first: nothing is built to a size that a config alone says.
+    # Sizes are compared with the arrays first: nothing is built to a size that only the config
+    # states.
     layout.check_sizes(shapes, table, sizes)
     count = table.count_blocks(shapes)
     num_blocks = module.num_blocks(fields)
@@ -64,7 +65,7 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     expected = table.their_shapes(settings)
 
     def read(name: str) -> np.ndarray:
-        if name not in tensors:  # a bias that this block lacks, and others have
+        if name not in tensors:  # a bias that this block lacks and other blocks have
             return np.zeros(expected[name], np.float32)
         return tensors[name].read()
 
@@ -80,16 +81,18 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
 def save(
     path: str | os.PathLike[str], params: Mapping[str, Any], settings: Settings, **fields: Any
 ) -> None:
-    """Write a folder that `transformers` reads: of the Llama, Qwen2, BERT or GPT-2 type.
+    """Write a folder of the type Llama, Qwen2, BERT or GPT-2 for `transformers`.
 
-    Rotary positions make a Llama or a Qwen2, states as outputs a BERT.
+    If positions are rotary, the type is Llama or Qwen2; if outputs are states, it is BERT; else it
+    is GPT-2.
 
-    It contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2 has all
-    gains, shifts and biases; a Llama may have the biases of its attention or of its networks, a
-    Qwen2 has those of queries, keys and values. `fields` are added to ``config.json``.
+    The folder contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2
+    must have all gains, shifts and biases. A Llama may have the biases of its attention or of its
+    fully connected layers, and a Qwen2 has the biases of queries, keys and values. `fields` are
+    added to ``config.json``.
 
     Raises:
-      ValueError: settings or parameters that the architecture does not have.
+      ValueError: settings or parameters that the architecture cannot have.
       CheckpointError: the folder cannot be written to.
     """
     if settings.positions == "rotary":
@@ -124,10 +127,10 @@ def to_state(
 
 
 def _named(tensors: Mapping[str, Tensor], module: ModuleType) -> dict[str, Tensor]:
-    """Return the tensors without prefix, and without buffers that do not change the function.
+    """Return the tensors under names without prefix; leave out buffers that have no effect.
 
     Raises:
-      ValueError: an array of integers or of float8, or one with and without the prefix.
+      ValueError: an array has integers or float8, or is present both with and without the prefix.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,7 @@
-"""GGUF files of the Llama type, through the library `gguf`: F32, F16, BF16 and quantised arrays."""
+"""Read GGUF files of the Llama type through the library `gguf`.
+
+Arrays may be F32, F16, BF16 or quantised.
+"""
 
 import os
 from collections.abc import Mapping
@@ -34,7 +37,7 @@ KEYS = Keys(
     only={"attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,)},
     ignored=frozenset({"rope.scaling.finetuned", "rope.scaling.original_context_length"}),
 )  # fmt: skip
-"""The keys ``llama.*``, with the defaults of llama.cpp.
+"""The supported keys ``llama.*``, with the defaults of llama.cpp.
 
 ``general.*``, ``tokenizer.*`` and ``quantize.*`` have no effect.
 """
@@ -44,10 +47,10 @@ def open_gguf(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a GGUF file of architecture 'llama'.
 
     llama.cpp stores the rows of query and key heads as neighbouring pairs (even, odd); they are
-    brought to halves.
+    reordered so that a head's even rows come first.
 
     Raises:
-      ValueError: another architecture, a key or an array that is not supported.
+      ValueError: the architecture, a key or an array is not supported.
       CheckpointError: the file is missing or damaged.
       ModuleNotFoundError: the library `gguf` is not installed.
     """
@@ -77,7 +80,7 @@ def tokenizer_fields(path: Path) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> tuple[Any, Any]:
-    """Return the library and its reader of a file."""
+    """Return the library `gguf` and its reader of a file."""
     check_file(path)
     try:
         import gguf
@@ -91,7 +94,7 @@ def _opened(path: Path) -> tuple[Any, Any]:
 
 
 def _contents(path: Path, opened: Any, *, tokenizer: bool) -> dict[str, Any]:
-    """Return the fields of the tokenizer, or all others."""
+    """Return the fields of the tokenizer if `tokenizer` is true, else all other fields."""
     try:
         return {
             name: field.contents()
@@ -112,7 +115,7 @@ def _dequantised(gguf: Any, tensor: Any) -> np.ndarray:
 
 
 def _float32(values: Mapping[str, Any], name: str) -> float:
-    """Return a float32 of the file as the shortest decimal that it stands for: 1e-5."""
+    """Return a float32 of the file as the shortest decimal number that rounds to it: 1e-5."""
     return float(str(np.float32(checks.number(name, values[name], low=0, high=1e12))))
 
 
@@ -197,7 +200,7 @@ def _reader(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Any], r
 def _frequencies(
     values: Mapping[str, Any], head_width: int, factors: np.ndarray | None
 ) -> tuple[float, ...]:
-    """Return the rotary frequencies; Llama 3's scaling is an array of divisors in the file."""
+    """Return the rotary frequencies; `factors` are the divisors of Llama 3's scaling, if any."""
     scaling = checks.choice("rope.scaling.type", values["rope.scaling.type"], ("none", "linear"))
     parameters = {"rope_type": "default"}
     if scaling == "linear" and values["rope.scaling.factor"] not in (None, 0.0):

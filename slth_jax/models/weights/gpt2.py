@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face stores it, `GPT2LMHeadModel`: matrices are applied as ``x @ w``."""
+"""GPT-2 in the form of Hugging Face's `GPT2LMHeadModel`: matrices are applied as ``x @ w``."""
 
 import re
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def layout(fields: Mapping[str, Any]) -> Layout:
         rows.append(Row(f"{ours}.bias", f"h.{{b}}.{theirs}.bias"))
     inverse = bool(fields.get("scale_attn_by_inverse_layer_idx"))
     for third, name in enumerate("qkv"):
-        divided = inverse and name == "q"  # the scale of a block's logits folds into its queries
+        divided = inverse and name == "q"  # a block's logit scale is folded into queries
         for ours, theirs in ((f"attn.{name}", "weight"), (f"attn.{name}.bias", "bias")):
             rows.append(Row(ours, f"h.{{b}}.attn.c_attn.{theirs}", third=third, divided=divided))
     ends = [
@@ -92,7 +92,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a Hugging Face ``GPT2Config``.
 
     Raises:
-      ValueError: a key or a value that this family does not have.
+      ValueError: a key or a value that this family does not support.
     """
     values = keys.read(fields, KEYS, kind="gpt2")
     activation = checks.choice("activation_function", values["activation_function"], ACTIVATIONS)
@@ -115,7 +115,7 @@ def fields(settings: Settings) -> dict[str, Any]:
     """Return the fields of a Hugging Face ``GPT2Config``.
 
     Raises:
-      ValueError: settings that GPT-2 does not have; the line names the first.
+      ValueError: settings that GPT-2 cannot have; the line names the first.
     """
     s = settings
     plain = plain_fields(s, tied=s.tied, logit_scale=1.0 if s.logit_scale == 1.0 else None)

@@ -1,4 +1,4 @@
-"""Tables of the keys of a configuration: a key is used, without effect, or refused by name."""
+"""Tables of configuration keys: a key is used, has no effect, or is refused by name."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ class Keys(NamedTuple):
     """The keys that a reader understands.
 
     Attributes:
-      used: keys that change the function, with the value that their maker takes by default.
+      used: keys that change the function, with the default values of their maker's library.
       only: keys that change the function, with the values that are supported.
       ignored: keys without effect on the function.
       aliases: other names of keys in `used`.
@@ -26,7 +26,7 @@ def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
     """Return the values of the used keys, defaults filled in.
 
     Raises:
-      ValueError: a key whose effect is unknown, an unsupported value, or two values of one key.
+      ValueError: a key has an unknown effect, an unsupported value, or two values.
     """
     if not isinstance(fields, dict):
         raise checks.fail("config", "a JSON object", type(fields).__name__)
@@ -40,7 +40,7 @@ def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
             values[name] = value
             source[name] = key
         elif key in keys.only:
-            # Compared by type too: 1 is not True.
+            # Types are compared, too: 1 is not True.
             if not any(value == v and type(value) is type(v) for v in keys.only[key]):
                 allowed = " or ".join(map(repr, keys.only[key]))
                 raise checks.fail(key, f"{allowed} in a {kind} that is supported", repr(value)[:80])
@@ -64,7 +64,7 @@ def size(values: Mapping[str, Any], name: str, otherwise: int | None = None) -> 
     return checks.integer(name, values[name], low=1)
 
 
-# Keys of every Hugging Face configuration that do not change the logits of a model that is run.
+# Keys of any Hugging Face configuration that do not change the logits of a forward pass.
 _IGNORED = """
     architectures transformers_version torch_dtype dtype use_cache return_dict
     return_dict_in_generate output_hidden_states output_attentions output_scores id2label
@@ -94,5 +94,5 @@ HUGGING_FACE_ONLY: dict[str, tuple[Any, ...]] = {
     "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
-    "auto_map": (None,),  # code of its own, which is not run
+    "auto_map": (None,),  # code of the model, which is not run
 }

@@ -1,4 +1,4 @@
-"""Tables between our names of arrays and the names of a state dict, read in both directions."""
+"""Tables that map our names of arrays to the names in a state dict, and back."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ _SIZES = (
 
 
 def check_kind(settings: Settings, kind: str, expected: Mapping[str, Any]) -> None:
-    """Refuse settings that a kind of network does not have; the line names the first."""
+    """Refuse settings that a kind of network cannot have; the line names the first."""
     for name, value in expected.items():
         if getattr(settings, name) != value:
             raise checks.fail(name, f"{value!r} in a {kind}", repr(getattr(settings, name)))
 
 
 def plain_fields(settings: Settings, **options: Any) -> dict[str, Any]:
-    """Return all fields of the settings that have these sizes, these options, and defaults."""
+    """Return all fields of settings with the sizes of `settings`, `options`, and defaults."""
     sizes = {name: getattr(settings, name) for name in _SIZES}
     fields = dict(vars(make_settings(**sizes, **options)))
     del fields["factor"]  # the form of a masked source, which no configuration contains
@@ -42,11 +42,11 @@ class Row(NamedTuple):
     theirs: str
     transposed: bool = False
     third: int | None = None  # the array of the state dict is query, key and value side by side
-    divided: bool = False  # ours is theirs divided by the block's number, from 1
+    divided: bool = False  # our array is theirs divided by (block index + 1)
 
 
 class Layout(NamedTuple):
-    """The rows outside the blocks, and the rows of a block, with ``{b}`` in their names."""
+    """The rows outside the blocks, and the rows of a block, with ``{b}`` for its number."""
 
     ends: tuple[Row, ...]
     block: tuple[Row, ...]
@@ -63,14 +63,14 @@ class Layout(NamedTuple):
         return rows
 
     def count_blocks(self, names: Iterable[str]) -> int:
-        """Return the number of blocks of which the first array is among `names`."""
+        """Return the number of blocks whose first array is among `names`."""
         names, first, count = set(names), self.block[0].theirs, 0
         while first.format(b=count) in names:
             count += 1
         return count
 
     def without_absent(self, names: Iterable[str], num_blocks: int) -> "Layout":
-        """Return the layout without the biases that no block has among `names`: they are zero."""
+        """Return the layout without biases that no block has in `names`; these are zero."""
         names = set(names)
 
         def kept(row: Row, count: int) -> bool:
@@ -128,7 +128,8 @@ def check_sizes(shapes: Shapes, layout: Layout, sizes: Mapping[str, tuple[str, i
     Args:
       shapes: shapes of the arrays by their names.
       layout: the table of names.
-      sizes: {size as it is said: (our name of an array, its axis as we store it, the size)}.
+      sizes: {name of the size in messages: (our name of an array, the axis of that array as we
+        store it, the size)}.
 
     Raises:
       ValueError: a size that the arrays do not have.
@@ -149,12 +150,12 @@ def check_sizes(shapes: Shapes, layout: Layout, sizes: Mapping[str, tuple[str, i
 
 
 def check(name: str, have: Shapes, expected: Shapes, *, what: str) -> None:
-    """Refuse a state dict with other names or shapes than `expected`; one line.
+    """Refuse a state dict with other names or shapes than `expected`.
 
-    Biases may be absent: they are zero.
+    Biases may be absent; absent biases are zero.
 
     Raises:
-      ValueError: the first name that is missing or unknown, or the first other shape.
+      ValueError: a line about the first missing or unknown name, or the first wrong shape.
     """
     for theirs in sorted(expected.keys() ^ have.keys()):
         if theirs not in have and theirs.endswith(".bias"):

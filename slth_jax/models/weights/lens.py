@@ -1,7 +1,7 @@
 """NumPy archives of TransformerLens, and of Nanda et al. (2023).
 
-The arrays of an archive do not determine a network: activation, normalisation, mask and scales are
-in TransformerLens's configuration, a JSON file `NAME.json` beside `NAME.npz`.
+The arrays of an archive do not determine a network: activation, normalisation, attention mask and
+scales are in TransformerLens's configuration, which is expected as `NAME.json` beside `NAME.npz`.
 """
 
 import hashlib
@@ -56,9 +56,10 @@ KEYS = Keys(
 )  # fmt: skip
 """The keys of a `HookedTransformerConfig`, and `pad_token`: a token that no token attends to."""
 
-# Configurations of archives that were published without theirs, by the SHA-256 of the file.
+# The configurations of archives that were published without one, by the SHA-256 of the archive.
 _PUBLISHED = {
-    # ARENA's bracket classifier: tokens start, (, ), padding, end; attends in both directions.
+    # ARENA's bracket classifier, with the tokens start, (, ), padding, end; attention is
+    # bidirectional.
     "1199ac57a88451167a6394cb3216c4ad34811b330da00742506b443e93c634cd": {
         "n_layers": 3, "d_model": 56, "n_ctx": 42, "d_head": 28, "n_heads": 2, "d_mlp": 56,
         "act_fn": "relu", "d_vocab": 5, "d_vocab_out": 2, "attention_dir": "bidirectional",
@@ -74,10 +75,11 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
       path: the archive: `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q`, ....
       config: the keys of TransformerLens's configuration; None reads them from `NAME.json` beside
         the archive. Archives in the layout of Nanda et al. (2023), whose projections are
-        ``[h, k, d]``, need none: their code has no normalisation, a causal mask and ReLU.
+        ``[h, k, d]``, need no configuration: their code has no normalisation, a causal mask and
+        ReLU.
 
     Raises:
-      ValueError: no configuration, a key or value that is not supported, or an array that is
+      ValueError: there is no configuration, a key or value is not supported, or an array is
         missing, unknown or of another shape.
       CheckpointError: the file is missing or damaged.
     """
@@ -95,7 +97,7 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
 
 
 def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
-    """Return the configuration of an archive: beside it, published, or of Nanda et al."""
+    """Return the configuration of an archive: from the file beside it, or a known one."""
     beside = path.with_suffix(".json")
     if beside.exists():
         return storage.read_json(beside)
@@ -109,7 +111,7 @@ def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
 
 
 def _turn(arrays: Arrays) -> bool:
-    """Rename and turn the arrays of the layout of Nanda et al. in place; return if it is theirs."""
+    """Rename and transpose arrays in the layout of Nanda et al.; return whether it is theirs."""
     for name in [name for name in arrays if name.startswith("attn_blocks.")]:
         arrays[name.removeprefix("attn_")] = arrays.pop(name)
     first, positions = arrays.get("blocks.0.attn.W_Q"), arrays.get("pos_embed.W_pos")
@@ -209,7 +211,7 @@ _ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "s
 
 
 def _shapes(s: Settings, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the state dict, biases included, of one block with the prefix 'B.'."""
+    """Return the shapes in the state dict, biases included; 'B.' stands for a block's prefix."""
     d, h, g, k, f = s.width, s.num_heads, s.num_kv_heads, s.head_width, s.hidden_width
     grouped = "_" if values["n_key_value_heads"] is not None else ""
     shapes: dict[str, tuple[int, ...]] = {
@@ -308,7 +310,7 @@ def _ends(arrays: Arrays) -> Arrays:
 
 
 def _block(arrays: Arrays, part: str, settings: Settings) -> Arrays:
-    """Return one block under our names."""
+    """Return the arrays of one block under our names."""
     d = settings.width
     block: Arrays = {}
     for name in "qkv":
@@ -334,6 +336,6 @@ def _block(arrays: Arrays, part: str, settings: Settings) -> Arrays:
 
 
 def _halves(w: np.ndarray, head_width: int) -> np.ndarray:
-    """Return columns of neighbouring pairs `[..., heads k]` with each head's even columns first."""
+    """Reorder columns `[..., heads k]` of neighbouring pairs: each head's even columns first."""
     pairs = w.reshape(*w.shape[:-1], -1, head_width // 2, 2)
     return np.moveaxis(pairs, -1, -2).reshape(w.shape)

@@ -1,6 +1,6 @@
 """Llama, Mistral and Qwen2 as Hugging Face stores them.
 
-Matrices are stored as ``[out, in]``. Heads of queries and keys have their even components first.
+Matrices are stored as ``[out, in]``. In query and key heads the even components come first.
 """
 
 import re
@@ -64,7 +64,7 @@ KEYS = {
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names; it depends on which biases exist and if `wte` is tied."""
+    """Return the table of names, which depends on the biases and on whether `wte` is tied."""
     kind = fields["model_type"]
     attention = kind == "llama" and bool(fields.get("attention_bias"))
     biased = {f"attn.{name}" for name in "qkv"} if attention or kind == "qwen2" else set()
@@ -110,7 +110,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config``.
 
     Raises:
-      ValueError: a key or a value that this family does not have.
+      ValueError: a key or a value that this family does not support.
     """
     values = keys.read(fields, KEYS[fields["model_type"]], kind=fields["model_type"])
     activation = checks.choice("hidden_act", values["hidden_act"], ACTIVATIONS)
@@ -132,7 +132,8 @@ def settings(fields: Mapping[str, Any]) -> Settings:
         norm_eps=checks.number("rms_norm_eps", values["rms_norm_eps"], low=0),
         positions="rotary",
         rotary=frequencies,
-        # Cosine and sine of queries and of keys are multiplied by the scale: the logits, twice.
+        # Cosine and sine of queries and of keys are multiplied by the scale, so logits are
+        # multiplied by its square.
         logit_scale=head_width**-0.5 * scale**2,
         activation=ACTIVATIONS[activation],
         gated=True,
@@ -152,9 +153,10 @@ def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _window(values: Mapping[str, Any]) -> int | None:
-    """Return the length of the window of any block, or None.
+    """Return the length of the attention window if a block has one, else None.
 
-    Up to this length a window has no effect: the reader allows no longer sequences.
+    Windows are not computed: the reader allows only sequences up to this length, for which a window
+    has no effect.
     """
     if "sliding_window" not in values:
         return None
@@ -187,10 +189,10 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
 
     Args:
       settings: the network.
-      names: the names of its parameters, which determine the biases.
+      names: the names of the network's parameters, which show the biases that it has.
 
     Raises:
-      ValueError: settings that Llama does not have; the line names the first.
+      ValueError: settings that Llama cannot have; the line names the first.
     """
     s = settings
     expected = {
@@ -205,12 +207,12 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
     }
     check_kind(s, "Llama", expected)
     base = 10_000.0 if s.head_width == 2 else s.rotary[1] ** (-s.head_width / 2)
-    base = float(f"{base:.12g}")  # without the round-off of computing it from a frequency
+    base = float(f"{base:.12g}")  # without the round-off of its computation
     plain = rotary_frequencies(s.head_width, base)
     if any(abs(a - b) > 1e-9 * b for a, b in zip(s.rotary, plain, strict=True)):
         raise checks.fail("rotary", "base^(-2 i / k) in a Llama", f"{s.rotary[:3]} ...")
     biases, mlp_biases = "h.attn.q.bias" in names, "h.mlp.in.bias" in names
-    # Llama has biases on all four maps of attention, Qwen2 on queries, keys and values.
+    # Llama has biases on all four maps of attention, Qwen2 only on queries, keys and values.
     qwen2 = biases and not mlp_biases and "h.attn.o.bias" not in names
     return {
         "architectures": ["Qwen2ForCausalLM" if qwen2 else "LlamaForCausalLM"],

@@ -1,7 +1,7 @@
-"""llama2.c's ``.bin`` files (Karpathy): a header, then arrays; versions 0, 1 and 2.
+"""Read llama2.c's ``.bin`` files (Karpathy) of versions 0, 1 and 2: a header, then arrays.
 
-Version 0 has seven numbers and float32 arrays, version 1 a header of 256 bytes, version 2 also
-8-bit integers with a scale per group (Q8_0).
+In version 0 the header has seven numbers, in versions 1 and 2 it has 256 bytes. Versions 0 and 1
+store float32 arrays; version 2 stores matrices as 8-bit integers with a scale per group (Q8_0).
 """
 
 import math
@@ -26,8 +26,8 @@ Shapes = dict[str, tuple[int, ...]]
 def open_bin(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a llama2.c model of version 0 (no magic number), 1 or 2.
 
-    Matrices are stored as ``[out, in]``. Query and key heads are neighbouring pairs (even, odd),
-    which are brought to halves.
+    Matrices are stored as ``[out, in]``. The rows of query and key heads are neighbouring pairs
+    (even, odd); they are reordered so that a head's even rows come first.
 
     Raises:
       CheckpointError: the file is missing, of another format, or not as long as its header states.
@@ -82,7 +82,7 @@ def _settings(path, sizes, vocab_size: int, length: int, tied: bool, size: int) 
 
 
 def _blocks(s: Settings) -> Shapes:
-    """Return the shapes of the blocks' arrays as they are stored."""
+    """Return the shapes of the blocks' arrays in the file."""
     b, d, f = s.num_blocks, s.width, s.hidden_width
     heads, kv_heads = s.num_heads * s.head_width, s.num_kv_heads * s.head_width
     return {
@@ -113,10 +113,10 @@ def _later_format(s: Settings) -> Shapes:
 def _reader(
     path: Path, settings: Settings, shapes: Shapes, offset: int, size: int, group: int = 0
 ) -> Reader:
-    """Return the reader of arrays that follow each other from `offset` on.
+    """Return the reader of arrays that are stored one after another from `offset` on.
 
-    With a `group`, matrices are 8-bit integers followed by a float32 scale per `group` entries,
-    block after block.
+    If `group` is not 0, each matrix of a block is stored as 8-bit integers, followed by a float32
+    scale per `group` entries.
     """
     places: dict[str, list[int]] = {}  # the offset of each block's array
     start = offset
@@ -155,6 +155,6 @@ def _reader(
 
 
 def halves(w: np.ndarray, head_width: int) -> np.ndarray:
-    """Return rows `[heads k, d]` of neighbouring pairs with each head's even rows first."""
+    """Reorder rows `[heads k, d]` of neighbouring pairs: each head's even rows first."""
     pairs = w.reshape(-1, head_width // 2, 2, w.shape[1])
     return pairs.transpose(0, 2, 1, 3).reshape(w.shape)

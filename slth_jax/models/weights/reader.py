@@ -1,4 +1,4 @@
-"""Weights read block by block: memory does not grow with the number of blocks."""
+"""Read weights block by block: memory does not grow with the number of blocks."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -15,14 +15,14 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Reader:
-    """An open weight file: its settings, and its arrays on demand.
+    """An open weight file: its settings, and arrays that are read when needed.
 
     Attributes:
       path: the path that was opened, for messages.
       settings: the network.
-      num_bytes: size of its weights in float32, each counted once.
-      read_ends: returns the arrays outside the blocks.
-      read_block: returns the arrays of one block, by its number.
+      num_bytes: the size of the weights in float32, each counted once.
+      read_ends: a function that returns the arrays outside the blocks.
+      read_block: a function that returns the arrays of a block, given its number.
     """
 
     path: str
@@ -39,19 +39,19 @@ class Reader:
         )
 
     def ends(self) -> Arrays:
-        """Return the arrays outside the blocks, 'wte', 'ln_f.gain', ..., float32."""
+        """Return the arrays outside the blocks ('wte', 'ln_f.gain', ...) as float32."""
         return self._checked(self.read_ends(), None)
 
     def block(self, index: int) -> Arrays:
-        """Return the arrays of one block, 'attn.q' `[d, h k]`, ..., float32."""
+        """Return the arrays of one block ('attn.q' `[d, h k]`, ...) as float32."""
         return self._checked(self.read_block(index), index)
 
     def check_entries(self) -> None:
         """Read every array once, so that a damaged last block is noticed before the work begins.
 
         Raises:
-          CheckpointError: an array with NaN or infinite entries, or that cannot be read; the line
-            names array and block.
+          CheckpointError: an array has NaN or infinite entries, or cannot be read; the line names
+            array and block.
         """
         self.ends()
         for index in range(self.settings.num_blocks):
@@ -78,7 +78,7 @@ class Reader:
 
 
 def stacked(ends: Mapping[str, np.ndarray], blocks: Iterable[Mapping[str, np.ndarray]]) -> Arrays:
-    """Return all parameters: arrays of the blocks are stacked on a first axis, under 'h.NAME'."""
+    """Return all parameters; arrays of the blocks are stacked along a first axis as 'h.NAME'."""
     parts: dict[str, list[np.ndarray]] = {}
     for block in blocks:
         for name, value in block.items():

@@ -7,7 +7,7 @@ from typing import Any
 from slth_jax import checks
 from slth_jax.models.settings import rotary_frequencies
 
-# The keys of each type; all may have 'rope_theta' and 'partial_rotary_factor'.
+# The supported keys of each type; all types may have 'rope_theta' and 'partial_rotary_factor'.
 _TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -41,7 +41,7 @@ def frequencies(
       max_length: the original length, if the parameters do not give it.
 
     Raises:
-      ValueError: a type or a key that is not supported, or a number out of range.
+      ValueError: a type or a key is not supported, or a number is out of range.
     """
     where = "rope_scaling" if values["rope_scaling"] else "rope_parameters"
     rope = values[where] or {}
@@ -50,7 +50,7 @@ def frequencies(
     kind = checks.choice("rope_type", rope.get("rope_type", rope.get("type", "default")), _TYPES)
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_TYPES[kind]}
     if kind in ("default", "linear"):
-        # Without effect on these types; files of transformers 5 may repeat it.
+        # This key has no effect on these types; files of transformers 5 may contain it.
         known.add("original_max_position_embeddings")
     for key in rope.keys() - known:
         allowed = f"absent from {where} of type {kind!r}"
@@ -81,7 +81,7 @@ def _positive(name: str, value: Any) -> float:
 def _llama3(
     plain: tuple[float, ...], rope: Mapping[str, Any], factor: float, length: int
 ) -> tuple[float, ...]:
-    """Divide the low frequencies by `factor`, keep the high ones, interpolate in between."""
+    """Divide low frequencies by `factor`, keep high frequencies, and interpolate in between."""
     low = _positive("low_freq_factor", rope.get("low_freq_factor"))
     high = _positive("high_freq_factor", rope.get("high_freq_factor"))
     if low == high:
@@ -100,7 +100,7 @@ def _llama3(
 def _yarn(
     plain: tuple[float, ...], rope: Mapping[str, Any], factor: float, length: int, base: float
 ) -> tuple[float, ...]:
-    """Divide frequencies of few rotations by `factor`, with a linear ramp (Peng et al. 2023)."""
+    """Divide frequencies with few rotations by `factor`, with a linear ramp (Peng et al. 2023)."""
     checks.number("rope_theta", base, low=1, open_low=True)
     width = 2 * len(plain)
 
@@ -122,7 +122,7 @@ def _yarn(
 
 
 def _yarn_scale(rope: Mapping[str, Any], factor: float) -> float:
-    """Return the factor of cosine and sine."""
+    """Return the factor by which cosine and sine are multiplied."""
     if rope.get("attention_factor") is not None:
         return _positive("attention_factor", rope["attention_factor"])
 

@@ -1,4 +1,4 @@
-"""The arrays in the weight files of a Hugging Face folder, read one at a time."""
+"""Read the arrays in the weight files of a Hugging Face folder one at a time."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ class Tensor(NamedTuple):
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """Return the arrays in a folder by name: of safetensors files, or of `pytorch_model.bin`.
+    """Return the arrays in a folder by name, from safetensors files or `pytorch_model.bin`.
 
     Raises:
-      ValueError: an array in two files.
+      ValueError: an array is in two files.
       CheckpointError: a file is missing, damaged, or cannot be read.
     """
     result: dict[str, Tensor] = {}
@@ -74,7 +74,7 @@ def _shards(index: Path) -> list[Path]:
         raise Damaged(f"{index} is damaged: it has no 'weight_map'")
     files = sorted({str(name) for name in names.values()})
     for name in files:
-        # A plain name: an index must not point to other files of the machine.
+        # The name must be plain: an index must not point to files elsewhere on the machine.
         if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
             raise Damaged(f"{index} is damaged: {name[:80]!r} is no weight file of its folder")
     return [index.parent / name for name in files]
@@ -107,7 +107,7 @@ def _read_safetensors(path: Path, name: str) -> np.ndarray:
 
 
 def _of_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the arrays of a file of torch, loaded as weights only: no code of the file runs."""
+    """Yield the arrays of a torch file, loaded as weights only, so no code of the file runs."""
     try:
         import torch
     except ModuleNotFoundError as error:
