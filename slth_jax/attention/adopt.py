@@ -1,9 +1,9 @@
-"""Attention layers of PyTorch and Flax, and biases as weights of a constant input.
+"""Convert attention layers of PyTorch and Flax, with biases as weights of a constant input.
 
-With inputs ``(x, 1)`` a bias is one more row of a projection. The query bias and the value bias
-are such rows. The key bias adds ``q_i . b_k`` to every logit of row i, which the softmax cancels,
-so it is left out. The output bias is the output of one more value unit, connected to the constant
-alone, since the weights of a row of the softmax sum to one.
+With inputs ``(x, 1)`` a bias is one more row of a projection. The query bias and the value bias are
+such rows. The key bias adds ``q_i . b_k`` to every logit of row i, which the softmax cancels, so it
+is left out. The output bias is the output of one more value unit, which is connected to the
+constant only: the attention weights of a row sum to one.
 
 Every array and option of a layer is used, has no effect on its output (dropout, which is off after
 training, and the dtype and precision of the computation), or is refused by name.
@@ -39,10 +39,11 @@ def with_biases(
 
     Args:
       params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`.
-      query: `[h, k]`. value: `[h, v]`. output: `[o]`, added once, not in every head.
+      query: `[h, k]`. value: `[h, v]`. output: `[o]`, which is added once, not per head.
 
     Returns:
-      Projections of inputs of width m + 1; with `output` every head has one more value unit.
+      Projections for inputs of width m + 1; if `output` is given, every head has one more value
+      unit.
 
     Raises:
       ValueError: biases of other shapes.
@@ -73,15 +74,15 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
 
     Args:
       source: the module, or its state dict with tensors or arrays of any floating-point dtype.
-      num_heads: required for a state dict, which does not contain it.
+      num_heads: the number of heads; required for a state dict, which does not contain the number.
 
     Returns:
       `AttentionParams` in float32. If the layer has biases, as by default, they are included as in
       `with_biases`: apply the result to ``append_one(x)``.
 
     Raises:
-      ValueError: keys or values of another width than queries, extra tokens (`add_bias_kv`,
-        `add_zero_attn`), or names or shapes that such a layer does not have.
+      ValueError: keys or values have another width than queries, the layer adds tokens
+        (`add_bias_kv`, `add_zero_attn`), or names or shapes are not those of such a layer.
     """
     if not isinstance(source, Mapping):
         _check_module(source)
@@ -104,7 +105,7 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
     h = checks.integer("num_heads", num_heads, low=1)
     if stacked.shape[0] != 3 * m or m % h:
         raise checks.fail("num_heads", f"a divisor of the width {m}", h)
-    # PyTorch's rows are outputs: [3 m, m] to three of [h, m, k].
+    # PyTorch's rows are outputs: split [3 m, m] into three arrays [h, m, k].
     w_q, w_k, w_v = (w.reshape(h, m // h, m).transpose(0, 2, 1) for w in jnp.split(stacked, 3))
     w_out = checks.array("out_proj.weight", weights["out_proj.weight"], shape=(None, m))
     params = AttentionParams(w_q, w_k, w_v, w_out.T.reshape(h, m // h, -1))
@@ -127,13 +128,13 @@ def from_flax(source: Any) -> AttentionParams:
         "value": ..., "out": {"kernel": [h, v, o], ...}}``, or the same under "params".
 
     Returns:
-      `AttentionParams` in float32, with biases included as in `with_biases`. Query heads that
-      share a key-value head (`num_kv_heads`) each have a copy of it.
+      `AttentionParams` in float32, with biases included as in `with_biases`. If query heads share a
+      key-value head (`num_kv_heads`), each of them gets a copy of that head.
 
     Raises:
-      ValueError: arrays that are missing or unknown (such as the scales of `normalize_qk`), shapes
-        that do not fit together, keys of another width than queries (`in_kv_features`), or
-        another `attention_fn`, `decode` or dot product than the default.
+      ValueError: arrays are missing or unknown (such as the scales of `normalize_qk`), shapes do
+        not fit together, keys have another width than queries (`in_kv_features`), or
+        `attention_fn`, `decode` or a dot product is not the default.
     """
     tree = source.get("params", source) if isinstance(source, Mapping) else _nnx_parameters(source)
     for name, layer in tree.items():
@@ -175,7 +176,7 @@ _ARRAYS = ("kernel", "bias")
 
 def _nnx_parameters(module: Any) -> dict[str, Any]:
     """Return the parameters of an `nnx.MultiHeadAttention` as a tree, after its options."""
-    from flax import nnx  # takes a second, which other users of attention need not wait for
+    from flax import nnx  # takes a second, which other functions need not wait for
 
     kind = type(module)
     if not isinstance(module, nnx.MultiHeadAttention):
@@ -202,7 +203,7 @@ def _nnx_parameters(module: Any) -> dict[str, Any]:
 
 
 def _check_module(source: Any) -> None:
-    """Refuse a module whose output is not the one of its state dict in PyTorch's own layer."""
+    """Refuse a module that computes something other than PyTorch's layer with its state dict."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(source, torch.nn.MultiheadAttention):
         raise checks.fail("source", "a torch.nn.MultiheadAttention", type(source).__name__)
@@ -214,10 +215,11 @@ def _check_module(source: Any) -> None:
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
-    """Return a tensor of PyTorch or an array in NumPy float32.
+    """Return a PyTorch tensor or an array as a NumPy array of float32.
 
     Raises:
-      ValueError: complex numbers, integers, or narrower than 16 bits: such weights have scales.
+      ValueError: the numbers are complex, integers, or have fewer than 16 bits (such weights need
+        scales).
     """
     dtype = getattr(value, "dtype", None)
     dtype = "float32" if dtype is None else str(dtype).removeprefix("torch.")

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from slth_jax import checks
 from slth_jax.types import Array, ArrayLike, AttentionParams, MergedParams, Projections
 
-# Logits of one block of queries: 2^22 entries are 16 MiB in float32, 32 MiB in float64.
+# The number of logits in one block of queries: 2^22 are 16 MiB in float32, 32 MiB in float64.
 _BLOCK_ENTRIES = 1 << 22
 
 
@@ -37,22 +37,22 @@ def apply(
 
     Args:
       params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`. The k of ``1 / sqrt(k)`` is
-        `params.key_width`, to which padding (`types.PaddedAttention`) does not count.
+        `params.key_width`, which does not count padding (`types.PaddedAttention`).
       x: tokens `[t, m]`. Lift over batches with `jax.vmap`.
       attn_mask: booleans `[t, t]`, True if row i may attend to column j; None for all. A row that
-        may attend to nothing is refused; under a JAX transformation, when values are not known
-        yet, such a row gives zeros.
+        may attend to nothing is refused. Under a JAX transformation values are not known, and the
+        output of such a row is zero.
       queries: indices `[q]` of the rows to compute; None for all.
-      block_size: the number of rows computed at once. None: as many as keep the logits within
-        2^22 entries, so that memory grows with t and not with t^2.
-      precision: the precision of matrix products, as in `jax.default_matmul_precision`.
-        Accelerators shorten float32 by default, which hides errors near 1e-6.
+      block_size: the number of rows computed at once. None keeps the logits within 2^22 entries, so
+        that memory grows with t and not with t^2.
+      precision: the precision of matrix products, as in `jax.default_matmul_precision`. By default
+        accelerators compute float32 with less precision, which hides errors near 1e-6.
 
     Returns:
-      `[t, o]`, or `[q, o]` with `queries`.
+      `[t, o]`, or `[q, o]` if `queries` is given.
 
     Raises:
-      ValueError: shapes, dtypes or values that do not fit, named in one line.
+      ValueError: shapes, dtypes or values that do not fit; the line names the argument.
 
     Examples:
       One head with logits of zero, whose output is the mean of the tokens:
@@ -98,7 +98,8 @@ def pattern(
       params, x, attn_mask, precision: as in `apply`.
 
     Returns:
-      `[h, t, t]`; rows sum to one. For pictures of sequences short enough for t^2 numbers.
+      `[h, t, t]`; rows sum to one. The function is for pictures of short sequences: memory grows
+      with t^2.
 
     Raises:
       ValueError: as in `apply`.
@@ -134,9 +135,9 @@ def apply_merged(
     block_size: int | None = None,
     precision: str = "highest",
 ) -> Float[Array, "q o"]:
-    """Compute the same as `apply`, from the merged matrices.
+    """Compute the result of `apply` from the merged matrices.
 
-    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``. Arguments, shapes and errors as in `apply`.
+    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``. Arguments, shapes and errors are as in `apply`.
     """
     w_qk, w_vo = checks.record("merged", merged, MergedParams)
     h, m, _ = checks.array("merged.w_qk", w_qk, ndim=3).shape
@@ -168,13 +169,14 @@ def error(
 ) -> Float[Array, "*s"]:
     """Return the error of a ticket: ``max_i ||ticket(x)_i - target(x)_i||_2`` over the rows i.
 
-    Computed in the dtype of `x` or that of the weights, whichever is wider: pass float64 inputs to
-    measure errors near float32's rounding.
+    The error is computed in the dtype of `x` or of the weights, whichever is wider. Pass float64
+    inputs to measure errors near the rounding error of float32.
 
     Args:
       ticket: source weights times masks (`construction.apply_masks`).
       target: the attention layer to approximate; h, k and v may differ from the ticket's.
-      x: one sequence `[t, m]`, or sequences `[s, t, m]`, one after another if they are long.
+      x: one sequence `[t, m]`, or sequences `[s, t, m]`; long sequences are computed one after
+        another.
       attn_mask, queries: the arguments of `apply` with these names.
 
     Returns:
@@ -193,7 +195,7 @@ def error(
     checks.array("ticket.w_q", of_ticket.w_q, shape=(None, m, None))
     checks.array("ticket.w_o", of_ticket.w_o, shape=(None, None, o))
     dtype = jnp.result_type(sequences, ticket.w_q, target.w_q)
-    # Weights too, not only activations: ``sqrt(k)`` has the dtype of the weights.
+    # Weights are cast, too, not only activations: ``sqrt(k)`` has the dtype of the weights.
     ticket, target, sequences = (_cast(part, dtype) for part in (ticket, target, sequences))
 
     def largest(sequence: Float[Array, "t m"]) -> Float[Array, ""]:
@@ -202,17 +204,17 @@ def error(
 
     if sequences.ndim == 2:
         return checks.finite_result(largest(sequences))
-    # Long sequences would not fit into memory beside each other.
+    # Several long sequences at once would not fit into memory.
     one_by_one = sequences.shape[1] > 512
     errors = jax.lax.map(largest, sequences) if one_by_one else jax.vmap(largest)(sequences)
     return checks.finite_result(errors)
 
 
-_MOST = 1 << 17  # rows of a mask, which then has 16 GiB
+_MOST = 1 << 17  # the most rows of a mask: 16 GiB
 
 
 def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
-    """Return the causal attention mask: row i attends to columns j <= i; at most 2^17 rows."""
+    """Return the causal attention mask, of at most 2^17 rows: row i attends to columns j <= i."""
     length = checks.integer("length", length, low=0, high=_MOST)
     return jnp.tril(jnp.ones((length, length), bool))
 
@@ -231,7 +233,8 @@ def _softmax(
     """Softmax over the last axis within `may_attend`; rows that attend to nothing give zeros."""
     if may_attend is None:
         return jax.nn.softmax(logits, axis=-1)
-    # A row without anything would be 0 / 0: it attends to all, and its weights are then dropped.
+    # A row that attends to nothing would be 0 / 0, so it first attends to all; its weights are then
+    # dropped.
     attends = jnp.any(may_attend, axis=-1, keepdims=True)  # [q, 1]
     weights = jax.nn.softmax(logits, axis=-1, where=(may_attend | ~attends)[None])
     return jnp.where(attends[None], weights, 0)
@@ -243,7 +246,7 @@ def _in_blocks(
     allowed: Bool[Array, "q t"] | None,
     block: int,
 ) -> Float[Array, "q o"]:
-    """Apply `attend` to `rows`, `block` of them at a time."""
+    """Apply `attend` to `rows`, a block of `block` rows at a time."""
     if rows.shape[0] <= block:
         return attend(rows, allowed)
     if allowed is None:
@@ -254,7 +257,7 @@ def _in_blocks(
 
 
 def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
-    """Return `x` whole on every device if it is split over the explicit axes of a mesh.
+    """Return all of `x` on every device if it is split over explicit axes of a mesh.
 
     Every row attends to every other, so the logits would be split along one axis twice, which JAX
     refuses for explicit axes.
@@ -268,7 +271,7 @@ def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
 def _rows(
     x: Float[Array, "t m"], attn_mask: ArrayLike | None, queries: ArrayLike | None
 ) -> tuple[Float[Array, "q m"], Bool[Array, "q t"] | None]:
-    """Return the query rows, and the tokens each may attend to, or None for all."""
+    """Return the query rows, and the mask of tokens to which each row may attend (None: all)."""
     t = x.shape[0]
     rows, allowed = x, None
     if queries is not None:
