@@ -1,8 +1,8 @@
-"""Masks under which a random source approximates a given target: products, attention, networks.
+"""Find masks under which a random source approximates a target: products, attention, networks.
 
-Every entry of a target matrix becomes one subset sum over products of source weights (Lemmas 4
-and 7). Each function turns its network into products of two matrices, solves all of them as one
-batch (`engine.solve`), and returns masks as booleans of the shapes of the source weights.
+Every entry of a target matrix becomes one subset sum over products of source weights (Lemmas 4 and
+7). Each function turns its network into products of two matrices, solves all products as one batch
+(`engine.solve`), and returns masks as booleans with the shapes of the source weights.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from slth_jax.types import (
 
 
 class AttentionReport(NamedTuple):
-    """Reports of the two merged matrices."""
+    """The reports of the two merged matrices, query-key and value-output."""
 
     qk: Report
     vo: Report
@@ -53,15 +53,15 @@ def solve_product(
       `right_mask` keeps exactly group j in column j, and both masks drop the ``n - r n'``
       remaining units.
       Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group j.
-    - 'reach': over the smaller outer dimension, without a remainder; the groups choose in turn
-      the unit with the largest weight, so the same width reaches larger targets.
-    - 'shift': as 'reach', but a few units are connected to blocks of up to eight columns. Each
-      row keeps or drops each of them, and so tries its targets at several distances from the
-      middle of their subset sums.
-    - 'fitted', the default: also with such units; the remaining units are assigned so that half the
-      sum of an entry's samples, where subset sums are densest, is close to its target.
-    - 'band': b mask bits per entry instead of a subset sum: 2^b units start at each column, each
-      row keeps one of them per column, chosen by a shortest path (`construction.band`).
+    - 'reach': groups are over the smaller outer dimension, without a remainder. The groups choose
+      in turn the unit with the largest weight, so the same width reaches larger targets.
+    - 'shift': as 'reach', but a few units, the shift units, are connected to blocks of up to eight
+      columns. Each row keeps or drops each shift unit, and so tries its targets at several
+      distances from the middle of their subset sums.
+    - 'fitted', the default: also has shift units. The remaining units are assigned so that half the
+      sum of an entry's samples, where subset sums are densest, is close to the entry's target.
+    - 'band': b mask bits per entry instead of a subset sum. 2^b units start at each column, and
+      each row keeps one of them per column, chosen by a shortest path (`construction.band`).
 
     Args:
       left: `[..., p, n]`.
@@ -91,7 +91,7 @@ def solve_product(
 def prune_attention(
     source: Projections, target: Projections, *, construction: str | Rule = "fitted"
 ) -> Projections:
-    """Return the masks of `solve_attention`, booleans of the shapes of `source`.
+    """Return the masks of `solve_attention`: booleans with the shapes of `source`.
 
     Examples:
       >>> from slth_jax import initializers
@@ -113,16 +113,16 @@ def solve_attention(
     """Mask a random attention layer so that it approximates a given one (Theorems 3 and 9).
 
     Query-key: `left` is ``w_q / sqrt(n_k)`` and the grouped factor `right` is ``w_k^T``, for the
-    target ``w_qk``. Value-output: the grouped factor is ``w_v^T`` (so groups are over d_in, as in
-    the bound on n_v) and `left` is ``w_o^T``, for the target ``w_vo^T``.
+    target ``w_qk``. Value-output: the grouped factor is ``w_v^T`` (so units are grouped over d_in,
+    as in the bound on n_v) and `left` is ``w_o^T``, for the target ``w_vo^T``.
 
     Args:
       source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
-      target: the same h, m and o; any d_k, d_v.
+      target: projections with the same h, m and o; d_k and d_v may be any.
       construction: a name in `rules.RULES` or a rule, see `solve_product`.
 
     Returns:
-      Masks in the record of `source`, and an `AttentionReport`.
+      The masks, of the same type as `source`, and an `AttentionReport`.
 
     Raises:
       ValueError: mismatched heads or widths, values that are not finite, or a source narrower
@@ -145,11 +145,12 @@ def solve_transformer(
 ) -> Pruned:
     """Mask a random transformer so that it approximates a given one (Theorems 11 and 14).
 
-    Block by block as in `solve_attention` and `solve_layers`.
+    Each block is masked as in `solve_attention` and `solve_layers`.
 
     Args:
-      source: blocks whose ReLU nets have twice the target's layers, with its biases.
-      target: blocks without normalisation; those without layers are attention only.
+      source: blocks whose ReLU nets have twice as many layers as the target's, with the target's
+        biases.
+      target: blocks without normalisation; a block without layers is attention only.
       construction: a name in `rules.RULES` or a rule, see `solve_product`.
 
     Returns:
@@ -174,10 +175,10 @@ def solve_transformer(
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
     """Return ``source * mask`` leaf by leaf; weights whose mask is None stay as they are.
 
-    Lists and tuples are equal, as in `prune_transformer`; the result has tuples.
+    Lists and tuples are treated alike, as in `prune_transformer`; the result has tuples.
 
     Raises:
-      ValueError: masks that are no booleans, or of another tree or other shapes than the weights.
+      ValueError: the masks are not boolean, or have another tree or other shapes than the weights.
     """
     masks, source = _with_tuples(masks), _with_tuples(source)
 
@@ -262,7 +263,7 @@ def _solve_transformer(source, target, *, rule: Rule) -> Pruned:
 
 
 def _attention_problems(source, target, rule: Rule) -> list[Problem]:
-    """Return query-key and value-output as products; both are grouped over the input."""
+    """Return the query-key and value-output products, both grouped over the input."""
     merged = attention.merge(target)
     # The barrier keeps the division: XLA turns x / sqrt(n) into x * rsqrt(n), or into a product
     # with 1 / sqrt(n), depending on whether n is known and on the number of devices, and each
@@ -278,7 +279,7 @@ def _attention_problems(source, target, rule: Rule) -> list[Problem]:
 
 
 def _attention_masks(source: Projections, qk: Solved, vo: Solved) -> Projections:
-    """Return masks in the record of `source`, its padding included."""
+    """Return the masks as the same type as `source`, including its padding."""
     turn = jnp.matrix_transpose
     masks = qk.left_mask, turn(qk.right_mask), turn(vo.right_mask), turn(vo.left_mask)
     if isinstance(source, PaddedAttention):
