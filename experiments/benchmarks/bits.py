@@ -36,9 +36,10 @@ PRESETS = {
 def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
     """Return `target` rounded to ``2^bits`` levels that are fitted to its entries (Lloyd 1982).
 
-    The levels are the best of three local optima, from Lloyd's iteration that starts at quantiles
-    and at wider ones: at small errors the density of the best levels is the cube root of the
-    entries' density, which for normal entries is 3^(1/2) times as wide, for Laplace's 3 times.
+    Lloyd's iteration starts from the quantiles of the entries, and from the quantiles times
+    3^(1/2) and 3; the best of the three local optima is used. The factors are needed because, at
+    small errors, the density of optimal levels is proportional to the cube root of the entries'
+    density, which is 3^(1/2) times as wide for Gaussian entries and 3 times as wide for Laplace's.
     """
     quantiles = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
     tried = (_lloyd(target, quantiles * factor) for factor in (1.0, 3**0.5, 3.0))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
-_LEAST = 1e-30  # takes the place of an error of 0 in logarithms
+_LEAST = 1e-30  # replaces an error of 0 in logarithms
 
 
 def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
@@ -27,14 +27,21 @@ def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
 def with_interval(
     widths: Sequence[float], errors: Float[np.ndarray, "w sources"], level: float
 ) -> dict[str, float]:
-    """Return the crossing of the mean error over sources, and its 95 % interval.
+    """Return the width at which the mean error over sources crosses a level, with an interval.
 
-    The interval contains each width at which the interpolated ``log error`` differs from
-    ``log level`` by at most Student's t times its standard error (Fieller 1954). Sources may be
-    shared by all widths or drawn anew for each: the covariance of widths is estimated, too.
+    The 95 % interval contains each width at which the interpolated ``log error`` differs from
+    ``log level`` by at most Student's t times the standard error of ``log error`` (Fieller 1954).
+    Widths may share sources or have different ones, since the covariance between widths is
+    estimated too.
+
+    Args:
+      widths: the w measured widths in increasing order.
+      errors: the error of each source at each width.
+      level: the error level.
 
     Returns:
-      'width', 'low' and 'high'; a limit is NaN if the interval reaches the end of the curve.
+      `width` and the limits `low` and `high` of the interval. A limit is NaN if the interval
+      reaches the end of the curve.
     """
     mean = np.maximum(errors.mean(axis=1), _LEAST)
     log, sources = np.log(mean / level), errors.shape[1]
@@ -43,9 +50,9 @@ def with_interval(
     square = float(stats.t.ppf(0.975, sources - 1)) ** 2
     inside: list[float] = []
     for i in range(len(mean) - 1):
-        # At the share f of the way to the next width, log error is log[i] + f rise, and its
-        # variance is start + 2 f (both - start) + f^2 (start - 2 both + end). The difference is
-        # small enough where a quadratic polynomial in f is not positive.
+        # At the fraction f of the way to the next width, the logarithm is log[i] + f rise, and its
+        # variance is start + 2 f (both - start) + f^2 (start - 2 both + end). The width is in the
+        # interval if this quadratic polynomial in f is not positive.
         rise = log[i + 1] - log[i]
         start, both, end = covariance[i, i], covariance[i, i + 1], covariance[i + 1, i + 1]
         polynomial = (

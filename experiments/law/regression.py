@@ -66,7 +66,7 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small`, which is
     fitted on request, describes the deviation at small d. A power of d (or of H) is fitted only if
     the rows have several values of d (or of H). The standard errors `_se` of powers come from the
-    delta method, with `_free` degrees of freedom. `low` and `high` are the smallest and the
+    delta method; `_free` are their degrees of freedom. `low` and `high` are the smallest and the
     largest ratio of a measured width to the fitted width: `high` times the fitted width suffices at
     every point, and less than `low` times the fitted width suffices at no point.
     """
@@ -170,15 +170,18 @@ def _shapes(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Clustered:
-    """Least squares whose deviations may be dependent inside groups (Bell and McCaffrey 2002).
+    """A least-squares fit whose deviations may be dependent within groups.
+
+    Standard errors are those of Bell and McCaffrey (2002).
 
     Attributes:
-      beta: `[p]` coefficients.
-      residual: `[n]`, measured minus fitted.
+      beta: the coefficients, `[p]`.
+      residual: the measured minus the fitted values, `[n]`.
       r2: the share of the variance that the fit explains.
-      scores: `[groups, p]`; the standard error of ``c . beta`` is the 2-norm of ``scores @ c``.
-      spreads: `[groups, n, p]`; ``spreads @ c`` are the weights of all deviations in the score of
-        each group.
+      scores: an array `[groups, p]` such that the standard error of ``c . beta`` is the 2-norm of
+        ``scores @ c``.
+      spreads: an array `[groups, n, p]`; row g of ``spreads @ c`` contains the weights with which
+        the n deviations enter the score of group g.
     """
 
     beta: np.ndarray
@@ -190,8 +193,8 @@ class Clustered:
     def error(self, contrast: Float[np.ndarray, " p"]) -> tuple[float, float]:
         """Return the standard error of ``contrast . beta``, and its degrees of freedom.
 
-        The degrees of freedom are these of a chi-squared variable with the mean and the variance of
-        the squared standard error, if all deviations are independent and of equal variance.
+        If all deviations were independent with equal variance, a scaled chi-squared variable with
+        these degrees of freedom would have the mean and the variance of the squared standard error.
         """
         weights = self.spreads @ contrast  # [groups, n]
         gram = weights @ weights.T
@@ -202,7 +205,7 @@ class Clustered:
 def clustered(
     design: Float[np.ndarray, "n p"], y: Float[np.ndarray, " n"], groups: Sequence[Any]
 ) -> Clustered:
-    """Fit ``y = design @ beta``, with standard errors that are clustered by group."""
+    """Fit ``y = design @ beta`` by least squares, with standard errors clustered by group."""
     bread = np.linalg.pinv(design.T @ design)
     beta = bread @ (design.T @ y)
     residual = y - design @ beta
@@ -210,9 +213,9 @@ def clustered(
     scores, spreads = [], []
     for name in dict.fromkeys(groups):
         inside = np.array([group == name for group in groups])
-        # Plain residuals of few groups are too small; this root makes their variance right for
-        # independent deviations. A group with an intercept of its own has no freedom in that
-        # direction, hence the pseudo-inverse.
+        # Plain residuals are too small if groups are few. Multiplying by this inverse root gives
+        # them the right variance if deviations are independent. The pseudo-inverse is needed
+        # because a group with a separate intercept has no freedom in that direction.
         values, vectors = np.linalg.eigh(rest[np.ix_(inside, inside)])
         roots = np.where(values > 1e-9, 1 / np.sqrt(np.maximum(values, 1e-9)), 0.0)
         adjusted = (vectors * roots) @ vectors.T @ design[inside] @ bread
