@@ -126,7 +126,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def first(values: Sequence[Any]) -> Any:
-    """Return the value of the first trial that has one."""
+    """Return the first value, which belongs to the first trial that has the metric."""
     return values[0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 def rounded(target: Any, bits: int, group: int = 128) -> Any:
     """Return an array whose entries are rounded to equally spaced values, per group of entries.
 
-    In each group the step size is the best of 27, each of which clips the entries elsewhere.
+    For each group the best of 27 step sizes is used; entries beyond the largest value are clipped.
 
     Args:
       target: an array of NumPy or JAX.

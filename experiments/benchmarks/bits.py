@@ -95,8 +95,8 @@ def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
 
     Args:
       rule: the rule that assigns hidden units.
-      overhead: filled by the method: for each number of bits, the bits per entry that the grouped
-        mask needs in addition if it depends on the target.
+      overhead: a dictionary that the method fills if the grouped mask depends on the target: for
+        each number of bits, the additional bits per entry that this mask needs.
     """
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:

@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "kills.json"
 
 
 def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[subprocess.Popen]:
-    """Start all processes of a run or, if `alone`, one process with as many devices."""
+    """Start all processes of a run or, if `alone`, one process that has the same devices."""
     devices = WORK[name].processes
     count = 1 if alone else devices
     _begun(out).unlink(missing_ok=True)

@@ -100,8 +100,8 @@ LARGE = 64
 def _settings(config: Config) -> list[dict[str, Any]]:
     """Return the fixed values of each sweep.
 
-    Only the first target is measured with several heads; large d only with the first target and
-    rule.
+    Only the first target is measured with several heads. Large d are measured only with the first
+    target and rule.
     """
     return [
         {"target": target, "construction": rule, "d": d, "heads": heads}
@@ -260,9 +260,9 @@ def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Count the entries that fail at each level, by target and rule; see `trial.LEVELS`.
 
-    `failed` counts all failing entries; `beyond` counts those beyond the reach of their samples;
-    `beyond_of_small_samples` counts the entries among the latter whose samples are small. Only
-    tickets whose error is within a factor of three of the level are counted.
+    `failed` counts all failing entries, and `beyond` counts failing entries that are out of reach
+    of their samples. `beyond_of_small_samples` counts the entries in `beyond` whose samples are
+    small. Only tickets whose error is within a factor of three of the level are counted.
     """
     counts = []
     for target, rule in dict.fromkeys((row["target"], row["construction"]) for row in rows):

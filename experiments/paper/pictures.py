@@ -67,7 +67,7 @@ def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
 
 
 def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw mean errors of sources that can and cannot reach all values, and the latter's share."""
+    """Draw the mean error by whether a source reaches all values, and the share that does not."""
     figure, (left, right) = plots.two(9.6, 4.0)
     for name, label, color in (
         ("mean", "all sources", plots.PAPER),

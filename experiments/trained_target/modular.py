@@ -17,8 +17,8 @@ def train(
 ) -> Network:
     """Train one block without normalisation with AdamW; every batch has all ``p^2`` questions.
 
-    The architecture is a smaller version of that of Nanda et al. (2023): causal attention and a
-    ReLU network with biases.
+    The architecture is a smaller version of the network of Nanda et al. (2023): causal attention
+    and a ReLU network with biases.
     """
     return _train(key, modulus, d, heads, hidden, steps)
 

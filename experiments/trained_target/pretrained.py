@@ -152,7 +152,7 @@ def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
 
 
 def certain(network: Network, task: Task, rows: Array, bound: np.ndarray) -> np.ndarray:
-    """Return whether each answer is certain to stay right within a bound, `[n, q]`.
+    """Return whether each answer stays right under every change of rows within a bound, `[n, q]`.
 
     In exact arithmetic, if an output row changes by at most r, the difference between the logits of
     the answer a and another token b changes by at most ``r ||u_a - u_b||``, where u are the columns
