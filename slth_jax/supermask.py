@@ -40,7 +40,7 @@ def num_kept(size: int, keep: ArrayLike) -> int:
 def num_kept_traced(size: int, keep: ArrayLike) -> UInt32[Array, ""]:
     """Return `num_kept` as a uint32 array for a `keep` that JAX traces.
 
-    A traced `keep` is rounded to millionths, since float32 holds no more. If `keep` is a whole
+    A traced `keep` is rounded to millionths, since float32 has no more digits. If `keep` is a whole
     number of millionths, the result equals `num_kept` at every size. Values of `keep` at or below 0
     give one connection, values above 1 give all connections.
     """

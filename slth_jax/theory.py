@@ -30,7 +30,7 @@ class BlockWidths(NamedTuple):
 def product_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int:
     """Width n of two random matrices that contain a target `[d_out, d_in]` (Lemmas 4 and 7).
 
-    ``n >= d_in C log(d_in d_out / epsilon)``; then every entry is met within
+    ``n >= d_in C log(d_in d_out / epsilon)``; then the error of every entry is at most
     ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, constant=constant)
@@ -46,7 +46,7 @@ def counting_width(
     num_heads: int = 1,
     masks: str = "any",
 ) -> int:
-    """Width below which no construction serves every target: there are too few masks.
+    """Width below which no construction can approximate every target: there are too few masks.
 
     ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads whose value and output masks
     have b bits of choice per hidden unit (``2^b`` different masks). For one token of norm up to
@@ -54,8 +54,8 @@ def counting_width(
     epsilon of a target only if the two sums are within ``epsilon / alpha`` of each other in the
     spectral norm. If the value width is at least ``min(d_in, d_out)``, the sums of targets of norm
     1 fill a ball of radius H, and at least ``(H alpha / epsilon)^(d_in d_out)`` balls of radius
-    ``epsilon / alpha`` are needed to cover that ball (by volume). With heads of width ``d / H`` the
-    sums contain the ball of radius 1; then give ``alpha / H``.
+    ``epsilon / alpha`` are needed to cover that ball (by volume). If heads have width ``d / H``,
+    the sums contain only the ball of radius 1; in this case pass ``alpha / H`` as `alpha`.
 
     The bound is for the worst target and input; measured laws are averages over random targets and
     inputs.

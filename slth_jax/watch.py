@@ -34,7 +34,7 @@ class Watch:
 
     The reports are counters in the key-value store of JAX's coordination service, which process 0
     serves: if the store does not answer, process 0 is lost. JAX notices that too, and aborts with a
-    C++ trace. The signal of the abort, SIGABRT, is handled from the construction of the watch on.
+    C++ trace. The signal of the abort, SIGABRT, is handled as soon as the watch is constructed.
 
     Args:
       joining: seconds after which JAX aborts if not all processes have joined.

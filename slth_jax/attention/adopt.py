@@ -175,7 +175,7 @@ _ARRAYS = ("kernel", "bias")
 
 
 def _nnx_parameters(module: Any) -> dict[str, Any]:
-    """Return the parameters of an `nnx.MultiHeadAttention` as a tree, after its options."""
+    """Check the options of an `nnx.MultiHeadAttention`; return its parameters as a tree."""
     from flax import nnx  # takes a second, which other functions need not wait for
 
     kind = type(module)

@@ -63,7 +63,7 @@ def prune_layers(
 def solve_layers(
     source: Sequence[Linear], target: Sequence[Linear], *, construction: str | Rule = "fitted"
 ) -> Pruned:
-    """Mask a random ReLU net of 2 L layers so that it approximates one of L layers (Theorem 10).
+    """Mask a random ReLU net of 2 L layers so that it approximates a net of L layers (Theorem 10).
 
     Layers 2l and 2l + 1 of `source` stand for layer l of `target`. Biases are never masked: the
     odd layers of `source` must have the target's biases.

@@ -300,6 +300,6 @@ def _short_square(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     return short * short
 
 
-# By row: ``x [p, blocks, ...]`` at ``block [p, count]``.
+# Read and write, row by row, the entries of ``x [p, blocks, ...]`` at ``block [p, count]``.
 _take = jax.vmap(lambda x, block: x[block])
 _put = jax.vmap(lambda x, block, new: x.at[block].set(new))

@@ -10,8 +10,8 @@ free factor keeps exactly one unit per column, its *digit* ``d_j``. Entry j of a
 So the digits of a row are a walk through a trellis: the state before column j holds the last L - 1
 digits, a step chooses the next digit, and the length of the step is the squared error of entry j.
 The walk of least squared error is found by dynamic programming (Viterbi 1967) over
-``2^(b (L - 1))`` states. On a CPU this is done in C++ (`subset_sum/native/shortest_paths.cc`);
-elsewhere, or without a compiler, by this file, with the same bits. In this file rows are the last
+``2^(b (L - 1))`` states. On a CPU C++ does this (`subset_sum/native/shortest_paths.cc`); elsewhere,
+or if there is no compiler, the functions below give the same bits. In this file rows are the last
 axis, so that every operation is elementwise over rows.
 """
 
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from slth_jax.subset_sum import kernel
 from slth_jax.types import Array, ArrayLike
 
-_MEMORY = 1 << 27  # bytes of predecessors that are held at once
+_MEMORY = 1 << 27  # bytes of predecessors that are in memory at once
 _SETTLE = 6  # windows before and after a state that determine it, except for rare ties
 
 
@@ -51,9 +51,9 @@ def solve(
       left: the free factor.
       right: the grouped factor.
       target: the matrix to approximate.
-      width: the number of units that are not padding; may be traced. Each row chooses, at every
-        column, among the largest power of two of units for which `width` suffices, at most
-        ``2^bits``.
+      width: the number of units that are not padding; may be traced. At every column each row
+        chooses one of m units, where m is the largest power of two for which `width` suffices, at
+        most ``2^bits``.
       band: the shape of the band; static.
     """
     n, r = right.shape

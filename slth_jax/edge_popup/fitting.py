@@ -66,8 +66,8 @@ def fit(
 
     Raises:
       ValueError: arguments that cannot be used, or a loss or gradient that is not finite.
-      CheckpointError: `out` holds another fit (the line names the difference), is in use, or cannot
-        be written to.
+      CheckpointError: `out` belongs to another fit (the line names the difference), is in use, or
+        cannot be written to.
       SystemExit: 143, after SIGTERM, once the current step is made and saved in `out`.
 
     Examples:

@@ -71,7 +71,7 @@ def train(
     Raises:
       ValueError: a loss or a gradient became NaN or infinite; the line names the step and the run.
         The last good checkpoint stays.
-      CheckpointError: `out` holds another training, is in use, or cannot be written to.
+      CheckpointError: `out` belongs to another training, is in use, or cannot be written to.
       SystemExit: 143, after SIGTERM, once the current steps are made and saved, if `out` is given
         and this is the main thread.
     """

@@ -1,4 +1,4 @@
-"""How the runs of a fit are trained and evaluated."""
+"""The settings by which the runs of a fit are trained and evaluated."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from slth_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How runs are trained and evaluated.
+    """The settings by which runs are trained and evaluated.
 
     Attributes:
       steps: optimiser steps of each run.

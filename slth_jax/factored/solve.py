@@ -70,8 +70,9 @@ def rows(
 ) -> Masks:
     """Return the masks of rows ``start, start + 1, ...`` of the free factor.
 
-    If a rule with few re-rolls leaves an entry with an unusually large error, its row is solved
-    again with all patterns, because a handful of entries would make most of a network's error.
+    If a rule with few re-rolls leaves an entry with an unusually large error, the entry's row is
+    solved again with all patterns, because a handful of entries would make most of a network's
+    error.
 
     Args:
       problem: the product.

@@ -208,7 +208,7 @@ def _layers(
     for l, layer in enumerate(target):
         W = _weights(layer.w, None, dtype)
         b = np.zeros(len(W)) if layer.b is None else _weights(layer.b, None, dtype)
-        if not masks:  # the target's own layer: it only carries the error on
+        if not masks:  # the target's own layer only propagates errors
             absolute = 2 * float(spectral(abs(W)))
             layers.append(Layer(W, b, np.zeros_like(W), None, absolute, W.shape[1] + 2))
             continue

@@ -76,7 +76,7 @@ def _output_bias(params: Arrays, settings: Settings) -> None:
     The shift s solves ``s W = bias`` in least squares. RMS norms have no shift, so s is 0.
 
     Raises:
-      ValueError: the rest of the bias would change logits.
+      ValueError: the residual of the bias would change logits.
     """
     bias = params.pop("unembed.bias", None)
     if bias is None:

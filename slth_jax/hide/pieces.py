@@ -13,7 +13,7 @@ from slth_jax.hide.targets import Targets
 
 # Entries per piece: some seconds of work, which is the most that is computed again after a kill.
 _SUMS = 1 << 22
-_STEP = 512  # a product that is cut is cut at multiples of this number of rows
+_STEP = 512  # large products are cut at multiples of this number of rows
 
 
 class Piece(NamedTuple):

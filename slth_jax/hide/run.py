@@ -175,7 +175,8 @@ def solve(
       spec: see `make_spec`.
       out: a folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
       seed: the seed of the source, in [0, 2^32).
-      identity: a text that identifies the model, such as `identity_of`; compared when resuming.
+      identity: a text that identifies the model, such as the result of `identity_of`; it is
+        compared when resuming.
       shard: 'i/n' computes every n-th piece from the i-th on; shards share `out`, and the shard
         that finds all pieces complete writes the ticket.
       progress: called after each piece with the numbers of finished entries and of all entries.

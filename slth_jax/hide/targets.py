@@ -16,7 +16,7 @@ from slth_jax.factored import Part, Spec, assemble
 from slth_jax.models.weights import Reader
 
 Arrays = Mapping[str, np.ndarray]
-# By kind of part: the name of the matrix, and the norm in front of it.
+# The name of the matrix, and the norm in front of it, by kind of part.
 _MAPS = {
     "q": ("attn.q", "ln_1"),
     "k": ("attn.k", "ln_1"),

@@ -52,8 +52,8 @@ def extend(
     have the dtype of the cache.
 
     Raises:
-      ValueError: wrong tokens (see `decoder.apply`), or more than the cache has space for. If
-        `used` is traced, this cannot be checked, and later positions overwrite earlier ones.
+      ValueError: wrong tokens (see `decoder.apply`), or more tokens than the cache has space for.
+        If `used` is traced, this cannot be checked, and later positions overwrite earlier ones.
     """
     tokens = decoder.check_tokens(tokens, settings)
     decoder.check_params(params, settings)

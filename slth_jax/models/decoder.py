@@ -96,7 +96,7 @@ def embed(
 ) -> Float[Array, "n t d"]:
     """Return the input of the first block; the first token has position `start`.
 
-    Reads `wte` and, if the settings have them, `wtt`, `wpe` and `ln_e.*`.
+    The parameters used are `wte` and, if the settings have them, `wtt`, `wpe` and `ln_e.*`.
     """
     dtype = _dtype(params, "wte")
     with layers.full_precision(dtype):
@@ -141,8 +141,8 @@ def unembed(
 ) -> Float[Array, "n t outputs"]:
     """Return the logits of the last block's output, float32 at least.
 
-    Reads `ln_f.*`, and `unembed` or (if tied) `wte`. If the settings have `states`, the result is
-    `x` itself.
+    The parameters used are `ln_f.*`, and `unembed` or (if tied) `wte`. If the settings have
+    `states`, the result is `x` itself.
     """
     if settings.states:
         return x.astype(layers.wide(x.dtype))

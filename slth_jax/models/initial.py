@@ -67,7 +67,7 @@ def initialise(
     Args:
       key: a typed PRNG key.
       settings: the network.
-      initial: standard deviations, and which maps have biases.
+      initial: the standard deviations, and the maps that have biases.
       qk_scale: a number, which may be traced; the paper proposes ``n_K^(1/4)``.
       dtype: the dtype of the weights.
 

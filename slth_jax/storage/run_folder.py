@@ -67,8 +67,8 @@ class RunFolder:
           optional: names in `config` that earlier versions did not write; they are compared only if
             both sides have them.
           shard: 'i/n' if this process computes the i-th of n parts; the parts share the folder.
-          pieces: the folder inside `path` that holds the pieces; '' for `path` itself; None for a
-            run without pieces.
+          pieces: the folder of the pieces inside `path`; '' for `path` itself; None for a run
+            without pieces.
           form: the way to store a piece on a disk; in a bucket a piece is an object.
           explain: ``explain(difference, stored, new)`` returns a description of a difference.
         """

@@ -36,7 +36,8 @@ def solve_batch(
       devices: the number of devices over which the batch is known to be split. It does not change
         the result, but gives each device tiles of full size.
     """
-    # With an axis of length one, since XLA splits a call only along the first of several axes.
+    # `value` gets an axis of length one, since XLA splits a call only along the first of several
+    # axes.
     mask, *numbers = _solve_batch.bind(
         samples, value[:, None], max_exact=max_exact, devices=devices
     )

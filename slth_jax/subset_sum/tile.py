@@ -113,7 +113,8 @@ def _enumerate(
     exponent = _exponent(jnp.max(size, axis=0))  # [b]
 
     def scaled(x: Array, by: Array) -> Array:
-        # In two factors: one alone may be out of the float's range.
+        # The power is applied as two factors, because a single factor may be out of the float's
+        # range.
         by = by[None] if x.ndim == 2 else by
         half = by >> 1
         return x * _power_of_two(half, dtype) * _power_of_two(by - half, dtype)
@@ -163,7 +164,7 @@ def _reach_and_resolve(
     chex.assert_shape(part, (m, batch))
     centre = 0.5 * _total(part)  # [b]
 
-    # From the largest down, so the ranks are reversed.
+    # Samples are decided from the largest down, so the ranks are reversed.
     by_size = jnp.take_along_axis(samples, order, axis=1).T[::-1]  # [n, b]
     middle = _two_sum(value, -0.5 * _total(samples.T))  # [b], [b]
     start = jnp.stack([middle[0], value]), jnp.stack([middle[1], jnp.zeros_like(value)])  # [2, b]

@@ -153,7 +153,7 @@ def _is_number(value: Any) -> bool:
 def _groups(
     points: list[dict[str, Any]], fixed: tuple[str, ...], sizes: Mapping[str, Mapping[int, int]]
 ) -> list[Group]:
-    """Return the points by program: equal values of `fixed` names and equal padded sizes."""
+    """Group the points by program: a group has equal `fixed` values and equal padded sizes."""
     members: dict[tuple, list[int]] = {}
     for index, point in enumerate(points):
         # The key includes the type: 1, 1.0 and True are equal, but need different programs.

@@ -102,7 +102,7 @@ def run(
 
     Raises:
       ValueError: an argument that cannot be used, or a trial that returns no metrics by name.
-      CheckpointError: `out` holds another sweep, is in use, or cannot be written to.
+      CheckpointError: `out` belongs to another sweep, is in use, or cannot be written to.
       SystemExit: status 143 after SIGTERM, if `out` is given and this is the main thread. Finished
         chunks are safe; the current one is abandoned.
     """
@@ -175,8 +175,8 @@ def load(
       partial: whether to return the finished trials of an unfinished sweep instead of raising.
 
     Raises:
-      CheckpointError: a folder holds no sweep, is damaged or belongs to another sweep, or trials
-        are missing and `partial` is False.
+      CheckpointError: a folder has no sweep, is damaged or belongs to another sweep, or trials are
+        missing and `partial` is False.
     """
     folders = (out, *more)
     # A shard that had nothing to do has no configuration in its folder.

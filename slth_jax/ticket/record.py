@@ -92,7 +92,7 @@ def create(
     metadata: Mapping[str, Any] | None = None,
     sources: Sources | None = None,
 ) -> Ticket:
-    """Return the ticket of masks.
+    """Return the ticket with these masks.
 
     Args:
       source: the name of a source in `sources`.
@@ -255,7 +255,7 @@ def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
 
 
 def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
-    """Return the source's weights, after comparing their names and shapes with the masks'.
+    """Return the source's weights, after comparing names and shapes of weights and masks.
 
     The number of weights without a mask is limited, since they take no bytes in the file.
     """

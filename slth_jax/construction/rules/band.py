@@ -14,7 +14,7 @@ def band(bits: int = 4, states: int = 12) -> Rule:
 
     Args:
       bits: b, mask bits per weight. A source needs ``2^b`` units per column; in a narrower source
-        each row chooses among the largest power of two of units that fits.
+        each row chooses among m units per column, where m is the largest power of two that fits.
       states: the base-2 logarithm of the number of states of the search: a unit is connected to
         ``L = 1 + states // bits`` columns. Time grows as ``2^(b L)`` per weight, and the error
         falls slowly.

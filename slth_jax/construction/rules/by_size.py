@@ -1,4 +1,4 @@
-"""Units assigned by the size of their weights: the same width reaches larger targets."""
+"""Assign units by the size of their weights, so that the same width reaches larger targets."""
 
 import jax.numpy as jnp
 

@@ -110,9 +110,10 @@ class Rule:
       name: the name by which callers select the rule.
       summary: a description in one line.
       assign: distributes units over columns, see `Assign`.
-      assign_relu: the same if a ReLU stands between the factors; None for `assign`.
+      assign_relu: as `assign`, if a ReLU stands between the factors; None takes `assign`.
       search: see `Search`.
-      either_side: whether the factor with the smaller outer dimension is the grouped factor.
+      either_side: whether the grouped factor is the factor with the smaller outer dimension; if
+        not, it is `right`.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
       band: the shape of the grouped mask if rows are shortest paths (`construction.trellis`)
         instead of subset sums; None otherwise.

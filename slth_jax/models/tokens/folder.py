@@ -27,7 +27,7 @@ class FolderTokenizer:
     """
 
     def __init__(self, folder: Path, *, name: str | None = None):
-        """Read the files; `name` stands for the folder in messages.
+        """Read the files; messages call the folder `name`.
 
         Raises:
           CheckpointError: a file is missing or damaged.
@@ -80,7 +80,7 @@ class FolderTokenizer:
         return [text.ids for text in encoded]
 
     def chat(self, text: str) -> list[int]:
-        """Return the tokens of a chat in which a user says `text`, up to the assistant's turn.
+        """Return the tokens of a chat with the user's message `text`, up to the assistant's turn.
 
         Raises:
           ValueError: the folder has no chat template, or the template refuses the text.
