@@ -98,7 +98,7 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return `value` as a float that lies between `low` and `high` and is not NaN."""
+    """Return `value` as a finite float that lies between `low` and `high`."""
     left = "(" if open_low or low == -math.inf else "["
     right = ")" if open_high or high == math.inf else "]"
     allowed = f"a number in {left}{low:g}, {high:g}{right}"
@@ -144,7 +144,7 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
 
 
 def shard(value: str | None) -> tuple[int, int]:
-    """Return (i, n) for the text 'i/n', part i of n parts; None, everything, gives (0, 1)."""
+    """Return (i, n) for the text 'i/n' (part i of n); return (0, 1), the whole, for None."""
     if value is None:
         return 0, 1
     index, slash, count = str(value).partition("/")
@@ -178,7 +178,7 @@ def array(
     """Return `value` as a JAX array after a check of its rank, shape, dtype and entries.
 
     NumPy arrays and lists of float64 are rounded to float32 without a warning while JAX's 64-bit
-    mode is off. No other function of the library converts float64.
+    mode is off. The library has no other rule for float64.
 
     Args:
       name: the argument's name, for the message.

@@ -164,7 +164,7 @@ class Watch:
         os._exit(LOST)
 
     def _end(self, other: int, state: str | None = None) -> None:
-        """End this process with a line that names the lost one."""
+        """End this process with a line that names the lost process."""
         with self._ending:
             state = state or "is lost"
             if other != 0:  # the store does not answer without process 0

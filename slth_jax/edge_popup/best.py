@@ -41,7 +41,7 @@ class Best(NamedTuple):
 
 
 def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
-    """Return the parts of a state that a best evaluation must remember besides its masks."""
+    """Return the parts of a state that a best evaluation must store besides its masks."""
     scores = state.trainable.scores if controls else {}
     parts = {"trainable": state.trainable._replace(scores=scores), "model": state.model}
     return parts | ({"weights": state.weights} if redraws else {})

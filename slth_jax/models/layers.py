@@ -88,7 +88,7 @@ def norm(
 def rotate(
     x: Float[Array, "n t heads k"], positions: Int[Array, " t"], settings: Settings
 ) -> Float[Array, "n t heads k"]:
-    """Turn the pairs of each head by position times frequency (Su et al. 2021).
+    """Rotate the pairs of each head by position times frequency (Su et al. 2021).
 
     ``even' = even cos - odd sin``, ``odd' = odd cos + even sin``. As in `transformers`, the first
     half of a head contains the even components.

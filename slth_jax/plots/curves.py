@@ -79,7 +79,7 @@ def error_bands(
 def entry_errors(
     tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
 ) -> Figure:
-    """Draw the share of merged matrix entries whose error is below a bound, for all bounds.
+    """Draw, for every error, the share of merged matrix entries that have at most this error.
 
     The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
     in float64. A dashed line shows the rounding error of float32, ``2^-24`` times the target's

@@ -88,8 +88,8 @@ def _with_totals(q: Array) -> tuple[Array, Array]:
 def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):
     """Return the distance `[1, b]` of the closest pair, and its sum of `a` tagged with the side.
 
-    If several sums of `a` are equally close, it is the least. Its lowest bit, free since sums are
-    even, is set if the partner `target - 1 - (sum of b)` lies before the sum of `a`.
+    If several sums of `a` are equally close, the least is returned. Its lowest bit, free since sums
+    are even, is set if the partner `target - 1 - (sum of b)` lies before the sum of `a`.
     """
     low_a, low_b = _lower_sums(a, a_totals), _lower_sums(b, b_totals)
     # Rising: low_a, high_a. Falling: target - low_b, target - high_b.

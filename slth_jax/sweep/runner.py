@@ -80,7 +80,7 @@ def run(
         stopped sweep is resumed; None keeps the results in memory. The folder belongs to the sweep
         from its first finished chunk on.
       mesh: the devices; None for all devices of all processes along one axis.
-      config: any other values that the results depend on, such as JSON can store. They are saved,
+      config: any other values that the results depend on, which JSON can store. They are saved,
         and compared when resuming.
       **work: options that divide and show the work.
 

@@ -128,7 +128,7 @@ def _folder(
 
 
 def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return a description of a difference between two sweeps, by the trial for a program."""
+    """Return a description of a difference between two sweeps; a program is named by its trial."""
     place, before, now = parts
     if place == "draws":
         release = "another release of JAX, or other settings such as jax_threefry_partitionable"

@@ -189,7 +189,7 @@ def from_row(
 
 
 def mask(ticket: Ticket, name: str) -> np.ndarray:
-    """Return one mask by its name ('w_q', 'layers.0.w_v'), booleans."""
+    """Return one mask by its name ('w_q', 'layers.0.w_v') as booleans."""
     if name in ticket.choices:
         *rows, units = ticket.shapes[name]
         packed = np.asarray(ticket.bits[name]).reshape(*rows, -1)
