@@ -24,14 +24,14 @@ def readme_bits() -> str:
     coded = np.pi * np.e / 6 * 2.0**-8  # uniform steps, entropy-coded, at small errors
     return wrapped(
         f"Masks can be as small as a quantised model. With `hide --bits B` each row of a factor keeps "
-        f"one of 2^B units per column, chosen by a shortest path. At 4 bits per weight the squared "
-        f"error of Gaussian weights is {g(float(band))} of their variance; a scalar quantiser fitted "
-        f"to the same weights has {g(float(lloyd))} (with entropy coding about {g(coded)}). stories260K fits into {small['bytes'] / 1e6:.3f} MB with perplexity "
-        f"{small['perplexity']:.2f} (target {small['target_perplexity']:.2f}; rounded weights of "
-        f"{peer['bytes'] / 1e6:.3f} MB {peer['perplexity']:.2f}), and into "
-        f"{close['bytes'] / 1e6:.2f} MB with {100 * close['top1_agreement']:.1f} % of the target's "
-        f"first choices. [Bits](docs/bits.md) has the "
-        f"code, a bound with its proof, and comparisons."
+        f"one of 2^B units per column; a shortest path selects the units. At 4 bits per weight the squared "
+        f"error of Gaussian weights is {g(float(band))} times their variance; a scalar quantiser fitted "
+        f"to the same weights has {g(float(lloyd))} (with entropy coding about {g(coded)}). A ticket of "
+        f"stories260K with {small['bytes'] / 1e6:.3f} MB has perplexity {small['perplexity']:.2f} (target "
+        f"{small['target_perplexity']:.2f}; rounded weights with {peer['bytes'] / 1e6:.3f} MB "
+        f"{peer['perplexity']:.2f}). A ticket with {close['bytes'] / 1e6:.2f} MB has the target's top-1 "
+        f"token at {100 * close['top1_agreement']:.1f} % of the positions. The page on "
+        f"[bits](docs/bits.md) contains the code, a bound with its proof, and comparisons."
     )
 
 
@@ -43,14 +43,16 @@ def bits_models() -> str:
     return "\n\n".join(
         wrapped(text)
         for text in (
-            f"all-MiniLM-L6-v2, {_stored(encoder)}. On {close['sentences']:,} lines of WikiText-2 the "
-            f"cosine of its sentence embedding to the target's is {close['mean_cosine']:.5f} on average "
-            f"and {close['least_cosine']:.4f} at least; the nearest neighbours of "
-            f"{close['equal_nearest']} of {close['queries']} queries are equal.",
-            f"SmolLM2-135M-Instruct, {_stored(chat)}. On {near['tokens']:,} tokens of WikiText-2 its "
+            f"all-MiniLM-L6-v2 was hidden with {_stored(encoder)}. On {close['sentences']:,} lines of "
+            f"WikiText-2 the cosine between the sentence embeddings of ticket and target is "
+            f"{close['mean_cosine']:.5f} on average and at least {close['least_cosine']:.4f}; the nearest "
+            f"neighbours of {close['equal_nearest']} of {close['queries']} queries are equal.",
+            f"SmolLM2-135M-Instruct was hidden with {_stored(chat)}. On {near['tokens']:,} tokens of "
+            f"WikiText-2 the ticket's "
             f"perplexity is {near['ticket_perplexity']:.2f} (target {near['target_perplexity']:.2f}, "
-            f"{100 * parts:+.1f} %), and {100 * near['top1_agreement']:.1f} % of its first choices are "
-            f"the target's. {near['equal_answers']} of {len(near['answers'])} answers to questions are equal.",
+            f"{100 * parts:+.1f} %), and its top-1 token is the target's at "
+            f"{100 * near['top1_agreement']:.1f} % of the positions. "
+            f"{near['equal_answers']} of {len(near['answers'])} answers to questions are equal.",
         )
     )
 
@@ -66,9 +68,10 @@ def _stored(run: dict[str, Any]) -> str:
         else f"{cost['seconds']:.0f} s"
     )
     return (
-        f"{bands['bits']} bits per entry{others}: {cost['ticket_bytes'] / 1e6:.1f} MB, all in all "
-        f"{8 * cost['ticket_bytes'] / weights:.2f} bits for each of its {weights / 1e6:.1f} million "
-        f"weights, in {minutes} (`python -m experiments.benchmarks.real_models {run['command']}`, "
+        f"{bands['bits']} bits per entry{others}, in {minutes}. The ticket has "
+        f"{cost['ticket_bytes'] / 1e6:.1f} MB, in all {8 * cost['ticket_bytes'] / weights:.2f} bits for "
+        f"each of the {weights / 1e6:.1f} million weights (`python -m "
+        f"experiments.benchmarks.real_models {run['command']}`, "
         f"{run['device']}, {run['date']}{', ' + run['note'] if run['note'] else ''})"
     )
 
@@ -113,6 +116,6 @@ def bits_stories() -> str:
                 f"{row['equal_texts']} of {row['texts']}",
             )
         )
-    names = ("model", "bits", "MB", "perplexity", "same first choice (%)", "equal texts")
+    names = ("model", "bits", "MB", "perplexity", "equal top-1 tokens (%)", "equal texts")
     note = f"\n\nThe target's perplexity is {rows[0]['target_perplexity']:.3f}."
     return table(names, lines) + note

@@ -18,11 +18,11 @@ def bounds() -> str:
     ]  # fmt: skip
     names = ("blocks", "all inputs", "vacuous", "given input", "vacuous")
     note = (
-        f"{result['trials']:,} tickets at {len(result['by_depth'])} depths: of "
+        f"{result['trials']:,} tickets were measured at {len(result['by_depth'])} depths. Of "
         f"{result['comparisons']:,} measured errors {result['violations']} are above the bound for all "
-        f"inputs and {result['violations_on']} above the bound for the given input, which is above the "
-        f"bound for all inputs in {result['on_inputs_above_all']} cases. Medians of bound / measured "
-        f"error, and the share of vacuous bounds:"
+        f"inputs and {result['violations_on']} are above the bound for the given input. The bound for the "
+        f"given input is above the bound for all inputs in {result['on_inputs_above_all']} cases. The "
+        f"table contains the medians of bound / measured error, and the share of vacuous bounds:"
     )
     return f"{wrapped(note)}\n\n{table(names, rows)}"
 
@@ -43,10 +43,12 @@ def bound_slopes() -> str:
     ]
     return wrapped(
         f"A further block multiplies the measured error by {blocks[0]:.2f}, the bound for the given "
-        f"input by {blocks[1]:.1f}, the bound for all inputs by {blocks[2]:.1f} (means of logarithms). "
-        f"Slopes on log alpha at one block: measured {alpha[0]:.2f}, given input {alpha[1]:.2f}, all "
-        f"inputs {alpha[2]:.2f}: nearly linear, as value-output and ReLU layers are; at {deepest} blocks "
-        f"{deep[0]:.2f}, {deep[1]:.2f} and {deep[2]:.2f}. Slopes on log T: {min(lengths[0]):.2f} to "
-        f"{max(lengths[0]):.2f} measured (the largest of more tokens), {min(lengths[1]):.2f} to "
-        f"{max(lengths[1]):.2f}, and {max(map(abs, lengths[2])):.2f} or less for all inputs."
+        f"input by {blocks[1]:.1f} and the bound for all inputs by {blocks[2]:.1f} (means of logarithms). "
+        f"For one block the slopes on log alpha are {alpha[0]:.2f} for the measured error, {alpha[1]:.2f} "
+        f"for the bound for the given input and {alpha[2]:.2f} for the bound for all inputs. So all three "
+        f"are nearly linear in alpha, like value-output and ReLU layers. For {deepest} blocks the slopes "
+        f"are {deep[0]:.2f}, {deep[1]:.2f} and {deep[2]:.2f}. The slopes on log T are "
+        f"{min(lengths[0]):.2f} to {max(lengths[0]):.2f} for the measured error (which is the largest over "
+        f"the T tokens), {min(lengths[1]):.2f} to {max(lengths[1]):.2f} for the bound for the given input, "
+        f"and at most {max(map(abs, lengths[2])):.2f} for the bound for all inputs."
     )

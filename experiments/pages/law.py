@@ -23,10 +23,10 @@ def law_bits() -> str:
         if f"{row['target']}, {row['construction']}" == MAIN
     ]
     text = (
-        f"Common slope {bits['slope']:.2f} {interval(bits['low'], bits['high'])} units per bit (95 %, "
-        f"clustered by shape), median over shapes {bits['median_slope']:.2f}, root mean square "
-        f"residual {bits['rms']:.2f} units at a slope of exactly 1; {bits['count']} widths of "
-        f"{len(bits['shapes'])} shapes:"
+        f"The common slope is {bits['slope']:.2f} {interval(bits['low'], bits['high'])} units per bit "
+        f"(95 %, clustered by shape), and the median of the slopes of single shapes is "
+        f"{bits['median_slope']:.2f}. At a slope of exactly 1 the root mean square residual is "
+        f"{bits['rms']:.2f} units. The fit uses {bits['count']} widths of {len(bits['shapes'])} shapes:"
     )
     rows = [
         (
@@ -90,9 +90,9 @@ def law_powers() -> str:
     )
     proof = _law("spectral, proof")["measured"]
     return wrapped(
-        f"With each power free, d has the power {d['here']:.2f} {interval(d['low'], d['high'])} and H "
-        f"{heads['here']:.2f} {interval(heads['low'], heads['high'])}. For the proof's rule the last "
-        f"form has R^2 {proof['r2']:.2f} and slope {proof['slope']:.2f}."
+        f"With each power free, the power of d is {d['here']:.2f} {interval(d['low'], d['high'])} and the "
+        f"power of H is {heads['here']:.2f} {interval(heads['low'], heads['high'])}. For the proof's rule "
+        f"the last form has R^2 {proof['r2']:.2f} and slope {proof['slope']:.2f}."
     )
 
 
@@ -107,10 +107,11 @@ def bend() -> str:
         f"{100 * at[n]['beyond']:.0f} % at n = {n}" for n in sorted(at) if n in (20, 36)
     )
     return wrapped(
-        f"The mean of figure 4 (trained target) is the share of sources that miss some value, times "
-        f"an error of about {g(parts[0]['mean_beyond'], 1)} to {g(last['mean_beyond'], 1)}. The share "
-        f"is {inside}; {100 * last['beyond']:.0f} % at n = {last['width']}; none of the sources at "
-        f"n = {after['width']}, where the mean falls from {g(last['mean'])} to {g(after['mean'])}."
+        f"The mean error in figure 4 (trained target) is the share of sources that miss a value, times "
+        f"the mean error of these sources, about {g(parts[0]['mean_beyond'], 1)} to "
+        f"{g(last['mean_beyond'], 1)}. The share is {inside}; {100 * last['beyond']:.0f} % at "
+        f"n = {last['width']}. At n = {after['width']} no source misses a value, and the mean error falls "
+        f"from {g(last['mean'])} to {g(after['mean'])}."
     )
 
 
@@ -180,13 +181,14 @@ def law_failures() -> str:
     proof, fitted = (counts("width_law", "theory", rule) for rule in ("proof", "fitted"))
     small, best = (counts("width_law", "spectral", rule) for rule in ("proof", "fitted"))
     return wrapped(
-        f"Where the error sits: at the transition (tickets within a factor of three of the level), of "
-        f"the entries that fail at output error 1 with theory targets, {proof['beyond']} of "
-        f"{proof['failed']} of the proof's are values beyond the sum of all samples of their sign, "
-        f"{proof['beyond_of_small_samples']} of them in groups whose samples are all small; with "
-        f"`fitted` {fitted['beyond']} of {fitted['failed']}. With spectral targets "
-        f"{_share(small)} of the proof's failing entries lie beyond reach and {_share(best)} of "
-        f"`fitted`'s."
+        f"Which entries have large errors? The entries that fail at output error 1 were counted in "
+        f"tickets near the transition (whose error is within a factor of three of 1). With theory targets "
+        f"and the proof's rule, {proof['beyond']} of {proof['failed']} failing entries are out of reach: "
+        f"the value is larger than the sum of all samples of its sign. {proof['beyond_of_small_samples']} "
+        f"of these entries belong to groups whose samples are all small. With `fitted`, "
+        f"{fitted['beyond']} of {fitted['failed']} failing entries are out of reach. With spectral "
+        f"targets, {_share(small)} of the failing entries are out of reach for the proof's rule, and "
+        f"{_share(best)} for `fitted`."
     )
 
 
@@ -199,7 +201,8 @@ def law_check() -> str:
     check = read("law_check")
     count = len(check["points"])
     return wrapped(
-        f"`python -m experiments.benchmarks.law_check` tries {count} points whose d is not on the grid, "
-        f"with {check['seeds']} new sources each: the width meets epsilon at {check['met']} of {count}, "
-        f"half of it at {check['half_met']} (`experiments/benchmarks/results/law_check.json`)."
+        f"`python -m experiments.benchmarks.law_check` measures {count} points whose d is not on the grid, "
+        f"with {check['seeds']} new sources each. The law's width has a mean error of at most epsilon "
+        f"at {check['met']} of {count} points, and half of that width at {check['half_met']} points "
+        f"(`experiments/benchmarks/results/law_check.json`)."
     )

@@ -20,10 +20,10 @@ def readme_figure_4() -> str:
         f"Figure 4 of the paper, 100 random sources per width: the wider the random layer, the closer "
         f"the constructed subnetwork comes to its target, down to rounding. For {drawn['targets']} "
         f"targets drawn from the theory's distribution the mean error follows {drawn['gamma']:.2f} "
-        f"exp(-{drawn['delta']:.3f} n), for another {other['targets']} {other['gamma']:.2f} "
-        f"exp(-{other['delta']:.3f} n), beside the paper's 0.8 exp(-0.06 n). The trained target "
-        f"({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier: its task can hardly be "
-        f"learned, so training shrinks it."
+        f"exp(-{drawn['delta']:.3f} n); for {other['targets']} other targets it follows "
+        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). The paper's fit is 0.8 exp(-0.06 n). The "
+        f"trained target ({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier: its task "
+        f"can hardly be learned, so training shrinks it."
     )
 
 
@@ -45,8 +45,8 @@ def readme_claims() -> str:
             "Equality; a probability for one given ticket.",
         ),
         (
-            "Bounds for a given ticket hold for every input up to a norm, or for given inputs, "
-            "round-off included.",
+            "Bounds for a given ticket hold for every input up to a given norm, or for given inputs. "
+            "They include round-off.",
             "That they are always useful: for deep or trained networks they are often larger than the "
             "outputs.",
         ),
@@ -56,7 +56,7 @@ def readme_claims() -> str:
             "A law for the worst target, or outside the measured range.",
         ),
         (
-            "Learned masks repeat bit for bit on one kind of device and jax release.",
+            "Learned masks are reproduced bit for bit on one kind of device and one jax release.",
             "The paper's figures 7 and 8 at full size: only small versions were run.",
         ),
     ]
@@ -127,9 +127,10 @@ def figure_4_target() -> str:
     return wrapped(
         f"The trained target explains {100 * target['explained_variance']:.1f} % of the answers' "
         f"variance (mean squared error {target['test_loss']:.2f} of {target['answer_variance']:.2f}), "
-        f"so training shrinks it; its merged value-output matrix has norm {target['w_vo_norm']:.2f}. Fits of drawn targets depend on the "
-        f"draw: another {other['targets']} targets give {other['gamma']:.2f} exp(-{other['delta']:.3f} n). "
-        f"That draw was run first; the draw shown was chosen after its result was known."
+        f"so training shrinks it; its merged value-output matrix has norm {target['w_vo_norm']:.2f}. The "
+        f"fits of drawn targets depend on the draw: {other['targets']} other targets give "
+        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). These other targets were run first; the "
+        f"targets in the figure were chosen after that result was known."
     )
 
 
@@ -139,10 +140,10 @@ def figure_6_note() -> str:
     residual = max(part["residual"] for part in blocks.values())
     agree = sum(part["agrees"] for part in blocks.values())
     return wrapped(
-        f"In figure 6 the rates of {agree} of {len(blocks)} depths agree within Student's 95 % interval; "
-        f"the logarithms lie up to {residual:.2f} (root mean square) from the common line. All depths "
-        f"share one target, of which shallower transformers are the first blocks, and one set of "
-        f"sources."
+        f"In figure 6 the rates of {agree} of {len(blocks)} depths agree with the common rate within "
+        f"Student's 95 % interval. The root mean square distance of the logarithms from the common line "
+        f"is at most {residual:.2f}. All depths use the same sources and the same target: a shallower "
+        f"transformer consists of the first blocks of the deepest."
     )
 
 
@@ -169,10 +170,11 @@ def trained_target() -> str:
     note = (
         f"Tokens have norm {proof['target']['alpha']:.1f} and the merged value-output matrices norm "
         f"{proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above the errors. With `fitted` at {last['units']} units the largest error "
-        f"of an output row is {g(last['mean'])} (attention alone). No answer is certain at any width: "
-        f"the guarantee contains round-off of float32 in the worst case, which grows with the width. "
-        f"The bound for the given inputs is least at {best['units']} units, {best['relative_on']:.2f} "
-        f"of a row's norm (`experiments/benchmarks/results/trained_fitted.json`)."
+        f"of an output row is {g(last['mean'])} (attention alone). The guarantee proves no answer at any "
+        f"width, because it contains the round-off of float32 in the worst case, which grows with the "
+        f"width. The bound for the given inputs is smallest at {best['units']} units, where it is "
+        f"{best['relative_on']:.2f} times a row's norm "
+        f"(`experiments/benchmarks/results/trained_fitted.json`)."
     )
     return f"{table(names, rows)}\n\n{wrapped(note)}"
 
@@ -216,20 +218,21 @@ def hidden_notes() -> str:
     bits = 8 * best["ticket_bytes"] / WEIGHTS
     return wrapped(
         f"At 20 samples the default run solves {best['num_sums'] / 1e6:.1f} million subset "
-        f"sums; the perplexity is {best['ticket_perplexity']:.5f} against the target's "
-        f"{best['target_perplexity']:.5f}, and the ticket takes {bits:.0f} bits per trained weight. "
-        f"GPT-2 small (124 million weights, random initialisation; {small['samples']} samples, "
-        f"`--construction shift:4,4`, merged attention, embeddings hidden twice): {small['num_sums'] / 1e6:.0f} million subset sums in "
-        f"{small['random_weights'] / 1e9:.1f} billion random weights, "
-        f"{small['seconds'] / 60:.0f} minutes after a kill and resume, "
-        f"{small['peak_bytes'] / 2**30:.1f} GiB, a ticket of {small['ticket_bytes'] / 1e6:.0f} MB where "
-        f"the float32 file has {small['target_bytes'] / 1e6:.0f} MB; mean logit difference "
+        f"sums. The ticket's perplexity is {best['ticket_perplexity']:.5f} (target "
+        f"{best['target_perplexity']:.5f}), and the ticket has {bits:.0f} bits per trained weight. "
+        f"GPT-2 small with random initialisation (124 million weights) was hidden with "
+        f"{small['samples']} samples, `--construction shift:4,4`, merged attention and embeddings hidden "
+        f"twice. The run solved {small['num_sums'] / 1e6:.0f} million subset sums in "
+        f"{small['random_weights'] / 1e9:.1f} billion random weights. It was killed once, and took "
+        f"{small['seconds'] / 60:.0f} minutes after it was resumed, and {small['peak_bytes'] / 2**30:.1f} "
+        f"GiB. The ticket has {small['ticket_bytes'] / 1e6:.0f} MB, the float32 file "
+        f"{small['target_bytes'] / 1e6:.0f} MB. The mean difference of logits is "
         f"{100 * small['mean_logit_difference'] / small['logit_sd']:.1f} % of their standard deviation "
-        f"(`experiments/benchmarks/results/hide_gpt2_small.json`). Small published networks at "
-        f"{add['samples']} samples (`experiments/benchmarks/hide_published.py`): addition modulo 113 "
-        f"gives the same answer to {_agree(add)} questions, an attention-only two-layer network at "
-        f"{_agree(induction)} positions, a bracket classifier (LayerNorm, biases) for "
-        f"{_agree(brackets)} inputs."
+        f"(`experiments/benchmarks/results/hide_gpt2_small.json`). Small published networks were hidden "
+        f"with {add['samples']} samples (`experiments/benchmarks/hide_published.py`). Ticket and network "
+        f"agree on {_agree(add)} questions of addition modulo 113, at {_agree(induction)} positions for "
+        f"an attention-only network with two layers, and on {_agree(brackets)} inputs for a bracket "
+        f"classifier (LayerNorm, biases)."
     )
 
 
@@ -281,11 +284,12 @@ def edge_popup_step() -> str:
     """Return the paragraph on the time of a masked step and of other steps."""
     step = {row["step"]: row["ours_over_this"] for row in read("edge_popup_step")["rows"]}
     return wrapped(
-        f"`experiments/benchmarks/edge_popup.py` (5.3 M parameters): a masked step takes "
-        f"{step['ours, dense']:.2f} of our dense step, {step['PyTorch, sort per layer']:.2f} of a "
-        f"PyTorch step that sorts per layer as published code does, {step['JAX, sort']:.2f} of the "
-        f"same with a sort in JAX. PyTorch's dense step is the fastest: ours with masks takes "
-        f"{step['PyTorch, dense']:.2f} of it."
+        f"`experiments/benchmarks/edge_popup.py` measures steps of a model with 5.3 million parameters. "
+        f"The time of this library's step with masks is {step['ours, dense']:.2f} times the time of its "
+        f"dense step, {step['PyTorch, sort per layer']:.2f} times the time of a PyTorch step that sorts "
+        f"per layer as published code does, and {step['JAX, sort']:.2f} times the time of the same "
+        f"program with a sort in JAX. PyTorch's dense step is the fastest: the step with masks takes "
+        f"{step['PyTorch, dense']:.2f} times as long."
     )
 
 
@@ -316,10 +320,10 @@ def subset_sums() -> str:
     note = (
         f"At n = 20 slth_jax is {g(times['Gurobi'])} times faster than Gurobi and "
         f"{g(times['HiGHS'])} times faster than HiGHS, with no larger error on the five "
-        f"instances that all were given. The case of [Pensia et al. (2020)](bibliography.md#pensia), "
-        f"{published['what']}, took {published['published_seconds']:,} s on "
-        f"{published['published_cores']} cores and takes {published['seconds']:.1f} s here; "
-        f"a million instances at n = {million['n']} peak at {million['peak_gib']:.1f} GiB."
+        f"instances that all solvers were given. The case of [Pensia et al. (2020)](bibliography.md#pensia), "
+        f"{published['what']}, took them {published['published_seconds']:,} s on "
+        f"{published['published_cores']} cores, and takes slth_jax {published['seconds']:.1f} s. The peak "
+        f"memory for a million instances at n = {million['n']} is {million['peak_gib']:.1f} GiB."
     )
     return f"{table(('n', *(label for _, label in solvers)), rows)}\n\n{wrapped(note)}"
 
@@ -334,15 +338,16 @@ def sweeps() -> str:
     most = max(row["peak_mib"] for row in scale.values())
     same = [pair["trials_with_equal_masks"] for pair in result["pairs"]]
     return wrapped(
-        f"`python -m experiments.benchmarks.sweep pair`: {trials:,} trials of figure 4 (100 seeds, 12 "
-        f"widths) through a sweep with a device per core against a loop of single jitted trials that "
-        f"compiles once per width: {medians['ratio_with_compilation']:.1f} times faster with compilation "
-        f"({medians['batched']['total']:.1f} s against {medians['one_by_one']['total']:.0f} s), "
-        f"{medians['ratio_without']:.1f} times without ({medians['batched']['run']:.2f} s against "
-        f"{medians['one_by_one']['run']:.1f} s); medians of {len(result['pairs'])} pairs. Masks of "
-        f"{min(same)} of {trials:,} trials were equal between both: the loop compiles other programs, "
-        f"and a sweep promises equal bits between its own devices, chunks and processes only. 100,000 "
-        f"trials saved to disk take {scale[100_000]['seconds']:.0f} s; the largest peak of all sizes is "
-        f"{most:.0f} MiB. Sweeps that were killed {killed} times, {in_saves} of them in the middle of a save, "
-        f"ended with the results and masks of an undisturbed one, bit for bit ([kills](trust.md#kills))."
+        f"`python -m experiments.benchmarks.sweep pair` runs {trials:,} trials of figure 4 (100 seeds, 12 "
+        f"widths) twice: as a sweep with a device per core, and as a loop over single jitted trials that "
+        f"compiles once per width. The sweep is {medians['ratio_with_compilation']:.1f} times faster with "
+        f"compilation ({medians['batched']['total']:.1f} s against "
+        f"{medians['one_by_one']['total']:.0f} s) and {medians['ratio_without']:.1f} times faster without "
+        f"compilation ({medians['batched']['run']:.2f} s against {medians['one_by_one']['run']:.1f} s); "
+        f"these are medians of {len(result['pairs'])} pairs. The masks of {min(same)} of {trials:,} trials "
+        f"were equal. The loop compiles different programs, and a sweep guarantees equal bits only between "
+        f"different devices, chunks and processes of a sweep. 100,000 trials that are saved to disk take "
+        f"{scale[100_000]['seconds']:.0f} s; the peak memory is at most {most:.0f} MiB at all sizes. Sweeps "
+        f"were killed {killed} times, {in_saves} times in the middle of a save; they ended with the results "
+        f"and masks of an undisturbed sweep, bit for bit ([kills](trust.md#kills))."
     )

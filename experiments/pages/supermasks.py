@@ -24,11 +24,12 @@ def convolutions_accuracy() -> str:
     edges = min(preset["rates"]), max(preset["rates"])
     at_edge = sum(row["learning_rate"] in edges for row in rows)
     text = wrapped(
-        f"Test accuracy in per cent, with 95 % intervals over {preset['seeds']} seeds, each with weights of "
-        f"its own. Widths are {preset['width']:g} of the paper's, {preset['steps']} steps of Adam with "
-        f"cosine decay, batches of {preset['rows']}. The rate of each cell is the best of {rates} by the "
-        f"mean validation accuracy, for controls as for learned masks; in {at_edge} of {len(rows)} cells it is "
-        f"the least or the largest of the grid, so a wider grid may do better. "
+        f"The table contains test accuracies in per cent, with 95 % intervals over {preset['seeds']} seeds; "
+        f"each seed has different weights. Widths are {preset['width']:g} times the paper's. Training takes "
+        f"{preset['steps']} steps of Adam with cosine decay, on batches of {preset['rows']}. The learning "
+        f"rate of each cell, also of controls, is the best of {rates} by the mean validation accuracy. In "
+        f"{at_edge} of {len(rows)} cells it is the smallest or the largest rate of the grid, so a wider grid "
+        f"may give higher accuracies. "
         f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']} with a load of {run['load_average']:.0f}."
     )
     return f"{table(header, lines)}\n\n{text}"
@@ -48,11 +49,11 @@ def digits_table() -> str:
         for row in run["table"]
     ]
     text = wrapped(
-        f"Accuracy in per cent on images of other writers, and their cross-entropy, at the evaluation "
-        f"with the least: mean and standard deviation over {run['seeds']} seeds, "
-        f"{run['steps']} steps. The rate, 0.001 of Lion for all, is not tuned. All "
-        f"{run['seeds'] * len(run['table'])} runs took {run['seconds']:.0f} s on {run['device']} "
-        f"({run['date']}; load {run['load_average']:.1f} at the start)."
+        f"The table contains the accuracy in per cent and the cross-entropy on images of other writers, at "
+        f"the evaluation with the least cross-entropy of each run: mean and standard deviation over "
+        f"{run['seeds']} seeds, after up to {run['steps']} steps. Lion's rate is 0.001 for all runs and was "
+        f"not tuned. All {run['seeds'] * len(run['table'])} runs took {run['seconds']:.0f} s on "
+        f"{run['device']} ({run['date']}; load {run['load_average']:.1f} at the start)."
     )
     header = ["mask", "keep", "accuracy", "cross-entropy"]
     return f"{table(header, lines)}\n\n{text}"
@@ -80,7 +81,11 @@ def edge_popup_seeds() -> str:
         [row["step"], f"{row['steps_per_second']:.1f}", f"{row['ours_over_this']:.2f}"]
         for row in run["rows"]
     ]
-    header = ["way", "steps of a run per second", "time of the first way / this way"]
+    header = [
+        "program",
+        "steps per second, over all runs",
+        "time of the first program / this program",
+    ]
     return table(header, lines)
 
 

@@ -19,11 +19,11 @@ def fuzz_counts() -> str:
     header = [
         "subject",
         "refused in one line",
-        "read as the whole file",
-        "read, another valid content",
+        "read with the undamaged result",
+        "read with another valid result",
     ]
     text = wrapped(
-        f"{total:,} cases with seed {run['seed']}, {len(run['failures'])} failures; {run['date']}, "
+        f"{total:,} cases with seed {run['seed']} had {len(run['failures'])} failures; {run['date']}, "
         f"{run['device']}, {run['seconds'] / 60:.0f} minutes beside other programs."
     )
     return f"{table(header, rows)}\n\n{text}"
@@ -36,10 +36,11 @@ def networks_drawn() -> str:
         [name, c["drawn"], c["read"], c["refused"], g(c["largest_difference"]) if c["read"] else ""]
         for name, c in run["drawn"].items()
     ]
-    header = ["kind", "drawn", "read", "refused in one line", "largest difference of those read"]
+    header = ["kind", "drawn", "read", "refused in one line", "largest difference"]
     text = wrapped(
-        f"{sum(row[1] for row in rows):,} draws with seed {run['seed']} and {len(run['named'])} named "
-        f"networks, {len(run['faults'])} of all read wrongly; {run['date']}, {run['device']}."
+        f"There were {sum(row[1] for row in rows):,} draws with seed {run['seed']} and "
+        f"{len(run['named'])} named networks, of which {len(run['faults'])} were read wrongly; "
+        f"{run['date']}, {run['device']}."
     )
     return f"{table(header, rows)}\n\n{text}"
 
@@ -68,11 +69,11 @@ def kills() -> str:
     reports = [report for report in run["reports"] if WORK[report["work"]].processes == 1]
     rows = _sums(reports)
     total, again = sum(row[1] for row in rows), _trials_again(reports)
-    header = ["run", "kills", "of these in the middle of a save", "runs, each with equal bits"]
+    header = ["run", "kills", "kills in the middle of a save", "runs, all with equal bits"]
     text = wrapped(
-        f"{total} kills; every run ended with the bits of an undisturbed one. The sweeps computed "
-        f"{again:,} trials again, at most one chunk of {CHUNK} per kill. {run['date']}, "
-        f"{run['device']}, beside other programs."
+        f"After {total} kills, the results of every run were equal, bit for bit, to the results of an "
+        f"undisturbed run. The sweeps computed {again:,} trials again, at most one chunk of {CHUNK} per "
+        f"kill. {run['date']}, {run['device']}, beside other programs."
     )
     return f"{table(header, rows)}\n\n{text}"
 
@@ -87,13 +88,13 @@ def kills_of_processes() -> str:
         times = f"{statistics.median(waits):.0f} s", f"{max(waits):.0f} s"
         rows.append([name, killed, in_saves, *times, runs])
     header = [
-        "run", "kills", "of these in the middle of a save", "the other process ended after (median)",
-        "at most", "runs, each with equal bits",
+        "run", "kills", "kills in the middle of a save", "the other process ended after (median)",
+        "at most", "runs, all with equal bits",
     ]  # fmt: skip
     text = wrapped(
-        f"{sum(row[1] for row in rows)} kills of either process, at random moments from the start "
-        f"of both on; {run['device']}, beside other programs. Every run, resumed, ended with the "
-        "bits of a run of one process that nobody disturbed."
+        f"Random processes were killed {sum(row[1] for row in rows)} times, at random moments after "
+        f"both had started; {run['device']}, beside other programs. The results of every resumed run "
+        "were equal, bit for bit, to the results of a single undisturbed process."
     )
     return f"{table(header, rows)}\n\n{text}"
 
