@@ -8,6 +8,7 @@ import importlib
 import re
 
 import pytest
+from cells import cells
 
 from experiments.notebooks import run
 
@@ -43,7 +44,7 @@ def test_every_notebook_is_here():
     assert NAMES == run.NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cells(NAMES, fast=["strong_tickets_in_ten_minutes"]))
 def test_it_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.delenv("SLTH_DATA", raising=False)  # the story's small model, here as anywhere
     # As in a reader's kernel: as many devices as there are, and the library at hand.

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cells import cells
 
 from experiments.pages import render
 
@@ -22,8 +23,9 @@ def name(page):
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
-def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("of_page", cells(map(name, WITH_SNIPPETS), fast=["README.md"]))
+def test_the_snippets_of_a_page_run_one_after_another(of_page, tmp_path, monkeypatch, capsys):
+    page = ROOT / of_page
     monkeypatch.chdir(tmp_path)
     if "import torch" in page.read_text():
         pytest.importorskip("torch")

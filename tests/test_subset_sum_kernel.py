@@ -20,7 +20,11 @@ by_xla = functools.partial(jax.jit, static_argnames=("max_exact", "lanes"))(batc
 
 @compiled
 @pytest.mark.parametrize(
-    ("n", "max_exact"), [(1, 2), (2, 30), (7, 24), (12, 12), (16, 24), (21, 30), (26, 24), (40, 24)]
+    ("n", "max_exact"),
+    [
+        *((1, 2), (2, 30), (7, 24), (12, 12), (16, 24)),
+        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in ((21, 30), (26, 24), (40, 24))),
+    ],
 )
 def test_masks_and_numbers_equal_those_of_xla(n, max_exact):
     draws = [cases.both(n, 100), *(cases.adversarial(n, 203, seed) for seed in range(1, 6))]
@@ -81,6 +85,7 @@ def broken_compiler(folder):
     return str(path)
 
 
+@pytest.mark.slow
 @compiled
 def test_without_a_kernel_the_result_is_the_same_after_one_line(tmp_path):
     file = tmp_path / "file"
@@ -103,6 +108,7 @@ def test_without_a_kernel_the_result_is_the_same_after_one_line(tmp_path):
         assert name in lines[0] or name == "switched off", lines
 
 
+@pytest.mark.slow
 @compiled
 def test_processes_that_start_at_once_compile_once(tmp_path):
     shim = tmp_path / "c++"

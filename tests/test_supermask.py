@@ -81,6 +81,7 @@ def test_traced_num_kept_equals_num_kept():
         assert traced.tolist() == [supermask.num_kept(size, keep) for keep in keeps]
 
 
+@pytest.mark.slow
 def test_counts_above_2_24_entries_are_exact():
     size = 2**24 + 3
     scores = jnp.ones(size, jnp.float16)

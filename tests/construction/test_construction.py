@@ -249,6 +249,7 @@ def test_masks_that_are_no_booleans_of_the_weights_are_refused(change, message):
         construction.apply_masks(source, changed)
 
 
+@pytest.mark.slow
 def test_masks_are_applied_to_lists_of_blocks_as_to_tuples():
     shape = {"num_blocks": 2, "num_heads": 2, "d": 2, "hidden": [], "n_k": 8, "n_v": 8}
     source = list(initializers.theory_transformer(KEY, units=[12], **shape))

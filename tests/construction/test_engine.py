@@ -192,6 +192,7 @@ def test_fitted_units_are_those_that_bring_targets_to_the_middle_of_their_sums(s
         gain = by_hand.send(chosen)
 
 
+@pytest.mark.slow
 def test_fitted_targets_lie_nearer_to_the_middle_than_those_assigned_by_size():
     left, right, target = uniform(3, 16, 160), uniform(4, 160, 8), 3 * uniform(5, 16, 8)
     off = {}
@@ -209,6 +210,7 @@ def test_a_rule_that_reads_the_target_needs_it():
         rules.get("fitted").assignment(uniform(1, 20, 3), 20)
 
 
+@pytest.mark.slow
 def test_narrow_sources_have_fewer_shift_units_and_every_column_a_unit():
     rule = rules.shift(4, 2)
     right = uniform(6, 20, 3)

@@ -55,7 +55,7 @@ def test_an_empty_mask_is_vacuous_and_a_perfect_ticket_is_only_rounding():
     assert 1e-4 < moved.error < 0.1 and moved.round_off < 1e-10
 
 
-@pytest.mark.parametrize("n", [18, 120])
+@pytest.mark.parametrize("n", [18, pytest.param(120, marks=pytest.mark.slow)])
 def test_transformer_error_is_below_the_bound(n):
     source, target, masks, _ = pruned_transformer(n)
     ticket = construction.apply_masks(source, masks)

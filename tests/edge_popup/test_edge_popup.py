@@ -97,6 +97,7 @@ def test_raw_scores_have_the_plain_gradient():
     np.testing.assert_array_equal(gradient["w"], weights["w"])
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_whole_batch():
     plain, parts = (make_step(accumulate=n) for n in (1, 4))
     a, metrics_a = plain(start(), tokens(0), 0.3)
@@ -143,6 +144,7 @@ def test_vmap_is_a_loop():
         assert not np.array_equal(alone.trainable.scores["wte"], run.trainable.scores["wte"])
 
 
+@pytest.mark.slow
 def test_dense_training_is_ordinary_training():
     params = MODEL.init(jax.random.key(0))
     optimizer = optax.adamw(0.02, weight_decay=0.1)
@@ -176,6 +178,7 @@ def test_weight_decay_moves_scores_and_matrices_but_no_gains():
     assert moved == {"wte": True, "norm.gain": False, "h.norm.gain": False, "h.attn.bias": False}
 
 
+@pytest.mark.slow
 def test_learned_parts_train_beside_the_scores():
     model = dataclasses.replace(MODEL, embeddings="learned", gains="learned")
     state = start(model=model)
@@ -190,6 +193,7 @@ def test_learned_parts_train_beside_the_scores():
     assert set(moved) | {"h.attn.k.bias"} == set(model.learned)
 
 
+@pytest.mark.slow
 def test_redraw_touches_only_pruned_weights():
     variant = dataclasses.replace(edge_popup.VARIANTS["iterand"], redraw_rate=0.5)
     state = start(variant=variant)
@@ -209,6 +213,7 @@ def test_redraw_touches_only_pruned_weights():
     chex.assert_trees_all_equal(state.trainable, after.trainable)
 
 
+@pytest.mark.slow
 def test_shuffled_masks_keep_their_counts():
     state = start()
     kept = edge_popup.masks(None, state.trainable.scores, state.weights, 0.3, RAMANUJAN)

@@ -115,6 +115,7 @@ def test_any_tree_is_fitted_and_its_weights_stay(name):
     same(params, before)
 
 
+@pytest.mark.slow
 def test_a_module_keeps_its_state_and_evaluates_without_dropout():
     def evaluate(module, rows):
         return {"loss": module_loss(module, rows), "rng": module.drop.rngs.count[...]}
@@ -251,6 +252,7 @@ def test_many_runs_are_fits_of_their_own_and_a_table():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_fractions_by_name_and_a_convolution_ranked_whole():
     params = {"conv": {"kernel": jax.random.normal(KEY, (3, 3, 1, 8))},
               "out": {"kernel": jax.random.normal(KEY, (8, 2))}}  # fmt: skip

@@ -84,6 +84,7 @@ def test_any_optimiser_trains_and_goes_on_to_the_same_bits(optimizer, tmp_path):
     same(whole, stopped_and_resumed(tmp_path, training))
 
 
+@pytest.mark.slow
 def test_random_keys_in_the_state_of_a_tree_go_on(tmp_path):
     def noisy(params, state, rows, key):
         noise = 0.1 * jax.random.normal(state["key"], rows[0].shape)
@@ -100,6 +101,7 @@ def test_random_keys_in_the_state_of_a_tree_go_on(tmp_path):
     assert after.dtype == KEY.dtype and not np.array_equal(*map(jax.random.key_data, (after, KEY)))
 
 
+@pytest.mark.slow
 def test_float16_weights_train_beside_controls_in_their_dtype():
     """Adam divides by 1e-8, which is 0 in float16: moving arrays are float32, the model is not."""
     half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float16), tree)  # noqa: E731

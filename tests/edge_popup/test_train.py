@@ -113,7 +113,7 @@ def test_the_best_of_each_run_is_kept_with_its_params_or_without():
     np.testing.assert_array_equal(after.moving["p"], [[0, 0, 0], [1, 1, 1]])
 
 
-@pytest.mark.parametrize("best_params", [True, False])
+@pytest.mark.parametrize("best_params", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_sigterm_ends_after_the_steps_in_flight_and_the_rest_has_the_same_bits(
     runs, tmp_path, best_params
 ):
@@ -180,6 +180,7 @@ def test_what_does_not_go_together_is_refused(runs):
         edge_popup.Program(runs.program.task, 2, mesh=mesh)
 
 
+@pytest.mark.slow
 def test_runs_in_groups_are_the_runs_together(runs):
     grouped = edge_popup.Program(runs.program.task, 2, together=1)
     together = edge_popup.train(runs, evaluate_every=4)

@@ -257,6 +257,7 @@ def test_changed_results_of_a_finished_run_are_noticed(
     assert main(["report", str(run)]) == 0
 
 
+@pytest.mark.slow
 def test_without_a_terminal_progress_is_lines_with_the_time(tmp_path):
     done = run_command("hidden-dim", "--out", str(tmp_path / "run"), *SMALL[:-1])
     assert done.returncode == 0, done.stderr
@@ -266,6 +267,7 @@ def test_without_a_terminal_progress_is_lines_with_the_time(tmp_path):
     assert all(re.match(stamp, line) for line in more) and "of 4" in more[-1]
 
 
+@pytest.mark.slow
 def test_the_number_of_shards_is_said_once(tmp_path, capsys):
     line = ["hidden-dim", "--out", str(tmp_path / "run"), *SMALL]
     assert main([*line, "--shard", "1"]) == 2

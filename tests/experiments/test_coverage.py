@@ -42,6 +42,7 @@ def test_a_number_with_the_standard_error_of_few_values(count):
     assert plain < 0.94  # the normal distribution's 1.96
 
 
+@pytest.mark.slow
 def test_differences_over_pairs_of_seeds():
     def pair():
         seeds = RNG.normal(size=5)

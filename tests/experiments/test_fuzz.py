@@ -13,7 +13,10 @@ from experiments.fuzz.subject import Subject
 
 SEALED = Subject("x", lambda _: None, lambda *_: None, lambda _: None)
 # The runs that these subjects repeat take seconds a case.
-LONG = ("fit folder", "report", "hide folder")
+LONG = (
+    "fit folder", "report", "hide folder", "band ticket bytes", "encoder ticket bytes",
+    "model ticket bytes",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

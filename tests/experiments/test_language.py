@@ -182,6 +182,7 @@ def test_user_mistakes_are_one_line(capsys, tmp_path):
         assert error.startswith("error: ") and message in error
 
 
+@pytest.mark.slow
 def test_dry_run_numbers():
     lines = comparison.dry_run(comparison.PRESETS["paper"])
     assert "small x1, tickets: 124,439,808 parameters" in lines

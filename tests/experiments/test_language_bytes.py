@@ -55,6 +55,7 @@ def corpus(text_folder, tmp_path_factory):
     return text.load(str(text_folder), cache=str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_rounded_at_its_best_step(corpus, tmp_path):
     runs = [Run("dense", 0, 1.0, 1.0, 0.01), Run("dense", 1, 1.0, 1.0, 0.02)]
     trained = training.train(JOB, runs, corpus, tmp_path)
@@ -71,6 +72,7 @@ def test_a_trained_model_is_rounded_at_its_best_step(corpus, tmp_path):
         assert row["loss_3_bits"] != pytest.approx(row["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bytes_of_a_ticket_are_those_of_its_file(corpus, tmp_path):
     job = dataclasses.replace(JOB, dense=False, schedule=edge_popup.Schedule(steps=2, warmup=1))
     trained = training.train(job, [Run("ticket", 0, 1.0, 0.1, 0.02)], corpus, tmp_path)

@@ -66,6 +66,7 @@ def test_presets():
         Model(SETTINGS, gains="free")
 
 
+@pytest.mark.slow
 def test_parts_that_learn_are_a_setting():
     model = dataclasses.replace(MODEL, embeddings="learned", gains="learned")
     weights, trainable = model.start(key(), RAMANUJAN)

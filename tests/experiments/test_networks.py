@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cells import cells
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -17,7 +18,7 @@ COMMITTED = {entry["name"]: entry["kind"] for entry in read("networks")["named"]
 LAYERS = ("torch", "linen", "nnx")
 
 
-@pytest.mark.parametrize("kind", kinds.DRAWS)
+@pytest.mark.parametrize("kind", cells(kinds.DRAWS, fast=("llama", "bert")))
 def test_drawn_networks_are_read_as_their_maker_computes_them_or_refused(kind, tmp_path):
     for i in range(8 if kind in LAYERS else 3):
         folder = tmp_path / str(i)

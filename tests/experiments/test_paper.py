@@ -94,6 +94,7 @@ def test_its_ticket_is_whole_and_computes_what_the_run_says(hidden_dim):
         np.testing.assert_array_equal(mask, stored_masks[name])
 
 
+@pytest.mark.slow
 def test_the_error_that_its_ticket_claims_is_verified(hidden_dim):
     (path,) = (hidden_dim / "tickets").glob("*.ticket.safetensors")
     with jax.enable_x64(True):  # as in the run

@@ -80,6 +80,7 @@ def test_the_ticket_computes_its_target_and_is_verified(gpt2):
     assert sum(bits.size for bits in report.ticket.bits.values()) == size
 
 
+@pytest.mark.slow
 def test_pieces_shards_and_devices_change_no_bit(gpt2, tmp_path, monkeypatch):
     reader, spec, _, path = gpt2
     monkeypatch.setattr(pieces, "_SUMS", 1 << 6)

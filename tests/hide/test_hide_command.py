@@ -129,6 +129,7 @@ def test_chat_with_a_folder(models_on_disk, tmp_path, run, words):
     assert status == 2 and "a folder with a chat template" in err
 
 
+@pytest.mark.slow
 def test_embed_texts(models_on_disk, tmp_path, run, words):
     path, tokens, _ = models_on_disk["bert"]
     out = tmp_path / "out"
@@ -190,6 +191,7 @@ def test_bad_input_is_one_line(models_on_disk, tmp_path, run):
     assert status == 2 and "cannot read" in err
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_a_run_costs(models_on_disk, tmp_path, run):
     path, _, _ = models_on_disk["gpt2"]
     options = ("hide", path, "--samples", 8, "--construction", "shift:2,4", "--scales", "rows")

@@ -55,6 +55,7 @@ def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_
     np.testing.assert_allclose(as_it_is, logits, atol=2e-4 * measured["logit_sd"] + 2e-4)
 
 
+@pytest.mark.slow
 def test_sentence_embeddings_of_a_ticket(models_on_disk, tmp_path_factory, monkeypatch):
     """Masked, padded, pooled: close to the target's, and not changed by padding."""
     options = {"samples": 14, "construction": rules.shift(2, 4, 0.5), "attention": "factored"}
@@ -151,6 +152,7 @@ def test_masks_do_not_depend_on_the_number_of_devices(llama):
     np.testing.assert_array_equal(*bits)
 
 
+@pytest.mark.slow
 def test_kept_parts_stay_the_targets(models_on_disk, tmp_path_factory):
     options = {"samples": 8, "construction": "reach", "keep": ("embedding", "layers")}
     reader, spec, _, path, _ = solved(models_on_disk, tmp_path_factory, "plain_llama", **options)
@@ -285,6 +287,7 @@ def test_a_damaged_ticket_is_noticed(llama, tmp_path):
     assert all(entry.get("dtype", "U8") == "U8" for entry in header.values())
 
 
+@pytest.mark.slow
 def test_norms_stay_exact_beside_bands(models_on_disk, tmp_path_factory):
     """In a post-norm model at few bits, the norms' maps are subset sums with exact zeros."""
     reader, spec, tokens, path, _ = solved(models_on_disk, tmp_path_factory, "bert", bits=8)
@@ -302,6 +305,7 @@ def test_norms_stay_exact_beside_bands(models_on_disk, tmp_path_factory):
     np.testing.assert_allclose(as_it_is, hide.logits(model, tokens), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_row_has_a_scale_that_the_ticket_names(models_on_disk, tmp_path_factory):
     """Recomputed from the ticket alone, merged and as it is; pieces and shards change no bit."""
     options = {"samples": 10, "construction": rules.shift(2, 4, 0.5), "scales": "rows"}
@@ -326,8 +330,12 @@ def test_each_row_has_a_scale_that_the_ticket_names(models_on_disk, tmp_path_fac
     ("name", "options"),
     [
         ("gpt2", {"samples": 10, "scales": "rows"}),
-        ("plain_llama", {"samples": 8, "form": "relu", "attention": "merged"}),
-        ("plain_llama", {"bits": 2}),
+        pytest.param(
+            "plain_llama",
+            {"samples": 8, "form": "relu", "attention": "merged"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("plain_llama", {"bits": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_the_entry_with_the_largest_error_is_named(
@@ -420,6 +428,7 @@ def test_large_key_biases_cost_less_than_twice_the_error(large_biases, tmp_path)
     assert with_biases < 2 * without < with_as_many_samples
 
 
+@pytest.mark.slow
 def test_scales_of_rows_serve_outliers(models_on_disk):
     """One entry a hundred times the others; the same masks on every number of devices."""
     reader = models.weights.open(models_on_disk["gpt2"][0])

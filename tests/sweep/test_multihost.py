@@ -44,6 +44,7 @@ def test_two_processes_give_the_results_of_one(reference, tmp_path):
     assert sweep_worker.digest(sweep.load(out)) == reference
 
 
+@pytest.mark.slow
 def test_sigterm_at_one_process_ends_both_and_one_process_finishes(reference, tmp_path):
     statuses, texts = launch(tmp_path, "sigterm")
     assert statuses == [143, 143], texts

@@ -125,6 +125,7 @@ def test_bad_claims_are_one_line(honest, tmp_path):
         ticket.verify(path, target=target(), inputs=X)
 
 
+@pytest.mark.slow
 def test_a_row_of_a_sweep_becomes_a_ticket(tmp_path):
     def trial(key, hparams):
         width, padded = hparams["width"], hparams["width_max"]
