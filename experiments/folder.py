@@ -24,6 +24,8 @@ class Sweep(NamedTuple):
 
     Programs are compiled at the largest padded size, since narrower sources cost little in a
     program of that size. If a run has several sweeps, `part` is the name of a sweep's folder.
+    Trials of sweeps of one `kind` take time in proportion to their `work`, so that an estimate
+    runs only one of these sweeps.
     """
 
     what: str  # the title of the progress bar
@@ -34,6 +36,8 @@ class Sweep(NamedTuple):
     chunk: int | None = None
     part: str = ""
     static: Sequence[str] = ()
+    kind: str = ""
+    work: float = 1.0
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of `sweep.run` that describe this sweep, without seeds."""

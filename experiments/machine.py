@@ -80,13 +80,18 @@ def duration(seconds: float) -> str:
 
 
 def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
-    """Run a batch of each sweep at its largest size; return the estimated cost of all sweeps.
+    """Run a batch of each kind of sweep at its largest size; return the estimate for all sweeps.
 
     The estimated time is the time of compilation plus the trials' time. The estimated memory is the
     peak of this process, since the peak does not depend on the number of trials.
     """
+    kinds: dict[str, list[Sweep]] = {}
+    for index, planned in enumerate(sweeps):
+        kinds.setdefault(planned.kind or str(index), []).append(planned)
     lines, total = [], 0.0
-    for planned in sweeps:
+    for alike in kinds.values():
+        planned = max(alike, key=lambda other: other.work)
+        scale = sum(other.work for other in alike) / planned.work
         count = seeds * math.prod(map(len, planned.grid.values()))
         # The grid point with the largest sizes: every program of the sweep has this size.
         point = {
@@ -99,11 +104,12 @@ def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
         compiled = math.prod(
             len(values) for name, values in planned.grid.items() if name not in planned.padded
         )
-        seconds = done.compile_seconds * compiled + done.run_seconds * count / probed
-        total += seconds
+        run_seconds = done.run_seconds * count / probed
+        total += done.compile_seconds * compiled * len(alike) + run_seconds * scale
+        others = f"; {len(alike) - 1} more by their work" if len(alike) > 1 else ""
         lines.append(
             f"  {planned.what}: {count:,} trials at {1e3 * done.run_seconds / probed:.3g} ms, "
-            f"compiling {done.compile_seconds:.1f} s"
+            f"compiling {done.compile_seconds:.1f} s{others}"
         )
     lines.append(
         f"  about {duration(total)} and {peak_bytes() / 2**30:.1f} GiB of memory on this machine "

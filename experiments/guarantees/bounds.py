@@ -94,9 +94,11 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         ratio=("ratio", np.median),
         ratio_on=("ratio_on", np.median),
     )
-    out.figure(plots_bounds.growth(trials, config.depths), "bounds")
+    points = plots_bounds.medians(trials, config.depths)
+    out.figure(plots_bounds.growth(points), "bounds")
     return {
         "rows": rows,
+        "medians": points,
         "trials": len(trials) // len(config.depths),
         "comparisons": len(trials),
         "violations": sum(row["violated"] for row in trials),

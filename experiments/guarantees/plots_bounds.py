@@ -14,54 +14,64 @@ from experiments.guarantees.trial import LENGTHS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = {"error": "measured", "bound_on": "guaranteed, these inputs", "bound": "guaranteed, all"}
+KINDS = {
+    "error": "measured",
+    "bound_on": "guaranteed, given input",
+    "bound": "guaranteed, all inputs",
+}
+PANELS = {"alpha": r"input bound $\alpha$", "length": "input length $T$", "depth": "blocks $B$"}
 
 
-def growth(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> Figure:
-    """Draw medians of the error and of both bounds against input bound, input length and depth."""
-    figure, (by_alpha, by_length, by_depth) = plots.several(3, 12.0, 4.2)
+def medians(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> list[dict[str, Any]]:
+    """Return medians of error and bounds by input bound, by input length, and by depth.
+
+    A row has a `panel`, the place `x` on its axis, the depth `num_blocks` and a column per kind.
+    Input bounds are put into intervals of half a doubling.
+    """
     edges = 2 ** np.linspace(-2, 2, 9)
-    for index, (kind, label) in enumerate(KINDS.items()):
-        at = {depth: [row for row in trials if row["num_blocks"] == depth] for depth in depths}
-        for depth, style in ((min(depths), "-"), (max(depths), "--")):
-            rows = at[depth]
-            middle = [
-                [row for row in rows if low <= row["alpha"] < high]
-                for low, high in itertools.pairwise(edges)
+    groups: list[tuple[str, float, int, list[dict[str, Any]]]] = []
+    for depth in depths:
+        rows = [row for row in trials if row["num_blocks"] == depth]
+        groups.append(("depth", depth, depth, rows))
+        if depth not in (min(depths), max(depths)):
+            continue
+        for low, high in itertools.pairwise(edges):
+            inside = [row for row in rows if low <= row["alpha"] < high]
+            groups.append(("alpha", float(np.sqrt(low * high)), depth, inside))
+        for length in LENGTHS:
+            of_length = [row for row in rows if row["length"] == length]
+            groups.append(("length", length, depth, of_length))
+    return [
+        {"panel": panel, "x": x, "num_blocks": depth}
+        | {kind: float(np.median([row[kind] for row in rows])) for kind in KINDS}
+        for panel, x, depth, rows in groups
+        if rows
+    ]
+
+
+def growth(points: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the medians of error and bounds against input bound, input length and depth."""
+    figure, panels = plots.several(3, 8.4, 4.0)
+    least, most = (function(point["num_blocks"] for point in points) for function in (min, max))
+    for axes, (panel, name) in zip(panels, PANELS.items(), strict=True):
+        chosen = [point for point in points if point["panel"] == panel]
+        # Depth is the horizontal axis of the last panel, and a kind of line in the others.
+        series = [(chosen, "-")]
+        if panel != "depth":
+            series = [
+                ([point for point in chosen if point["num_blocks"] == depth], style)
+                for depth, style in {most: "--", least: "-"}.items()
             ]
-            of_length = [[row for row in rows if row["length"] == t] for t in LENGTHS]
-            for axes, where, groups in (
-                (by_alpha, np.sqrt(edges[1:] * edges[:-1]), middle),
-                (by_length, np.array(LENGTHS), of_length),
-            ):
-                _line(axes, where, groups, kind, label, index, style)
-        _line(by_depth, np.array(depths), list(at.values()), kind, label, index, "-")
-    for axes, name in ((by_alpha, r"input bound $\alpha$"), (by_length, "input length $T$")):
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel(name)
-    by_depth.set_xlabel("blocks $B$")
-    for axes in (by_alpha, by_length, by_depth):
+            axes.set_xscale("log", base=2)
+        for rows, style in series:
+            for color, kind in zip(plots.COLORS, KINDS, strict=False):
+                x, y = ([row[column] for row in rows] for column in ("x", kind))
+                label = KINDS[kind] if style == "-" else None
+                axes.plot(x, y, f"o{style}", color=color, markersize=3, label=label)
         axes.set_yscale("log")
-    by_alpha.set_ylabel("largest error of a row, median")
-    by_depth.legend(frameon=False, fontsize=9)
-    least, most = min(depths), max(depths)
-    figure.suptitle(
-        "Tickets in random transformers, measured and guaranteed "
-        f"(left, middle: solid B = {least}, dashed B = {most})"
-    )
+        axes.set_xlabel(name)
+    panels[0].set_ylabel("largest error of a row, median")
+    handles = panels[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.suptitle(f"Measured and guaranteed errors (solid: B = {least}, dashed: B = {most})")
     return figure
-
-
-def _line(axes, where, groups, kind, label, index, style) -> None:
-    kept = [(x, [row[kind] for row in group]) for x, group in zip(where, groups, strict=True)]
-    kept = [(x, values) for x, values in kept if values]
-    axes.plot(
-        [x for x, _ in kept],
-        [np.median(values) for _, values in kept],
-        style,
-        marker="o",
-        markersize=3,
-        color=plots.COLORS[index],
-        linewidth=1.3,
-        label=label,
-    )

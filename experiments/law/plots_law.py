@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.law.regression import SMALL_ERRORS
-from experiments.plots import COLORS, PAPER, figure, two
+from experiments.plots import COLORS, PAPER, figure, several, two
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
       widths: the least widths for one target and one construction.
       bits: the fit of `regression.in_bits`.
     """
-    drawing, (left, right) = two(11.0, 4.8)
+    drawing, (left, right) = two(7.6, 5.2)
     constants = {(s["d"], s["heads"]): s["c"] for s in bits.get("shapes", [])}
     d_values = sorted({row["d"] for row in widths})
     h_values = sorted({row["heads"] for row in widths})
@@ -47,11 +47,13 @@ def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
             style |= {"linestyle": "none"}
             right.plot(x, units - np.log2(units) / 2 - constants[d, h], **style)
     left.set_ylabel("least width n / d for mean error eps")
-    left.legend(frameon=False, fontsize=8, ncols=2)
     if constants:
         _line(right, widths, bits)
     for axes in (left, right):
         axes.set_xlabel("bits of precision, log2(1 / eps)")
+    if widths:
+        shapes = left.get_legend_handles_labels()
+        drawing.legend(*shapes, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return drawing
 
 
@@ -59,7 +61,7 @@ def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
     """Draw the line of slope 1 and the range of errors that the fit uses."""
     grid = -np.log2([max(row["eps"] for row in widths), min(row["eps"] for row in widths)])
     axes.plot(grid, grid, "--", color=PAPER, label="one unit per bit")
-    axes.axvspan(-np.log2(SMALL_ERRORS), grid[1], color="#f2f2f2", zorder=0, label="fitted range")
+    axes.axvspan(-np.log2(SMALL_ERRORS), grid[1], color="#e8e8e8", zorder=0, label="fitted range")
     axes.set_ylabel("n / d - log2(n / d) / 2 - c(d, H)")
     axes.set_title(
         f"slope {bits['slope']:.2f} [{bits['low']:.2f}, {bits['high']:.2f}]", fontsize=10
@@ -67,57 +69,58 @@ def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def transition(rows: Sequence[Row], config: Any) -> Figure:
-    """Draw, against the width, the share of sources whose ticket has at most a given error."""
-    drawing, axes = figure()
-    target, rule = config.targets[0], config.constructions[0]
-    chosen = [row for row in rows if row["target"] == target and row["construction"] == rule]
-    levels = [eps for eps in (1.0, 0.1, 0.01) if eps in config.errors] or config.errors[:1]
-    d_values = sorted({row["d"] for row in chosen if row["heads"] == 1})[-4:]
-    for color, d in zip(COLORS, d_values, strict=False):
-        part = [row for row in chosen if row["d"] == d and row["heads"] == 1]
-        units = sorted({row["units"] for row in part})
-        for style, eps in zip(("-", "--", ":"), levels, strict=False):
-            share = [
-                np.mean([row["error"] <= eps for row in part if row["units"] == unit])
-                for unit in units
-            ]
-            label = f"d = {d}, eps = {eps:g}"
-            axes.plot(units, share, style, color=color, marker="o", markersize=3, label=label)
-    axes.set_xlabel("width n / d")
-    axes.set_ylabel("share of sources with a ticket of error eps")
-    axes.set_title(f"{rule}, {target} targets", fontsize=10)
-    if d_values:
-        axes.legend(frameon=False, fontsize=8)
+def transition(shares: Sequence[Row]) -> Figure:
+    """Draw the share of sources whose ticket meets an error against the width, a panel per error.
+
+    `shares` come from `width_law.shares`; the four largest d are drawn.
+    """
+    levels = sorted({row["eps"] for row in shares}, reverse=True)
+    drawing, panels = _panels(len(levels))
+    for axes, eps in zip(panels, levels, strict=False):  # none without shapes of one head
+        for color, d in zip(COLORS, sorted({row["d"] for row in shares})[-4:], strict=False):
+            rows = [row for row in shares if (row["d"], row["eps"]) == (d, eps)]
+            x, y = ([row[column] for row in rows] for column in ("units", "share"))
+            axes.plot(x, y, "o-", color=color, markersize=4, label=f"d = {d}")
+        axes.set_xlabel("width n / d")
+        axes.set_title(f"error {eps:g}", fontsize=11)
+    if shares:
+        panels[0].set_ylabel("share of sources that suffice")
+        panels[-1].legend(frameon=False, fontsize=9)
     return drawing
 
 
 def rivals(summary: Sequence[Row]) -> Figure:
-    """Draw the mean error against the width for every rule and target, with one head."""
-    drawing, axes = figure()
+    """Draw the mean error against the width for every rule and target, one head, a panel per d."""
     kinds = list(dict.fromkeys((row["target"], row["construction"]) for row in summary))
+    targets, rules = (list(dict.fromkeys(names)) for names in zip(*kinds, strict=True))
     d_values = sorted({row["d"] for row in summary if row["heads"] == 1})
     shown = [d for d in d_values if d in (4, 16)] or d_values[:1]
-    for i, d in enumerate(shown):
-        for j, (target, rule) in enumerate(kinds):
-            part = [
-                row
-                for row in summary
-                if row["heads"] == 1
-                and row["d"] == d
-                and (row["target"], row["construction"]) == (target, rule)
-            ]
+    drawing, panels = _panels(len(shown))
+    for axes, d in zip(panels, shown, strict=True):
+        for target, rule in kinds:
+            names = {"heads": 1, "d": d, "target": target, "construction": rule}
+            part = [row for row in summary if all(row[k] == v for k, v in names.items())]
             axes.plot(
                 [row["width"] / d for row in part],
                 [row["mean"] for row in part],
-                ("-", "--")[i % 2],
-                marker=MARKERS[i],
-                markersize=3,
-                color=COLORS[j % len(COLORS)],
-                label=f"d = {d}, {rule}, {target} target",
+                ("-", "--")[targets.index(target) % 2],
+                marker=MARKERS[targets.index(target) % len(MARKERS)],
+                markersize=4,
+                color=COLORS[rules.index(rule) % len(COLORS)],
+                label=f"{rule}, {target} targets",
             )
-    axes.set_yscale("log")
-    axes.set_xlabel("width n / d")
-    axes.set_ylabel("mean error of the ticket")
-    axes.legend(frameon=False, fontsize=8)
+        axes.set_yscale("log")
+        axes.set_xlabel("width n / d")
+        axes.set_title(f"d = {d}", fontsize=11)
+    panels[0].set_ylabel("mean error of the ticket")
+    panels[0].legend(frameon=False, fontsize=9)
     return drawing
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels that share the vertical axis, one if `count` is 0 or 1."""
+    if count < 2:
+        drawing, axes = figure()
+        return drawing, [axes]
+    drawing, panels = several(count, 7.6, 4.0, shared=True)
+    return drawing, list(panels)

@@ -93,6 +93,9 @@ PRESETS = {
     ),
 }
 
+# Errors at which the share of sources that suffice is drawn.
+SHARED = (0.1, 0.01)
+
 # At this d and larger, only the first construction and target and every second width are measured.
 LARGE = 64
 
@@ -133,6 +136,8 @@ def _sweep(config: Config, setting: dict[str, Any]) -> Sweep:
         batch=max(1, min(16, 16384 // (2 * heads * d * d))),
         chunk=max(2, 65536 // (2 * heads * d * d)),
         part=name,
+        kind=setting["construction"],
+        work=2 * heads * d * d,
     )
 
 
@@ -159,7 +164,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     widths = _widths(config, rows)
     figures = {
         "width_law": law_figure(widths, laws := laws_of(widths)),
-        "transition": plots_law.transition(rows, config),
+        "transition": plots_law.transition(of_transition := shares(config, rows)),
         "constructions": plots_law.rivals(summary),
     }
     for name, figure in figures.items():
@@ -172,9 +177,28 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
         "fit": first["line"] if first else None,
         "ratios": _ratios(widths),
         "failures": _failures(rows),
+        "transition": of_transition,
         "paper": PAPER,
         "claims": _compare(first),
     }
+
+
+def shares(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the share of sources with a ticket within an error, by d and width.
+
+    One head, the first target and construction, and the errors of `SHARED` among the config's.
+    """
+    first = {"target": config.targets[0], "construction": config.constructions[0], "heads": 1}
+    errors: dict[tuple, list[float]] = {}
+    for row in rows:
+        if _is(row, **first):
+            errors.setdefault((row["d"], row["units"]), []).append(row["error"])
+    levels = [eps for eps in SHARED if eps in config.errors] or config.errors[:1]
+    return [
+        {"d": d, "units": units, "eps": eps, "share": float(np.mean(np.array(of_width) <= eps))}
+        for (d, units), of_width in errors.items()
+        for eps in levels
+    ]
 
 
 def laws_of(widths: Sequence[dict[str, Any]]) -> dict[str, Any]:

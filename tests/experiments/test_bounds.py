@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import curves
-from experiments.guarantees import trial
+from experiments.guarantees import plots_bounds, trial
 from experiments.trained_target import pretrained
 from experiments.trained_target.pretrained import Network, Task
 
@@ -44,3 +44,27 @@ def test_answers_are_certain_up_to_the_bound_that_can_turn_them():
     rows = np.array([[[10 / 3, 0.0]]])
     for bound, stored in ((1.99, True), (2.01, False)):
         assert pretrained.certain(network, task, rows, np.full((1, 1), bound)).all() == stored
+
+
+def test_medians_are_taken_per_input_bound_length_and_depth():
+    trials = [
+        {
+            "num_blocks": depth,
+            "alpha": alpha,
+            "length": 4,
+            "error": alpha,
+            "bound_on": 2.0,
+            "bound": 3.0,
+        }
+        for depth in (1, 2, 4)
+        for alpha in (1.01, 1.1, 1.3, 2.1)
+    ]
+    medians = plots_bounds.medians(trials, (1, 2, 4))
+    places = [(row["panel"], row["num_blocks"]) for row in medians]
+    assert places == [
+        *(("depth", 1), ("alpha", 1), ("alpha", 1), ("length", 1), ("depth", 2)),
+        *(("depth", 4), ("alpha", 4), ("alpha", 4), ("length", 4)),
+    ]
+    assert [row["error"] for row in medians[:4]] == pytest.approx([1.2, 1.1, 2.1, 1.2])
+    assert [row["x"] for row in medians[1:3]] == pytest.approx([2**0.25, 2**1.25])
+    assert medians[0]["bound_on"] == 2.0 and medians[0]["bound"] == 3.0

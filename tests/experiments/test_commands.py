@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import folder, measure, options, registry
+from experiments import folder, machine, measure, options, registry
 from experiments.__main__ import main
 from experiments.paper import hidden_dim
 from slth_jax import storage
@@ -277,3 +277,21 @@ def test_the_number_of_shards_is_said_once(tmp_path, capsys):
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main([*line, "--shard", "0"]) == 0
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_an_estimate_runs_one_sweep_of_each_kind():
+    """A further sweep of a kind adds time by its work, and is not compiled."""
+    traced = []
+
+    def planned(name, **options):
+        def trial(key, hparams):
+            traced.append(name)
+            return {"error": jax.random.uniform(key) * hparams["width"]}
+
+        return folder.Sweep(name, trial, grid={"width": (2, 3)}, padded=(), **options)
+
+    sweeps = [planned("small", kind="a"), planned("large", kind="a", work=4.0), planned("other")]
+    text = machine.cost(sweeps, seeds=2)
+    assert set(traced) == {"large", "other"}
+    assert re.search(r"large: 4 trials at .* ms, compiling .* s; 1 more by their work\n", text)
+    assert re.search(r"other: 4 trials at .* ms, compiling .* s\n  about ", text)

@@ -125,3 +125,15 @@ def test_shapes_are_read_or_refused():
     assert width_law._sizes("8x4") == (8, 4)
     with refusals(r"^shapes must be of the form DxH"):
         width_law.Config(shapes=("8",))
+
+
+def test_shares_count_the_sources_within_an_error():
+    config = width_law.Config(shapes=("2x1", "2x4"), constructions=("fitted", "proof"))
+    first = {"target": "spectral", "construction": "fitted", "d": 2, "heads": 1, "units": 3.0}
+    errors = (0.5, 0.05, 0.005, 0.2)
+    rows = [{**first, "error": error} for error in errors]
+    rows += [{**first, "heads": 4, "error": 0.0}, {**first, "construction": "proof", "error": 0.0}]
+    share = {
+        (row["d"], row["units"], row["eps"]): row["share"] for row in width_law.shares(config, rows)
+    }
+    assert share == {(2, 3.0, 0.1): 0.5, (2, 3.0, 0.01): 0.25}
