@@ -117,7 +117,7 @@ def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
         return module.dry_run(config, on)
     if on is not None:
         return f"{name} on {on}\n" + machine.cost_on(on, module.sweeps(config), config.seeds)
-    return f"{name}, {config.seeds} seeds a setting\n" + machine.cost(
+    return f"{name}, {config.seeds} seeds per setting\n" + machine.cost(
         module.sweeps(config), config.seeds
     )
 

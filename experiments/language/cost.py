@@ -1,4 +1,4 @@
-"""The estimated cost of training a language model: parameters, memory, operations, hours."""
+"""The estimated cost of training a language model: parameters, memory, operations, time."""
 
 import math
 from collections.abc import Sequence
@@ -106,18 +106,18 @@ def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
     seconds = runs * flops / (machine.products_per_second(dtype=job.dtype) * SHARE_HERE)
     num_gib = (peak_bytes() + runs * memory(job)) / 2**30
     lines = [
-        f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB a run",
-        f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations a run, {runs} runs",
+        f"{name}: {count:,} parameters, {kept:,} not zero, {memory(job) / 1e9:.2f} GB per run",
+        f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations per run, {runs} runs",
         f"  about {machine.duration(seconds)} and {num_gib:.1f} GiB of memory, all runs at once, "
         f"on this machine ({machine.device()}): an estimate from the speed of its products",
-        f"  hours for all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
+        f"  time of all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
     ]
     for device, (peak, size) in ACCELERATORS.items():
-        hours = runs * flops / (peak * 1e12 * UTILISATION) / 3600
+        time = machine.duration(runs * flops / (peak * 1e12 * UTILISATION))
         fits = (
             ""
             if memory(job) < size * 1e9
             else f"  (needs more than {size} GB: shard or accumulate)"
         )
-        lines.append(f"    {device:<12}{hours:>12,.2f}{fits}")
+        lines.append(f"    {device:<12}{time:>14}{fits}")
     return lines

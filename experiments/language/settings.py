@@ -37,7 +37,8 @@ class Settings(Work):
         the logits of a narrow network with tied embeddings are too small with 0.55 / sqrt(width).
       corpus: a folder in `data`, such as wikitext-2.
       tokenizer: bytes (256 tokens) or gpt2 (50,257 tokens).
-      data: the folder of the texts, or hub:NAME to fetch them; see `text.load`.
+      data: the folder of the texts, empty for $SLTH_DATA; hub:NAME, such as hub:wikitext-103-v1,
+        fetches them with the library `datasets`.
       cache: the folder in which tokens are stored; empty for $SLTH_CACHE or ~/.cache/slth_jax.
     """
 

@@ -186,7 +186,7 @@ def test_user_mistakes_are_one_line(capsys, tmp_path):
 def test_dry_run_numbers():
     lines = comparison.dry_run(comparison.PRESETS["paper"])
     assert "small x1, tickets: 124,439,808 parameters" in lines
-    assert "H100 SXM" in lines and "GB a run" in lines
+    assert "H100 SXM" in lines and "GB per run" in lines
     assert "40 runs per model" in weight_scale.dry_run(weight_scale.PRESETS["quick"])
     tiny = Model(*models.preset("tiny", vocab_size=300))
     variant = edge_popup.Variant(scope="matrix")
