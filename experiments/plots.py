@@ -23,6 +23,7 @@ __all__ = [
     "error_curve",
     "exponential",
     "figure",
+    "legend_below",
     "save",
     "several",
     "two",
@@ -66,6 +67,13 @@ def curve(
     """Draw a function over the range of `x`."""
     grid = np.linspace(min(x), max(x), 200)
     axes.plot(grid, function(grid), style, color=color, linewidth=1.2, label=label)
+
+
+def legend_below(axes: Axes, columns: int = 1) -> None:
+    """Put the legend under the axes, where it hides no point, in letters for narrow screens."""
+    axes.legend(
+        frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+    )
 
 
 def caption(figure: Figure) -> str:

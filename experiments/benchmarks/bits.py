@@ -189,10 +189,10 @@ def measure(preset: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def picture(rows: list[Row]) -> Any:
     """Draw mean errors against bits per entry, in a panel per kind of target."""
     kinds = list(dict.fromkeys(row["target"] for row in rows))
-    figure, axes = style.several(len(kinds), 4.2 * len(kinds), 3.8)
+    figure, axes = style.several(len(kinds), 2.9 * len(kinds), 4.6, shared=True)
     for axis, kind in zip(axes, kinds, strict=True):
         for name in dict.fromkeys(row["method"] for row in rows):
             mine = [row for row in rows if (row["target"], row["method"]) == (kind, name)]
@@ -206,8 +206,9 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.plot(bits, 4.0**-bits, "k--", label="Shannon, Gaussian")
         axis.set(xlabel="bits per entry", yscale="log", title=kind)
     axes[0].set_ylabel("relative squared error")
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    style.save(figure, path)
+    handles = axes[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    return figure
 
 
 def main() -> None:
@@ -220,7 +221,7 @@ def main() -> None:
     rows = measure(PRESETS[options.preset])
     result = {"preset": options.preset, "machine": machine.report(), "rows": rows}
     (options.out / "bits.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, options.out / "bits.png")
+    style.save(picture(rows), options.out / "bits.png")
 
 
 if __name__ == "__main__":

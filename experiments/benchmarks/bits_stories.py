@@ -132,12 +132,12 @@ def main() -> None:
             rows.append({**setting, "bytes": size, **compared(target, model, texts)})
             print(rows[-1], flush=True)
         storage.write_json(path, {"machine": machine.report(), "rows": rows})
-    draw(rows, options.out / f"{NAME}.png")
+    style.save(picture(rows), options.out / f"{NAME}.png")
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def picture(rows: list[dict[str, Any]]) -> Any:
     """Draw the perplexity and the share of equal top-1 tokens against bytes."""
-    figure, axes = style.several(2, 9.0, 3.8)
+    figure, axes = style.several(2, 7.6, 3.8)
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = sorted((r for r in rows if r["method"] == method), key=lambda row: row["bytes"])
         size = [row["bytes"] / 1e6 for row in mine]
@@ -150,8 +150,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].yaxis.set_minor_formatter("{x:g}")
     for axis in axes:
         axis.set_xlabel("megabytes")
-        axis.legend(fontsize=8)
-    style.save(figure, path)
+        axis.legend(fontsize=9)
+    return figure
 
 
 if __name__ == "__main__":

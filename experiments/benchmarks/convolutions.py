@@ -297,7 +297,7 @@ def picture(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Any:
     """Draw the accuracy against the share of kept weights, in a panel per network."""
     from experiments import plots
 
-    drawn, panels = plots.several(len(networks), 3.1 * len(networks), 3.1, shared=True)
+    drawn, panels = plots.several(len(networks), 2.6 * len(networks), 3.4, shared=True)
     for axes, name in zip(panels, networks, strict=True):
         for color, method in enumerate(("edge-popup", "random", "dense")):
             chosen = [r for r in rows if r["network"] == name and r["method"] == method]

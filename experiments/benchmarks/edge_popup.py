@@ -204,7 +204,7 @@ def main() -> None:
         }
         rows = table(paired(steps, tokens, options.rounds), "ours, counting", tokens[:, 1:].size)
         count = LARGE.num_parameters
-        what = f"GPT-2, {count / 1e6:.1f} M parameters, {tokens[:, 1:].size} tokens a step"
+        what = f"GPT-2, {count / 1e6:.1f} M parameters, {tokens[:, 1:].size} tokens per step"
         _write(out / "edge_popup_step", rows, what, options.rounds)
     if options.part in ("seeds", "both"):
         together = Runner(SMALL, seeds=SEEDS)

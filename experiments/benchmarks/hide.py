@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    _draw(rows, out / "hide.png")
+    from experiments import plots
+
+    plots.save(picture(rows), out / "hide.png")
     return 0
 
 
@@ -160,10 +162,11 @@ def _mean_log(parts: Any, weights: Any, name: str) -> float:
     return float(np.average([np.log(part[name]) for _, part in parts], weights=weights))
 
 
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+def picture(rows: list[dict[str, Any]]) -> Any:
+    """Draw the error of the logits and the equal first choices by the number of samples."""
     from experiments import plots
 
-    figure, (left, right) = plots.two(9.0, 3.6)
+    figure, (left, right) = plots.two(7.6, 4.8)
     colors = dict(zip(("reach", "shift", "proof"), plots.COLORS, strict=False))
     for setting in SETTINGS:
         rule, form, attention, _ = setting
@@ -174,7 +177,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
             continue
         style = "o-" if form == "linear" else "s--"
         style = "^:" if attention == "factored" else style
-        label = f"{rule}, {form} form, attention {attention}"
+        label = f"{rule}, {form} form, {attention} attention"
         samples = [row["samples"] for row in points]
         error = [row["rms_logit_difference"] / row["logit_sd"] for row in points]
         left.plot(samples, error, style, color=colors[rule], label=label)
@@ -184,10 +187,11 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     left.set_ylabel("logit error / sd of the logits")
     right.set_ylabel("same first choice (%)")
     for axes in (left, right):
-        axes.set_xlabel("random samples of a subset sum")
-    right.legend(frameon=False, fontsize=8)
+        axes.set_xlabel("random samples per subset sum")
+    handles = left.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle("A language model hidden in random weights")
-    plots.save(figure, path)
+    return figure
 
 
 if __name__ == "__main__":

@@ -232,11 +232,11 @@ def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[
     }
 
 
-def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path) -> None:
+def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]]) -> Any:
     """Draw time against n beside the law 2^(n/2) n, and time against batch size beside a line."""
     from experiments import plots
 
-    drawing, (left, right) = plots.two(9.6, 4.2)
+    drawing, (left, right) = plots.two(7.6, 4.8)
     names = list(dict.fromkeys(row["solver"] for row in rows))
     colors = dict(zip([name for name in names if name != SHARDED], plots.COLORS, strict=False))
     for name in names:
@@ -245,7 +245,8 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
         fill = colors.get(name, "white")
         color = colors.get(name, colors[OURS])
         left.plot(*zip(*points, strict=True), look, ms=4, mfc=fill, color=color, label=name)
-    left.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    handles = left.get_legend_handles_labels()
+    drawing.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     ours_by_n = [(row["n"], row["seconds"]) for row in rows if row["solver"] == OURS]
     law = np.exp(np.mean([np.log(t / (2 ** (n / 2) * n)) for n, t in ours_by_n if n >= 12]))
     n_axis = np.linspace(ours_by_n[0][0], ours_by_n[-1][0], 50)
@@ -272,8 +273,8 @@ def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path
     )
     right.set(xscale="log", yscale="log", xlabel=f"instances of n = {growth[0]['n']} samples")
     right.set_ylabel("seconds")
-    for ending in (".png", ".svg"):
-        plots.save(drawing, path.with_suffix(ending))
+    drawing.suptitle("Time of subset sums: left per instance, right for many at once")
+    return drawing
 
 
 def machine() -> dict[str, Any]:
@@ -334,8 +335,10 @@ def main(arguments: list[str] | None = None) -> None:
     writer.writerows(rows)
     storage.write_bytes(options.out / "subset_sum.csv", text.getvalue().encode())
     storage.write_json(options.out / "subset_sum.json", result)
-    picture(rows, growth, options.out / "subset_sum")
-    print(f"written to {options.out}/subset_sum.csv, .json, .png, .svg")
+    from experiments import plots
+
+    plots.save(picture(rows, growth), options.out / "subset_sum.png")
+    print(f"written to {options.out}/subset_sum.csv, .json, .png")
 
 
 if __name__ == "__main__":

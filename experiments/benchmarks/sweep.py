@@ -147,30 +147,29 @@ def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def picture(results: dict[str, Any]) -> Any:
     """Draw time and memory against the number of trials."""
     from experiments import plots
 
     rows = results["scale"]
     trials = [row["trials"] for row in rows]
     seconds = [row["seconds"] - row["compile_seconds"] for row in rows]
-    figure, (left, right) = plots.two(8.4, 3.6)
+    figure, (left, right) = plots.two(7.6, 4.2)
     left.loglog(trials, seconds, "o-", color=plots.COLORS[0], label="measured, without compiling")
     slope = seconds[-1] / trials[-1]
     linear = [slope * count for count in trials]
     left.loglog(
-        trials, linear, ":", color=plots.PAPER, label=f"line of {1e3 * slope:.2f} ms a trial"
+        trials, linear, ":", color=plots.PAPER, label=f"line of {1e3 * slope:.2f} ms per trial"
     )
     left.set_xlabel("trials")
     left.set_ylabel("seconds")
-    left.legend(frameon=False)
+    plots.legend_below(left)
     right.semilogx(trials, [row["peak_mib"] for row in rows], "o-", color=plots.COLORS[0])
     right.set_ylim(0, 1.2 * max(row["peak_mib"] for row in rows))
     right.set_xlabel("trials")
     right.set_ylabel("peak memory of the process, MiB")
-    figure.suptitle("hidden-dim trials of width 12, results saved in chunks")
-    for kind in ("png", "svg"):
-        plots.save(figure, path.with_suffix(f".{kind}"))
+    figure.suptitle("A sweep over trials of figure 4, width 12, saved in chunks")
+    return figure
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +213,9 @@ def main() -> None:
     results["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
     storage.write_json(storage.make_folder(RESULTS) / "sweep.json", results)
     if results.get("scale"):
-        draw(results, RESULTS / "sweep")
+        from experiments import plots
+
+        plots.save(picture(results), RESULTS / "sweep.png")
     print(json.dumps(results["medians"], indent=1))
 
 

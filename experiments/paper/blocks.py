@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import claims, curves, measure, options, plots
+from experiments import claims, curves, measure, options
 from experiments.folder import RunFolder, Sweep
-from experiments.paper import data
+from experiments.paper import data, pictures
 from experiments.paper.sources import random_source
 from experiments.paper.targets import random_transformer
 from slth_jax import construction, transformer
@@ -122,7 +122,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
     )
     by_depth = {b: [row for row in rows if row["num_blocks"] == b] for b in depths}
     fit = one_rate(by_depth)
-    _draw(config, out, by_depth, fit)
+    out.figure(pictures.blocks(config.seeds, rows, fit, PAPER_RANGE), "blocks")
     return {
         "rows": rows,
         "fit": fit,
@@ -197,32 +197,3 @@ def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.
 def _limits(fit: dict[str, Any]) -> dict[str, float]:
     low, high = claims.interval(fit["own_delta"], fit["own_delta_se"], len(fit["widths"]) - 2)
     return {"low": low, "high": high}
-
-
-def _draw(config: Config, out: RunFolder, by_depth: dict, fit: dict[str, Any]) -> None:
-    figure, axes = plots.figure()
-    axes.axvspan(*PAPER_RANGE, color="#e8e8e8", zorder=0, label="range of the paper's figure")
-    for index, (depth, rows) in enumerate(by_depth.items()):
-        label = f"B = {depth}"
-        plots.error_curve(axes, [row["width"] for row in rows], rows, label, index)
-        part = fit.get("blocks", {}).get(str(depth))
-        if part:
-            plots.curve(
-                axes,
-                part["widths"],
-                plots.exponential(part["gamma"], fit["delta"]),
-                "",
-                color=plots.COLORS[index % len(plots.COLORS)],
-            )
-    axes.plot([], [], "--", color=plots.PAPER, label=f"one rate, {fit.get('delta', 0):.2g}")
-    axes.set_yscale("log")
-    axes.set_xlabel("source width $n_{MHA} = n_{FC}$")
-    axes.set_ylabel("error of the ticket")
-    axes.set_title(
-        "Tickets in random transformers of B blocks\n"
-        f"(mean of {config.seeds} sources; band: 10 to 90 % of the sources)",
-        fontsize=11,
-    )
-    axes.set_ylim(bottom=1e-8)
-    axes.legend(frameon=False, fontsize=8)
-    out.figure(figure, "blocks")

@@ -1,4 +1,4 @@
-"""Figures 4 and 5, with drawn and trained targets side by side, and the bend of figure 4."""
+"""Figures 4 and 5, with drawn and trained targets side by side; figure 6; the bend of figure 4."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 TITLES = {"drawn": "targets drawn from the theory", "trained": "the trained target"}
 # The lower end of the error axis.
-LEAST = 1e-10
+LEAST = 1e-9
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -31,11 +31,11 @@ def hidden_dim(
             _means(axes, "width", rows, kind, config, index, name)
         fit = summary.get("fit_drawn" if kind == "drawn" else "fit")
         if fit:
-            label = f"our fit {fit['gamma']:.2g} exp(-{fit['delta']:.2g} n)"
+            label = f"our fit: {fit['gamma']:.2g} exp(-{fit['delta']:.2g} n)"
             line = plots.exponential(fit["gamma"], fit["delta"])
             plots.curve(axes, config.widths, line, label, color=plots.COLORS[0])
         paper = summary["paper"]
-        label = f"paper's fit {paper['gamma']} exp(-{paper['delta']} n)"
+        label = f"paper's fit: {paper['gamma']} exp(-{paper['delta']} n)"
         plots.curve(axes, config.widths, plots.exponential(**paper), label, style=":")
         if kind == "trained":
             _guarantees(
@@ -44,7 +44,7 @@ def hidden_dim(
         axes.set_yscale("log")
         axes.set_ylim(bottom=LEAST)
         axes.set_xlabel("source width $n_K = n_V$")
-        axes.legend(frameon=False, fontsize=8, loc="lower left")
+        plots.legend_below(axes)
     panels[0].set_ylabel("error of the ticket")
     figure.suptitle(f"Tickets in random attention, sequences of {config.length} tokens")
     return figure
@@ -60,19 +60,47 @@ def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("length of the input $T$")
-        axes.legend(frameon=False, fontsize=8)
+        plots.legend_below(axes)
     panels[0].set_ylabel("error of the ticket")
-    figure.suptitle("Tickets in random attention, applied to inputs of any length")
+    figure.suptitle("Tickets in random attention, applied to longer and longer inputs")
+    return figure
+
+
+def blocks(seeds: int, rows: Rows, fit: Mapping[str, Any], paper_range: tuple[int, int]) -> Figure:
+    """Draw figure 6: mean error against width, a curve per number of blocks, and one rate."""
+    figure, axes = plots.figure(6.4, 5.0)
+    axes.axvspan(*paper_range, color="#dddddd", zorder=0, label="range of the paper's figure")
+    for index, depth in enumerate(sorted({row["num_blocks"] for row in rows})):
+        of_depth = [row for row in rows if row["num_blocks"] == depth]
+        label = f"{depth} block" + "s" * (depth > 1)
+        plots.error_curve(axes, [row["width"] for row in of_depth], of_depth, label, index)
+        part = fit.get("blocks", {}).get(str(depth))
+        if part:
+            line = plots.exponential(part["gamma"], fit["delta"])
+            color = plots.COLORS[index % len(plots.COLORS)]
+            plots.curve(axes, part["widths"], line, "", color=color)
+    if fit:
+        axes.plot([], [], "--", color=plots.PAPER, label=f"fits with one rate, {fit['delta']:.2g}")
+    axes.set_yscale("log")
+    axes.set_xlabel("source width $n_{MHA} = n_{FC}$")
+    axes.set_ylabel("error of the ticket")
+    axes.set_title(
+        "Tickets in random transformers\n"
+        f"(mean of {seeds} sources; band: 10 to 90 % of the sources)",
+        fontsize=11,
+    )
+    axes.set_ylim(bottom=1e-8)
+    plots.legend_below(axes, columns=2)
     return figure
 
 
 def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the mean error by whether a source reaches all values, and the share that does not."""
-    figure, (left, right) = plots.two(9.6, 4.0)
+    figure, (left, right) = plots.two(7.6, 4.4)
     for name, label, color in (
         ("mean", "all sources", plots.PAPER),
-        ("mean_beyond", "a value is out of reach", plots.COLORS[1]),
-        ("mean_within", "all values within reach", plots.COLORS[0]),
+        ("mean_beyond", "sources that miss a value", plots.COLORS[1]),
+        ("mean_within", "sources that reach all values", plots.COLORS[0]),
     ):
         rows = [row for row in split if row[name]]
         x, y = ([row[column] for row in rows] for column in ("width", name))
@@ -80,17 +108,20 @@ def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
     left.set_yscale("log")
     left.set_xlabel("source width $n_K = n_V$")
     left.set_ylabel("mean error of the ticket")
-    left.legend(frameon=False, fontsize=9)
-    right.plot([row["width"] for row in split], [row["beyond"] for row in split], "o-")
+    x, y = ([row[column] for row in split] for column in ("width", "beyond"))
+    label = "sources that miss a value"
+    right.plot(x, y, "o-", markersize=4, color=plots.COLORS[1], label=label)
     right.set_xlabel("source width $n_K = n_V$")
-    right.set_ylabel("share of sources with a value out of reach")
-    figure.suptitle("Why figure 4 bends: the trained target's mean error, split by reach")
+    right.set_ylabel("share of the sources")
+    for axes in (left, right):
+        plots.legend_below(axes)
+    figure.suptitle("Why figure 4 bends: its trained target, by the reach of the source")
     return figure
 
 
 def _panels(kinds: Sequence[str]) -> tuple[Figure, list[Axes]]:
     if len(kinds) > 1:
-        figure, (left, right) = plots.two(10.0, 4.6, shared=True)
+        figure, (left, right) = plots.two(7.6, 5.4, shared=True)
         panels = [left, right]
     else:
         figure, axes = plots.figure()
@@ -104,12 +135,13 @@ def _means(axes, by, rows, kind, config, index, label) -> None:
     """Draw means and a band of quantiles, over sources or over the mean errors of targets."""
     x = [row[by] for row in rows]
     if kind == "drawn":
-        count = f"mean of {config.targets} targets, {config.seeds} sources each"
+        count = f"mean of {config.targets} targets x {config.seeds} sources"
         low, high, band = "targets_low", "targets_high", "10 to 90 % of the targets"
     else:
         count = f"mean of {config.seeds} sources"
         low, high, band = "low", "high", "10 to 90 % of the sources"
-    plots.error_curve(axes, x, rows, f"{label}{count};\nband: {band}", index, low=low, high=high)
+    label = f"{label}{count}\n(band: {band})"
+    plots.error_curve(axes, x, rows, label, index, low=low, high=high)
 
 
 def _guarantees(axes: Axes, rows: Rows) -> None:

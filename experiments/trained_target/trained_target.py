@@ -1,8 +1,10 @@
 """A trained network as the target of random attention and ReLU layers."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,9 @@ from experiments.trained_target.pretrained import Network, Task
 from slth_jax import attention, construction, guarantee, ticket
 from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, Hparams, Key, PaddedAttention
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLOAT64 = False  # the networks were trained, and are used, in float32
 
@@ -253,7 +258,7 @@ def _summary(
     )
     network, task, of_target = target
     scores = pretrained.score(network, task, of_target)
-    _draw(out, task, summary)
+    out.figure(picture(task.name, summary), "trained_target")
     return {
         "rows": summary,
         "task": task.name,
@@ -267,25 +272,27 @@ def _summary(
     }
 
 
-def _draw(out: RunFolder, task: Task, summary: list[dict[str, Any]]) -> None:
-    figure, (left, right) = plots.two(10.0, 4.4)
-    parts = list(dict.fromkeys(row["part"] for row in summary))
-    for index, part in enumerate(parts):
-        rows = [row for row in summary if row["part"] == part]
-        units = [row["units"] for row in rows]
+def picture(task: str, rows: list[dict[str, Any]]) -> Figure:
+    """Draw the accuracy of tickets, and their measured and guaranteed errors, against the width."""
+    figure, (left, right) = plots.two(7.6, 5.4)
+    for index, part in enumerate(dict.fromkeys(row["part"] for row in rows)):
+        of_part = [row for row in rows if row["part"] == part]
+        units = [row["units"] for row in of_part]
         color = plots.COLORS[index]
         label = part.replace("+relu", " and ReLU layers") + " pruned"
-        left.plot(units, [row["accuracy"] for row in rows], "o-", color=color, label=label)
-        plots.error_curve(right, units, rows, f"{label}: measured", index)
-        for column, marker, inputs in (("bound", "v", "all inputs"), ("bound_on", "^", "these")):
-            values = [row[column] for row in rows]
-            name = f"guaranteed, {inputs}" if index == 0 else None
+        accuracy = [row["accuracy"] for row in of_part]
+        left.plot(units, accuracy, "o-", markersize=4, color=color, label=label)
+        plots.error_curve(right, units, of_part, f"{part}: measured", index)
+        for column, marker, inputs in (("bound", "v", "all"), ("bound_on", "^", "these")):
+            values = [row[column] for row in of_part]
+            name = f"{part}: guaranteed, {inputs} inputs"
             right.plot(units, values, marker, color=color, markersize=4, label=name)
     left.set_ylabel("accuracy, mean over sources")
     right.set_ylabel("largest error of an output row")
     right.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("hidden units per input coordinate")
-        axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Random sources pruned to approximate a trained network: {task.name}")
-    out.figure(figure, "trained_target")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        plots.legend_below(axes)
+    figure.suptitle(f"Random sources pruned to approximate a network: {task}")
+    return figure
