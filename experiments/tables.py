@@ -22,7 +22,7 @@ LEFT_OUT = (
 )
 
 MEANINGS = {
-    "mean": "mean over the trials of a row",
+    "mean": "mean error over the trials of a row; of language models, mean validation loss",
     "median": "median over the trials",
     "low": "10th percentile over the trials",
     "high": "90th percentile over the trials",

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from cells import cells
 
-from experiments.pages import render
+from experiments.pages import pictures, render
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # A block with a title needs files that are not here: ```python title="..."
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)\n\n(.*)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 WITH_SNIPPETS = [page for page in PAGES if SNIPPET.search(page.read_text())]
 
@@ -52,6 +53,21 @@ def test_a_number_that_differs_from_its_file_is_seen(tmp_path):
     page.write_text("<!-- begin no_such_block -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="0 functions write the block no_such_block"):
         render.rendered(page)
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_committed_picture_is_drawn_from_its_result_by_the_code_as_it_is(name):
+    """Its mark has the labels of a new drawing and the checksum of the committed result."""
+    _, new = pictures.drawn(name)
+    assert pictures.mark(name) == new, "run python -m experiments.pages --pictures"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if IMAGE.search(page.read_text())], ids=name
+)
+def test_every_picture_of_a_page_has_a_caption(page):
+    for path, after in IMAGE.findall(page.read_text()):
+        assert page.name == "README.md" or after.startswith("*Look for this: "), path
 
 
 def anchors(page):

@@ -1,4 +1,7 @@
-"""Rewrite the generated blocks of README and pages: `python -m experiments.pages [--check]`."""
+"""Write the generated blocks of README and pages, and the committed pictures, anew.
+
+python -m experiments.pages [--check | --pictures]
+"""
 
 import argparse
 import sys
@@ -11,7 +14,13 @@ def main() -> int:
     """Rewrite or check all pages; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.pages", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if pages differ")
+    parser.add_argument("--pictures", action="store_true", help="draw pictures, too (matplotlib)")
     options = parser.parse_args()
+    if options.pictures and not options.check:
+        from experiments.pages import pictures
+
+        for file in pictures.draw_all():
+            print(file.relative_to(ROOT))
     differing = [page for page in render.PAGES if render.rendered(page) != page.read_text()]
     for page in differing:
         print(page.relative_to(ROOT))

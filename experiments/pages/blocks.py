@@ -15,11 +15,19 @@ def read(name: str) -> Any:
 
     Args:
       name: the name, without '.json', of a file in `figures/` or `benchmarks/results/`.
+
+    Raises:
+      FileNotFoundError: neither folder contains the file.
     """
+    return json.loads(place(name).read_text())
+
+
+def place(name: str) -> Path:
+    """Return the file of a committed result."""
     for folder in ("figures", "benchmarks/results"):
         path = ROOT / "experiments" / folder / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return path
     raise FileNotFoundError(name)
 
 

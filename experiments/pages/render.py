@@ -4,11 +4,20 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.pages import bits, guarantees, law, models, results, supermasks, trust
+from experiments.pages import (
+    bits,
+    guarantees,
+    law,
+    models,
+    paper_scale,
+    results,
+    supermasks,
+    trust,
+)
 from experiments.pages.blocks import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = (law, results, guarantees, supermasks, bits, models, trust)
+MODULES = (law, results, guarantees, supermasks, bits, models, trust, paper_scale)
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

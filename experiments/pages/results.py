@@ -73,6 +73,8 @@ def figures_4_to_6() -> str:
         for kind in ("drawn", "trained")
     }
     rates = [six["fit"]["blocks"][b]["own_delta"] for b in six["fit"]["blocks"]]
+    longest = max(row["length"] for row in five["rows"])
+    narrow, wide = sorted({row["width"] for row in five["rows"]})
     rows = [
         (
             f"figure 4, {drawn['targets']} drawn targets: fit of `gamma exp(-delta n)` to the means",
@@ -99,6 +101,17 @@ def figures_4_to_6() -> str:
         ),
         *(
             (
+                f"figure 5, mean error at T = {longest:,}, n = {narrow} / {wide}, {kind}",
+                " / ".join(
+                    g(pick(five["rows"], target=kind, width=n, length=longest)["mean"])
+                    for n in (narrow, wide)
+                ),
+                "lower for the larger width",
+            )
+            for kind in ("drawn", "trained")
+        ),
+        *(
+            (
                 f"figure 5, slope of the error on log T, {name} (95 %)",
                 f"[{g(fit['low'])}, {g(fit['high'])}]",
                 "does not diverge",
@@ -116,7 +129,7 @@ def figures_4_to_6() -> str:
         f"figure {n} {_seconds(name)}"
         for n, name in ((4, "hidden_dim"), (5, "input_length"), (6, "blocks"))
     )
-    note = f"Times on two cores: {times}. Errors after ± are standard errors."
+    note = f"Times on two cores that other programs shared: {times}. Errors after ± are standard errors."
     return f"{table(('', 'here', 'paper'), rows)}\n\n{wrapped(note)}"
 
 

@@ -1,0 +1,61 @@
+"""The block of the page of results on figures 7 and 8 at the paper's sizes: cost by size."""
+
+from typing import Any
+
+from experiments.language import comparison, cost, weight_scale
+from experiments.language.job import Job
+from experiments.machine import duration
+from experiments.pages.blocks import table, wrapped
+
+DEVICES = (("H100 SXM", 8), ("TPU v5e", 16))
+
+
+def paper_cost() -> str:
+    """Parameters, memory and time of the preset 'paper' of both language experiments."""
+    rows = [_row(*entry) for entry in (*_figure_7(), *_figure_8())]
+    names = (
+        "figure", "model", "width", "parameters", "not zero in a ticket", "runs", "GB per run",
+        *(f"time on {count} {device}" for device, count in DEVICES),
+    )  # fmt: skip
+    note = (
+        f"The table is computed, not measured: time at {100 * cost.UTILISATION:.0f} % of the devices' "
+        f"peak in bfloat16, without evaluations; memory of one run on one device (weights, scores, two "
+        f"moments and a gradient in float32, activations of one of {_job('small').accumulate} "
+        f"parts of a batch). Runs share the devices. A model that needs more than the 16 GB of a v5e "
+        f"chip is split with `--set mesh=RUN,DATA,MODEL`, devices along each axis."
+    )
+    return f"{table(names, rows)}\n\n{wrapped(note)}"
+
+
+def _job(model: str) -> Job:
+    return weight_scale.PRESETS["paper"].job(model)
+
+
+def _figure_7() -> list[tuple[int, str, Job, int]]:
+    config = comparison.PRESETS["paper"]
+    runs = len(config.methods) * config.seeds
+    return [
+        (7, model, config.job(model, width_multiplier=width), runs)
+        for model, width in zip(config.models, config.widths, strict=True)
+    ]
+
+
+def _figure_8() -> list[tuple[int, str, Job, int]]:
+    config = weight_scale.PRESETS["paper"]
+    runs = len(config.scales) * config.seeds
+    return [(8, model, config.job(model), runs) for model in config.models]
+
+
+def _row(figure: int, name: str, job: Job, runs: int) -> tuple[Any, ...]:
+    model = job.model
+    tokens = job.schedule.steps * job.rows * job.length
+    flops = runs * tokens * cost.flops_per_token(model, job.length)
+    return (
+        figure, name, model.settings.width, f"{model.num_parameters / 1e6:,.0f} M",
+        f"{cost.num_nonzero(model, comparison.PRESETS['paper'].keep) / 1e6:,.0f} M", runs,
+        f"{cost.memory(job) / 1e9:.1f}",
+        *(
+            duration(flops / (count * cost.ACCELERATORS[device][0] * 1e12 * cost.UTILISATION))
+            for device, count in DEVICES
+        ),
+    )  # fmt: skip
