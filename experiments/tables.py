@@ -53,6 +53,9 @@ MEANINGS = {
     "explained_variance": "share of the answers' variance that the trained target explains",
     "w_qk_norm": "largest spectral norm of a merged query-key matrix",
     "w_vo_norm": "largest spectral norm of a merged value-output matrix",
+    "last_loss": "mean validation loss after the last step",
+    "random_mask": "mean validation loss before the first step, with the masks of random scores",
+    "shuffled_mask": "mean validation loss with the learned masks shuffled within their matrices",
 }
 """Columns and facts whose names need an explanation."""
 

@@ -39,8 +39,8 @@ class Config(Settings):
 PRESETS = {
     # 40 runs, eight per program: about half an hour of processor time, 15 minutes on two cores.
     "quick": Config(runs_at_once=8),
-    # 9 runs in one program: about two minutes on two cores.
-    "tiny": Config(seeds=3, scales=(1.0, 2.83, 6.0), steps=200),
+    # 6 runs in one program: about two minutes on two cores.
+    "tiny": Config(seeds=2, scales=(1.0, 2.83, 6.0), steps=200),
     "paper": Config(
         seeds=3,
         models=("mini", "small", "medium"),

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from experiments.language import comparison, cost, weight_scale
+from experiments.language import cost
+from experiments.language.comparison import PRESETS as OF_FIGURE_7
 from experiments.language.job import Job
+from experiments.language.weight_scale import PRESETS as OF_FIGURE_8
 from experiments.machine import duration
 from experiments.pages.blocks import table, wrapped
 
@@ -20,19 +22,19 @@ def paper_cost() -> str:
     note = (
         f"The table is computed, not measured: time at {100 * cost.UTILISATION:.0f} % of the devices' "
         f"peak in bfloat16, without evaluations; memory of one run on one device (weights, scores, two "
-        f"moments and a gradient in float32, activations of one of {_job('small').accumulate} "
-        f"parts of a batch). Runs share the devices. A model that needs more than the 16 GB of a v5e "
+        f"moments and a gradient in float32, activations of 1 / {_job('small').accumulate} "
+        f"of a batch). Runs share the devices. A model that needs more than the 16 GB of a v5e "
         f"chip is split with `--set mesh=RUN,DATA,MODEL`, devices along each axis."
     )
     return f"{table(names, rows)}\n\n{wrapped(note)}"
 
 
 def _job(model: str) -> Job:
-    return weight_scale.PRESETS["paper"].job(model)
+    return OF_FIGURE_8["paper"].job(model)
 
 
 def _figure_7() -> list[tuple[int, str, Job, int]]:
-    config = comparison.PRESETS["paper"]
+    config = OF_FIGURE_7["paper"]
     runs = len(config.methods) * config.seeds
     return [
         (7, model, config.job(model, width_multiplier=width), runs)
@@ -41,7 +43,7 @@ def _figure_7() -> list[tuple[int, str, Job, int]]:
 
 
 def _figure_8() -> list[tuple[int, str, Job, int]]:
-    config = weight_scale.PRESETS["paper"]
+    config = OF_FIGURE_8["paper"]
     runs = len(config.scales) * config.seeds
     return [(8, model, config.job(model), runs) for model in config.models]
 
@@ -52,7 +54,7 @@ def _row(figure: int, name: str, job: Job, runs: int) -> tuple[Any, ...]:
     flops = runs * tokens * cost.flops_per_token(model, job.length)
     return (
         figure, name, model.settings.width, f"{model.num_parameters / 1e6:,.0f} M",
-        f"{cost.num_nonzero(model, comparison.PRESETS['paper'].keep) / 1e6:,.0f} M", runs,
+        f"{cost.num_nonzero(model, OF_FIGURE_7['paper'].keep) / 1e6:,.0f} M", runs,
         f"{cost.memory(job) / 1e9:.1f}",
         *(
             duration(flops / (count * cost.ACCELERATORS[device][0] * 1e12 * cost.UTILISATION))

@@ -292,7 +292,7 @@ def picture(task: str, rows: list[dict[str, Any]]) -> Figure:
     right.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("hidden units per input coordinate")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks(sorted({row["units"] for row in rows}))
         plots.legend_below(axes)
     figure.suptitle(f"Random sources pruned to approximate a network: {task}")
     return figure
