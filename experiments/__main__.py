@@ -9,7 +9,7 @@ from slth_jax.cli import devices, outcome
 
 
 class _Help(argparse.Action):
-    """Print the help; after an experiment's name, print its presets and options too."""
+    """The action of `--help`; after an experiment's name it also prints the presets and options."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.print_help()

@@ -1,1 +1,1 @@
-"""Benchmarks of speed, accuracy and robustness; most modules are separate commands."""
+"""Benchmarks of speed, accuracy and robustness. Most modules can be run as commands."""

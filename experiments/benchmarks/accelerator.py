@@ -1,16 +1,16 @@
-"""Parity and speed of a GPU or TPU: are its results right, and how fast is it?
+"""Check that a GPU or TPU computes the same results as the CPU, and measure its speed.
 
     python -m experiments.benchmarks.accelerator --out DIR
 
 *Parity*: the accelerator and the host's CPU compute the same instances; masks must be equal bit for
-bit, and outputs must agree within the stated tolerance. *Speed*: subset sums per second are
-compared with the rate that the measured memory bandwidth allows, and an edge-popup step with the
-dense step of the same model.
-The command writes `accelerator.json` and `accelerator.md`. On a machine without an accelerator it
-compares the CPU with itself, on small instances.
+bit, and outputs must agree within the stated tolerance. *Speed*: the number of subset sums per
+second is compared with the rate that the measured memory bandwidth allows. The time of an
+edge-popup step is compared with the time of a step that trains all weights of the same model. The
+command writes `accelerator.json` and `accelerator.md`. On a machine without an accelerator the
+command compares the CPU with itself, on small instances.
 """
 
-from experiments.benchmarks import edge_popup, subset_sum  # first: they set JAX's variables
+from experiments.benchmarks import edge_popup, subset_sum  # first: sets JAX's environment
 
 # isort: split
 import argparse
@@ -27,7 +27,7 @@ from experiments.language.model import Model
 from slth_jax import attention, construction, initializers, storage, supermask
 from slth_jax import subset_sum as sums
 
-# For outputs near 1, which a softmax and some hundred float32 products compute on both devices.
+# The outputs are near 1. Each device computes them by a softmax and some hundred float32 products.
 TOLERANCE = 1e-5
 
 
@@ -49,7 +49,7 @@ PRESETS = {
 
 
 def parity(preset: Preset) -> list[dict[str, Any]]:
-    """Return a row per computation, with the difference between the device and the CPU."""
+    """Return a dict per computation, with the difference between the two devices' results."""
     samples, value = subset_sum.draw(preset.instances, preset.samples)
     draw = initializers.theory_attention
     shape: dict[str, Any] = {"num_heads": 2, "d_in": 4, "d_out": 4}
@@ -76,7 +76,7 @@ def parity(preset: Preset) -> list[dict[str, Any]]:
 
 
 def _on_both(compute: Callable[[], Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the arrays that `compute` returns on the first device, and on the host's CPU."""
+    """Call `compute` on the first device and on the host's CPU; return both results."""
     on_device = jax.tree.leaves(jax.device_get(compute()))
     # If the first device is a CPU, None lets the second call reuse the compiled program.
     cpu = None if jax.default_backend() == "cpu" else jax.local_devices(backend="cpu")[0]
@@ -104,7 +104,7 @@ def _close(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
 
 
 def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a row per measured speed, and the unrounded measurements."""
+    """Measure speeds; return a dict of table cells per speed, and the unrounded measurements."""
     limit = subset_sum.bandwidth(preset.samples, copied=preset.copied, batch=preset.instances)
     allowed, bytes_a_second = limit["unfused_limit"], limit["gigabytes_per_second"]
     tokens = edge_popup.draw_tokens(preset.model, preset.rows)
@@ -140,7 +140,7 @@ def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
+    """Return a Markdown table in which each dict of `rows` is a row."""
     lines = ["| | measured | reference | |", "| --- | --- | --- | --- |"]
     for row in rows:
         verdict = {True: "passes", False: "FAILS", None: ""}[row.get("passes")]

@@ -1,13 +1,14 @@
-"""Squared error against bits per entry: bands, other rules, quantisers and Shannon's bound.
+"""Measure squared error against bits per entry for bands, other rules and quantisers.
 
     python -m experiments.benchmarks.bits --preset quick|full --out DIR
 
 Targets are Gaussian and Laplace matrices and, if ``$SLTH_DATA`` is set to the folder that contains
 `pretrained`, a matrix of stories260K. Each method uses b mask bits, or b bits of a quantiser, per
 entry. The bits of scales are added: 32 bits per matrix for masks, 16 bits per 128 entries for
-rounding. The rule `fitted` assigns hidden units depending on the target, so the bits of that
-assignment are added too: log2 of the number of grouped masks with the same number of ones. Errors
-are mean squared errors divided by the mean square of the target.
+rounding. The rule `fitted` assigns hidden units depending on the target, so the bits that encode
+this assignment are added too: log2 of the number of grouped masks with the same number of ones.
+Errors are mean squared errors divided by the mean square of the target. The figure also shows
+Shannon's lower bound.
 """
 
 import argparse
@@ -36,10 +37,11 @@ PRESETS = {
 def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
     """Return `target` rounded to ``2^bits`` levels that are fitted to its entries (Lloyd 1982).
 
-    Lloyd's iteration starts from the quantiles of the entries, and from the quantiles times
-    3^(1/2) and 3; the best of the three local optima is used. The factors are needed because, at
-    small errors, the density of optimal levels is proportional to the cube root of the entries'
-    density, which is 3^(1/2) times as wide for Gaussian entries and 3 times as wide for Laplace's.
+    Lloyd's iteration starts from the quantiles of the entries, and from the quantiles times 3^(1/2)
+    and 3; the best of the three local optima is used. The factors are needed because, at small
+    errors, the density of optimal levels is proportional to the cube root of the entries' density.
+    This cube root is wider than the density by a factor 3^(1/2) if the entries are Gaussian, and by
+    a factor 3 if they have Laplace's distribution.
     """
     quantiles = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
     tried = (_lloyd(target, quantiles * factor) for factor in (1.0, 3**0.5, 3.0))
@@ -59,17 +61,17 @@ def _lloyd(target: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return levels[cells].reshape(target.shape)
 
 
-# By bits per entry: the entries and the coefficients of a block. A block stores a 16-bit seed, a
-# 4-bit exponent and 4 bits per coefficient.
+# For each number of bits per entry: the number of entries in a block, and the number of
+# coefficients. A block stores a 16-bit seed, a 4-bit exponent and 4 bits per coefficient.
 SEEDLM = {3: (12, 4), 4: (8, 3)}
 
 
 def seedlm(target: np.ndarray, bits: int) -> np.ndarray:
     """Return `target` with each block approximated by ``U t`` (SeedLM, arXiv 2410.10714).
 
-    U is a pseudo-random matrix, for which each block has the best of ``2^16 - 1`` seeds. NumPy
-    draws U instead of a shift register. At most 128 blocks of a target are computed; the remaining
-    entries are NaN.
+    U is a pseudo-random matrix. For each block the best of ``2^16 - 1`` seeds of U is used. NumPy
+    draws U; the published method uses a shift register. At most 128 blocks of a target are
+    computed; the remaining entries are NaN.
     """
     size, terms = SEEDLM[bits]
     blocks = target.ravel()[: min(target.size // size, 128) * size].reshape(-1, size)
@@ -91,12 +93,12 @@ def seedlm(target: np.ndarray, bits: int) -> np.ndarray:
 
 
 def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
-    """Return the method that approximates a target by subset sums with `bits` samples per entry.
+    """Return a function that approximates a target by subset sums, with `bits` samples per entry.
 
     Args:
       rule: the rule that assigns hidden units.
-      overhead: a dictionary that the method fills if the grouped mask depends on the target: for
-        each number of bits, the additional bits per entry that this mask needs.
+      overhead: a dictionary from `bits` to additional bits per entry, which the returned function
+        fills if the grouped mask depends on the target: storing that mask needs these bits.
     """
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
@@ -123,7 +125,7 @@ def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
 
 
 def by_band(source: str, states: int) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
-    """Return the method that encodes a target with `bits` mask bits per entry in a band matrix."""
+    """Return a function that encodes a target in a band matrix, with `bits` mask bits per entry."""
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
         of = construction.encode_matrix(key, target, bits=bits, states=states, source=source)
@@ -146,7 +148,7 @@ def targets(shape: tuple[int, int], seeds: int) -> Iterator[tuple[str, int, np.n
 
 
 def measure(preset: dict[str, Any]) -> list[Row]:
-    """Return a row per target, method and number of bits."""
+    """Measure the error of every method at each number of bits; return a dict per measurement."""
     states = preset["states"]
     assignment: dict[int, float] = {}
     methods: dict[str, Callable[[jax.Array, np.ndarray, int], np.ndarray]] = {
@@ -190,7 +192,7 @@ def measure(preset: dict[str, Any]) -> list[Row]:
 
 
 def picture(rows: list[Row]) -> Any:
-    """Draw mean errors against bits per entry, in a panel per kind of target."""
+    """Draw mean errors against bits per entry, with one panel for each kind of target."""
     kinds = list(dict.fromkeys(row["target"] for row in rows))
     figure, axes = style.several(len(kinds), 2.9 * len(kinds), 4.6, shared=True)
     for axis, kind in zip(axes, kinds, strict=True):

@@ -1,12 +1,12 @@
-"""stories260K at b mask bits per weight, beside its weights rounded to b bits.
+"""Compare stories260K hidden with b mask bits per weight and stories260K rounded to b bits.
 
     SLTH_DATA=... python -m experiments.benchmarks.bits_stories --out DIR [--bits 3,4,5,6,8]
 
 Models are compared on texts that stories260K generates, as in `experiments.benchmarks.hide`. The
 size of a ticket is the size of its file. Rounding uses the best clip and a 16-bit scale per 64
-entries of a row; its size is the size of rounded entries and scales. The gains of norms are not
-rounded; in a ticket they are part of the matrices. Settings whose results are in DIR are not
-measured again.
+entries of a row; the size of a rounded model is the size of its rounded entries and scales. The
+gains of norms are not rounded; in a ticket they are part of the matrices. Settings whose results
+are in DIR are not measured again.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Texts = list[tuple[int, list[int]]]
 
 
 def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, float]:
-    """Compare the logits of a model with the target's, at every token of the target's texts."""
+    """Compare a model's logits with the target's logits at every token of the target's texts."""
     rows = np.zeros((len(texts), max(len(tokens) for _, tokens in texts)), np.int32)
     for row, (_, tokens) in zip(rows, texts, strict=True):
         row[: len(tokens)] = tokens
@@ -54,7 +54,7 @@ def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, f
 
 
 def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
-    """Return the model with rounded matrices, and the bytes of these matrices."""
+    """Return the model with rounded matrices, and the number of bytes that these matrices need."""
     sizes = {}
 
     def apply(arrays: Any, place: str) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
             if "gain" in name or matrix.ndim < 2:
                 result[name] = matrix
                 continue
-            rows = matrix if name == "wte" else matrix.T  # a row per token or output
+            rows = matrix if name == "wte" else matrix.T  # each row belongs to a token or an output
             values = rounded(rows.astype(np.float64), bits, 64).astype(np.float32)
             result[name] = values if name == "wte" else np.ascontiguousarray(values.T)
             sizes[place + name] = rows.size * bits / 8 + 2 * len(rows) * -(-rows.shape[1] // 64)
@@ -77,7 +77,7 @@ def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
 
 
 def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model, dict[str, Any]]:
-    """Hide a model in bands; return the ticket's model, and its size, settings and seconds."""
+    """Hide a model in bands; return the ticket's model, and a dict of size, settings and time."""
     others = "".join(f"-{kind}{bits}" for kind, bits in bands.others)
     scales = "-columns" if bands.column_scales else ""
     name = f"{bands.bits}{others}-{bands.states}-{bands.weights}{scales}-{seed}"
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def picture(rows: list[dict[str, Any]]) -> Any:
-    """Draw the perplexity and the share of equal top-1 tokens against bytes."""
+    """Draw the perplexity and the share of equal top-1 tokens against the number of bytes."""
     figure, axes = style.several(2, 7.6, 3.8)
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = sorted((r for r in rows if r["method"] == method), key=lambda row: row["bytes"])

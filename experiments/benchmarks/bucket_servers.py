@@ -1,4 +1,4 @@
-"""Servers of buckets on the loopback interface, and a proxy that makes requests fail.
+"""Local servers that emulate cloud buckets, and a proxy that makes requests fail.
 
 `gcs()` emulates the JSON API of Google Cloud Storage with its conditions, because known emulators
 ignore `ifGenerationMatch`; `s3()` starts moto. Both serve a bucket 'tickets' through a `Proxy`, and
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BUCKET = "tickets"
-# A fault: 'before' resets the connection before the request is executed, 'after' resets it after
-# that, 'slow' delays the answer, and a number is an HTTP status that replaces the answer.
+# A fault: 'before' resets the connection before the request is executed, 'after' resets the
+# connection after the request is executed, 'slow' delays the answer, and a number is an HTTP status
+# that replaces the answer.
 Fault = str | int | None
 Plan = Callable[[str, str], Fault]
 
@@ -61,10 +62,10 @@ def _serving(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
 
 
 class Proxy:
-    """Forwards requests to a server, except those for which `plan` returns a fault."""
+    """Forwards requests to a server, except requests for which `plan` returns a fault."""
 
     def __init__(self, port: int):
-        """Serve a free port; requests are forwarded to the port `port`."""
+        """Start a server on a free port that forwards all requests to the port `port`."""
         self.plan: Plan = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
         proxy = self
@@ -119,10 +120,10 @@ class Proxy:
 
 
 class Gcs:
-    """The objects of a bucket, and a server for them with the JSON API."""
+    """A server of a bucket, in memory, with the JSON API of Google Cloud Storage."""
 
     def __init__(self) -> None:
-        """Serve an empty bucket on a free port."""
+        """Start the server on a free port, with an empty bucket."""
         objects: dict[str, tuple[int, bytes]] = {}
         lock, last = threading.Lock(), [0]
 

@@ -1,10 +1,11 @@
-"""Runs in local buckets under kills, failing requests, two writers and a full quota; overhead.
+"""Disturb sweeps that write to local buckets, check their results, and measure the overhead.
 
     python -m experiments.benchmarks.buckets --kills 50 --fault-seconds 300 --pairs 5
 
-After every disturbance the rows and masks must be equal, bit for bit, to those of an undisturbed
-sweep in a folder. The command prints a JSON line per server. moto serves S3; `bucket_servers`
-emulates Google Cloud Storage.
+Disturbances are kills, failing requests, a second writer and an exceeded quota. After each of them
+the measurements and masks must be equal, bit for bit, to the results of an undisturbed sweep in a
+folder. The command prints a JSON line per server. moto serves S3; `bucket_servers` emulates Google
+Cloud Storage.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from slth_jax.cli import outcome
 
 ROOT = Path(__file__).parents[2]
 CHUNK = 64
-SECONDS = 3.0  # a claim that is not renewed for this time can be taken over; the default is 45 s
+SECONDS = 3.0  # a lock not renewed for this time can be taken over; default 45
 
 
 def trial(key, hparams):
-    """Run a trial of some milliseconds that returns masks: random walks, folded by a sine."""
+    """Return masks and a metric within milliseconds: random walks, mapped to [-1, 1] by a sine."""
 
     def step(_, walk):
         return jnp.sin(3 * walk) + hparams["drift"]
@@ -80,11 +81,11 @@ class Sweeps:
         return digest(str(folder))
 
     def kills(self, count: int, rng: random.Random) -> dict[str, Any]:
-        """Kill the sweep at random moments after its start; finished chunks must not be lost."""
+        """Kill the sweep repeatedly, after random times; no finished chunk may be lost."""
         out, chunks, begin = f"{self.url}/kills", 0, time.perf_counter()
         for number in range(count):
             worker = self.start(out)
-            goal = chunks + rng.choice((0, 0, 1))  # half of the kills wait for a further chunk
+            goal = chunks + rng.choice((0, 0, 1))  # 1: wait for a new chunk
             until = time.monotonic() + rng.uniform(0, 12)
             while worker.poll() is None and (time.monotonic() < until or _chunks(out) < goal):
                 time.sleep(0.02)
@@ -93,7 +94,7 @@ class Sweeps:
             now = _chunks(out)
             assert now >= chunks, "a finished chunk was lost"
             chunks = now
-            if now * CHUNK >= self.size[0] * self.size[1]:  # begin again
+            if now * CHUNK >= self.size[0] * self.size[1]:  # the sweep is complete
                 self.finish(out)
                 out, chunks = f"{self.url}/kills-{number}", 0
         self.finish(out)
@@ -108,7 +109,7 @@ class Sweeps:
         return line
 
     def dead_owner(self) -> float:
-        """Kill a process that holds a claim; return the seconds until another process holds it."""
+        """Kill a process that locked a folder; return the seconds until another process can."""
         out = f"{self.url}/dead"
         lock = storage.place(out) / "lock"
         worker = self.start(out)
@@ -126,9 +127,10 @@ class Sweeps:
         return round(seconds, 1)
 
     def faults(self, proxy: bucket_servers.Proxy, seconds: float, rng: random.Random) -> int:
-        """Run sweeps while requests fail; return the number of failed requests.
+        """Run sweeps while requests fail; return the number of requests that failed.
 
-        Half of all requests fail, and in the last tenth of `seconds` all requests fail.
+        Each request fails with probability 1/2. During the last tenth of `seconds` all requests
+        fail.
         """
         until, failed = time.monotonic() + seconds, 0
         lock = threading.Lock()
@@ -151,7 +153,7 @@ class Sweeps:
         return failed
 
     def quota(self, proxy: bucket_servers.Proxy) -> str:
-        """Refuse all writes after the first three; return the error message of the sweep."""
+        """Let a sweep's writes fail from the fourth on; return the sweep's error message."""
         writes = 0
 
         def plan(method: str, path: str) -> bucket_servers.Fault:
@@ -170,7 +172,7 @@ class Sweeps:
 
 
 def digest(out: str) -> str:
-    """Return a checksum of all rows, all masks and the table."""
+    """Return a checksum of the measurements, the masks and the table of a finished sweep."""
     results, hashed = sweep.load(out), hashlib.sha256()
     for index in range(len(results)):
         hashed.update(json.dumps(results.row(index)).encode())
@@ -180,7 +182,7 @@ def digest(out: str) -> str:
 
 
 def _line(worker: subprocess.Popen) -> str:
-    """Return the error message of a process: its only line without TensorStore's log."""
+    """Return a process's error message: its only output line outside TensorStore's log."""
     _, errors = worker.communicate()
     lines = [line for line in errors.splitlines() if not re.match(r"[IWE]\d{4} ", line)]
     assert worker.returncode == 2 and len(lines) == 1, errors
@@ -192,7 +194,7 @@ def _chunks(out: str) -> int:
 
 
 def overhead(url: str, folder: Path, pairs: int) -> dict[str, Any]:
-    """Return the median seconds of figure 4 (quick) in a folder and in a bucket, run in turn."""
+    """Run figure 4 (quick) in a folder and in a bucket, in turn; return the median times."""
     seconds: dict[str, list[float]] = {"folder": [], "bucket": []}
     rows = set()
     for number in range(pairs):

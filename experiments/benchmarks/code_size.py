@@ -1,11 +1,11 @@
-"""The size of the library, and the files that a first call runs through.
+"""Count the library's lines of code, and list the files that take part in a first call.
 
     python -m experiments.benchmarks.code_size
 
 The command prints the number of lines of code (without docstrings and blank lines), the number of
 lines with a comment, and the largest number of parameters (without `self`, `cls`, ``*args``,
-``**kwargs``). Then it prints the files with at least one function that runs during a first call,
-which includes tracing. The bodies of modules do not count.
+``**kwargs``). Then it prints each file that has at least one function which runs during a first
+call (a first call includes tracing). The bodies of modules do not count.
 """
 
 import ast
@@ -54,7 +54,7 @@ def walk(call: Callable[[], object], root: Path) -> list[str]:
     def profile(frame, event, _):
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(str(root)) and frame.f_code.co_flags & 0x02:
-            reached.add(str(Path(name).relative_to(root)))  # 0x02: code with locals, a function
+            reached.add(str(Path(name).relative_to(root)))  # 0x02 (CO_NEWLOCALS): a function
 
     threading.setprofile(profile)
     sys.setprofile(profile)

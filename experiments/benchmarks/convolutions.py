@@ -1,14 +1,15 @@
-"""Edge-popup on the convolutional networks of its paper, with controls and beside PyTorch.
+"""Measure edge-popup on its paper's convolutional networks, with controls and with PyTorch.
 
     python -m experiments.benchmarks.convolutions --preset full --out experiments/benchmarks/results
 
 Conv-2, Conv-4 and Conv-6 (Ramanujan et al. 2020; shapes of Frankle and Carbin 2019) have pairs of
-3 x 3 convolutions, each pair followed by max-pooling, and three fully connected layers. There are
-no biases, and the weights are +-sqrt(2 / fan_in). The benchmark measures the accuracy on
+3x3 convolutions, each pair followed by max-pooling, and three fully connected layers. There are no
+biases, and the weights are +-sqrt(2 / fan_in). The benchmark measures the accuracy on
 scikit-learn's digits for several shares of kept weights; for every method and share the learning
-rate is chosen from the same grid by validation. It also measures the time of a training step,
-paired within a run, on digits and on synthetic images of CIFAR's shape. Times are measured with the
-paper's optimiser, SGD; accuracies with Adam, which needs fewer steps.
+rate is chosen from the same grid by validation. It also measures the time of a training step, on
+digits and on synthetic images of CIFAR's shape; the implementations take turns within a run. Times
+are measured with the paper's optimiser, SGD. Accuracies are measured with Adam, which needs fewer
+steps.
 """
 
 import argparse
@@ -38,13 +39,13 @@ CHANNELS = {
     "conv4": (64, 64, 128, 128),
     "conv6": (64, 64, 128, 128, 256, 256),
 }
-RATE, RUNS, KEEP = 0.1, 8, 0.5  # settings with which times are measured
-TRAIN, VALIDATION = slice(0, 1000), slice(1000, 1300)  # the remaining 497 digits are the test
+RATE, RUNS, KEEP = 0.1, 8, 0.5  # settings of the measurements of time
+TRAIN, VALIDATION = slice(0, 1000), slice(1000, 1300)  # the remaining 497 digits are test images
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Settings of a run; `rates` is the grid of Adam's learning rates."""
+    """Settings of a run; `rates` are Adam's learning rates, from which validation chooses."""
 
     networks: tuple[str, ...] = tuple(CHANNELS)
     width: float = 0.125
@@ -75,7 +76,7 @@ def signed_constant(
 
 
 class ConvNet(nnx.Module):
-    """A network for images of side `size`, with the widths of `CHANNELS` times `width`."""
+    """A network for images of side `size`; its layers have `CHANNELS` times `width` channels."""
 
     def __init__(self, name: str, size: int, channels: int, *, width: float, rngs: nnx.Rngs):
         widths = [max(1, round(width * count)) for count in CHANNELS[name]]
@@ -112,7 +113,7 @@ def loss_of(model: nnx.Module, batch: Images) -> Float[Array, ""]:
 
 
 def measure(model: nnx.Module, batch: Images) -> dict[str, Array]:
-    """Return loss and accuracy."""
+    """Return the loss and the accuracy of a model on a batch."""
     right = model(batch[0]).argmax(axis=1) == batch[1]  # type: ignore[operator]
     return {"loss": loss_of(model, batch), "accuracy": right.mean()}
 
@@ -134,7 +135,7 @@ def synthetic(rows: int) -> Images:
 
 
 def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
-    """Return a row per method and kept share, with test accuracies at the best learning rate."""
+    """Return a dict per method and kept share, with test accuracies at the best learning rate."""
     x, y = digits()
 
     def batch(step: int) -> Images:
@@ -180,7 +181,7 @@ def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean over seeds and half the width of its 95 % interval by Student's t."""
+    """Return the mean over seeds, and half the width of the mean's 95 % interval (Student's t)."""
     from scipy import stats
 
     error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -189,7 +190,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
-    """Return a row per implementation of a step, with median times and ratios within a round."""
+    """Time each implementation of a step; return its median time and its time ratios per round."""
     size, channels = batch[0].shape[1], batch[0].shape[3]
     model = ConvNet(name, size, channels, width=preset.width, rngs=nnx.Rngs(0))
     weights = named(model)
@@ -243,7 +244,7 @@ def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
 
 
 def named(model: nnx.Module) -> dict[str, Float[Array, "..."]]:
-    """Return the kernels by their paths, such as 'convs.0.kernel'."""
+    """Return the kernels as a dict whose keys are their paths, such as 'convs.0.kernel'."""
     return {
         ".".join(map(str, path)): variable.get_value()
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -251,7 +252,7 @@ def named(model: nnx.Module) -> dict[str, Float[Array, "..."]]:
 
 
 def loss_of_arrays(model: nnx.Module) -> Callable[[Any, Images], Float[Array, ""]]:
-    """Return the loss as a function of the kernels by name, see `named`."""
+    """Return the loss as a function of the kernels, given as a dict as in `named`, and a batch."""
     graph, params = nnx.split(model, nnx.Param)
     paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(params)}
 
@@ -265,7 +266,7 @@ def loss_of_arrays(model: nnx.Module) -> Callable[[Any, Images], Float[Array, ""
 def stepper(
     model: nnx.Module, runs: int, *, together: int | None, dense: bool = False
 ) -> Callable[[Images], None]:
-    """Return a function that makes one SGD step of `runs` runs and waits until it is finished."""
+    """Return a function that makes one SGD step in each of `runs` runs and waits for the result."""
     variant, optimizer, weights = edge_popup.VARIANTS["ramanujan"], sgd(RATE), named(model)
     task = edge_popup.Task(loss_of_arrays(model), optimizer, variant)
     program = edge_popup.Program(task, runs, keep=KEEP, shared=True, together=together)
@@ -294,7 +295,7 @@ def stepper(
 
 
 def picture(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Any:
-    """Draw the accuracy against the share of kept weights, in a panel per network."""
+    """Draw the accuracy against the share of kept weights, with one panel for each network."""
     from experiments import plots
 
     drawn, panels = plots.several(len(networks), 2.6 * len(networks), 3.4, shared=True)

@@ -1,7 +1,7 @@
 """Edge-popup on convolutional networks in PyTorch, written from the paper's description.
 
-Ramanujan et al. (2020), section 3: the forward pass keeps a fixed share of a layer's weights, those
-with the largest |score|. The backward pass gives every |score| the gradient of its mask entry.
+Ramanujan et al. (2020), section 3: the forward pass keeps the weights of a layer with the largest
+|score|, a fixed share of all. The gradient of every |score| is the gradient of its mask entry.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ class Largest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sizes, count):
-        """Return ones at the largest numbers."""
+        """Return the mask, which is 1 at the `count` largest entries of `sizes` and 0 elsewhere."""
         mask = torch.zeros_like(sizes)
         mask.view(-1)[sizes.reshape(-1).topk(count).indices] = 1
         return mask
@@ -31,12 +31,12 @@ class Largest(torch.autograd.Function):
 
 
 class EdgePopup:
-    """The network of `convolutions.ConvNet` and its training by SGD.
+    """The network of `convolutions.ConvNet`, which SGD trains.
 
     Args:
-      weights: the weights by name, 'convs.0.kernel' [3, 3, in, out], 'dense.0.kernel' [in, out].
-      scores: the scores by name, with the same shapes.
-      keep: the fraction of weights that is kept; None to train the weights without masks.
+      weights: a dict of weights: 'convs.0.kernel' [3, 3, in, out], 'dense.0.kernel' [in, out], ...
+      scores: a dict of scores, with the same names and shapes.
+      keep: the fraction of weights that the masks keep; None to train the weights without masks.
       learning_rate: the learning rate of SGD, with momentum 0.9 and weight decay 1e-4.
     """
 
@@ -63,7 +63,7 @@ class EdgePopup:
         }  # [3, 3, in, out]
 
     def step(self, batch: tuple[Any, Any]) -> float:
-        """Make one step; return the loss before the step."""
+        """Make one training step; return the loss before the step."""
         images = torch.from_numpy(np.asarray(batch[0])).permute(0, 3, 1, 2)
         labels = torch.from_numpy(np.asarray(batch[1]).astype(np.int64))
         self._optimizer.zero_grad()
@@ -94,7 +94,7 @@ class EdgePopup:
 
 
 def on_one_thread(step: Callable[[Any], Any], batch: Any) -> Any:
-    """Make a step on one thread, since several threads slow each other on a shared machine."""
+    """Make a step on a single thread, since on a shared machine several threads slow each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def on_one_thread(step: Callable[[Any], Any], batch: Any) -> Any:
 
 
 def _tensor(array: Any) -> torch.Tensor:
-    """Return a kernel as PyTorch stores it, with outputs on the first axis."""
+    """Return a kernel in PyTorch's layout, with outputs on the first axis."""
     array = np.asarray(array)
     axes = (3, 2, 0, 1) if array.ndim == 4 else (1, 0)
     return torch.tensor(np.ascontiguousarray(array.transpose(axes)))

@@ -1,4 +1,4 @@
-"""The full-size table of `experiments.examples.digits_table`, and the time of its training.
+"""Compute the table of `experiments.examples.digits_table` at full size; measure the time.
 
 ``python -m experiments.benchmarks.digits`` needs `scikit-learn`.
 """

@@ -1,14 +1,14 @@
-"""Time of a training step with masks, beside steps without masks, paired in one run.
+"""Compare the time of a training step with masks and the time of steps without masks.
 
     python -m experiments.benchmarks.edge_popup --rounds 9 --out experiments/benchmarks/results
 
-In every round the time of each step is measured once, in rotating order. The report contains, over
-the rounds, the median time of each step and the median ratio of times within a round. The steps
-are: this library's (a threshold found by counting), the same program with a threshold from
-`jnp.sort` and from `lax.top_k`, the same program without masks in which all weights are trained
-("dense"), and PyTorch with masks (one sort per layer, as published code does) and without. Then the
-training of eight seeds of a small model under one vmap is compared with training one seed after
-another, in JAX and in PyTorch.
+In every round the time of each step is measured once, in rotating order. The report contains the
+median time of each step over the rounds, and the median of its time ratios, each of which is taken
+within a round. The steps are: this library's step (it finds the threshold of the scores by
+counting), the same program with a threshold from `jnp.sort` or from `lax.top_k`, the same program
+without masks in which all weights are trained ("dense"), PyTorch with masks (one sort per layer, as
+in published code), and PyTorch without masks. Then the training of eight seeds of a small model
+under one vmap is compared with training one seed after another, in JAX and in PyTorch.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from experiments.language.model import Model
 from slth_jax import edge_popup, models, storage, supermask
 from slth_jax.types import Key
 
-# 5.3 million parameters, of which 5.2 million have a score.
+# This model has 5.3 million parameters, 5.2 million of which have a score.
 LARGE = Model(
     models.make_settings(
         num_blocks=6, width=256, num_heads=4, vocab_size=2048, max_length=128, activation="relu"
@@ -50,21 +50,21 @@ OPTIMIZER = edge_popup.Schedule(steps=1000, warmup=10).optimizer(RATE)
 
 
 def by_sort(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
-    """Return the mask from sorted |scores|; all connections at the threshold are kept."""
+    """Return the mask by sorting |scores|; every |score| equal to the threshold is kept."""
     size = jnp.abs(scores).reshape(-1)
     threshold = jnp.sort(size)[size.size - supermask.num_kept(size.size, keep)]
     return (size >= threshold).reshape(scores.shape)
 
 
 def by_top_k(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
-    """Return the mask from `lax.top_k` of |scores|; all connections at the threshold are kept."""
+    """Return the mask by `lax.top_k`; every |score| equal to the threshold is kept."""
     size = jnp.abs(scores).reshape(-1)
     threshold = jax.lax.top_k(size, supermask.num_kept(size.size, keep))[0][-1]
     return (size >= threshold).reshape(scores.shape)
 
 
 class Runner:
-    """A compiled training step; a call makes one step and waits until it is finished."""
+    """A compiled training step; calling it makes one step and waits for the result."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Runner:
         seeds: int | None = None,
         variant: edge_popup.Variant = RAMANUJAN,
     ):
-        """Compile the step of one run, or of `seeds` runs under one vmap."""
+        """Compile the step for one run; if `seeds` is given, for that many runs under one vmap."""
         key = jax.random.key(0)
 
         def start(seed):
@@ -109,7 +109,7 @@ class Runner:
 
 
 def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
-    """Return the steps in PyTorch by name; empty if PyTorch is not installed."""
+    """Return a dict of PyTorch's steps; the dict is empty if PyTorch is not installed."""
     try:
         from experiments.benchmarks import edge_popup_torch
     except ModuleNotFoundError:
@@ -126,7 +126,7 @@ def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
 def paired(
     steps: dict[str, Callable[[np.ndarray], Any]], tokens: np.ndarray, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return (wall, processor) seconds by step, one pair per round; two rounds are warm-up."""
+    """Return, for each step, pairs (wall, processor) of seconds, one pair per measured round."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     names = list(steps)
     for index in range(-2, rounds):
@@ -143,9 +143,9 @@ def paired(
 def table(
     seconds: dict[str, list[tuple[float, float]]], base: str, tokens: int
 ) -> list[dict[str, Any]]:
-    """Return a row per step, with its median times and ratios of times.
+    """Return a dict per step, with its median times and the ratios of `base`'s time to its time.
 
-    The ratios `ours_over_this...` divide the time of `base` by the time of the row's step within a
+    Each ratio `ours_over_this...` is the time of `base` divided by the time of the step in the same
     round. If other programs ran at the same time, the ratio of processor times is more reliable.
     """
     rows = []

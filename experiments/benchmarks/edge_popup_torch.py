@@ -1,8 +1,8 @@
 """Edge-popup on GPT-2 in PyTorch, with one sort per layer and step as in published code.
 
-The mask is `GetSubnet` of Ramanujan et al. (github.com/allenai/hidden-networks): sort |scores|, set
-the first ``(1 - k) n`` to 0 and the rest to 1, and pass the gradient through. The model uses
-PyTorch's fast functions (`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
+`GetSubnet` computes the mask as in Ramanujan et al. (github.com/allenai/hidden-networks): it sorts
+|scores|, sets the first ``(1 - k) n`` to 0 and the rest to 1, and passes the gradient through. The
+model uses PyTorch's fast functions (`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from slth_jax.models import Settings
 
 
 class GetSubnet(torch.autograd.Function):
-    """The mask of the largest scores, with a straight-through gradient."""
+    """A function that keeps the largest scores, with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, scores, keep):
-        """Sort the scores and fill the mask."""
+        """Return the mask, which is 1 at the largest scores (a fraction `keep`) and 0 elsewhere."""
         out = scores.clone()
         _, order = scores.flatten().sort()
         pruned = int((1 - keep) * scores.numel())
@@ -42,7 +42,7 @@ def make_step(
     """Return the function ``step(tokens) -> loss``; if `keep` is None, it trains all weights."""
     arrays = {name: torch.tensor(np.asarray(value)) for name, value in weights.items()}
     matrices = {name: arrays[name] for name in model.shapes}
-    # One tensor per layer, since every layer is a separate module in the published code.
+    # Each layer has a separate tensor because it is a separate module in the published code.
     layers = {name: list(w) if w.ndim == 3 else [w] for name, w in matrices.items()}
     if keep is None:
         trained = {n: [w.clone().requires_grad_() for w in ws] for n, ws in layers.items()}

@@ -1,11 +1,11 @@
-"""Cost and agreement of a hidden language model, for several samples, rules and forms.
+"""Measure the cost of hiding a language model, and how closely the tickets agree with it.
 
     python -m experiments.benchmarks.hide MODEL --tokenizer PATH --out DIR [--samples 8,12,16,20]
 
-For every setting the command solves for a ticket, reads the ticket's file, and compares the ticket
-with the model on texts that the model itself generates (greedy, from fixed prompts). It writes
-``hide.json``, ``hide.csv`` and ``hide.png`` into DIR. Settings whose results are in DIR are not
-measured again.
+A setting is a number of samples, a rule and the form of attention. For every setting the command
+constructs a ticket, reads the ticket's file, and compares the ticket with the model on texts that
+the model itself generates (greedy, from fixed prompts). It writes ``hide.json``, ``hide.csv`` and
+``hide.png`` into DIR. Settings whose results are in DIR are not measured again.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def _setting(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int]]]:
-    """Generate the texts; return pairs (number of prompt tokens, all tokens)."""
+    """Generate a text per prompt; return pairs (number of tokens of the prompt, all tokens)."""
     from slth_jax import models
 
     params, texts = target.load(), []

@@ -1,10 +1,11 @@
-"""A random Llama with the shape of Llama-3.2-1B: the cost of hiding it, and two hidden blocks.
+"""Estimate the cost of hiding a model of the shape of Llama-3.2-1B, and hide its first blocks.
 
     python -m experiments.benchmarks.hide_large --work FOLDER [--samples 16] [--blocks 2]
 
-The weights are drawn block by block (bfloat16, standard deviation 0.02) and written to FOLDER
-(3 GB). A dry run estimates the cost of hiding the whole model. Then a model with only the first
-blocks is hidden: all matrices of its blocks, each of which has 5 % of the whole model's weights.
+The weights are drawn block by block (bfloat16, standard deviation 0.02) and written to FOLDER (3
+GB). A dry run estimates the cost of hiding the whole model. Then a model with only the first blocks
+is written, and all matrices of its blocks are hidden. Each block has 5 % of the whole model's
+weights.
 """
 
 import argparse
@@ -47,12 +48,12 @@ CONFIG: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Nanoseconds per subset sum on an H100 by number of samples, estimated from its data sheet.
+# From numbers of samples to nanoseconds per subset sum on an H100, estimated from its data sheet.
 H100 = {12: 4, 16: 11, 20: 50, 24: 230}
 
 
 def block_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a block's arrays by their names in the file."""
+    """Return a dict from the name of each array of a block, as in the file, to its shape."""
     width, hidden = config["hidden_size"], config["intermediate_size"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     return {
@@ -69,7 +70,7 @@ def block_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> None:
-    """Write a random model as a folder of `transformers`, with a file per block."""
+    """Write a random model as a folder for `transformers`, with one weight file per block."""
     folder.mkdir(parents=True, exist_ok=True)
     width = config["hidden_size"]
     files: dict[str, str] = {}
@@ -147,7 +148,8 @@ def main() -> None:
     parser.add_argument("--out", default="experiments/benchmarks/results")
     options = parser.parse_args()
     work, load = Path(options.work), os.getloadavg()[0]
-    # The model of the first blocks has a small embedding, because its embedding is not hidden.
+    # The model with only the first blocks gets a small embedding, because its embedding is not
+    # hidden.
     few = {"num_hidden_layers": options.blocks, "vocab_size": 256}
     for name, config in (("whole", CONFIG), ("blocks", CONFIG | few)):
         if not (work / name / "model.safetensors.index.json").exists():

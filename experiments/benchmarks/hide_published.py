@@ -1,4 +1,4 @@
-"""Small published networks: all their weights are hidden, and tickets and networks are compared.
+"""Hide all weights of small published networks, and compare the tickets with the networks.
 
     python -m experiments.benchmarks.hide_published DATA/pretrained --out DIR [--samples 20]
 
@@ -20,13 +20,13 @@ from slth_jax.cli.devices import split_cpu
 
 
 def addition(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return all questions a + b = ? modulo 113, the answer's position, the number of choices."""
+    """Return all questions a + b = ? modulo 113, the answer's position and the number 113."""
     a, b = (part.ravel() for part in np.mgrid[:113, :113])
     return np.stack([a, b, np.full_like(a, 113)], axis=1), slice(2, 3), 113
 
 
 def repetition(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return random sequences that are repeated once; the answers are the whole second copy."""
+    """Return random sequences, each followed by a copy of itself; the answers are the copy."""
     first = rng.integers(0, 128, (count, 31))
     return np.concatenate([first, first], axis=1), slice(31, None), None
 

@@ -1,4 +1,4 @@
-"""Errors of a random Qwen2 with large key biases that is hidden with 16 samples.
+"""Hide a random Qwen2 with large key biases with 16 samples, and measure the logits' errors.
 
     python -m experiments.benchmarks.key_biases --out DIR
 
@@ -24,7 +24,7 @@ PLACES = {"none": (), "slow": (6, 7, 14, 15), "all": tuple(range(HEAD))}
 
 
 def write_model(folder: Path, places: Sequence[int]) -> None:
-    """Write the folder of a Qwen2 whose key biases at `places` of each head are 100 or -100."""
+    """Write a random Qwen2 whose key biases are +-100 at the coordinates `places` of each head."""
     import torch
     import transformers
 
@@ -50,7 +50,7 @@ def write_model(folder: Path, places: Sequence[int]) -> None:
 
 
 def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
-    """Return the errors with equal samples for all matrices, and with more samples for keys."""
+    """Return the error if all matrices have equally many samples, and if keys have more samples."""
     from slth_jax import hide, models
     from slth_jax.factored import assemble
     from slth_jax.hide.targets import Targets

@@ -1,11 +1,11 @@
-"""Runs that `experiments.benchmarks.kills` interrupts, each in a separate process.
+"""Define the runs that `experiments.benchmarks.kills` starts as processes and interrupts.
 
     python -m experiments.benchmarks.killed_work NAME OUT INPUTS [DISTRIBUTED]
 
-`WORK` contains the runs by name. A run writes into the folder OUT and reads the folder INPUTS,
-which `write_inputs` creates. The file ``OUT.begun`` is created when all modules are imported. If a
-run has several processes, DISTRIBUTED contains the coordinator's address and the process's index
-(`slth_jax.distributed.joined`).
+`WORK` is a dictionary from names to runs. A run writes into the folder OUT and reads the folder
+INPUTS, which `write_inputs` creates. A run creates the file ``OUT.begun`` after it has imported all
+modules. If a run has several processes, DISTRIBUTED contains the coordinator's address and the
+process's index (`slth_jax.distributed.joined`).
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHUNK = 32  # trials per chunk of a sweep, which are saved together
+CHUNK = 32  # trials that a sweep saves together
 MODEL, TOKENS = "model.bin", "tokens.npy"
 
 
 def write_inputs(inputs: Path, model: Path | None = None) -> None:
-    """Write a random language model, or copy `model`, and write tokens to compare logits on."""
+    """Write a random language model or a copy of `model`, and tokens to compare logits at."""
     import numpy as np
 
     from experiments.fuzz.trained_models import LENGTH, VOCABULARY, write_llama2c
@@ -37,7 +37,7 @@ def write_inputs(inputs: Path, model: Path | None = None) -> None:
 
 
 def trial(key, hparams):
-    """Run a trial of some milliseconds that returns masks: random walks, folded by a sine."""
+    """Return masks and a metric within milliseconds: random walks, mapped to [-1, 1] by a sine."""
     import jax
     import jax.numpy as jnp
 
@@ -49,7 +49,7 @@ def trial(key, hparams):
 
 
 def run_sweep(out: Path, inputs: Path) -> None:
-    """Run a sweep of 640 trials; append the numbers of begun trials to ``OUT.log``."""
+    """Run a sweep of 640 trials; append the number of each trial that begins to ``OUT.log``."""
     import jax
 
     from slth_jax import sweep
@@ -64,14 +64,14 @@ def run_sweep(out: Path, inputs: Path) -> None:
 
 
 def begun_trials(out: Path) -> list[int]:
-    """Return the numbers of the trials that all processes of a sweep began, in order."""
+    """Return the numbers of all trials that any process of a sweep began, in order."""
     log = _beside(out, "log")
     lines = log.read_text().splitlines() if log.exists() else []
     return [trial for line in lines for trial in json.loads(line)]
 
 
 def run_fit(out: Path, inputs: Path) -> None:
-    """Train eight masks of a small network (two `keep`, four seeds); write them to ``OUT.npz``."""
+    """Train eight masks of a small network (two values of `keep`, four seeds) into ``OUT.npz``."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -108,7 +108,7 @@ def run_fit(out: Path, inputs: Path) -> None:
 
 
 def run_hide(out: Path, inputs: Path) -> None:
-    """Hide a language model and compare its logits, with the command `slth-jax hide`."""
+    """Run the command `slth-jax hide`, which hides a language model and compares the logits."""
     from slth_jax.cli import main
 
     samples = "16" if (inputs / MODEL).stat().st_size < 1 << 16 else "8"
@@ -117,7 +117,7 @@ def run_hide(out: Path, inputs: Path) -> None:
 
 
 def run_figure_4(out: Path, inputs: Path) -> None:
-    """Run figure 4's quick preset with one drawn target and a shorter training."""
+    """Run figure 4 (preset quick) with one drawn target and with shorter training."""
     from experiments.__main__ import main
 
     smaller = ["--set", "targets=1", "--set", "epochs=1"]
@@ -145,7 +145,7 @@ def _digest_sweep(out: Path) -> str:
 
 
 def _digest_files(*patterns: str) -> Callable[[Path], str]:
-    """Return a function that returns the checksum of the names and bytes of matching files."""
+    """Return a function that computes a checksum of matching files (names and contents)."""
 
     def digest(out: Path) -> str:
         whole = hashlib.sha256()
@@ -163,7 +163,7 @@ def _digest_fit(out: Path) -> str:
 
 
 def _digest_hide(out: Path) -> str:
-    """Return the checksum of the ticket's arrays, options and source, and of its logits.
+    """Return a checksum of the ticket's arrays, options and source, and of the ticket's logits.
 
     The ticket's metadata is left out, because it contains times.
     """
@@ -184,13 +184,13 @@ def _digest_hide(out: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A run that is interrupted.
+    """A run that `experiments.benchmarks.kills` interrupts.
 
     Attributes:
       run: the function that does the work; called as ``run(out, inputs)``.
       digest: the function that returns a checksum of the results in `out`.
-      pieces: the glob pattern of saved pieces in `out`.
-      drops: whether the run removes saved pieces when it no longer needs them.
+      pieces: the glob pattern of the files in `out` in which parts of the results are saved.
+      drops: whether the run removes these files when it no longer needs them.
       processes: the number of processes of the run.
     """
 
@@ -207,11 +207,12 @@ WORK = {
     "hide": Work(run_hide, _digest_hide, "parts/*.safetensors", drops=True),
     "figure 4": Work(
         run_figure_4,
-        _digest_files("rows.jsonl", "*.png", "tickets/*"),  # an SVG contains its date
+        _digest_files("rows.jsonl", "*.png", "tickets/*"),  # an SVG contains the date of writing
         "checkpoints/chunks/*[0-9]",
     ),
 }
-# Two processes together must have the same results, bit for bit, as one process with two devices.
+# The results of two processes with one device each must be equal, bit for bit, to the results of
+# one process with two devices.
 WORK |= {
     f"{name} on two processes": dataclasses.replace(WORK[name], processes=2)
     for name in ("sweep", "fit")
@@ -219,7 +220,7 @@ WORK |= {
 
 
 def main(name: str, out: Path, inputs: Path, how: str = "off") -> int:
-    """Do a run; return the exit status."""
+    """Do the run `name`, as one of several processes if `how` says so; return the exit status."""
     from slth_jax import distributed
     from slth_jax.cli import outcome
 

@@ -1,17 +1,18 @@
-"""Send SIGKILL to runs at random moments, resume them, and compare with an undisturbed run.
+"""Kill runs after random times by SIGKILL, resume them, and compare with undisturbed runs.
 
     python -m experiments.benchmarks.kills [--only sweep,'figure 4'] [--kills 25] [--seed 0]
 
 `killed_work` defines the runs. A run is killed and resumed until it ends. Then its results (rows,
-masks, tickets, figures) must be equal, bit for bit, to the results of an undisturbed run. The next
-run begins in a new folder, until there are enough kills. The moment of a kill is a random share of
-the undisturbed run's time after the imports. Half of the kills, at random, then wait until the next
-save begins, so that some kills interrupt a save.
+masks, tickets, figures) must be equal, bit for bit, to the results of an undisturbed run. Further
+runs begin in new folders, until there are enough kills. Each kill comes a random time after the
+imports; this time is at most the time that an undisturbed run needs. With probability 1/2 the kill
+then also waits until the next save begins, so that some kills interrupt a save.
 
-If a run has several processes, a random process is killed, and the moment is counted from its
-start. The other processes must end within a minute, with a last line that names the killed process,
-and the results must be equal, bit for bit, to the results of a single process. ``--save`` writes
-the counts into ``results/kills.json``, beside the counts of other runs and seeds.
+If a run has several processes, a random process is killed, a random time after its start. Each
+other process must end within a minute; the last line of its error output must name the killed
+process. The results must be equal, bit for bit, to the results of a single process. ``--save`` adds
+the counts of kills to ``results/kills.json``, which also contains the counts of other runs and
+seeds.
 """
 
 import argparse
@@ -36,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "kills.json"
 
 
 def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[subprocess.Popen]:
-    """Start all processes of a run or, if `alone`, one process that has the same devices."""
+    """Start all processes of a run; if `alone`, start one process with as many devices instead."""
     devices = WORK[name].processes
     count = 1 if alone else devices
     _begun(out).unlink(missing_ok=True)
@@ -47,7 +48,8 @@ def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[s
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
         **os.environ,
-        # Rounding depends on the shape of a batch on one device, so all runs have equal devices.
+        # Rounding depends on the batch size per device, so every run has the same total number of
+        # devices.
         "JAX_NUM_CPU_DEVICES": str(devices // count),
     }
     command = [sys.executable, "-m", "experiments.benchmarks.killed_work", name]
@@ -56,7 +58,7 @@ def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[s
     places = [[f"{address},{index}/{count}"] if count > 1 else [] for index in range(count)]
     processes = []
     for index, place in enumerate(places):
-        with _errors(out, index).open("w") as errors:  # the process inherits a copy of the handle
+        with _errors(out, index).open("w") as errors:  # the process has inherited the file
             processes.append(
                 subprocess.Popen(
                     command + place,
@@ -89,7 +91,7 @@ def _wait_for_imports(process: subprocess.Popen, out: Path) -> None:
 
 
 def _finish(name: str, out: Path, inputs: Path, *, alone: bool = False) -> float:
-    """Do a run without a kill; return the seconds, for a single process without the imports."""
+    """Do a run without a kill; return its seconds, which exclude a single process's imports."""
     begin = time.perf_counter()
     processes = _start(name, out, inputs, alone=alone)
     if len(processes) == 1:
@@ -109,15 +111,15 @@ def _saving(out: Path) -> bool:
 def _kill(
     processes: Sequence[subprocess.Popen], victim: int, out: Path, delay: float, *, in_a_save: bool
 ) -> tuple[bool, float]:
-    """Send SIGKILL to a process after a delay or, if `in_a_save`, at the next save after it.
+    """Send SIGKILL to a process after a delay; if `in_a_save`, also wait until a save begins.
 
     Returns:
       Whether the process was killed before it ended, and the seconds until the other processes
       ended.
 
     Raises:
-      AssertionError: another process did not end within a minute, or its last line did not name
-        the killed process.
+      AssertionError: another process did not end within a minute, or the last line of its error
+        output did not name the killed process.
     """
     if len(processes) == 1:
         _wait_for_imports(processes[0], out)
@@ -146,18 +148,18 @@ def _kill(
 def run(
     name: str, folder: Path, *, kills: int, seed: int = 0, seconds: float = math.inf
 ) -> dict[str, Any]:
-    """Kill a run repeatedly and check its results; return the counts.
+    """Kill a run repeatedly, check its results, and return the counts of kills and runs.
 
     Args:
       name: the name of the run in `WORK`.
       folder: an empty folder for inputs and results.
       kills: the number of kills.
-      seed: the seed of the random moments.
-      seconds: the time after which no further kill begins.
+      seed: the seed of the random kill times.
+      seconds: the time in seconds after which no more kills are made.
 
     Raises:
-      AssertionError: a result differs from the undisturbed run's, a run fails, a saved piece is
-        lost, or a trial of a sweep outside the chunk in flight was computed twice.
+      AssertionError: a result differs from the undisturbed run's result, a run fails, a saved file
+        is lost, or trials outside the chunk that a kill interrupted were computed twice.
     """
     until = time.perf_counter() + seconds
     work, rng = WORK[name], random.Random(f"{seed} {name}")
@@ -167,7 +169,8 @@ def run(
     expected = work.digest(undisturbed)
     if work.processes > 1:
         _finish(name, folder / "compiled", inputs)
-    # The cache contains all compiled programs now, as it does for the killed runs.
+    # Now the cache contains all compiled programs, so this time excludes compilation, as in killed
+    # runs.
     whole = _finish(name, folder / "again", inputs)
     assert work.digest(folder / "again") == expected, f"two undisturbed runs of {name} differ"
     counts = {"kills": 0, "kills_in_a_save": 0, "runs": 0, "trials_computed_again": 0}
@@ -202,7 +205,7 @@ def run(
 
 
 def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:
-    """Write counts into the results file; they replace counts of the same run and seed."""
+    """Write counts into the results file; older counts of the same run and seed are replaced."""
     from experiments import machine
     from slth_jax import storage
 

@@ -1,4 +1,4 @@
-"""A check of the measured law on points and seeds to which the law was not fitted.
+"""Check the measured law at shapes, errors and seeds to which it was not fitted.
 
     python -m experiments.benchmarks.law_check --out FILE.json
 
@@ -35,7 +35,7 @@ POINTS = (
 
 
 def check(d: int, heads: int, epsilon: float, *, seeds: int, first: int) -> dict[str, float]:
-    """Return the mean errors over new sources, at the law's width and at half of that width."""
+    """Return the mean error over new sources at the width that the law gives, and at half of it."""
     width = theory.attention_widths(
         epsilon, d_in=d, d_out=d, num_heads=heads, alpha=math.sqrt(d), constant="measured"
     ).n_k
