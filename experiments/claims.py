@@ -1,10 +1,11 @@
-"""Claims: statements of the paper beside measurements, for `summary.json`.
+"""Compare statements and numbers of the paper with measurements; `summary.json` stores them.
 
-A claim has these fields: `what` names the compared quantity; `paper` is the paper's number or
-statement; `here` is the measured value, and `low` and `high` limit its interval; `tolerance` is the
-condition under which paper and measurement agree; `verdict` is the result. The verdict is 'agrees';
-'lower' or 'higher' if the measured number is lower or higher than the paper's; 'differs' if the
-measurement contradicts the paper's statement; or 'open' if the interval allows both.
+A comparison is called a claim and has these fields: `what` names the compared quantity; `paper` is
+the paper's number or statement; `here` is the measured value, and `low` and `high` are the ends of
+its interval; `tolerance` is the condition under which paper and measurement agree; `verdict` is the
+result. The verdict is 'agrees'; 'lower' or 'higher' if the whole interval lies below or above the
+paper's number; 'differs' if the measurement contradicts the paper's statement; or 'open' if the
+interval contains values that agree and values that contradict.
 """
 
 import itertools
@@ -20,11 +21,10 @@ Claim = dict[str, Any]
 
 
 def interval(measured: float, se: float, free: int) -> tuple[float, float]:
-    """Return Student's 95 % interval of a number.
+    """Return the 95 % interval of a measured number, by Student's t.
 
     Args:
-      measured: the number.
-      se: its standard error.
+      measured: the number. se: its standard error.
       free: the degrees of freedom of the standard error.
     """
     half = float(stats.t.ppf(0.975, free)) * se
@@ -32,7 +32,7 @@ def interval(measured: float, se: float, free: int) -> tuple[float, float]:
 
 
 def number(what: str, paper: float, measured: float, se: float, free: int) -> Claim:
-    """Compare a number of the paper with the measured number's 95 % interval; see `interval`."""
+    """Compare a number of the paper with a measured number's 95 % interval (see `interval`)."""
     low, high = interval(measured, se, free)
     return inside(what, paper, measured, low, high, "inside the 95 % interval")
 
@@ -40,7 +40,7 @@ def number(what: str, paper: float, measured: float, se: float, free: int) -> Cl
 def inside(
     what: str, paper: float, measured: float, low: float, high: float, tolerance: str
 ) -> Claim:
-    """Compare a number of the paper with the range from `low` to `high`."""
+    """Compare a number of the paper with a measured number's range from `low` to `high`."""
     verdict = "lower" if high < paper else "higher" if low > paper else AGREES
     return _claim(what, paper, measured, verdict, tolerance=tolerance, low=low, high=high)
 
@@ -55,7 +55,7 @@ def statement(
 
 
 def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
-    """Compare a paired difference (from `measure.paired`) with the paper, where it is negative."""
+    """Compare a difference from `measure.paired` with the paper's statement that it is negative."""
     low, high = paired.get("low", -math.inf), paired.get("high", math.inf)
     verdict = AGREES if high < 0 else "differs" if low > 0 else "open"
     limits = {"low": low, "high": high} if "low" in paired else {}
@@ -67,7 +67,7 @@ def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
 def ordered(
     what: str, rows: Sequence[Mapping[str, Any]], outer: str, inner: str, *, grows: bool
 ) -> list[Claim]:
-    """Compare the statement "the mean error grows (or falls) with `outer`" with measurements.
+    """Compare the paper's statement that the mean error grows (or falls) with `outer`.
 
     Neighbouring values of `outer` are compared at equal values of `inner`. The list is empty if
     `outer` has a single value.
@@ -80,7 +80,7 @@ def ordered(
 
 
 def pairs_in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple[int, int]:
-    """Return the number of pairs whose mean grows, and the number of all pairs.
+    """Return the number of pairs in which the mean grows, and the number of all pairs.
 
     A pair consists of two neighbouring values of `outer` at one value of `inner`.
     """

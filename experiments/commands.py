@@ -57,7 +57,7 @@ def command(options: argparse.Namespace) -> None:
 
 
 def from_file(options: argparse.Namespace) -> None:
-    """Take the experiment and its options from a run's config.json."""
+    """Set the experiment and its options to the values in the config.json of a run."""
     recorded = storage.read_json(options.config, checksum=None)
     fields = recorded if isinstance(recorded, dict) else {}
     if not isinstance(fields.get("options"), dict) or "experiment" not in fields:
@@ -82,7 +82,7 @@ def _report(folders: Sequence[str], page: str | None) -> None:
 
 
 def describe(name: str) -> Iterator[str]:
-    """Yield lines that describe an experiment: its subject, its presets and its options."""
+    """Yield lines of text about an experiment: its subject, its presets and its options."""
     names = {"reproduce": registry.REPRODUCE, "list": (), "report": ()}.get(name, (name,))
     for experiment in names:
         presets = registry.load(experiment).PRESETS
@@ -95,7 +95,7 @@ def describe(name: str) -> Iterator[str]:
 
 
 def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names of the experiments of a command line, and a folder per experiment."""
+    """Return the names of the experiments that a command line runs, and a folder for each."""
     if options.name != "reproduce":
         out = options.out or os.path.join("results", f"{options.name}-{options.preset}")
         return (options.name,), [out]
@@ -105,7 +105,7 @@ def _named(options: argparse.Namespace) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
-    """Return the estimated cost of a run, which is not started.
+    """Return the estimated cost of a run without starting the run.
 
     Args:
       name: the experiment.
@@ -125,7 +125,7 @@ def _cost(name: str, module: ModuleType, config: Any, on: str | None) -> str:
 def _run(
     name: str, module: ModuleType, config: Any, path: str, options: argparse.Namespace
 ) -> bool:
-    """Run one experiment; return whether it is complete (all shards have finished)."""
+    """Run an experiment; return whether the run is complete (all shards are finished)."""
     registry.require(name)
     from experiments import tables
 
@@ -167,8 +167,8 @@ def _run(
 
 
 def _log_start(name: str, out: folder.RunFolder) -> None:
-    """Log the first line: versions, devices, processes, host, the folder and its state."""
-    patterns = ("**/SHA256SUMS", "**/*.safetensors")  # files of pieces on a disk and in a bucket
+    """Log the first line: versions, devices, processes, host, the folder and the folder's state."""
+    patterns = ("**/SHA256SUMS", "**/*.safetensors")  # saved chunks
     chunks = sum(1 for pattern in patterns for _ in out.checkpoints.glob(pattern))
     state = "finished" if out.finished else f"{chunks} saved pieces" if chunks else "new"
     progress.log_start(name, machine.versions(), f"{out.path} ({state})")

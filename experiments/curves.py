@@ -1,4 +1,4 @@
-"""Curves fitted to measured means by least squares."""
+"""Fit curves to measured means by least squares."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from scipy import optimize, stats
 
 
 def exponential(n: ArrayLike, mean: ArrayLike, *, floor: float = 0.0) -> dict[str, float]:
-    """Fit ``gamma exp(-delta n)`` to means, as the paper does with SciPy.
+    """Fit ``gamma exp(-delta n)`` to means by least squares, as in the paper.
 
     `gamma`, `delta` and their standard errors come from unweighted least squares on the means, so
     the large means at small n dominate. The standard errors assume that all deviations from the
     curve have equal variance; `free` is the degrees of freedom. `log_gamma`, `log_delta` and
-    `log_delta_se` come from a straight line through the logarithms of the means above `floor`, the
-    level below which rounding limits the error.
+    `log_delta_se` come from a straight line fitted to the logarithms of the means above `floor`;
+    below `floor`, rounding limits the error.
     """
     n_, mean_ = np.asarray(n, float), np.asarray(mean, float)
     above = mean_ > floor
@@ -50,7 +50,7 @@ def log_line(n: ArrayLike, mean: ArrayLike) -> dict[str, float]:
 
 
 def log_gamma_at(n: ArrayLike, mean: ArrayLike, delta: float) -> dict[str, float]:
-    """Fit gamma of ``log mean = log gamma - delta n`` at a given delta.
+    """Fit gamma in ``log mean = log gamma - delta n`` for a given delta.
 
     `residual` is the root mean square of the residuals of ``log mean``.
     """
@@ -62,7 +62,7 @@ def log_gamma_at(n: ArrayLike, mean: ArrayLike, delta: float) -> dict[str, float
 
 
 def slope(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> dict[str, float]:
-    """Fit ``y = a + b x`` by least squares; `low` and `high` bound b with the given confidence."""
+    """Fit ``y = a + b x`` by least squares; the interval of b is from `low` to `high`."""
     x_, y_ = np.asarray(x, float), np.asarray(y, float)
     line = stats.linregress(x_, y_)
     half = float(stats.t.ppf((1 + confidence) / 2, len(x_) - 2) * line.stderr)
@@ -75,8 +75,9 @@ def within(
 ) -> list[dict[str, float]]:
     """Fit ``y = a_g + sum_i b_i x_i`` with an intercept a_g per group g; return each b_i.
 
-    The fit is least squares on the deviations from each group's means. The list is empty if there
-    are no more points than fitted numbers, or if the x_i are linearly dependent within groups.
+    The deviations of y and x_i from their means in each group are fitted by least squares. The list
+    is empty if the number of points is at most the number of fitted numbers, or if the x_i are
+    linearly dependent within groups.
     """
     names, index = np.unique([repr(group) for group in groups], return_inverse=True)
     count = np.bincount(index)

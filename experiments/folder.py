@@ -1,4 +1,4 @@
-"""The folder of an experiment's run: its configuration, rows, summary, figures and tickets."""
+"""Write and read the folder of a run: configuration, measurements, summary, figures, tickets."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from slth_jax.distributed import on_first
 from slth_jax.storage import CheckpointError
 
 CONFIG, ROWS, SUMMARY, SHARDS = storage.CONFIG, "rows.jsonl", "summary.json", "shards.json"
-# Entries that a folder may contain, beside locks, before its configuration is recorded.
+# A folder may contain these entries, and locks, before its configuration is recorded.
 BEFORE = ("checkpoints", "logs", SHARDS)
 
 
@@ -22,10 +22,10 @@ _log = logging.getLogger("experiments")
 class Sweep(NamedTuple):
     """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk` and `static`.
 
-    Programs are compiled at the largest padded size, since narrower sources cost little in a
-    program of that size. If a run has several sweeps, `part` is the name of a sweep's folder.
-    Trials of sweeps of one `kind` take time in proportion to their `work`, so that an estimate
-    runs only one of these sweeps.
+    Programs are compiled at the largest padded size, since a narrower source needs little more time
+    in that program than in a smaller one. If a run has several sweeps, `part` is the name of the
+    folder of this sweep. If sweeps have the same `kind`, the time of a trial is proportional to the
+    sweep's `work`, so an estimate of the cost runs only one of these sweeps.
     """
 
     what: str  # the title of the progress bar
@@ -40,13 +40,13 @@ class Sweep(NamedTuple):
     work: float = 1.0
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments of `sweep.run` that describe this sweep, without seeds."""
+        """Return the keyword arguments with which `sweep.run` runs this sweep, except `seeds`."""
         named = ("grid", "padded", "batch", "chunk", "static")
         return {name: getattr(self, name) for name in named} | {"buckets": "largest"}
 
 
 class Incomplete(Exception):
-    """This shard of a sweep is complete, but the summary needs other shards, which are missing."""
+    """This shard of a sweep is complete, but other shards, which the summary needs, are missing."""
 
 
 class RunFolder:
@@ -56,19 +56,19 @@ class RunFolder:
     """
 
     def __init__(self, folder: storage.RunFolder, *, shard: str | None, quiet: bool, writes: bool):
-        """Use `open` instead, which creates and locks the folder."""
+        """Call `open` instead of this method; `open` creates and locks the folder."""
         self.path, self.config = folder.path, folder.config
         self.shard = shard
         self.quiet = quiet
         self.writes = writes
-        self.captions: dict[str, str] = {}  # captions of figures by name
+        self.captions: dict[str, str] = {}  # from names of figures to captions
         self._folder = folder
         self._recorded = False
-        # A folder with results of fewer seeds is not finished: the run continues.
+        # If the folder contains results of fewer seeds, it is not finished and the run continues.
         self.finished = on_first(self._is_finished)
 
     def _is_finished(self) -> bool:
-        """Return whether the folder contains all results of this configuration, undamaged."""
+        """Return whether the folder contains all results of this configuration without damage."""
         if self._folder.recorded() != self.config or not (self.path / SUMMARY).exists():
             return False
         try:
@@ -79,7 +79,7 @@ class RunFolder:
         return True
 
     def record(self) -> None:
-        """Write the configuration; called when the first result exists.
+        """Write the configuration. This method is called when the first result exists.
 
         A summary of fewer seeds is removed, because it belongs to another configuration.
         """
@@ -101,13 +101,13 @@ class RunFolder:
         return storage.make_folder(self.path / "tickets")
 
     def sweep(self, planned: Sweep) -> sweep.Results:
-        """Run a sweep in this folder, with a progress bar, and return all its results.
+        """Run a sweep in this folder with a progress bar, and return all results of the sweep.
 
         Raises:
           Incomplete: the folder was opened with `shard`, and trials of other shards are missing.
         """
         options = dict(self.config["options"])
-        seeds = options.pop("seeds")  # more seeds add trials and change no existing trial
+        seeds = options.pop("seeds")  # more seeds add trials, existing trials stay
         where = self.checkpoints / planned.part
         with self.progress(planned.what) as update:
             results = sweep.run(
@@ -128,13 +128,13 @@ class RunFolder:
         return results
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write one measurement per line to ``rows.jsonl``."""
+        """Write ``rows.jsonl``, in which each line is a measurement."""
         if self.writes:
             self.record()
             storage.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, the last file of a complete run, and checksums of all results."""
+        """Write ``summary.json`` and checksums of all results, after a run's other files."""
         if self.writes:
             self.record()
             storage.write_json(self.path / SUMMARY, summary)
@@ -174,19 +174,19 @@ def check(path: storage.Place) -> None:
     Raises:
       Damaged: a file is missing, superfluous or changed.
     """
-    if (path / storage.SUMS).exists():  # runs of the first versions have no checksums
+    if (path / storage.SUMS).exists():  # runs of old versions have no checksums
         storage.check(path, _results(path))
 
 
 def _results(path: storage.Place) -> list[str]:
-    """Return the names of the files whose checksums are written with the summary."""
+    """Return the names of the result files, whose checksums are written with the summary."""
     patterns = (ROWS, SUMMARY, "*.png", "*.svg", "tickets/*")
     files: list[Any] = [file for pattern in patterns for file in path.glob(pattern)]
     return sorted(file.relative_to(path).as_posix() for file in files)
 
 
 @contextlib.contextmanager
-def open(  # shadows the builtin in this module; callers write folder.open
+def open(  # hides the builtin in this module; callers write folder.open
     path: str,
     experiment: str,
     config: Any,
@@ -202,12 +202,12 @@ def open(  # shadows the builtin in this module; callers write folder.open
       path: the folder, on this machine or in a bucket (gs://, s3://).
       experiment: the name of the experiment.
       config: the experiment's `Config`.
-      resume: whether to continue a run of the same configuration; if not, a folder with results is
-        refused.
-      shard: 'i/n' for a part of the sweep, or 'i' if an earlier part recorded n; several parts may
-        use the folder at once. None for the whole sweep.
+      resume: whether to continue a run of the same configuration; if False, a folder that contains
+        results is refused.
+      shard: 'i/n' to run part i of n of the sweep, or 'i' if an earlier part recorded n; several
+        parts may use the folder at once. None for the whole sweep.
       quiet: whether to hide the progress.
-      writes: whether this process writes files.
+      writes: whether this process writes files; of several processes only the first does.
 
     Raises:
       CheckpointError: the folder is in use, cannot be written to, or contains other results.
@@ -228,7 +228,7 @@ def open(  # shadows the builtin in this module; callers write folder.open
 
 
 def _complete(shard: str | None, where: storage.Place) -> str | None:
-    """Return 'i/n' for 'i', where n is the number of shards that an earlier shard recorded."""
+    """Complete the shard 'i' to 'i/n'; an earlier shard recorded n, the number of shards."""
     if shard is None or not shard.isdigit():
         return shard
     if not (where / SHARDS).exists():
@@ -237,7 +237,7 @@ def _complete(shard: str | None, where: storage.Place) -> str | None:
 
 
 def _refuse_foreign(where: storage.Place) -> None:
-    """Refuse a folder that contains files which no run has written."""
+    """Refuse a folder if it contains files that no run has written."""
     if where.is_dir() and not (where / CONFIG).exists():
         others = sorted(
             entry.name

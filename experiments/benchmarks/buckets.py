@@ -109,7 +109,7 @@ class Sweeps:
         return line
 
     def dead_owner(self) -> float:
-        """Kill a process that locked a folder; return the seconds until another process can."""
+        """Kill a process that holds a lock; return the seconds until a new process gets it."""
         out = f"{self.url}/dead"
         lock = storage.place(out) / "lock"
         worker = self.start(out)

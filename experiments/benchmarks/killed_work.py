@@ -190,7 +190,7 @@ class Work:
       run: the function that does the work; called as ``run(out, inputs)``.
       digest: the function that returns a checksum of the results in `out`.
       pieces: the glob pattern of the files in `out` in which parts of the results are saved.
-      drops: whether the run removes these files when it no longer needs them.
+      drops: whether the run removes the files `pieces` when it no longer needs them.
       processes: the number of processes of the run.
     """
 

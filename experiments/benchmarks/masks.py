@@ -1,12 +1,13 @@
-"""Hashes of constructed masks, to show that a change of the code changes no mask.
+"""Hash constructed masks, to show that a change of the code changes no mask.
 
     python -m experiments.benchmarks.masks --out FILE.json [--against FILE.json]
 
 The masks come from direct calls of `prune_*` with every rule, from figures 4 to 6 (quick), from a
-trained target, and from `hide` of stories260K with 20 samples. The last two parts read
-``$SLTH_DATA/pretrained`` and are skipped if SLTH_DATA is not set. The program uses only public
-names and files of finished runs, so that it runs with older versions too. With ``--against`` it
-prints the entries that differ, and its exit status is 1 if there are any.
+trained target, and from `hide` of stories260K with 20 samples. The trained target and stories260K
+are read from ``$SLTH_DATA/pretrained``; both are skipped if SLTH_DATA is not set. The program uses
+only public names and files of finished runs, so that it runs with older versions too. With
+``--against`` it prints the entries that differ from the given file, and its exit status is 1 if any
+entry differs.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 RULES = ("proof", "reach", "shift", "fitted")
-PRODUCTS = ((3, 24, 2), (2, 80, 1), (8, 112, 8), (4, 57, 6))  # p, n, r: n = 80 is not enumerated
+PRODUCTS = ((3, 24, 2), (2, 80, 1), (8, 112, 8), (4, 57, 6))  # p, n, r; 80 is not enumerated
 ATTENTIONS = ((1, 2, 1, 20), (2, 5, 4, 80), (1, 8, 8, 128))  # heads, d_in, d_out, n_k = n_v
 RELU_LAYERS = ((2, 40, 3), (5, 60, 4), (4, 200, 4))  # i, n, o
 PADDING = {"k_units", "v_units"}  # boolean fields of version 0.1 that are not masks
@@ -46,7 +47,7 @@ def digest(*parts: Any) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the path of names and the array, for each boolean array of a tree in sorted order."""
+    """Yield each boolean array of a tree, in sorted order, as a pair of its path and the array."""
     if isinstance(tree, Mapping):
         for key in sorted(tree.keys() - PADDING):
             yield from _leaves(tree[key], f"{name}/{key}")
@@ -59,7 +60,7 @@ def _leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def direct() -> dict[str, Any]:
-    """Hash the masks of every `prune_*` with every rule at several shapes.
+    """Hash the masks that every function `prune_*` returns, with every rule at several shapes.
 
     NumPy draws the sources and the targets.
     """
@@ -111,7 +112,7 @@ def _run(*command: str) -> None:
 
 
 def _experiment(out: Path, name: str, *options: str) -> Path:
-    """Run the quick preset; figures 4 and 5 run with the trained target only."""
+    """Run the quick preset of an experiment; figures 4 and 5 use the trained target only."""
     from experiments import registry
 
     if hasattr(registry.load(name).PRESETS["quick"], "target"):  # version 0.1 had no other target
@@ -122,7 +123,7 @@ def _experiment(out: Path, name: str, *options: str) -> Path:
 
 
 def _rows(folder: Path, *columns: str) -> dict[str, Any]:
-    """Hash columns of ``rows.jsonl``, with all bits of floats; `total` is the sum of errors."""
+    """Hash the exact values of columns of ``rows.jsonl``; `total` is the sum of the errors."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     lines = sorted(json.dumps([row.get(name) for name in columns]) for row in rows)
     total = float(np.sum([row["error"] for row in rows]))
@@ -130,7 +131,7 @@ def _rows(folder: Path, *columns: str) -> dict[str, Any]:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """Hash the masks of all trials that a sweep stored in a folder."""
+    """Hash the masks of all trials of the sweep in a folder."""
     from slth_jax import sweep
 
     results = sweep.load(folder)
@@ -138,23 +139,24 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def figure_4(out: Path) -> dict[str, Any]:
-    """Return the hash of all masks of figure 4, and the hash of its errors."""
+    """Run figure 4; return the hash of its masks and the hash of its errors."""
     folder = _experiment(out, "hidden-dim")
     masks = _stored(folder / "checkpoints")
     return {"figure 4": masks, "figure 4, rows": _rows(folder, "width", "seed", "error")}
 
 
 def figure_5(out: Path) -> dict[str, Any]:
-    """Return the hashes of masks and errors of figure 5, which prunes the sources of figure 4."""
+    """Run figure 5, whose sources are figure 4's; return the hashes of its masks and errors."""
     folder = _experiment(out, "hidden-dim", "--set", "widths=20,40")
     rows = _rows(_experiment(out, "input-length"), "width", "length", "seed", "error")
     return {"figure 5": _stored(folder / "checkpoints"), "figure 5, rows": rows}
 
 
 def figure_6(out: Path) -> dict[str, Any]:
-    """Return the hash of the errors of figure 6, and the hash of its masks at width 64.
+    """Run figure 6; return the hash of its errors, and the hash of its masks at width 64.
 
-    The masks at width 64 are computed again, from the same target and sources.
+    The run does not store masks, so the masks at width 64 are computed again from the same target
+    and sources.
     """
     import jax
 
@@ -172,7 +174,7 @@ def figure_6(out: Path) -> dict[str, Any]:
 
 
 def _public(name: str) -> Callable:
-    """Return the function with the given name from the module of `experiments` that defines it."""
+    """Find the module of `experiments` that defines a function `name`; return the function."""
     import experiments
 
     for module in pkgutil.walk_packages(experiments.__path__, "experiments."):
@@ -183,7 +185,7 @@ def _public(name: str) -> Callable:
 
 
 def trained_target(out: Path) -> dict[str, Any]:
-    """Return the hashes for tickets of a published network, with and without its ReLU layers."""
+    """Hash the tickets of a published network: attention only, and attention with ReLU layers."""
     weights = f"{os.environ['SLTH_DATA']}/pretrained/modadd113_1L_d128_h4.npz"
     folder = _experiment(out, "trained-target", "--weights", weights)
     parts = {f"trained target, {p.name}": _stored(p) for p in (folder / "checkpoints").iterdir()}
@@ -191,7 +193,7 @@ def trained_target(out: Path) -> dict[str, Any]:
 
 
 def hide(out: Path) -> dict[str, Any]:
-    """Return the hash of the packed masks of stories260K, in the only form of version 0.1."""
+    """Hide stories260K in the only form of version 0.1; return the hash of its packed masks."""
     model = f"{os.environ['SLTH_DATA']}/pretrained/stories260K.bin"
     options = ["--samples", "20", "--out", str(out / "hide")]
     if importlib.util.find_spec("slth_jax.factored"):
@@ -224,7 +226,7 @@ NEED_DATA = ("trained-target", "hide")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hash the masks, write them, and compare them with an earlier file."""
+    """Hash the masks, write the hashes, and compare them with the hashes in an earlier file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,7 +1,8 @@
-"""Published models, a sentence encoder and a chat model: all weights are hidden and compared.
+"""Hide all weights of a published model (a sentence encoder or a chat model) and compare.
 
 ``python -m experiments.benchmarks.real_models minilm FOLDER`` hides a BERT encoder. It compares the
-sentence embeddings of lines of WikiText-2: their cosines, and the nearest neighbours of queries.
+sentence embeddings that target and ticket compute for lines of WikiText-2, by their cosines and by
+the nearest neighbours of queries.
 
 ``python -m experiments.benchmarks.real_models chat FOLDER`` hides a Llama with a chat template. It
 compares top-1 tokens and perplexity on WikiText-2, and the answers to ten questions. With
@@ -40,13 +41,13 @@ QUESTIONS = (
     "Explain gravity to a child.",
     "Name two planets.",
 )
-ANSWER = 48  # tokens of an answer that are compared
+ANSWER = 48  # the number of tokens of an answer that are compared
 SENTENCES, QUERIES = 1000, 100
-ROWS, LENGTH = 4, 512  # sequences of WikiText-2, and tokens per sequence
+ROWS, LENGTH = 4, 512  # numbers of sequences of WikiText-2 and of tokens per sequence
 
 
 def solve(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the command `slth-jax hide`, killed once if requested; return its summary."""
+    """Run the command `slth-jax hide`, and kill and resume it if requested; return its summary."""
     command = [
         sys.executable, "-m", "slth_jax", "hide", options.model, "--out", options.out,
         "--samples", str(options.samples), "--seed", str(options.seed),
@@ -64,7 +65,7 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
                 killed = round(time.perf_counter() - started, 1)
     subprocess.run(command, check=True)
     summary = json.loads((Path(options.out) / "summary.json").read_text())
-    # The sum over the pieces, so the start of the second process is not included.
+    # The time is the sum over the saved pieces, so it excludes the start of the second process.
     return {
         **{
             name: summary[name]
@@ -76,7 +77,8 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
             )
         },
         "seconds": round(time.perf_counter() - started, 1),
-        # The sum over all threads; on a shared machine it is more reliable than the clock.
+        # Processor time of all threads; on a shared machine it is more reliable than wall-clock
+        # time.
         "cpu_seconds": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, 1),
         "killed_after": killed,
         "relative_error": relative_error(summary["parts"]),
@@ -84,13 +86,13 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def relative_error(parts: dict[str, Any]) -> dict[str, float]:
-    """Return the least, the median and the largest relative error over all parts."""
+    """Return the least, the median and the largest relative error of the parts of a ticket."""
     errors = [part["relative_error"] for part in parts.values()]
     return {"least": min(errors), "median": float(np.median(errors)), "largest": max(errors)}
 
 
 def minilm(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare the sentence embeddings of target and ticket."""
+    """Compare the sentence embeddings that target and ticket compute."""
     reader = models.weights.open(options.model)
     sentences = models.tokens.Sentences(Path(reader.path), reader.settings.max_length)
     texts = [line.strip() for line in wikitext() if len(line.split()) > 5][:SENTENCES]
@@ -115,19 +117,19 @@ def minilm(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def neighbours(rows: np.ndarray) -> np.ndarray:
-    """Return the nearest other sentence of each query."""
+    """Return, for each query, the index of the nearest other sentence."""
     return first_five(rows)[:, 0]
 
 
 def first_five(rows: np.ndarray) -> np.ndarray:
-    """Return the five nearest other sentences of each query."""
+    """Return, for each query, the indices of the five nearest other sentences."""
     cosines = rows[:QUERIES] @ rows.T
     cosines[np.arange(QUERIES), np.arange(QUERIES)] = -np.inf
     return np.argsort(-cosines, axis=1, kind="stable")[:, :5]
 
 
 def chat(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare the logits, the perplexity and the answers of target and ticket."""
+    """Compare the logits, the perplexity and the chat answers of target and ticket."""
     reader = models.weights.open(options.model)
     tokenizer = models.tokens.open_tokenizer(options.tokenizer or reader.path)
     assert isinstance(tokenizer, models.tokens.FolderTokenizer)

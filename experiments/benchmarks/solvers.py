@@ -1,8 +1,9 @@
-"""Other solvers of subset sums: commercial and open solvers, and two simple programs.
+"""Wrap other solvers of subset sums: commercial and open solvers, and two simple programs.
 
 A solver takes `samples[b, n]` and `value[b]` (float32) and returns the error of each instance. If
-the solver returns a subset, the error of that subset is computed in float64. `ALL` contains a
-function per solver that makes the solver, or raises `Missing` with the reason if it cannot be used.
+the solver returns a subset, the error of that subset is computed in float64. For each solver `ALL`
+contains a function that returns the solver. The function raises `Missing`, with the reason, if the
+solver cannot be used.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Missing(Exception):
-    """The reason why a solver cannot be used."""
+    """A solver cannot be used; the message is the reason."""
 
 
 def error_of(samples: np.ndarray, value: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -41,7 +42,7 @@ def _needs(package: str) -> None:
 
 
 def gurobi() -> Solver:
-    """Return Gurobi on one thread: minimise e with |value - sum_i x_i samples_i| <= e, x binary."""
+    """Return Gurobi on one thread: minimise e if |value - sum x_i samples_i| <= e, x_i binary."""
     _needs("gurobipy")
     import gurobipy
 
@@ -67,7 +68,7 @@ def gurobi() -> Solver:
 
 
 def highs() -> Solver:
-    """Return HiGHS (called through SciPy), which solves the same program as Gurobi."""
+    """Return HiGHS, called through SciPy; it solves the same integer program as `gurobi`."""
     _needs("scipy")
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -87,7 +88,7 @@ def highs() -> Solver:
 
 
 def cp_sat() -> Solver:
-    """Return CP-SAT of OR-tools on one thread: the same program in integer multiples of 2^-40."""
+    """Return CP-SAT of OR-tools on one thread; numbers are rounded to multiples of 2^-40."""
     _needs("ortools")
     from ortools.sat.python import cp_model
 
@@ -109,7 +110,7 @@ def cp_sat() -> Solver:
 
 
 def numpy_halves() -> Solver:
-    """Return meet-in-the-middle in float64 with NumPy's sort and searchsorted."""
+    """Return a meet-in-the-middle solver in float64 that uses NumPy's sort and searchsorted."""
 
     def subset_sums(samples):
         sums = np.zeros(1)
@@ -131,7 +132,7 @@ def numpy_halves() -> Solver:
 
 
 def two_pointer() -> Solver:
-    """Return the loop of `two_pointer.c`, which uses one core and float32 and returns no mask."""
+    """Return the solver of `two_pointer.c`, which uses one core and float32 and returns no mask."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise Missing("no C compiler")

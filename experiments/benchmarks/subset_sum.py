@@ -1,16 +1,16 @@
-"""Subset sums: this library's solver against other solvers, on the same instances.
+"""Compare this library's solver of subset sums with other solvers on the same instances.
 
     python -m experiments.benchmarks.subset_sum --preset full --out experiments/benchmarks/results
 
 The instances are distributed as in a constructed ticket: samples = u*v with u, v ~ U[-1, 1] and
 value ~ U[-0.5, 0.5] in float32. Times include finding the mask but not compilation. This library
-and the C loop run in turn for several rounds; the results are, over the rounds, the median time and
-the median ratio of times within a round. The other solvers solve a few of the same instances, one
-at a time, within a time limit; if one instance takes a solver longer than the limit, larger n are
-skipped. Further measurements: the time against the batch size; the peak memory of a separate
-process that solves one million instances; and the published case, 397,000 weights of 21 samples,
-for which a commercial solver took 77,266 s on 36 cores. `full` takes about five minutes on two
-cores, during which no other program should run.
+and the C loop run in turn for several rounds; the results are the median time over the rounds, and
+the median over the rounds of the ratio of the two times. The other solvers solve a few of the same
+instances, one at a time, within a time limit; if one instance takes a solver longer than the limit,
+the solver is not run at larger n. Further measurements: the time against the batch size; the peak
+memory of a separate process that solves one million instances; and the published case, 397,000
+weights of 21 samples, for which a commercial solver took 77,266 s on 36 cores. `full` takes about
+five minutes on two cores, during which no other program should run.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import datetime
 import io
 import os
 
-# Every core is a device. This must be set before JAX is imported.
+# Make every core a device. This must be set before JAX is imported.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 
 import functools
@@ -46,12 +46,12 @@ OURS, SHARDED, LOOP = "slth_jax", "slth_jax, sharded", "C two-pointer"
 
 
 class Preset(NamedTuple):
-    """The extent of a measurement."""
+    """How many instances are measured, and how often."""
 
     sizes: tuple[int, ...]  # numbers n of samples
     rounds: int
-    seconds: float  # limit per other solver and n
-    instances: int  # at most this many per other solver and n
+    seconds: float  # seconds per other solver and n
+    instances: int  # instances per other solver and n, at most
     large: bool  # whether to measure the large cases
 
 
@@ -69,7 +69,7 @@ def draw(batch: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Return the seconds that `call` takes."""
+    """Call a function and return the seconds that it takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -78,7 +78,7 @@ def timed(call: Callable[[], Any]) -> float:
 def ours(
     samples: np.ndarray, value: np.ndarray, *, devices: int = 1
 ) -> Callable[[], subset_sum.Solution]:
-    """Return a compiled function that solves these instances, which it keeps on the devices."""
+    """Copy these instances to the devices; return a compiled function that solves them."""
     mesh = jax.make_mesh(
         (devices,), ("instance",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
@@ -93,7 +93,7 @@ def ours(
 
 
 def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return a row per solver and n, and the reason for each solver that cannot be used."""
+    """Return a dict per solver and n, and the reason for each solver that cannot be used."""
     missing, others = {}, {}
     for name, make in solvers.ALL.items():
         try:
@@ -103,7 +103,8 @@ def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
     loop = others.pop(LOOP, None)
     rows = []
     for n in preset.sizes:
-        # This library needs some tenths of a second for these instances, a multiple of two tiles.
+        # This library needs some tenths of a second for this many instances, a multiple of two
+        # tiles.
         batch = max(128, int(2 ** (27 - n / 2) / n) // 128 * 128)
         samples, value = draw(batch, n)
         calls: dict[str, Callable[[], Any]] = {OURS: ours(samples, value)}
@@ -146,7 +147,7 @@ def _row(
         "seconds": statistics.median(seconds),
         "mean_error": float(np.mean(error)),
         "max_error": float(np.max(error)),
-        # The largest excess of this library's error over this solver's, on the same instances.
+        # The largest value, over the instances, of this library's error minus this solver's error.
         "ours_worse_by": float(np.max(our_error[: error.size] - error)),
         "of_loop": "",
     }
@@ -164,7 +165,7 @@ def _duration(seconds: float) -> str:
 
 
 def batches(n: int, largest: int, rounds: int) -> list[dict[str, Any]]:
-    """Return the seconds that this library needs for growing batches of n samples."""
+    """Return the seconds that this library needs for batches of increasing size."""
     rows = []
     batch = 64
     while batch <= largest:
@@ -181,7 +182,7 @@ def batches(n: int, largest: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def published() -> dict[str, Any]:
-    """Return the seconds for the published case without compilation, and the published seconds."""
+    """Time the published case; return the seconds without compilation and the published seconds."""
     samples, value = draw(397_000, 21)
     call = ours(samples, value)
     return {
@@ -208,7 +209,7 @@ def print_million() -> None:
 
 
 def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[str, Any]:
-    """Return instances per second, and the limit that the device's memory bandwidth sets.
+    """Return instances per second, and the limit that follows from the device's memory bandwidth.
 
     The bandwidth is measured with a copy of `copied` words. The limit is for a program that fuses
     no stages and uses no cache. Such a program reads and writes the merged list, 2^(n/2 + 1)
@@ -233,7 +234,7 @@ def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[
 
 
 def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]]) -> Any:
-    """Draw time against n beside the law 2^(n/2) n, and time against batch size beside a line."""
+    """Draw time against n with the curve 2^(n/2) n, and time against batch size with a line."""
     from experiments import plots
 
     drawing, (left, right) = plots.two(7.6, 4.8)

@@ -1,11 +1,11 @@
-"""Trials in batches against trials one after another; time and memory by number of trials.
+"""Compare trials in batches with trials one after another; measure the time and the memory.
 
-    python -m experiments.benchmarks.sweep pair     # adds one paired measurement
-    python -m experiments.benchmarks.sweep scale    # 1,000 to 100,000 trials, saved to a folder
-    python -m experiments.benchmarks.sweep picture
+    python -m experiments.benchmarks.sweep pair     # adds a paired measurement python -m
+    experiments.benchmarks.sweep scale    # 1,000 to 100,000 trials, saved to a folder python -m
+    experiments.benchmarks.sweep picture
 
-The trials are those of `experiments.paper.hidden_dim`. A paired measurement runs 100 seeds at 12
-widths twice: with `sweep.run`, and with a loop over single jitted trials. The loop compiles once
+The trials are the trials of `experiments.paper.hidden_dim`. A paired measurement runs 100 seeds at
+12 widths twice: with `sweep.run`, and with a loop over single jitted trials. The loop compiles once
 per width, without padding, and waits only for the last result. The sweep has two simulated devices,
 one per core; the loop has one device, whose work XLA may distribute over both cores. Measurements
 and their medians are collected in results/sweep.json. `pair` takes one or two minutes on two cores,
@@ -32,7 +32,7 @@ COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)
 
 
 def make_trial() -> Any:
-    """Return the trial function of the experiment hidden-dim."""
+    """Return the trial function of the experiment `hidden-dim`."""
     import jax
 
     from experiments.paper import hidden_dim
@@ -45,7 +45,7 @@ def make_trial() -> Any:
 
 
 def batched() -> dict[str, Any]:
-    """Return the times of the sweep, and a checksum of every trial's masks."""
+    """Run the trials with `sweep.run`; return the times, and a checksum of every trial's masks."""
     from slth_jax import sweep
 
     trial, begin = make_trial(), time.perf_counter()
@@ -54,7 +54,7 @@ def batched() -> dict[str, Any]:
         seeds=SEEDS,
         grid={"source": ["theory"], "width": WIDTHS},
         padded=["width"],
-        buckets="largest",  # as the experiment does
+        buckets="largest",  # as in the experiment
     )
     total = time.perf_counter() - begin
     masks = [
@@ -66,7 +66,7 @@ def batched() -> dict[str, Any]:
 
 
 def one_by_one() -> dict[str, Any]:
-    """Return the times of the loop, and a checksum of every trial's masks."""
+    """Run the trials in a loop; return the times, and a checksum of every trial's masks."""
     import jax
 
     trial, run, tickets = make_trial(), 0.0, []
@@ -96,7 +96,7 @@ def _checksum(masks: dict[str, Any], width: int) -> str:
 
 
 def pair(first: str) -> dict[str, Any]:
-    """Return one paired measurement, with a separate process per way, and compare the masks."""
+    """Time sweep and loop in separate processes, beginning with `first`; compare the masks."""
     ways = sorted(("batched", "one_by_one"), key=lambda way: way != first)
     times = {way: _alone(way, devices=2 if way == "batched" else 1) for way in ways}
     masks = [times[way].pop("masks") for way in ways]
@@ -111,7 +111,7 @@ def pair(first: str) -> dict[str, Any]:
 
 
 def scale(count: int) -> dict[str, Any]:
-    """Return the time and the peak memory of a sweep of `count` trials into a folder."""
+    """Run a sweep of `count` trials that is saved to a folder; return its time and peak memory."""
     from slth_jax import sweep
 
     trial = make_trial()
@@ -173,7 +173,7 @@ def picture(results: dict[str, Any]) -> Any:
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the medians over the pairs."""
+    """Return the medians over the paired measurements."""
     pairs = results.get("pairs", [])
     names = ("ratio_with_compilation", "ratio_without")
     medians: dict[str, Any] = {n: statistics.median(p[n] for p in pairs) for n in names if pairs}

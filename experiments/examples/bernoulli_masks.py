@@ -1,4 +1,4 @@
-"""Random masks: every connection is kept with a probability that is trained.
+"""Train random masks: every connection is kept with a probability, which is trained.
 
 The masks are sampled at every step, and gradients pass through the probabilities
 (Zhou et al. 2019).
@@ -15,7 +15,7 @@ def masks(key, scores, weights, keep):
 
 
 def through(scores, mask):
-    """Return the mask; its derivative is that of the probability."""
+    """Return the mask, with the derivative of the probability as its derivative."""
     return supermask.straight_through_raw(jax.nn.sigmoid(scores), mask)
 
 

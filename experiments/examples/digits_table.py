@@ -1,9 +1,9 @@
 """Learned masks of a CNN on scikit-learn's digits, with controls: python digits_table.py
 
 Lion trains masks at keep 0.1, 0.3 and 0.5 with eight seeds. The controls are dense training and
-training under random masks. All 56 runs train at once; if they are stopped, the next call continues
-from the folder. The writers of validation images are not among the writers of training images. The
-learning rate is not tuned.
+training under random masks. All 56 runs train at once. If a call with `out` is stopped, the next
+call with it continues. No writer of a validation image wrote a training image. The learning rate is
+not tuned.
 """
 
 import jax
@@ -18,7 +18,7 @@ x, y = load_digits(return_X_y=True)
 
 # fmt: off
 def cnn(key):
-    """Draw a network; its batch statistics and dropout keys are carried from step to step."""
+    """Draw a network; the state of its batch norm and dropout is carried from step to step."""
     r = nnx.Rngs(key)
     return nnx.Sequential(
         lambda h: h.reshape(-1, 8, 8, 1) / 16, nnx.Conv(1, 16, (3, 3), rngs=r),
@@ -39,12 +39,12 @@ def loss(model, rows):
 
 
 def evaluate(model, rows):
-    """Return the measurements of a network; `fit` passes it in evaluation mode."""
+    """Return the loss and the accuracy of a network, which `fit` passes in evaluation mode."""
     return {"loss": loss(model, rows), "accuracy": (model(rows[0]).argmax(1) == rows[1]).mean()}
 
 
 def main(steps=300, seeds=8, out=None):
-    """Train all runs."""
+    """Train all runs and return them."""
     plan = Training(steps, optax.lion(1e-3), validation=[(x[1300:], y[1300:])], evaluate=evaluate)
     return fit(jax.random.key(0), cnn, loss, batch, training=plan, keep=[0.1, 0.3, 0.5],
                seeds=seeds, controls=("dense", "random"), out=out)  # fmt: skip

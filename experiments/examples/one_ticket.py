@@ -1,7 +1,7 @@
 """The strong lottery ticket theorem for attention in one file: python one_ticket.py
 
-A random attention layer is drawn and never trained. Masks (0 or 1 per weight) are computed under
-which the layer approximates a given attention layer. The construction is Lemma 4 of Otsuka et al.
+A random attention layer is drawn and never trained. The program computes masks (0 or 1 per weight);
+the masked layer approximates a given attention layer. The construction is Lemma 4 of Otsuka et al.
 (arXiv:2511.04217), with exact subset sums.
 """
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from slth_jax import subset_sum
 
 HEADS, D, D_TARGET, TOKENS = 2, 3, 4, 8
-UNITS = 18  # hidden units per input coordinate, hence samples per subset sum
+UNITS = 18  # hidden units per input coordinate = samples per subset sum
 N = UNITS * D  # hidden width of the random layer
 
 
@@ -31,12 +31,12 @@ def attention(x, w_q, w_k, w_v, w_o):
 def prune_product(free, grouped, target):
     """Return masks with (free * free_mask) @ (grouped * grouped_mask).T close to target [d, d].
 
-    Row j of `grouped` [d, n] keeps the hidden units of group j only. Entry (i, j) of the product
-    is then a sum over one group, and row i of free_mask chooses which of its terms are added.
+    Row j of `grouped` [d, n] keeps the hidden units of group j only. Entry (i, j) of the product is
+    then a sum over group j, and row i of free_mask chooses which terms of this sum are added.
     """
     grouped_mask = jnp.arange(N)[None] // UNITS == jnp.arange(D)[:, None]  # [d, n]
     terms = free * jnp.sum(grouped * grouped_mask, axis=0, keepdims=True)  # [d, n]
-    solution = subset_sum.solve(terms.reshape(D, D, UNITS), target)  # best of 2^UNITS sums each
+    solution = subset_sum.solve(terms.reshape(D, D, UNITS), target)  # the best of 2^UNITS sums
     return solution.mask.reshape(D, N), grouped_mask
 
 
@@ -50,7 +50,7 @@ def prune_attention(source, target):
 
 
 def main(key):
-    """Return the largest output of the target and the largest error of the ticket."""
+    """Return the largest output of the target and the largest error of the ticket's outputs."""
     for_target, for_source, for_x = jax.random.split(key, 3)
     target = [
         w / jnp.linalg.norm(w, 2, axis=(1, 2), keepdims=True) for w in draw(for_target, D_TARGET)

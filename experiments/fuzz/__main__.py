@@ -1,4 +1,4 @@
-"""The command line; the package describes it."""
+"""The command line `python -m experiments.fuzz`; the package's docstring describes it."""
 
 import argparse
 import json

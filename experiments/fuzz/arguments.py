@@ -1,7 +1,8 @@
 """Calls of public functions with one or two unexpected arguments.
 
-`CALLS` contains a function per entry of `TABLE`, which takes a random generator and returns a call.
-If an argument is the size of an array, huge integers are not drawn for it.
+`CALLS` contains a function for each entry of `TABLE`; this function takes a random generator and
+returns a call of the entry's function. Huge integers are not drawn for arguments that are sizes of
+arrays.
 """
 
 import dataclasses
@@ -80,11 +81,11 @@ def _linear() -> nnx.Linear:
 
 
 def _masked_call(**options: Any) -> Any:
-    """Wrap a module and call it."""
+    """Wrap a module in `Supermask` and call it."""
     return modules.Supermask(**options)(jnp.ones((1, 4)))
 
 
-# Per entry: a function, valid arguments of it, and the names of arguments that are array sizes.
+# Each entry: a function, valid arguments, and the names of the arguments that are sizes of arrays.
 TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
     (subset_sum.solve, {"samples": np.ones((2, 4), np.float32), "value": np.ones(2, np.float32),
                         "max_exact": 4}, ()),

@@ -1,4 +1,4 @@
-"""Random changes of bytes, JSON, named arrays and folders.
+"""Make random changes in bytes, JSON, named arrays and folders.
 
 The first argument of every function that changes something is a random generator. The function
 returns a changed copy, or changes files in place; equal generators make equal changes.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-DEEP = 3000  # nested brackets, more than Python's recursion limit
+DEEP = 3000  # nested more deeply than Python's recursion limit
 NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**32, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e39,
     1e308, float("nan"), float("inf"), -float("inf"), "", "x", "0", "nan", "float64", "../../x",
@@ -32,7 +32,7 @@ def flip_a_bit(rng: random.Random, data: bytes) -> bytes:
 
 
 def cut(rng: random.Random, data: bytes) -> bytes:
-    """Drop the end."""
+    """Drop a random number of bytes at the end."""
     return data[: rng.randrange(len(data) + 1)]
 
 
@@ -42,14 +42,14 @@ def extend(rng: random.Random, data: bytes) -> bytes:
 
 
 def blank(rng: random.Random, data: bytes) -> bytes:
-    """Set consecutive bytes to 0 or 255, as a damaged disk does."""
+    """Set consecutive bytes to 0 or 255, as on a damaged disk."""
     start = rng.randrange(len(data) + 1)
     size = min(rng.choice((1, 4, 64, 4096)), len(data) - start)
     return data[:start] + rng.choice((b"\0", b"\xff")) * size + data[start + size :]
 
 
 def swap(rng: random.Random, data: bytes) -> bytes:
-    """Exchange two pieces of equal size."""
+    """Exchange two equally long parts of the data."""
     size = rng.choice((1, 4, 16))
     if len(data) < 2 * size:
         return data[::-1]
@@ -66,12 +66,12 @@ BYTES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def change_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Apply a random function of `BYTES`."""
+    """Change bytes with a randomly chosen function of `BYTES`."""
     return rng.choice(BYTES)(rng, data)
 
 
 def change_json(rng: random.Random, value: Any) -> Any:
-    """Replace, remove, add or rename one to three entries at random places, or alter numbers."""
+    """Replace, remove, add or rename one to three random entries, or alter random numbers."""
     root = [copy.deepcopy(value)]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key = rng.choice(_places(root))
@@ -80,7 +80,7 @@ def change_json(rng: random.Random, value: Any) -> Any:
 
 
 def _places(root: list[Any]) -> list[tuple[Any, Any]]:
-    """Return the container and key of every entry of a JSON value."""
+    """Return, for every entry of a JSON value, the container of the entry and its key or index."""
     places, open_ = [], [(root, 0)]
     while open_:
         holder, key = open_.pop()
@@ -108,7 +108,7 @@ def _change_entry(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def json_text(rng: random.Random, value: Any) -> bytes:
-    """Return a changed value as JSON; the JSON text is sometimes damaged too."""
+    """Change a value and return it as JSON text, which is sometimes damaged too."""
     text = json.dumps(change_json(rng, value))
     kind = rng.randrange(20)
     if kind == 0:
@@ -124,7 +124,7 @@ def json_text(rng: random.Random, value: Any) -> bytes:
 
 
 def change_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename, drop or copy a random array, or change its dtype, its shape or an entry."""
+    """Rename, drop or copy a random array, or change the array's dtype, shape or an entry."""
     arrays = dict(arrays)
     name = rng.choice(sorted(arrays))
     array = arrays[name]
@@ -154,7 +154,7 @@ def change_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str
 
 
 def safetensors_bytes(header: Any, data: bytes) -> bytes:
-    """Return the bytes of a safetensors file with a header, which may be invalid, and data."""
+    """Return the bytes of a safetensors file with this header (which may be invalid) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 

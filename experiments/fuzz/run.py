@@ -1,4 +1,4 @@
-"""Run cases one after another in this process and judge each case."""
+"""Run the cases one after another in this process, and decide whether each case passed."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ REFUSALS = (ValueError, CheckpointError, ModuleNotFoundError)
 
 
 class Slow(BaseException):
-    """A case takes longer than SECONDS."""
+    """A case takes longer than `SECONDS`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Failure:
 
     Attributes:
       subject: the name of the subject.
-      case: the number of the case, with which the case can be repeated.
+      case: the number of the case, which determines the case's changes.
       words: the fault and, for an exception, the line of code that raised it.
     """
 
@@ -53,11 +53,12 @@ class Failure:
 def run(
     cases: int, seed: int, only: Sequence[str] = (), progress: Callable[[str], None] = print
 ) -> tuple[dict[str, Counter[str]], list[Failure]]:
-    """Run cases of all subjects in turn; return the counts of verdicts by subject, and failures.
+    """Run cases of all subjects in turn; return each subject's counts of verdicts, and failures.
 
     Args:
       cases: the number of cases, which is divided among the subjects.
-      seed: the seed of all changes; case i of a subject depends on seed, subject and i alone.
+      seed: the seed of all random changes; case i of a subject depends only on the seed, the
+        subject and i.
       only: names of subjects, or prefixes of names; empty for all subjects.
       progress: called with a line per failure.
     """
@@ -85,7 +86,7 @@ def run(
 
 
 def _judge_of(name: str, stack: contextlib.ExitStack) -> Callable[[random.Random], str]:
-    """Return a function that damages a copy of a subject and returns the verdict on reading it."""
+    """Return a function that damages and reads a copy of a subject, and returns the verdict."""
     (subject,) = (subject for subject in SUBJECTS if subject.name == name)
     whole = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -112,10 +113,10 @@ def _arguments(rng: random.Random) -> str:
 
 
 def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> str:
-    """Call a function and return the verdict.
+    """Call a function and return the verdict on the call.
 
     The verdict is 'refused' (a one-line error), 'same' (the expected result), 'read' (another
-    result), or a fault: its kind, a colon and a description.
+    result), or a fault, written as the kind of the fault, a colon and a description.
 
     Args:
       call: the function.
@@ -163,9 +164,9 @@ def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> 
 
 
 def _reset_peak() -> int:
-    """Reset the peak of memory if the system allows it; return the peak in bytes."""
+    """Reset this process's peak of memory if the system can; return the peak in bytes."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak to the current size
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes the current size
     return _peak()
 
 

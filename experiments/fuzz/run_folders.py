@@ -1,4 +1,4 @@
-"""Folders of runs: a sweep, a fit, a configuration file and a finished experiment."""
+"""The folders of a sweep, a fit and a finished experiment, and a configuration file."""
 
 import dataclasses
 import json
@@ -80,7 +80,7 @@ def _change_config(rng: random.Random, folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> Any:
-    """Read config.json as `--config FILE` does before a run."""
+    """Read config.json as the option `--config FILE` does before a run."""
     from experiments import commands, options, registry
     from experiments.__main__ import parser
 

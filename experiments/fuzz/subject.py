@@ -1,4 +1,4 @@
-"""The subject of a case: how a file or folder is written, damaged and read."""
+"""Define the subject of a case: how a file or folder is written, damaged and read."""
 
 import dataclasses
 import random
@@ -21,8 +21,8 @@ class Subject:
       write: the function that writes the subject into an empty folder.
       change: the function that damages a copy of that folder.
       read: the function that reads the folder and returns a result.
-      sealed: whether every damage must be found: a result that differs from the undamaged folder's
-        is a fault.
+      sealed: whether every damage must be found. If True, it is a fault if the damaged folder is
+        read with another result than the undamaged folder.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Subject:
 
 
 def bytes_of(name: str) -> Callable[[random.Random, Path], None]:
-    """Return a function that changes bytes of the file `name` in a folder."""
+    """Return a function that randomly changes bytes of the file `name` in a folder."""
 
     def change(rng: random.Random, folder: Path) -> None:
         file = folder / name

@@ -1,4 +1,4 @@
-"""Tickets of a layer and of a whole model, and the folder of an unfinished `hide`."""
+"""Subjects: ticket files of a layer and of a whole model, and folders of unfinished `hide` runs."""
 
 import contextlib
 import hashlib
@@ -51,7 +51,8 @@ def _read_ticket(folder: Path) -> Any:
 def _crafted(name: str) -> Callable[[random.Random, Path], None]:
     """Return a function that changes a ticket's header.
 
-    The function changes the metadata and corrects their checksum, or changes the table of tensors.
+    The function changes the ticket's metadata and updates the checksum of the metadata, or it
+    changes the header's table of tensors.
     """
 
     def change(rng: random.Random, folder: Path) -> None:
@@ -85,7 +86,7 @@ def _write_encoder(folder: Path) -> None:
 
 
 def _hide_alone(folder: Path, model: str, **options: Any) -> None:
-    """Hide a model of the folder; remove all files of the folder except the ticket."""
+    """Hide the model `model` in a folder, then remove everything in the folder but the ticket."""
     reader = models.weights.open(folder / model)
     hide.solve(reader, hide.make_spec(reader, **options), folder / "out")
     (folder / "out" / _NAME).replace(folder / _NAME)
@@ -104,7 +105,7 @@ def _read_model_ticket(folder: Path) -> Any:
 
 
 def _write_hide(folder: Path) -> None:
-    """Write the folder of an unfinished run, which contains every second piece."""
+    """Write the folder of an unfinished `hide`, which contains every second file of masks."""
     write_llama2c(folder)
     with contextlib.suppress(hide.Unfinished):
         _hide(folder, shard="0/2")

@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates."""
+"""Subjects: files of tokenizers and chat templates."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from slth_jax.models import tokens
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """Write a llama2.c tokenizer and a Hugging Face tokenizer of letters."""
+    """Write a llama2.c tokenizer and a Hugging Face tokenizer; their tokens are letters."""
     pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), b"a", b"b"]
     data = struct.pack("<i", max(map(len, pieces)))
     for index, piece in enumerate(pieces):
@@ -35,7 +35,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _change_tokenizer_json(rng: random.Random, folder: Path) -> None:
-    """Change the JSON of a tokenizer or the JSON of its configuration."""
+    """Change a tokenizer's JSON file or the JSON file of the tokenizer's configuration."""
     file = folder / "hub" / rng.choice(("tokenizer.json", "tokenizer_config.json"))
     file.write_bytes(mutations.json_text(rng, json.loads(file.read_text())))
 

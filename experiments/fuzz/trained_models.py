@@ -1,4 +1,4 @@
-"""Models as subjects, in the file formats in which trained models are published."""
+"""Subjects: model files in the formats in which trained models are published."""
 
 import io
 import json
@@ -31,7 +31,7 @@ BERT: dict[str, Any] = {
 
 
 def _drawn_model(**options: Any) -> tuple[models.Settings, dict[str, np.ndarray]]:
-    """Draw a model whose settings are `options` and the common sizes."""
+    """Draw a model of the sizes above, with `options` as its other settings."""
     settings = models.make_settings(
         vocab_size=VOCABULARY, width=WIDTH, num_blocks=BLOCKS, num_heads=2, hidden_width=12,
         max_length=LENGTH, **options,
@@ -42,7 +42,7 @@ def _drawn_model(**options: Any) -> tuple[models.Settings, dict[str, np.ndarray]
 
 
 def write_llama2c(folder: Path) -> None:
-    """Write a llama2.c file of random weights."""
+    """Write a llama2.c file that contains random weights."""
     rng = np.random.default_rng(0)
     # The header: width, hidden, blocks, heads, key/value heads, vocabulary, length.
     sizes = (WIDTH, 12, BLOCKS, 2, 1, VOCABULARY, LENGTH)
@@ -53,7 +53,7 @@ def write_llama2c(folder: Path) -> None:
 
 
 def read_weights(path: Path) -> Any:
-    """Read a model as `hide` does before it solves; return the weights."""
+    """Read a model as `hide` does at its start; return the weights."""
     reader = models.weights.open(path)
     reader.check_entries()
     hide.make_spec(reader, samples=4)
@@ -164,7 +164,7 @@ def _write_gguf(folder: Path) -> None:
 
 
 def _gguf_fields(rng: random.Random, folder: Path) -> None:
-    """Rewrite the file with other values or other types of its keys."""
+    """Rewrite the GGUF file with changed values or changed types of the keys."""
     import gguf
 
     file = folder / "model.gguf"
