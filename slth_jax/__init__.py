@@ -27,7 +27,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# The modules in this folder: a new one needs no line here.
+# The modules are listed from this folder, so that a new module need not be added here.
 __all__ = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "__main__")
 
 

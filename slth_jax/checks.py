@@ -1,6 +1,7 @@
-"""Validation of arguments, before any tracing.
+"""Validate arguments before JAX traces anything.
 
-Every error message is one line with the argument, the allowed values and the value received::
+Every error message is one line that contains the argument's name, the allowed values and the value
+received::
 
     keep must be a number in (0, 1], got 1.5
 """
@@ -27,12 +28,12 @@ _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-# Sums of 4,096 products of two such entries stay below float32's 3.4e38.
+# A sum of 4,096 products of two such entries stays below float32's limit of 3.4e38.
 _LARGEST_FACTOR = 1e17
 
 
 def fail(name: str, allowed: str, received: Any) -> ValueError:
-    """Return a `ValueError`: argument `name` must be `allowed`, and `received` is not.
+    """Return a `ValueError` with the message ``{name} must be {allowed}, got {received}``.
 
     The message is one line: control characters are escaped, and a long `received` is cut.
     """
@@ -40,7 +41,7 @@ def fail(name: str, allowed: str, received: Any) -> ValueError:
 
 
 def one_line(text: str) -> str:
-    """Return `text` in one line: white space is joined, other control characters are escaped."""
+    """Return `text` as one line, with single spaces and with control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
@@ -49,7 +50,7 @@ def _brief(text: str) -> str:
 
 
 def record(name: str, value: Any, kind: type | UnionType) -> Any:
-    """Return `value`, which must be an instance of `kind`, a type or a union of types."""
+    """Return `value`, which must be an instance of the type (or union of types) `kind`."""
     if not isinstance(value, kind):
         allowed = " or ".join(part.__name__ for part in get_args(kind) or (kind,))
         raise fail(name, allowed, f"{type(value).__name__} {value!r}")
@@ -57,7 +58,7 @@ def record(name: str, value: Any, kind: type | UnionType) -> Any:
 
 
 def sequence(name: str, value: Any, kind: type | UnionType = object) -> Sequence[Any]:
-    """Return `value`, which must be a list, tuple or the like, of instances of `kind`."""
+    """Return `value`, which must be a sequence (such as a list or tuple) of instances of `kind`."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise fail(name, "a list or tuple", f"{type(value).__name__} {value!r}")
     for index, entry in enumerate(value):
@@ -66,7 +67,7 @@ def sequence(name: str, value: Any, kind: type | UnionType = object) -> Sequence
 
 
 def different(name: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Return `values`, which must not be empty or contain two equal values."""
+    """Return `values`; refuse an empty sequence or one that contains two equal values."""
     if not values or any(value in values[:index] for index, value in enumerate(values)):
         raise fail(name, "different values, at least one", values)
     return values
@@ -144,7 +145,7 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
 
 
 def shard(value: str | None) -> tuple[int, int]:
-    """Return (i, n) for the text 'i/n' (part i of n); return (0, 1), the whole, for None."""
+    """Return (i, n) for the text 'i/n', which means part i of n parts; (0, 1) for None."""
     if value is None:
         return 0, 1
     index, slash, count = str(value).partition("/")
@@ -154,9 +155,10 @@ def shard(value: str | None) -> tuple[int, int]:
 
 
 def concrete(value: ArrayLike) -> np.ndarray | None:
-    """Return `value` in NumPy, or None if this process has no access to its entries.
+    """Return `value` as a NumPy array, or None if this process cannot read its entries.
 
-    This is the case under a JAX transformation, and for arrays spread over several processes.
+    The entries cannot be read under a JAX transformation, or if the array is spread over several
+    processes.
     """
     if isinstance(value, jax.core.Tracer):
         return None
@@ -178,22 +180,22 @@ def array(
     """Return `value` as a JAX array after a check of its rank, shape, dtype and entries.
 
     NumPy arrays and lists of float64 are rounded to float32 without a warning while JAX's 64-bit
-    mode is off. The library has no other rule for float64.
+    mode is off. This is the library's only special treatment of float64.
 
     Args:
-      name: the argument's name, for the message.
+      name: the argument's name, for the error message.
       value: any argument of `jnp.asarray`.
       ndim: the exact rank; None allows any.
       min_ndim: the least rank.
-      shape: the exact shape, in which an entry None allows any size.
+      shape: the exact shape; an entry that is None allows any size.
       kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'factor'
-        (as 'wide', with entries of at most 1e17 in magnitude, because products of two entries are
-        summed), 'bool' or 'int'.
-      finite: whether to refuse NaN and infinities. Under a JAX transformation values are not known
+        (as 'wide', and entries must be at most 1e17 in magnitude, because products of two entries
+        are summed), 'bool' or 'int'.
+      finite: whether to refuse NaN and infinities. Under a JAX transformation values are not known,
         and therefore not checked.
 
     Raises:
-      ValueError: one line with the argument, the allowed values and the value received.
+      ValueError: the array fails a check.
     """
     given: Any = value if hasattr(value, "dtype") else np.asarray(value)
     if given.dtype == np.float64 and not isinstance(given, jax.Array):

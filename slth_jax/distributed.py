@@ -1,4 +1,4 @@
-"""Join the processes of one run; let them agree on values, on errors and on when to stop."""
+"""Join the processes of a run, so that they share values, report errors and stop together."""
 
 import contextlib
 import contextvars
@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed  # its client has no public name
+from jax._src import distributed as jax_distributed  # the client has no public name
 from jax.experimental import multihost_utils
 
 from slth_jax import checks
@@ -25,13 +25,13 @@ __all__ = [
 
 # Seconds within which all processes must join; SLTH_JOIN_SECONDS overrides them.
 _JOINING = 40
-# Seconds without a sign of life after which JAX aborts. This is a fallback: the thread of `Watch`
-# may hang in a request to a host that is off.
+# JAX aborts after this many seconds without a sign of life from a process. This is a fallback for
+# the case that the thread of `Watch` hangs in a request to a host that is off.
 _HEARTBEAT = 45
 # Seconds for which a process that has done its part waits for the others to leave.
 _LEAVING = 20
-# Milliseconds for which a process waits for the others to finish their parts. In effect there is no
-# limit, since `joined` ends every process once another one is lost.
+# Milliseconds for which a process waits for the others to finish their parts. The number is so
+# large that there is no limit in effect: `joined` ends every process once another one is lost.
 _FOREVER = 30 * 24 * 3600 * 1000
 _barriers = itertools.count()
 _is_alone = contextvars.ContextVar("alone", default=False)
@@ -40,7 +40,8 @@ _is_alone = contextvars.ContextVar("alone", default=False)
 def on_first(step: Callable[[], Any]) -> Any:
     """Call `step` on the first process; every process returns its value or raises its error.
 
-    Otherwise one process would stop at a full disk and the rest would wait for it forever.
+    If only the first process raised an error, such as a full disk, the others would wait for it
+    forever.
     """
     if not _several():
         return step()
@@ -58,7 +59,7 @@ def on_first(step: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """While the block runs, let this process work alone, without waiting for other processes."""
+    """Let this process work alone within the `with` block, without waiting for other processes."""
     before = _is_alone.set(True)
     try:
         yield
@@ -71,14 +72,14 @@ def _several() -> bool:
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the run calls this, however long their work takes."""
+    """Wait, without a time limit, until every process of the run has called this function."""
     if jax.process_count() > 1:
         client: Any = jax_distributed.global_state.client
         client.wait_at_barrier(f"slth/{next(_barriers)}", _FOREVER)
 
 
 def whole(array: Any) -> np.ndarray:
-    """Return the whole array in NumPy, on every process even if it is spread over several."""
+    """Return an array as a NumPy array on every process, even if it is spread over processes."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:
@@ -95,7 +96,7 @@ def _travels(error: Exception) -> bool:
 
 
 def _broadcast(value: Any) -> Any:
-    """Return the value of the first process on every process."""
+    """Return, on every process, the value that the first process passed."""
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     if jax.process_index() > 0:
@@ -105,11 +106,12 @@ def _broadcast(value: Any) -> Any:
 
 @contextlib.contextmanager
 def until_sigterm() -> Iterator[Callable[..., None]]:
-    """Yield ``check(last=None)``, which ends all processes, status 143, once one got SIGTERM.
+    """Yield ``check(last=None)``, which ends all processes once one process has received SIGTERM.
 
-    While the block runs the signal only sets a flag, so no operation is interrupted. `last`, if
-    given, is called before the end. Outside the main thread Python cannot handle signals: there the
-    check reacts only to signals of other processes.
+    The exit status is 143. Within the `with` block the signal only sets a flag, so no operation is
+    interrupted. If `last` is given, it is called before the process ends. Outside the main thread
+    Python cannot handle signals, so `check` then reacts only to signals that other processes
+    received.
     """
     stop_requested = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -135,28 +137,29 @@ def until_sigterm() -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def joined(how: str, report: Callable[[BaseException], int] | None = None) -> Iterator[None]:
-    """Join the processes of one run while the block runs; no process waits for a lost one.
+    """Join the processes of one run for the duration of the `with` block.
 
-    Each process reports every second that it is alive. If another process has failed, or has been
-    silent for 25 seconds, this process prints a line that names the lost process and ends with the
-    status `LOST`. It does the same if not all processes join within 40 seconds (SLTH_JOIN_SECONDS).
-    An error in the block ends this process at once, after `report`.
+    No process waits for a lost process. Each process reports every second that it is alive. If
+    another process has failed, or has been silent for 25 seconds, this process prints a line that
+    names the lost process and ends with the status `LOST`. It also ends in this way if not all
+    processes join within 40 seconds (SLTH_JOIN_SECONDS). An error in the `with` block calls
+    `report` and then ends this process immediately.
 
     Args:
       how: 'off' for this process alone; 'on' for the processes that a scheduler (Slurm, MPI, Cloud
-        TPU, Kubernetes) describes; 'auto' for these processes if there is a scheduler, else for
-        this process alone; or 'HOST:PORT,I/N' for process I of N, where process 0 is at HOST:PORT.
+        TPU, Kubernetes) describes; 'auto' for 'on' if a scheduler is found and 'off' otherwise; or
+        'HOST:PORT,I/N' for process I of N, where process 0 is at HOST:PORT.
       report: a function that prints an error and returns the exit status. None prints Python's
         traceback and returns 1.
 
     Raises:
-      ValueError: `how` is none of these, or is 'on' and no scheduler describes the processes.
+      ValueError: `how` is none of these, or `how` is 'on' and no scheduler was found.
     """
     if how == "off" or jax.distributed.is_initialized():
         yield
         return
     options = _place(how)
-    # JAX would swallow SIGTERM: `until_sigterm` handles it.
+    # JAX would swallow SIGTERM, which `until_sigterm` handles.
     jax.config.update("jax_enable_preemption_service", False)
     joining = _seconds_to_join()
     watch = Watch(joining)

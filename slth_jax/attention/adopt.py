@@ -1,12 +1,13 @@
 """Convert attention layers of PyTorch and Flax, with biases as weights of a constant input.
 
-With inputs ``(x, 1)`` a bias is one more row of a projection. The query bias and the value bias are
-such rows. The key bias adds ``q_i . b_k`` to every logit of row i, which the softmax cancels, so it
-is left out. The output bias is the output of one more value unit, which is connected to the
-constant only: the attention weights of a row sum to one.
+If the inputs are ``(x, 1)``, a bias is one more row of a projection. The query bias and the value
+bias become such rows. The key bias adds ``q_i . b_k`` to every logit of row i. The softmax cancels
+this term, so the key bias is left out. The output bias becomes the output of one more value unit,
+which is connected to the constant input only. This is exact because the attention weights of a row
+sum to one.
 
-Every array and option of a layer is used, has no effect on its output (dropout, which is off after
-training, and the dtype and precision of the computation), or is refused by name.
+Dropout and the dtype and precision of the layer's computation are ignored. Every other array or
+option is either converted or refused with an error that names it.
 """
 
 import sys
@@ -21,7 +22,7 @@ from slth_jax.types import Array, ArrayLike, AttentionParams
 
 
 def append_one(x: ArrayLike) -> Array:
-    """Append the constant coordinate that carries biases: ``x [..., m]`` to ``[..., m + 1]``."""
+    """Append a constant 1, for biases, to each input of `x [..., m]`; return `[..., m + 1]`."""
     x = checks.array("x", x, min_ndim=1)
     return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
 
@@ -39,14 +40,16 @@ def with_biases(
 
     Args:
       params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`.
-      query: `[h, k]`. value: `[h, v]`. output: `[o]`, which is added once, not per head.
+      query: the query biases `[h, k]`; None for none.
+      value: the value biases `[h, v]`; None for none.
+      output: the output bias `[o]`, which is added once, not per head; None for none.
 
     Returns:
       Projections for inputs of width m + 1; if `output` is given, every head has one more value
       unit.
 
     Raises:
-      ValueError: biases of other shapes.
+      ValueError: a bias does not have the shape above.
     """
     w_q, w_k, w_v, w_o = (jnp.asarray(w) for w in params)
     h, _, k = w_q.shape
@@ -73,16 +76,18 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
     """Return the projections of a `torch.nn.MultiheadAttention`.
 
     Args:
-      source: the module, or its state dict with tensors or arrays of any floating-point dtype.
-      num_heads: the number of heads; required for a state dict, which does not contain the number.
+      source: the module, or its state dict; the tensors or arrays have any floating-point dtype.
+      num_heads: the number of heads; required if `source` is a state dict, which does not contain
+        it.
 
     Returns:
-      `AttentionParams` in float32. If the layer has biases, as by default, they are included as in
-      `with_biases`: apply the result to ``append_one(x)``.
+      `AttentionParams` in float32. If the layer has biases (PyTorch's default), the projections
+      include them as in `with_biases`, and must be applied to ``append_one(x)``.
 
     Raises:
-      ValueError: keys or values have another width than queries, the layer adds tokens
-        (`add_bias_kv`, `add_zero_attn`), or names or shapes are not those of such a layer.
+      ValueError: the width of keys or values differs from that of queries, the layer adds tokens
+        (`add_bias_kv`, `add_zero_attn`), or the names or shapes of the arrays do not match such a
+        layer.
     """
     if not isinstance(source, Mapping):
         _check_module(source)
@@ -105,7 +110,7 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
     h = checks.integer("num_heads", num_heads, low=1)
     if stacked.shape[0] != 3 * m or m % h:
         raise checks.fail("num_heads", f"a divisor of the width {m}", h)
-    # PyTorch's rows are outputs: split [3 m, m] into three arrays [h, m, k].
+    # The rows of PyTorch's matrices belong to outputs: split [3 m, m] into three arrays [h, m, k].
     w_q, w_k, w_v = (w.reshape(h, m // h, m).transpose(0, 2, 1) for w in jnp.split(stacked, 3))
     w_out = checks.array("out_proj.weight", weights["out_proj.weight"], shape=(None, m))
     params = AttentionParams(w_q, w_k, w_v, w_out.T.reshape(h, m // h, -1))
@@ -128,13 +133,13 @@ def from_flax(source: Any) -> AttentionParams:
         "value": ..., "out": {"kernel": [h, v, o], ...}}``, or the same under "params".
 
     Returns:
-      `AttentionParams` in float32, with biases included as in `with_biases`. If query heads share a
-      key-value head (`num_kv_heads`), each of them gets a copy of that head.
+      `AttentionParams` in float32, with biases included as in `with_biases`. If several query heads
+      share a key-value head (`num_kv_heads`), each query head gets a copy of the key-value head.
 
     Raises:
       ValueError: arrays are missing or unknown (such as the scales of `normalize_qk`), shapes do
-        not fit together, keys have another width than queries (`in_kv_features`), or
-        `attention_fn`, `decode` or a dot product is not the default.
+        not fit together, the width of keys differs from that of queries (`in_kv_features`), or
+        `attention_fn`, `decode` or a dot product is not Flax's default.
     """
     tree = source.get("params", source) if isinstance(source, Mapping) else _nnx_parameters(source)
     for name, layer in tree.items():
@@ -176,7 +181,7 @@ _ARRAYS = ("kernel", "bias")
 
 def _nnx_parameters(module: Any) -> dict[str, Any]:
     """Check the options of an `nnx.MultiHeadAttention`; return its parameters as a tree."""
-    from flax import nnx  # takes a second, which other functions need not wait for
+    from flax import nnx  # imported here because the import takes a second
 
     kind = type(module)
     if not isinstance(module, nnx.MultiHeadAttention):

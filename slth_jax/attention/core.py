@@ -1,8 +1,8 @@
 """Multi-head attention as pure functions on explicit parameters.
 
-There are no masks over weights: a ticket is applied by passing ``weights * mask``.
+The functions take no weight masks: to apply a ticket, pass ``weights * mask`` as the weights.
 
-Letters, in every shape and einsum: h heads, m input width, k key width, v value width,
+The letters in all shapes and einsums are: h heads, m input width, k key width, v value width,
 o output width, q query tokens, t key/value tokens.
 """
 
@@ -36,26 +36,26 @@ def apply(
     ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i.
 
     Args:
-      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`. The k of ``1 / sqrt(k)`` is
-        `params.key_width`, which does not count padding (`types.PaddedAttention`).
-      x: tokens `[t, m]`. Lift over batches with `jax.vmap`.
-      attn_mask: booleans `[t, t]`, True if row i may attend to column j; None for all. A row that
-        may attend to nothing is refused. Under a JAX transformation values are not known, and the
-        output of such a row is zero.
-      queries: indices `[q]` of the rows to compute; None for all.
-      block_size: the number of rows computed at once. None keeps the logits within 2^22 entries, so
-        that memory grows with t and not with t^2.
-      precision: the precision of matrix products, as in `jax.default_matmul_precision`. By default
-        accelerators compute float32 with less precision, which hides errors near 1e-6.
+      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`. The k in ``1 / sqrt(k)`` is
+        `params.key_width`, the key width without padding (`types.PaddedAttention`).
+      x: the tokens of one sequence `[t, m]`. For a batch of sequences use `jax.vmap`.
+      attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may. A token
+        that may attend to nothing is refused. Under a JAX transformation, where values are not
+        known, the output for such a token is zero.
+      queries: the indices `[q]` of the tokens whose output is computed; None for all.
+      block_size: the number of query tokens computed at once. None limits the logits in memory to
+        2^22 entries, so that memory grows as t and not as t^2.
+      precision: the precision of matrix products, as in `jax.default_matmul_precision`. JAX's own
+        default on accelerators is too low to measure errors near 1e-6.
 
     Returns:
       `[t, o]`, or `[q, o]` if `queries` is given.
 
     Raises:
-      ValueError: shapes, dtypes or values that do not fit; the line names the argument.
+      ValueError: a shape, dtype or value does not fit; the error message names the argument.
 
     Examples:
-      One head with logits of zero, whose output is the mean of the tokens:
+      One head whose logits are all zero returns the mean of the tokens:
 
       >>> params = AttentionParams(*jnp.zeros((2, 1, 2, 1)), jnp.eye(2)[None], jnp.eye(2)[None])
       >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
@@ -98,8 +98,8 @@ def pattern(
       params, x, attn_mask, precision: as in `apply`.
 
     Returns:
-      `[h, t, t]`; rows sum to one. The function is for pictures of short sequences: memory grows
-      with t^2.
+      The weights `[h, t, t]`; each row sums to one. Memory grows as t^2, so the function is meant
+      for pictures of short sequences.
 
     Raises:
       ValueError: as in `apply`.
@@ -167,7 +167,7 @@ def error(
     *,
     queries: ArrayLike | None = None,
 ) -> Float[Array, "*s"]:
-    """Return the error of a ticket: ``max_i ||ticket(x)_i - target(x)_i||_2`` over the rows i.
+    """Return the error of a ticket: ``max_i ||ticket(x)_i - target(x)_i||_2`` over the tokens i.
 
     The error is computed in the dtype of `x` or of the weights, whichever is wider. Pass float64
     inputs to measure errors near the rounding error of float32.
@@ -195,7 +195,7 @@ def error(
     checks.array("ticket.w_q", of_ticket.w_q, shape=(None, m, None))
     checks.array("ticket.w_o", of_ticket.w_o, shape=(None, None, o))
     dtype = jnp.result_type(sequences, ticket.w_q, target.w_q)
-    # Weights are cast, too, not only activations: ``sqrt(k)`` has the dtype of the weights.
+    # The weights are cast as well as the inputs, because ``sqrt(k)`` has the dtype of the weights.
     ticket, target, sequences = (_cast(part, dtype) for part in (ticket, target, sequences))
 
     def largest(sequence: Float[Array, "t m"]) -> Float[Array, ""]:
@@ -204,7 +204,7 @@ def error(
 
     if sequences.ndim == 2:
         return checks.finite_result(largest(sequences))
-    # Several long sequences at once would not fit into memory.
+    # Several long sequences computed at once would not fit into memory.
     one_by_one = sequences.shape[1] > 512
     errors = jax.lax.map(largest, sequences) if one_by_one else jax.vmap(largest)(sequences)
     return checks.finite_result(errors)
@@ -214,7 +214,7 @@ _MOST = 1 << 17  # the most rows of a mask: 16 GiB
 
 
 def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:
-    """Return the causal attention mask, of at most 2^17 rows: row i attends to columns j <= i."""
+    """Return the causal mask: token i attends to tokens j <= i. `length` is at most 2^17."""
     length = checks.integer("length", length, low=0, high=_MOST)
     return jnp.tril(jnp.ones((length, length), bool))
 
@@ -230,11 +230,11 @@ def _logits(
 def _softmax(
     logits: Float[Array, "h q t"], may_attend: Bool[Array, "q t"] | None
 ) -> Float[Array, "h q t"]:
-    """Softmax over the last axis within `may_attend`; rows that attend to nothing give zeros."""
+    """Return the softmax over the entries with `may_attend`; a row without any gives zeros."""
     if may_attend is None:
         return jax.nn.softmax(logits, axis=-1)
-    # A row that attends to nothing would be 0 / 0, so it first attends to all; its weights are then
-    # dropped.
+    # A row that attends to nothing would give 0 / 0. Such a row first attends to all tokens; its
+    # weights are then set to zero.
     attends = jnp.any(may_attend, axis=-1, keepdims=True)  # [q, 1]
     weights = jax.nn.softmax(logits, axis=-1, where=(may_attend | ~attends)[None])
     return jnp.where(attends[None], weights, 0)
@@ -246,7 +246,7 @@ def _in_blocks(
     allowed: Bool[Array, "q t"] | None,
     block: int,
 ) -> Float[Array, "q o"]:
-    """Apply `attend` to `rows`, a block of `block` rows at a time."""
+    """Apply `attend` to `block` of the `rows` at a time."""
     if rows.shape[0] <= block:
         return attend(rows, allowed)
     if allowed is None:
@@ -259,8 +259,8 @@ def _in_blocks(
 def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
     """Return all of `x` on every device if it is split over explicit axes of a mesh.
 
-    Every row attends to every other, so the logits would be split along one axis twice, which JAX
-    refuses for explicit axes.
+    Every token attends to every other token, so the logits would have two axes split over the same
+    mesh axis, which JAX refuses for explicit axes.
     """
     sharding = jax.typeof(x).sharding
     if not any(part is not None for part in sharding.spec):
@@ -271,7 +271,7 @@ def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
 def _rows(
     x: Float[Array, "t m"], attn_mask: ArrayLike | None, queries: ArrayLike | None
 ) -> tuple[Float[Array, "q m"], Bool[Array, "q t"] | None]:
-    """Return the query rows, and the mask of tokens to which each row may attend (None: all)."""
+    """Return the query tokens, and which tokens each of them may attend to (None: to all)."""
     t = x.shape[0]
     rows, allowed = x, None
     if queries is not None:
@@ -305,7 +305,7 @@ def _key_root(params: Projections) -> Float[Array, ""]:
 
 
 def _cast(tree, dtype):
-    """Return the floating-point arrays of a tree in `dtype`."""
+    """Convert the floating-point arrays of a tree to `dtype`."""
     return jax.tree.map(
         lambda w: w.astype(dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w, tree
     )
@@ -318,7 +318,7 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
 
 
 def validated(name: str, params: Projections) -> AttentionParams:
-    """Refuse projections whose heads or widths do not fit together; return their JAX arrays."""
+    """Return projections as JAX arrays; refuse heads or widths that do not fit together."""
     checks.record(name, params, Projections)
     w_q = checks.array(f"{name}.w_q", params.w_q, ndim=3)
     h, m, k = w_q.shape

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from slth_jax.cli import embed, generate, hide, outcome, tickets
 
-# Verbs by name: modules with `HELP`, `add(parser)` and `run(options)`. They import JAX in `run`
-# only, so that a verb may set environment variables that JAX reads when it is imported.
+# Maps the name of each verb to its module, which has `HELP`, `add(parser)` and `run(options)`. A
+# verb imports JAX only in `run`, so that it can first set environment variables for JAX.
 VERBS = {"hide": hide, "generate": generate, "embed": embed, "ticket": tickets}
 
 

@@ -1,4 +1,4 @@
-"""Options of a command line for devices and processes, used before JAX is imported."""
+"""Command-line options for devices and processes, applied before JAX is imported."""
 
 import argparse
 import os
@@ -19,8 +19,8 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
 def split_cpu(devices: int | None) -> None:
     """Split the CPU into `devices` JAX devices.
 
-    None takes the number in the environment (JAX_NUM_CPU_DEVICES) or, if there is none, one device
-    per core. A single CPU device keeps little more than one core busy.
+    None takes the number in the environment variable JAX_NUM_CPU_DEVICES or, if that is not set,
+    one device per core. A single CPU device keeps little more than one core busy.
     """
     if devices is None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))

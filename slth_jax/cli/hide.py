@@ -1,7 +1,8 @@
 """Hide a trained language model in random numbers.
 
-Finds masks under which a random network, drawn from a seed and never trained, computes the same
-function as the model. A stopped run is resumed; the ticket is DIR/ticket.safetensors.
+The command finds masks under which a random network, drawn from a seed and never trained, computes
+approximately the same function as the model. A stopped run is resumed; the ticket is
+DIR/ticket.safetensors.
 """
 
 import argparse
@@ -144,7 +145,7 @@ def _hide(options: argparse.Namespace) -> None:
         else:
             print("\n".join(_compiled(options.on, hide.compile_for(options.on, spec))))
         return
-    # Inputs are validated before the work begins.
+    # The inputs are validated before the long computation begins.
     tokens = compare.read_tokens(options.inputs, reader.settings) if options.inputs else None
     writer = None
     if options.prompt is not None or options.chat is not None:
@@ -157,7 +158,7 @@ def _hide(options: argparse.Namespace) -> None:
     except hide.Unfinished as part:
         print(part)
         return
-    if path is None:  # the first process does the rest
+    if path is None:  # only the first process continues
         return
     out = storage.place(options.out)
     opened = hide.opened(path)
@@ -181,7 +182,7 @@ def _hide(options: argparse.Namespace) -> None:
         summary["equal_tokens"] = hide.equal_tokens(texts["target"], texts["ticket"])
         summary["generated_tokens"] = len(texts["target"])
         _side_by_side(texts["target_text"], texts["ticket_text"])
-    if tokenizer is not None:  # so that the folder is all that `generate` and `embed` need
+    if tokenizer is not None:  # copied, so that `generate` and `embed` need only this folder
         models.tokens.copy(tokenizer, out)
     summary["seconds"] = round(time.perf_counter() - started, 2)
     summary["peak_bytes"] = memory.peak_bytes()
@@ -200,7 +201,7 @@ def _estimated(cost: Any, reader: Any) -> str:
 
 
 def _compiled(on: str, programs: Any) -> Iterator[str]:
-    """Yield the report of programs that were compiled for another machine."""
+    """Yield a text that reports the programs compiled for another machine."""
     for report, parts, calls in programs:
         yield f"{parts[0]} and {len(parts) - 1} more of its shape: {calls} calls of one program"
         yield from report.lines("use a rule with fewer samples")
@@ -209,7 +210,7 @@ def _compiled(on: str, programs: Any) -> Iterator[str]:
 
 
 def _solve(reader: Any, spec: Any, options: argparse.Namespace) -> "Place | None":
-    """Return the path of the ticket on the first process, and None on the other processes."""
+    """Write the ticket; return its path on the first process, and None on the other processes."""
     import jax
 
     from slth_jax import checks, distributed, hide

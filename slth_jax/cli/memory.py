@@ -4,7 +4,7 @@ import sys
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has used, in bytes; 0 on systems without POSIX."""
+    """Return this process's peak memory use in bytes; 0 on systems without POSIX."""
     try:
         import resource
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Turn errors into one line and an exit status, in the same way for every command line."""
+"""Turn an error into one printed line and an exit status, the same for every command line."""
 
 import errno
 import os
@@ -24,14 +24,14 @@ VARIABLES = {
 
 
 def epilog() -> str:
-    """Return the end of a help text: exit statuses and environment variables."""
+    """Return the end of a help text, which lists exit statuses and environment variables."""
     lines = ["exit statuses:", *(f"  {status:<4} {words}" for status, words in STATUSES.items())]
     lines += ["environment:", *(f"  {name:<20} {words}" for name, words in VARIABLES.items())]
     return "\n".join(lines)
 
 
 def run(command: Callable[[], object]) -> int:
-    """Call `command`; return the exit status, after a line on standard error if it failed."""
+    """Call `command` and return the exit status; print its error, if any, on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that a terminal lacks becomes '?'
             stream.reconfigure(errors="replace")
@@ -52,7 +52,7 @@ def run(command: Callable[[], object]) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Print an error, in one line if it is expected; return the exit status."""
+    """Print an error and return the exit status; an expected error is printed as one line."""
     if isinstance(error, KeyboardInterrupt):
         return refuse("interrupted: the same command continues", 130)
     if os.environ.get("SLTH_TRACEBACK") or not _is_expected(error):
@@ -61,14 +61,14 @@ def report(error: BaseException) -> int:
 
 
 def refuse(message: str, status: int = 2) -> int:
-    """Print ``error: message`` on standard error, control characters escaped; return `status`."""
+    """Print ``error: message``, with control characters escaped; return `status`."""
     if sys.stderr is not None:
         print(f"error: {_escaped(message)}", file=sys.stderr)
     return status
 
 
 def show(text: str) -> None:
-    """Print text that may come from somebody else's file: control characters are escaped."""
+    """Print text that may come from an untrusted file, with control characters escaped."""
     print("\n".join(map(_escaped, text.split("\n"))))
 
 
@@ -84,11 +84,11 @@ def _is_expected(error: BaseException) -> bool:
 
 
 def _of_standard_output(error: OSError) -> bool:
-    """Return whether an error belongs to the standard output; errors of files name the file."""
+    """Return whether an error comes from standard output: errors of other files name their file."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     return error.filename is None and error.errno in full and sys.stdout is not None
 
 
 def _discard_output() -> None:
-    """Let Python close the standard output at its end without another error."""
+    """Redirect standard output to nowhere, so that Python can close it without another error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Show progress: a bar with the time left on a terminal, else lines with the time of day."""
+"""Show progress: on a terminal as a bar with the time left, elsewhere as lines with the time."""
 
 import contextlib
 import datetime
@@ -59,7 +59,7 @@ def log_start(name: str, versions: Mapping[str, str], folder: str) -> None:
 
 
 def _lines(title: str) -> Callable[[int, int], None]:
-    """Return `update(done, total)`, which writes a line at the start, the end and every 30 s."""
+    """Return `update(done, total)`, which writes a line at the start, every 30 s and at the end."""
     start, written, first = time.monotonic(), -float("inf"), 0
 
     def update(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Show a ticket's file, check it, or write its weights as NumPy arrays or for transformers."""
+"""Show or check a ticket's file, or export its weights to NumPy or to transformers."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ from typing import Any
 
 from slth_jax.cli import outcome
 
-_DRAWN = 12  # the most masks in a picture; whole models have hundreds of masks
+_DRAWN = 12  # the largest number of masks in a picture; whole models have hundreds of masks
 HELP = "show, verify or export a ticket's file"
 
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _function(place: str) -> Callable[..., Any]:
-    """Return the function that 'module:function' names; the working directory is searched, too."""
+    """Return the function named by 'module:function'; the working directory is searched too."""
     from slth_jax import checks
 
     module, _, name = place.partition(":")
@@ -114,7 +114,7 @@ def _function(place: str) -> Callable[..., Any]:
 
 
 def _plot(opened: Any, out: str) -> str:
-    """Draw the first masks of a ticket; return a line about the picture."""
+    """Draw the first masks of a ticket to a file; return one line that describes the picture."""
     from slth_jax import plots, ticket
 
     names = [name for name, shape in opened.shapes.items() if len(shape) > 1][:_DRAWN]
@@ -124,7 +124,7 @@ def _plot(opened: Any, out: str) -> str:
 
 
 def _export_model(file: str, out: str) -> str:
-    """Write the merged network of a whole model's ticket; return a line about it."""
+    """Write the weights of a whole model's ticket (source times masks); describe them in a line."""
     import dataclasses
     import json
 

@@ -1,11 +1,11 @@
 """Find the masks under which a random source approximates a given target, and check them.
 
-`prune` and `relu` have the public functions: they validate their arguments and turn a network into
-products of two random matrices. `engine` solves these: a rule (`rules`) assigns hidden units to
-columns, `search` makes every entry of a target a subset sum, and kept samples become masks. The
-functions `prune_*` return masks, the functions `solve_*` a `Pruned` with masks and a report.
-`find_width` finds the smallest width for an error. Bounds on the error of a ticket are in
-`slth_jax.guarantee`.
+`prune` and `relu` contain the public functions. They validate their arguments and turn a network
+into products of two random matrices. `engine` finds the masks of these products: a rule (`rules`)
+assigns hidden units to columns, `search` approximates every entry of the target by a subset sum,
+and the samples that the sums keep become the masks. The functions `prune_*` return masks. The
+functions `solve_*` return a `Pruned`, which contains masks and a report. `find_width` finds the
+smallest source width for a given error. Bounds on a ticket's error are in `slth_jax.guarantee`.
 """
 
 from slth_jax.construction.encode import Encoded, encode_matrix

@@ -1,4 +1,4 @@
-"""Hide a matrix at b bits per entry: draw random factors from a key, find a band's masks."""
+"""Hide a matrix at b bits per entry: draw random factors from a key and find their masks."""
 
 import math
 from functools import partial
@@ -14,15 +14,16 @@ from slth_jax.construction import rules, trellis
 from slth_jax.construction.trellis import Band
 from slth_jax.types import Array, ArrayLike, Key
 
-# The free and the grouped factor's distributions, and the variance of a product of their entries.
+# For each `source`: the distributions of the free and the grouped factor, and the variance of the
+# product of two of their entries.
 SOURCES = {
     "uniform": (initializers.uniform, initializers.uniform, 1 / 9),
     "sign_uniform": (initializers.signs, initializers.uniform, 1 / 3),
     "sign_normal": (initializers.signs, initializers.normal, 1.0),
     "signs": (initializers.signs, initializers.signs, 1.0),
 }
-# The scales that are tried: standard deviations of a sum of L terms, in units of the root mean
-# square of the target's entries.
+# The scales that are tried. Each is given as the standard deviation of a sum of L terms divided by
+# the root mean square of the target's entries.
 _SPREADS = (1.0, 1.2, 1.45, 1.75, 2.1, 2.6, 3.2)
 _ROWS_TRIED = 16
 
@@ -31,12 +32,12 @@ class Encoded(NamedTuple):
     """A target as masked random factors: ``(left * left_mask) @ (right * right_mask)``.
 
     Attributes:
-      left: the free factor, its scale included.
+      left: the free factor, multiplied by its scale.
       right: the grouped factor.
-      left_mask: keeps one unit per column in each row.
-      right_mask: the mask of the band, the same for every target.
-      scale: the largest weight of `left`; the only number to store besides key and masks.
-      bits: mask bits per entry; `right_mask` takes none, since it is fixed.
+      left_mask: the mask of `left`, which keeps one unit per column in each row.
+      right_mask: the mask of `right`, a band that is the same for every target.
+      scale: the largest weight of `left`; besides key and masks only this number must be stored.
+      bits: the mask bits per entry of the target; `right_mask` takes none, since it is fixed.
       error: the mean squared error of the product's entries divided by the mean square of the
         target's entries.
     """
@@ -61,22 +62,24 @@ def encode_matrix(
 ) -> Encoded:
     """Hide a matrix in a product of two random matrices at `bits` mask bits per entry.
 
-    The masks are those of ``construction.prune_product(..., construction=band(bits,
-    states))`` for factors drawn from `key`, with ``2^bits`` units per column.
+    Two factors with ``2^bits`` units per column are drawn from `key`. The masks are the result of
+    ``construction.prune_product(..., construction=band(bits, states))`` for these factors.
 
     Args:
-      key: a typed PRNG key. Row i of `left` is drawn from ``fold_in(fold_in(key, 0), i)``, unit k
-        of `right` from ``fold_in(fold_in(key, 1), k)``.
-      target: `[p, r]`, not all zeros. Each row is solved as a whole; long rows have smaller errors.
+      key: a typed PRNG key. Row i of `left` is drawn with the key ``fold_in(fold_in(key, 0), i)``,
+        and unit k of `right` with the key ``fold_in(fold_in(key, 1), k)``.
+      target: `[p, r]`, not all zeros. Each row is solved as a whole, and long rows have smaller
+        errors.
       bits: b, from 1 to 12.
-      states: the base-2 logarithm of the number of states of the search, see `band`.
+      states: the base-2 logarithm of the number of search states, see `band`.
       source: the distributions of the factors: 'uniform', the paper's U[-1, 1] for both;
-        'sign_uniform' and 'sign_normal', random signs for the free factor, which give smaller
-        errors; 'signs', random signs for both.
-      scale: the scale of the free factor; None for the best of seven scales on up to 16 rows.
+        'sign_uniform' and 'sign_normal', with random signs for the free factor, which give smaller
+        errors; 'signs', with random signs for both factors.
+      scale: the scale of the free factor. None tries seven scales on up to 16 rows and takes the
+        best.
 
     Raises:
-      ValueError: arguments outside these ranges, or a target that is empty or zero.
+      ValueError: an argument is outside its range, or the target is empty or all zeros.
     """
     rule = rules.band(bits, states)
     assert rule.band is not None

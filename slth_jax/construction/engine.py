@@ -1,9 +1,9 @@
 """The engine: find masks under which the product of two random factors approximates a matrix.
 
 ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj`` (Lemmas 4 and 7). A rule assigns
-the hidden units k to the columns j of `right`, the grouped factor; the mask of `right` is that
-assignment. Each entry of the target is then a subset sum over the samples ``left_ik right_kj`` of
-the units k assigned to j. The kept samples are the mask of `left`, the free factor.
+the hidden units k to the columns j of `right`, the grouped factor. This assignment is the mask of
+`right`. Each entry of the target is then a subset sum over the samples ``left_ik right_kj`` of the
+units k assigned to j. The kept samples are the mask of `left`, the free factor.
 """
 
 import math
@@ -25,14 +25,14 @@ from slth_jax.types import Array, ArrayLike
 
 
 class Report(NamedTuple):
-    """Statistics of the subset sums behind a pair of masks, one sum per target entry."""
+    """Statistics of the subset sums that give a pair of masks; each target entry has one sum."""
 
     num_sums: Array
-    out_of_reach: Array  # number of targets beyond the sum of all samples of their sign
+    out_of_reach: Array  # number of targets larger than the sum of all samples of their sign
     max_error: Array
 
     def __repr__(self) -> str:
-        """Return the numbers in one line; batched and traced arrays are printed as they are."""
+        """Return one line with the numbers; batched and traced arrays are shown as arrays."""
         known = ((name, checks.concrete(value)) for name, value in self._asdict().items())
         shown = (
             f"{name}={getattr(self, name)}"
@@ -44,14 +44,14 @@ class Report(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """The result of pruning a source: the masks, and a report of the subset sums behind them."""
+    """The result of pruning a source: the masks, and a report on the subset sums of its entries."""
 
     masks: Any
     report: Any
 
 
 class Problem(NamedTuple):
-    """A target matrix and two factors, with an assignment of hidden units to columns."""
+    """A target matrix and two factors whose hidden units are assigned to columns."""
 
     left: Float[Array, "*batch p n"]
     right: Float[Array, "*batch n r"]
@@ -59,11 +59,11 @@ class Problem(NamedTuple):
     assignment: Assignment
     rule: Rule
     width: Int[Array, "*batch"]  # the number of hidden units that are not padding
-    swapped: bool = False  # the factors were exchanged, to group over the rows of `left`
+    swapped: bool = False  # whether the factors were exchanged, to group over the rows of `left`
 
 
 class Solved(NamedTuple):
-    """Masks of the two factors of a problem, and a report."""
+    """The masks of a problem's two factors, and a report."""
 
     left_mask: Bool[Array, "*batch p n"]
     right_mask: Bool[Array, "*batch n r"]
@@ -81,12 +81,12 @@ def product(
 
     Args:
       left: the free factor.
-      right: the grouped factor; a rule may exchange `left` and `right`.
+      right: the grouped factor. A rule may exchange `left` and `right`.
       target: the matrix to approximate.
       rule: see `rules.RULES`.
       width: the number of hidden units, the same for the whole batch. None counts the units up to
-        the last one that is not all zeros. Zeros behind that unit are padding and change no mask,
-        inside `jit` and `vmap` too.
+        the last unit that is not all zeros. The zeros after that unit are padding and change no
+        mask, inside `jit` and `vmap` too.
     """
     *batch, p, n = left.shape
     chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])
@@ -108,14 +108,14 @@ def product(
 def hidden_width(
     left: Float[Array, "*batch p n"], right: Float[Array, "*batch n r"]
 ) -> Int[Array, "*batch"]:
-    """Return the number of hidden units without the padding at the end."""
+    """Return the number of hidden units, not counting all-zero units at the end."""
     real = jnp.any(left != 0, axis=-2) | jnp.any(right != 0, axis=-1)  # [*batch, n]
     last = jnp.argmax(jnp.flip(real, axis=-1), axis=-1)
     return jnp.where(jnp.any(real, axis=-1), real.shape[-1] - last, 0)
 
 
 def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
-    """Refuse a source that has less than one hidden unit for each of `needed` columns.
+    """Refuse a source that has fewer hidden units than the `needed` columns.
 
     `n` includes the padding, `width` does not. `width` may be traced, or an array for a batch.
     """
@@ -126,7 +126,7 @@ def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
 
 
 def solve(problems: Sequence[Problem]) -> list[Solved]:
-    """Solve several problems; problems with the same rule form one batch and compile once."""
+    """Solve several problems; all problems with the same rule are solved as one compiled batch."""
     solved: dict[int, Solved] = {}
     for rule in dict.fromkeys(problem.rule for problem in problems):
         places = [i for i, problem in enumerate(problems) if problem.rule == rule]
@@ -142,14 +142,14 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
 
 
 def _sums(problem: Problem) -> search.Sums:
-    """Return the subset sums of a problem; batch axes and p become one axis of rows."""
+    """Return the subset sums of a problem, with batch axes and p merged into one axis of rows."""
     lead = problem.target.ndim - 1
     batched = _batched(search.sums, lead - 1)(*problem[:4])
     return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:]), batched)
 
 
 def _shortest_paths(problem: Problem, band: Band) -> Solved:
-    """Solve a problem whose grouped mask is a band."""
+    """Solve a problem in which the mask of the grouped factor is a band."""
     solve_one = partial(trellis.solve, band=band)
     width = jnp.broadcast_to(problem.width, problem.target.shape[:-2])
     parts = _batched(solve_one, problem.target.ndim - 2)(*problem[:3], width)
@@ -167,8 +167,8 @@ def solve_rows(
 ) -> Rows:
     """Choose the samples that each row of the free factor keeps.
 
-    A row's result does not depend on the other rows or their number, nor on `jit`, `vmap` and
-    sharding: rows may be spread over devices, which then work independently.
+    A row's result does not depend on the other rows or their number, nor on `jit`, `vmap` or
+    sharding. Rows may therefore be spread over devices, which then work independently.
 
     Args:
       left: rows of the free factor.
@@ -200,7 +200,7 @@ def left_mask(
     bits = [kept.reshape(p, -1), pattern.reshape(p, -1), jnp.zeros((p, 1), bool)]
     filled = jnp.where(assignment.filled, assignment.units, n)
     unit = jnp.concatenate([filled.reshape(-1), _shift_or(assignment, n).reshape(-1)])
-    # The place of each unit's bit; unassigned units point at the zero behind the last bit.
+    # The index of each unit's bit. Unassigned units have the index of the zero after the last bit.
     place = jnp.full(n, unit.size).at[unit].set(jnp.arange(unit.size), mode="drop")
     return jnp.concatenate(bits, axis=1)[:, place]
 
@@ -238,13 +238,13 @@ def split_by_sign(
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """Return one report for all problems together."""
+    """Combine several reports into one report on all their subset sums."""
     parts: Report = jax.tree.map(lambda *values: jnp.stack(values), *reports)
     return Report(jnp.sum(parts.num_sums), jnp.sum(parts.out_of_reach), jnp.max(parts.max_error))
 
 
 def _solved(problem: Problem, rows: Rows) -> Solved:
-    """Return masks and report; `rows` has the batch axes and p in one axis."""
+    """Return masks and report; in `rows` the batch axes and p are merged into one axis."""
     target, n = problem.target, problem.left.shape[-1]
     report = Report(
         num_sums=jnp.asarray(target.size),
@@ -259,14 +259,14 @@ def _solved(problem: Problem, rows: Rows) -> Solved:
 
 
 def _masks(problem: Problem, left: Array, right: Array, report: Report) -> Solved:
-    """Return masks of the factors in the order in which the caller gave them."""
+    """Return the masks in the order in which the caller passed the factors."""
     if problem.swapped:
         left, right = jnp.matrix_transpose(right), jnp.matrix_transpose(left)
     return Solved(left, right, report)
 
 
 def _shift_or(assignment: Assignment, n: int) -> Int[Array, "blocks R"]:
-    """Return the shift units, with n (the number of no unit) in place of missing ones."""
+    """Return the shift units, with n (one past the last unit) in place of missing units."""
     return jnp.where(assignment.shift < 0, n, assignment.shift)
 
 

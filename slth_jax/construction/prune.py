@@ -28,7 +28,7 @@ from slth_jax.types import (
 
 
 class AttentionReport(NamedTuple):
-    """The reports of the two merged matrices, query-key and value-output."""
+    """The reports on the two merged matrices: the query-key and the value-output matrix."""
 
     qk: Report
     vo: Report
@@ -49,31 +49,31 @@ def solve_product(
     ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj``. Rules differ in how they
     assign the n hidden units to groups:
 
-    - 'proof': r groups of ``n' = n // r`` units in order, one group per column of `right`.
-      `right_mask` keeps exactly group j in column j, and both masks drop the ``n - r n'``
-      remaining units.
-      Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group j.
-    - 'reach': groups are over the smaller outer dimension, without a remainder. The groups choose
-      in turn the unit with the largest weight, so the same width reaches larger targets.
+    - 'proof': there are r groups of ``n' = n // r`` consecutive units, one group per column of
+      `right`. `right_mask` keeps exactly group j in column j, and both masks drop the ``n - r n'``
+      remaining units. Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group j.
+    - 'reach': there is one group per row of `left` or per column of `right`, whichever are fewer,
+      and no unit remains. The groups choose in turn the unit with the largest weight, so that the
+      same width reaches larger targets.
     - 'shift': as 'reach', but a few units, the shift units, are connected to blocks of up to eight
-      columns. Each row keeps or drops each shift unit, and so tries its targets at several
-      distances from the middle of their subset sums.
-    - 'fitted', the default: also has shift units. The remaining units are assigned so that half the
-      sum of an entry's samples, where subset sums are densest, is close to the entry's target.
-    - 'band': b mask bits per entry instead of a subset sum. 2^b units start at each column, and
-      each row keeps one of them per column, chosen by a shortest path (`construction.band`).
+      columns. Each row keeps or drops each shift unit, which moves its targets, and takes the
+      choice with the smallest error.
+    - 'fitted', the default: also has shift units. The other units are assigned so that half the sum
+      of an entry's samples is close to the entry's target, because subset sums are densest there.
+    - 'band': takes b mask bits per entry instead of a subset sum. 2^b units start at each column,
+      and each row keeps one of them per column, chosen by a shortest path (`construction.band`).
 
     Args:
-      left: `[..., p, n]`.
-      right: `[..., n, r]`.
-      target: `[..., p, r]`.
+      left: the first random matrix `[..., p, n]`.
+      right: the second random matrix `[..., n, r]`.
+      target: the matrix to approximate `[..., p, r]`.
       construction: a name in `rules.RULES`, or a rule.
 
     Returns:
       Boolean masks `(left_mask [..., p, n], right_mask [..., n, r])`, and a `Report`.
 
     Raises:
-      ValueError: shapes that do not fit, values that are not finite, or fewer hidden units than
+      ValueError: shapes do not fit, values are not finite, or there are fewer hidden units than
         columns.
     """
     rule = rules.get(construction)
@@ -112,9 +112,10 @@ def solve_attention(
 ) -> Pruned:
     """Mask a random attention layer so that it approximates a given one (Theorems 3 and 9).
 
-    Query-key: `left` is ``w_q / sqrt(n_k)`` and the grouped factor `right` is ``w_k^T``, for the
-    target ``w_qk``. Value-output: the grouped factor is ``w_v^T`` (so units are grouped over d_in,
-    as in the bound on n_v) and `left` is ``w_o^T``, for the target ``w_vo^T``.
+    Two products are solved as in `solve_product`. For the target ``w_qk``, `left` is ``w_q /
+    sqrt(n_k)`` and the grouped factor `right` is ``w_k^T``. For the target ``w_vo^T``, `left` is
+    ``w_o^T`` and the grouped factor `right` is ``w_v^T``, so that units are grouped over d_in as in
+    the bound on n_v.
 
     Args:
       source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
@@ -125,8 +126,8 @@ def solve_attention(
       The masks, of the same type as `source`, and an `AttentionReport`.
 
     Raises:
-      ValueError: mismatched heads or widths, values that are not finite, or a source narrower
-        than one hidden unit per input coordinate.
+      ValueError: heads or widths do not match, values are not finite, or the source has fewer
+        hidden units than input coordinates.
     """
     rule = rules.get(construction)
     validate_attention(source, target, rule)
@@ -148,16 +149,16 @@ def solve_transformer(
     Each block is masked as in `solve_attention` and `solve_layers`.
 
     Args:
-      source: blocks whose ReLU nets have twice as many layers as the target's, with the target's
+      source: blocks whose ReLU nets have twice as many layers as those of the target, and the same
         biases.
-      target: blocks without normalisation; a block without layers is attention only.
+      target: blocks without normalisation. A block without layers consists of attention only.
       construction: a name in `rules.RULES` or a rule, see `solve_product`.
 
     Returns:
-      Masks, one `Block` of booleans per block with None for biases, and one `Report`.
+      The masks (one `Block` of booleans per block, with None for biases), and one `Report`.
 
     Raises:
-      ValueError: different numbers of blocks or layers, or an error of `solve_attention`.
+      ValueError: the numbers of blocks or layers differ, or `solve_attention` would raise an error.
     """
     checks.sequence("source", source, Block)
     checks.sequence("target", target, Block)
@@ -175,10 +176,11 @@ def solve_transformer(
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
     """Return ``source * mask`` leaf by leaf; weights whose mask is None stay as they are.
 
-    Lists and tuples are treated alike, as in `prune_transformer`; the result has tuples.
+    Lists and tuples count as equal; the result contains tuples.
 
     Raises:
-      ValueError: the masks are not boolean, or have another tree or other shapes than the weights.
+      ValueError: the masks are not boolean, or their tree or shapes differ from those of the
+        weights.
     """
     masks, source = _with_tuples(masks), _with_tuples(source)
 
@@ -204,7 +206,7 @@ def _is_none(leaf: Any) -> bool:
 
 
 def _with_tuples(tree: PyTree) -> PyTree:
-    """Return a tree with tuples in place of lists."""
+    """Replace the lists in a tree by tuples."""
     if not isinstance(tree, (list, tuple)):
         return tree
     parts = map(_with_tuples, tree)
@@ -263,11 +265,11 @@ def _solve_transformer(source, target, *, rule: Rule) -> Pruned:
 
 
 def _attention_problems(source, target, rule: Rule) -> list[Problem]:
-    """Return the query-key and value-output products, both grouped over the input."""
+    """Return the problems of the query-key and value-output products, grouped over the inputs."""
     merged = attention.merge(target)
-    # The barrier keeps the division: XLA turns x / sqrt(n) into x * rsqrt(n), or into a product
-    # with 1 / sqrt(n), depending on whether n is known and on the number of devices, and each
-    # rounds differently.
+    # The barrier keeps the division as it is. Otherwise XLA replaces x / sqrt(n) by x * rsqrt(n) or
+    # by x * (1 / sqrt(n)), depending on the number of devices and on whether n is known, and each
+    # of these rounds differently.
     root = jax.lax.optimization_barrier(jnp.sqrt(jnp.asarray(source.key_width, source.w_q.dtype)))
     turn = jnp.matrix_transpose
     qk = (source.w_q / root, turn(source.w_k), merged.w_qk)
@@ -279,7 +281,7 @@ def _attention_problems(source, target, rule: Rule) -> list[Problem]:
 
 
 def _attention_masks(source: Projections, qk: Solved, vo: Solved) -> Projections:
-    """Return the masks as the same type as `source`, including its padding."""
+    """Return the masks in the type of `source`, with the same padding."""
     turn = jnp.matrix_transpose
     masks = qk.left_mask, turn(qk.right_mask), turn(vo.right_mask), turn(vo.left_mask)
     if isinstance(source, PaddedAttention):

@@ -1,9 +1,9 @@
-"""Masks of random ReLU networks: two random layers for each layer of the target (Lemma 2).
+"""Find masks of random ReLU networks with two random layers per target layer (Lemma 2).
 
 A unit of the first layer is connected to one input j. Units with ``w1_kj > 0`` pass the positive
-part of x_j, the remaining units the negative part of x_j. So every entry of the target is two
-subset sums over ``w2_ik w1_kj``: one over units of positive weight, one over units of negative
-weight (Pensia et al. 2020).
+part of x_j, and the remaining units pass the negative part. Every entry of the target therefore
+becomes two subset sums over ``w2_ik w1_kj``: one over the units with positive weight and one over
+the units with negative weight (Pensia et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -34,15 +34,17 @@ def solve_relu_layer(
     ``target x ~ (w2 * mask2) relu((w1 * mask1) x)``.
 
     Args:
-      w1: `[n, i]`. w2: `[o, n]`. target: `[o, i]`.
+      w1: the weights of the first random layer `[n, i]`.
+      w2: the weights of the second random layer `[o, n]`.
+      target: the linear map to approximate `[o, i]`.
       construction: as in `prune_product`; the units are grouped over the inputs i.
 
     Returns:
-      Masks `(mask1 [n, i], mask2 [o, n])` of booleans, and a `Report`.
+      The boolean masks `(mask1 [n, i], mask2 [o, n])`, and a `Report`.
 
     Raises:
-      ValueError: shapes that do not fit, values that are not finite, or fewer than two hidden
-        units per input.
+      ValueError: shapes do not fit, values are not finite, or there are fewer than two hidden units
+        per input.
     """
     given = {"w1": w1, "w2": w2, "target": target}
     w1, w2, target = (checks.array(n, w, ndim=2, kind="factor") for n, w in given.items())
@@ -65,18 +67,19 @@ def solve_layers(
 ) -> Pruned:
     """Mask a random ReLU net of 2 L layers so that it approximates a net of L layers (Theorem 10).
 
-    Layers 2l and 2l + 1 of `source` stand for layer l of `target`. Biases are never masked: the
-    odd layers of `source` must have the target's biases.
+    Layers 2l and 2l + 1 of `source` together approximate layer l of `target`. Biases are never
+    masked, so layer 2l + 1 of `source` must have the biases of layer l of `target`.
 
     Args:
       source: 2 L layers. target: L layers.
       construction: as in `solve_relu_layer`.
 
     Returns:
-      Masks of the layers of `source`, and a list with a `Report` per layer of `target`.
+      The masks of the layers of `source`, and a list of one `Report` per layer of `target`.
 
     Raises:
-      ValueError: another number of layers, biases that differ, or an error of `solve_relu_layer`.
+      ValueError: `source` does not have 2 L layers, biases differ, or `solve_relu_layer` would
+        raise an error.
     """
     rule = rules.get(construction)
     validate_layers(source, target)
@@ -94,10 +97,10 @@ def _solve_layers(source, target, *, rule: Rule):
 
 
 def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rule) -> list[Problem]:
-    """Return two problems per layer of `target`: for positive and for negative inputs.
+    """Return two problems per layer of `target`: one for positive and one for negative inputs.
 
-    There are no shift units: across a ReLU a unit connected to several columns would pass the
-    positive part of a sum of inputs.
+    Shift units are not used: with a ReLU between the factors, a unit connected to several columns
+    would pass the positive part of a sum of inputs, not a sum of positive parts.
     """
     rule = rule.for_relu()
     problems = []
@@ -110,7 +113,7 @@ def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rul
 
 
 def layer_masks(solved: Sequence[Solved]) -> tuple[Linear, ...]:
-    """Return the masks of two source layers for each pair of problems."""
+    """Return, for each pair of solved problems, the masks of two source layers."""
     masks = []
     for plus, minus in zip(solved[::2], solved[1::2], strict=True):
         masks += [
@@ -129,7 +132,7 @@ def validate_layers(
 
     Args:
       source: 2 L layers. target: L layers.
-      names: names of the first pair of layers and of its target, for the message.
+      names: the names of the first two source layers and of their target layer, for error messages.
     """
     if len(source) != 2 * len(target):
         allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"

@@ -1,7 +1,7 @@
-"""Solve the entries of target matrices as subset sums, row by row, with patterns of shift units.
+"""Solve each row of a target matrix as subset sums, and choose the row's shift units.
 
-Letters in shapes: p rows of the free factor, r columns of the grouped factor in blocks of c,
-R shift units per block, `slots` units per column.
+The letters in shapes are: p rows of the free factor, r columns of the grouped factor in blocks of
+c, R shift units per block, `slots` units per column.
 """
 
 import math
@@ -20,17 +20,17 @@ from slth_jax.types import Array
 
 
 class Rows(NamedTuple):
-    """The samples and shift units that each row of the free factor keeps, and the result."""
+    """The samples and shift units that each row of the free factor keeps, and their errors."""
 
     kept: Bool[Array, "p r slots"]
     pattern: Bool[Array, "p blocks R"]
     total: Float[Array, "p r"]  # the entries of the masked product
-    error: Float[Array, "p r"]  # their distances from the target
-    beyond: Bool[Array, "p r"]  # the target is beyond the sum of all samples of its sign
+    error: Float[Array, "p r"]  # the absolute differences between these entries and the target
+    beyond: Bool[Array, "p r"]  # whether the target exceeds the sum of all samples of its sign
 
 
 class Sums(NamedTuple):
-    """The subset sums of rows, in blocks of c columns; the last block is filled up with zeros."""
+    """The subset-sum problems of rows, in blocks of c columns; zeros pad the last block."""
 
     samples: Float[Array, "*p blocks c slots"]
     shifts: Float[Array, "*p blocks R c"]  # the contribution of each shift unit
@@ -38,11 +38,11 @@ class Sums(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The best pattern of each block so far."""
+    """The best pattern found so far for each block."""
 
     score: Float[Array, "p blocks"]  # the sum of squared errors
     tried: Int[Array, "p blocks"]  # the number of patterns tried, in the order of `_ordered`
-    number: Int[Array, "p blocks"]  # the best pattern: bit u is shift unit u
+    number: Int[Array, "p blocks"]  # the best pattern; bit u stands for shift unit u
     kept: Bool[Array, "p blocks c slots"]
     total: Float[Array, "p blocks c"]
 
@@ -53,7 +53,7 @@ def sums(
     target: Float[Array, "p r"],
     assignment: Assignment,
 ) -> Sums:
-    """Return the subset sums of a product whose units are assigned."""
+    """Return the subset-sum problems of a product whose units are assigned to columns."""
     (p, r), n = target.shape, left.shape[1]
     chex.assert_shape([left, right], [(p, n), (n, r)])
     blocks, c = assignment.shift.shape[0], assignment.columns
@@ -75,8 +75,8 @@ def best(problems: Sequence[Sums], columns: Sequence[int], search: Search) -> li
 
     Args:
       problems: the subset sums of each problem.
-      columns: the number of columns r of each problem, without the filling of the last block.
-      search: the settings of the search in each row.
+      columns: the number of columns r of each problem, without the padding of the last block.
+      search: the settings of the search, which are the same for every row.
     """
     if not search.shift_units:
         solutions = _solve([p.samples for p in problems], [p.target for p in problems])
@@ -116,14 +116,15 @@ def best(problems: Sequence[Sums], columns: Sequence[int], search: Search) -> li
 
 
 def _solve(samples: Sequence[Array], values: Sequence[Array]) -> list[Solution]:
-    """Solve ``samples [..., slots]``, ``values [...]`` of several problems as one batch.
+    """Solve the subset sums of several problems as one batch.
 
-    The solver takes long to compile, so all problems share it. Problems with fewer slots are padded
-    with zeros, which do not change their results.
+    `samples` are `[..., slots]` and `values` are `[...]`. The solver takes long to compile, so it
+    is compiled once for all problems. Problems with fewer slots are padded with zeros, which do not
+    change their results.
     """
     slots = max(x.shape[-1] for x in samples)
     padded = [jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, slots - x.shape[-1])]) for x in samples]
-    # Passed explicitly: the default depends on the padded length, and masks must not.
+    # Passed explicitly: the default depends on the padded length, and masks must not depend on it.
     batch = subset_sum.solve(
         jnp.concatenate([x.reshape(-1, slots) for x in padded]),
         jnp.concatenate([x.reshape(-1) for x in values]),
@@ -139,7 +140,7 @@ def _solve(samples: Sequence[Array], values: Sequence[Array]) -> list[Solution]:
 
 
 def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
-    """Return the blocks to solve next: in each row, the worst blocks with an untried pattern."""
+    """Return the blocks to solve next: in each row, the worst blocks that have untried patterns."""
     candidates = jnp.where(state.tried < 2**search.shift_units, state.score, -1)
     p, blocks = candidates.shape
     count = math.ceil(search.reroll * blocks)
@@ -157,13 +158,13 @@ def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
 
 
 def _steps(search: Search) -> int:
-    """Return the number of steps, each of which solves a share of a row's blocks."""
+    """Return the total number of steps, each of which solves a fraction of a row's blocks."""
     rerolls = 2**search.shift_units - 1 if search.rerolls is None else search.rerolls
     return math.ceil(1 / search.reroll) + rerolls
 
 
 def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | None:
-    """Return the patterns of each block in the order of trial; None means by increasing number."""
+    """Return each block's patterns in the order to try them; None means by increasing number."""
     if not search.centred:
         return None
     count = min(2**search.shift_units, _steps(search))
@@ -173,8 +174,8 @@ def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | No
 def _by_centre(row: Sums, count: int) -> Int[Array, "blocks count"]:
     """Order the patterns of one row by how well they centre its targets.
 
-    Samples and shifts are added one by one. A reduction may add in another order in another
-    program, and patterns of nearly equal rank would change places.
+    Samples and shifts are added one by one. A reduction might add in a different order in another
+    program, and patterns of nearly equal rank would then change places.
     """
     samples, shifts, target = row  # [blocks, c, slots], [blocks, R, c], [blocks, c]
     centre, spread = jnp.zeros_like(target), jnp.zeros_like(target)
@@ -188,7 +189,7 @@ def _by_centre(row: Sums, count: int) -> Int[Array, "blocks count"]:
     for u in range(shifts.shape[1]):
         bit = (number >> u) & 1 == 1
         value = value - jnp.where(bit[None, :, None], shifts[:, u][:, None], 0)
-    # Columns that fill up the last block have no samples; every pattern suits them.
+    # The padding columns of the last block have no samples, so every pattern suits them.
     off = jnp.where((spread > 0)[:, None], _short_square(value) / (spread / 4)[:, None], 0)
     return jnp.argsort(jnp.max(off, axis=-1), axis=-1, stable=True)[:, :count].astype(jnp.int32)
 
@@ -249,7 +250,7 @@ def _rows(
     total: Float[Array, "p blocks c"],
     r: int,
 ) -> Rows:
-    """Return the results of the blocks' best patterns by row and column."""
+    """Return the results of each block's best pattern, arranged by row and column."""
     value = _shifted(problem, number)  # [p, blocks, c]
     most = jnp.sum(jnp.maximum(problem.samples, 0), axis=-1)
     least = jnp.sum(jnp.minimum(problem.samples, 0), axis=-1)
@@ -272,10 +273,10 @@ def _bits(number: Int[Array, "p blocks"], count: int) -> Bool[Array, "p blocks c
 
 
 def _shifted(problem: Sums, number: Int[Array, "p blocks"]) -> Float[Array, "p blocks c"]:
-    """Return the targets minus the shift units that a pattern of each block keeps."""
+    """Return the targets minus the contributions of the shift units in each block's pattern."""
     bits = _bits(number, problem.shifts.shape[2])  # [p, blocks, R]
     value = problem.target
-    # One after another: a reduction may have another order in another program.
+    # Subtracted one after another: a reduction might have a different order in another program.
     for u in range(problem.shifts.shape[2]):
         value = value - jnp.where(bits[:, :, u, None], problem.shifts[:, :, u], 0)
     return value
@@ -291,15 +292,16 @@ def _sum_of_squares(error: Float[Array, "p count c"]) -> Float[Array, "p count"]
 
 
 def _short_square(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """Return the square of the leading half of x's digits, which is exact.
+    """Round x to the leading half of its digits and return the square, which is exact.
 
-    So the result does not depend on whether multiplication and addition are fused.
+    The result therefore does not depend on whether multiplication and addition are fused.
     """
     info = jnp.finfo(x.dtype)
     short = jax.lax.reduce_precision(x, info.nexp, (info.nmant + 1) // 2 - 1)
     return short * short
 
 
-# Read and write, row by row, the entries of ``x [p, blocks, ...]`` at ``block [p, count]``.
+# These functions read and write, row by row, the entries of ``x [p, blocks, ...]`` at the indices
+# ``block [p, count]``.
 _take = jax.vmap(lambda x, block: x[block])
 _put = jax.vmap(lambda x, block, new: x.at[block].set(new))

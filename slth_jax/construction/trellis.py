@@ -1,18 +1,19 @@
-"""Masks of a band: each row keeps one unit per column, and the best choice is a shortest path.
+"""Find masks of a band, in which each row keeps one unit per column, as shortest paths.
 
-The units of a band are listed by the column at which they start: unit k starts at column
-``j = k // M``, M = 2^b, and is connected to the columns ``j, ..., j + L - 1``. Columns are counted
-modulo r, so that the two ends of a row are joined and every column has L terms. Each row of the
-free factor keeps exactly one unit per column, its *digit* ``d_j``. Entry j of a row is then
+Unit k of a band starts at column ``j = k // M``, where M = 2^b, and is connected to the columns
+``j, ..., j + L - 1``. Columns are counted modulo r, so that the two ends of a row are joined and
+every column has L terms. Each row of the free factor keeps exactly one unit per column, its *digit*
+``d_j``. Entry j of a row is then
 
-    ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``,
+    ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``.
 
-So the digits of a row are a walk through a trellis: the state before column j holds the last L - 1
-digits, a step chooses the next digit, and the length of the step is the squared error of entry j.
-The walk of least squared error is found by dynamic programming (Viterbi 1967) over
-``2^(b (L - 1))`` states. On a CPU C++ does this (`subset_sum/native/shortest_paths.cc`); elsewhere,
-or if there is no compiler, the functions below give the same bits. In this file rows are the last
-axis, so that every operation is elementwise over rows.
+The digits of a row are therefore a walk through a trellis. The state before column j consists of
+the last L - 1 digits, a step chooses the next digit, and the length of the step is the squared
+error of entry j. Dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states finds the walk
+with the least squared error. On a CPU a C++ program does this
+(`subset_sum/native/shortest_paths.cc`). On other devices, or if there is no compiler, the functions
+below find bit-identical masks. In this file rows are the last axis, so that every operation is
+elementwise over rows.
 """
 
 import dataclasses

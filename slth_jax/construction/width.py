@@ -1,4 +1,4 @@
-"""Search for the smallest source width that meets an error."""
+"""Search for the smallest source width whose tickets have at most a given error."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +17,11 @@ from slth_jax.types import Array, ArrayLike, AttentionParams, Key, Projections
 
 
 class FoundWidth(NamedTuple):
-    """The smallest width ``n_k = n_v``, its mean error, and all widths that were tried."""
+    """The smallest width ``n_k = n_v``, the mean error at it, and all widths that were tried."""
 
     width: int
     error: float
-    tried: dict[int, float]  # width to mean error
+    tried: dict[int, float]  # maps each width to its mean error
 
 
 def find_width(
@@ -39,24 +39,26 @@ def find_width(
     """Return the smallest source width at which the mean error of tickets is at most `error`.
 
     The error of a ticket is `attention.error`, averaged over sequences and sources. Widths are
-    doubled until the mean error is small enough, then bisected. Every doubling compiles one
-    program, which serves all widths up to the doubled width. Sources of one seed are nested (the
-    first n units of the widest source), so errors fall nearly steadily with the width. If errors do
-    not fall steadily, the result is one of the widths at which they cross `error`.
+    doubled until the mean error is small enough, then bisected. Each doubling compiles one program,
+    which is used for all widths up to the doubled width. The sources of one seed are nested: a
+    source of width n has the first n units of the widest source. Therefore errors fall nearly
+    steadily as the width grows. If they do not fall steadily, the result is one of the widths at
+    which the mean error falls to `error`.
 
     Args:
       target: `w_q, w_k [h, m, d_k]`, `w_v [h, m, d_v]`, `w_o [h, d_v, o]`.
       error: the largest mean error allowed, above 0.
-      key: the key of the sources, and of the inputs if none are given.
+      key: a PRNG key, from which the sources are drawn, and the inputs too if `inputs` is None.
       inputs: sequences `[s, t, m]`; None for 16 sequences of 8 random tokens of norm `max_norm`.
       max_norm: the norm of the random tokens if `inputs` is None.
       seeds: the number of random sources.
       construction: a name in `rules.RULES`, or a rule.
-      source: a distribution of `initializers`.
+      source: the function that draws a source, from `initializers`.
       largest: the largest width to try.
 
     Raises:
-      ValueError: `error` is not reached up to `largest`, or an error of `prune_attention`.
+      ValueError: no width up to `largest` reaches `error`, or `prune_attention` would raise an
+        error.
 
     Examples:
       >>> shape = {"num_heads": 1, "d_in": 2, "d_out": 2}
@@ -90,7 +92,7 @@ def find_width(
         tried[width] = float(np.mean(errors))
         return tried[width] <= allowed
 
-    below, padded = m - 1, min(2 * m, largest)  # a source needs a unit for each input coordinate
+    below, padded = m - 1, min(2 * m, largest)  # a source needs a unit per input coordinate
     while not small_enough(padded, padded):
         if padded == largest:
             reached = f"{tried[largest]:.3g} at that width"
@@ -107,7 +109,7 @@ def find_width(
 def _errors(
     keys: Key, target: AttentionParams, x: Array, width: ArrayLike, *, draw, padded: int, rule: Rule
 ) -> Float[Array, " seeds"]:
-    """Return the error of the ticket of each key."""
+    """Draw a source from each key; return the error of its ticket."""
 
     def ticket_error(key: Key) -> Float[Array, ""]:
         weights = draw(key, n_k=width, n_v=width, padded=padded)

@@ -1,13 +1,13 @@
 """Edge-popup: learn which weights of a frozen random network to keep (Ramanujan et al. 2020).
 
-Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach the
-scores straight through the mask. `variants` has the forms of edge-popup; `scores` turns named
-arrays into masks and masked parameters, and `step` makes one optimiser step. `program` compiles
-that step for many runs under one vmap, on a mesh of devices; `runs` describes the runs, and `loop`
-trains them, with evaluation, re-drawing and resume; `best` stores the best evaluation of each run.
-`fitting` does all of this in one call, for any model (`model`, `flax_module`): `prepare` makes the
-runs, `identity` checks whether a folder belongs to the same fit, and `results` has the classes of
-the results.
+Every connection has a score. The forward pass keeps the connections with the `num_kept` largest
+scores, and gradients pass straight through the mask to the scores. `variants` contains the forms of
+edge-popup. `scores` turns named arrays into masks and masked parameters, and `step` makes one
+optimiser step. `program` compiles that step for many runs under one vmap, on a mesh of devices;
+`runs` describes the runs, and `loop` trains them, with evaluation, re-drawing and resume; `best`
+stores the best evaluation of each run. `fitting` does all of this in one call, for any model
+(`model`, `flax_module`). For it `prepare` makes the runs, `identity` checks whether a folder
+belongs to the same fit, and `results` contains the result classes.
 """
 
 from slth_jax.edge_popup.best import Best

@@ -12,13 +12,14 @@ from slth_jax.types import PyTree
 
 
 class Best(NamedTuple):
-    """The best evaluation of each run; all arrays have a first axis [run].
+    """The best evaluation of each run; the first axis of all arrays is the run.
 
     Attributes:
-      loss, step: the loss and the step of the best evaluation; infinity and 0 before any.
-      masks: packed masks by name, one bit per connection.
-      moving: the parts of the state that training changes, by the field's name: learned arrays, the
-        model's mutable state, weights that are re-drawn, and the weights of controls. Empty if
+      loss, step: the loss and the step of the best evaluation; infinity and 0 before the first
+        evaluation.
+      masks: a dict from array name to packed mask, one bit per connection.
+      moving: a dict from field name to each part of the state that training changes: learned
+        arrays, the model's mutable state, re-drawn weights, and the weights of controls. Empty if
         these are not kept.
     """
 
@@ -28,7 +29,7 @@ class Best(NamedTuple):
     moving: dict[str, PyTree]
 
     def updated(self, losses: Shaped[np.ndarray, " run"], step: int, now: "Best") -> "Best":
-        """Return for each run the better of this and an evaluation at `step` with arrays `now`."""
+        """Return, for each run, this evaluation or `now` (made at `step`), whichever is better."""
         better = losses < self.loss
         arrays = now.masks, now.moving
         if not np.all(better):
@@ -41,7 +42,7 @@ class Best(NamedTuple):
 
 
 def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
-    """Return the parts of a state that a best evaluation must store besides its masks."""
+    """Return the parts of a state that `Best.moving` stores."""
     scores = state.trainable.scores if controls else {}
     parts = {"trainable": state.trainable._replace(scores=scores), "model": state.model}
     return parts | ({"weights": state.weights} if redraws else {})
@@ -49,7 +50,7 @@ def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
 
 @jax.jit
 def _picked(better: Bool[Array | np.ndarray, " run"], now: PyTree, before: PyTree) -> PyTree:
-    """Return `now` for the runs that got better, `before` for the other runs."""
+    """Return the arrays `now` for the runs where `better` is True, and `before` for the others."""
 
     def pick(new, old):
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)

@@ -1,4 +1,4 @@
-"""`fit` runs edge-popup for any model, with many runs as one program."""
+"""`fit`: edge-popup for any model, with many runs compiled into one program."""
 
 import itertools
 import os
@@ -36,42 +36,44 @@ def fit(
 ) -> Fits:
     """Learn which weights of a random network to keep; the weights themselves are never trained.
 
-    All runs, one per keep, seed and swept value, train as one program.
+    There is one run per combination of `keep`, seed and swept value; all runs train as one program.
 
     Args:
-      key: a typed PRNG key. First scores, re-drawn weights and sampled masks are drawn from it.
+      key: a typed PRNG key, from which initial scores, re-drawn weights and sampled masks are
+        drawn.
       params: the random source: any tree of arrays (nested dictionaries, tuples, Linen's
-        parameters), a Flax NNX module, or a `Stateful` with parameters and mutable state. Or a
-        function ``params(key)`` that draws one of these; then every seed has different weights, and
-        variants may re-draw weights (IteRand).
+        parameters), a Flax NNX module, or a `Stateful` with parameters and mutable state. It may
+        also be a function ``params(key)`` that draws one of these. In that case every seed has
+        different weights, and variants may re-draw weights (IteRand).
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a `Stateful` model
-        ``loss(params, state, batch, key) -> (scalar, state)``. The state of a module is carried
-        along without being passed.
-      batches: ``batches(step)`` returns the batch of a step for all runs, and returns the same
-        batch at every call.
+        ``loss(params, state, batch, key) -> (scalar, state)``. For a Flax module the loss takes no
+        state; `fit` carries the module's state along.
+      batches: ``batches(step)`` returns the batch that all runs use at `step`. It must return the
+        same batch whenever it is called with the same step.
       training: steps, optimiser and evaluation.
-      keep: fraction of each array that is kept, in (0, 1], or a dictionary of fractions whose keys
-        are names of arrays or beginnings of names ('conv' for 'conv.kernel'). Or a list of several
-        such values; different fractions are rounded to millionths.
+      keep: the fraction of each array that is kept, in (0, 1], or a dictionary of fractions whose
+        keys are names of arrays or beginnings of names ('conv' for 'conv.kernel'). A list of such
+        values gives runs for each value; if the values differ, they are rounded to millionths.
       seeds: the number of runs per setting; run i uses ``jax.random.fold_in(key, i)``. None for a
         single run, which uses `key` itself.
       controls: further runs, for comparison: 'dense' trains all floating-point arrays, 'random'
-        trains them under random masks that keep the same number of connections.
-      masking: which arrays are masked, and the form of edge-popup.
-      out: a folder for checkpoints. A fit that was stopped is resumed from there, with the same
-        bits in the result.
+        trains all floating-point arrays under random masks that keep the same number of
+        connections.
+      masking: the choice of the arrays that are masked, and the form of edge-popup.
+      out: a folder for checkpoints; None for none. A fit that was stopped is resumed from this
+        folder, and its result is bit-identical.
 
     Returns:
-      A result per run: first the runs of edge-popup, then the controls.
+      One result per run: first the runs of edge-popup, then the controls.
 
     Raises:
-      ValueError: arguments that cannot be used, or a loss or gradient that is not finite.
-      CheckpointError: `out` belongs to another fit (the line names the difference), is in use, or
-        cannot be written to.
-      SystemExit: 143, after SIGTERM, once the current step is made and saved in `out`.
+      ValueError: an argument cannot be used, or a loss or gradient is not finite.
+      CheckpointError: `out` belongs to another fit (the error message names the difference), is in
+        use, or cannot be written to.
+      SystemExit: with status 143, after SIGTERM, once the current step is finished and saved in
+        `out`.
 
-    Examples:
-      Learn from the outputs of a map which half of a random matrix the map keeps:
+    Examples: A map keeps half of a random matrix. Learn from the map's outputs which half:
 
       >>> from slth_jax import supermask
       >>> w = jax.random.normal(jax.random.key(1), (16, 4))

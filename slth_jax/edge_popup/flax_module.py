@@ -36,7 +36,7 @@ class FlaxModule:
     def split(
         self, model: nnx.Module
     ) -> tuple[dict[str, Shaped[Array, "..."]], dict[str, Shaped[Array, "..."]]]:
-        """Return parameters and state by name; random keys as their data, which can be saved."""
+        """Return parameters and state as dicts by name, with random keys as uint32 arrays."""
         _, params, rest = _split(model)
         named, state = _values(params), _values(rest)
         if tuple(named) != self.names or state.keys() != self._rest.keys():
@@ -56,19 +56,19 @@ class FlaxModule:
         return nnx.merge(self._graph, params, others)
 
     def masks(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return named masks in nested dictionaries, without arrays that have no mask."""
+        """Return the masks in nested dictionaries; arrays without a mask are left out."""
         return storage.nested({name: mask for name, mask in named.items() if mask is not None})
 
     def loss(
         self, loss: Loss, named: Mapping[str, Any], state: PyTree, batch: PyTree, key: Key
     ) -> tuple[Array, PyTree]:
-        """Return the user's loss, and the state of the module after the loss."""
+        """Return the user's loss, and the module's state after the loss was computed."""
         module = self.join(named, state)
         value = loss(module, batch)
         return value, self.split(module)[1]
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
-        """Return the function that evaluates the module after ``.eval()``, by default the loss."""
+        """Return `evaluate` (or `loss` if None), applied to the module after ``.eval()``."""
 
         def call(named: Mapping[str, Any], state: PyTree, batch: PyTree) -> Any:
             module = self.join(named, state)
@@ -91,5 +91,5 @@ def _values(state: Any) -> dict[str, Array]:
 
 
 def value_of(leaf: Any) -> Any:
-    """Return the value of a variable; anything else, such as a bare array, is its own value."""
+    """Return the value of a Flax variable; return anything else, such as an array, unchanged."""
     return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf

@@ -11,7 +11,7 @@ from slth_jax.types import PyTree
 
 
 def of_tree(tree: PyTree) -> dict[str, str]:
-    """Return dtype and shape of each array of a tree, by its path."""
+    """Return a dict from the path of each array in a tree to a text with its dtype and shape."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): form_of(leaf)
@@ -33,7 +33,7 @@ def check_batch(name: str, batch: PyTree) -> None:
 
 
 def check_sources(sources: Sequence[tuple[PyTree, PyTree]]) -> None:
-    """Refuse models of several seeds whose arrays differ in dtype or shape."""
+    """Refuse models if their arrays differ in dtype or shape between seeds."""
     forms = [of_tree(params) | of_tree(state) for params, state in sources]
     first = forms[0]
     for form in forms[1:]:
@@ -44,7 +44,7 @@ def check_sources(sources: Sequence[tuple[PyTree, PyTree]]) -> None:
 
 
 def check_loss(loss: Callable[..., Any], state: PyTree, arguments: Sequence[PyTree]) -> None:
-    """Refuse a loss that is no scalar, or returns a state of other dtypes or shapes."""
+    """Refuse a loss that is not a scalar, or that changes the dtypes or shapes of the state."""
     result = jax.eval_shape(loss, *arguments)
     value, after = (result, None) if state is None else result
     if state is not None:
@@ -59,6 +59,6 @@ def check_loss(loss: Callable[..., Any], state: PyTree, arguments: Sequence[PyTr
 
 
 def form_of(value: Any) -> str:
-    """Return dtype and shape of an array, or the name of another type."""
+    """Return a text with an array's dtype and shape, or with the type's name of another value."""
     array = hasattr(value, "dtype")
     return f"{value.dtype}{list(value.shape)}" if array else type(value).__name__

@@ -1,4 +1,4 @@
-"""Fingerprints of everything that a fit's results depend on; a folder of another fit is refused."""
+"""Compute fingerprints of all that a fit's results depend on, to refuse another fit's folder."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from slth_jax import storage
 from slth_jax.distributed import whole
 from slth_jax.types import PyTree
 
-_ADDRESS = re.compile(r"0x[0-9a-f]+")  # addresses of functions in a program's text
+_ADDRESS = re.compile(r"0x[0-9a-f]+")  # the address of a function in a program's text
 
 
 def of_arrays(tree: PyTree) -> str:
@@ -27,11 +27,11 @@ def of_arrays(tree: PyTree) -> str:
 
 
 def of_function(function: Callable[..., Any], *args: PyTree) -> str:
-    """Return the SHA-256 of the program that JAX traces, and of the arrays in that program.
+    """Return one SHA-256 of the program that JAX traces and of the arrays in that program.
 
     Args:
       function: a function of arrays whose result depends on nothing else.
-      args: arrays or their shapes.
+      args: the function's arguments, or their shapes.
     """
     traced = jax.make_jaxpr(function)(*args)
     digest = hashlib.sha256(_ADDRESS.sub("", str(traced.jaxpr)).encode())
@@ -40,11 +40,11 @@ def of_function(function: Callable[..., Any], *args: PyTree) -> str:
 
 
 def of_gradient(loss: Callable[..., Any], arrays: PyTree, *rest: PyTree) -> str:
-    """Return the SHA-256 of a loss and of its gradient, which may be user-defined (custom_vjp).
+    """Return one SHA-256 of a loss and its gradient; the gradient may be user-defined (custom_vjp).
 
     Args:
-      loss: ``loss(arrays, *rest)``, a scalar, or a scalar and a state.
-      arrays: arrays by name.
+      loss: ``loss(arrays, *rest)`` returns a scalar, or a scalar and a state.
+      arrays: a dict from name to array.
       rest: the loss's other arguments.
     """
     floating = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
@@ -67,7 +67,7 @@ def has_convolution(function: Callable[..., Any], *args: PyTree) -> bool:
 
 
 def _constants(traced: ClosedJaxpr) -> list[Any]:
-    """Return the arrays in a program and in the programs inside it."""
+    """Return the constant arrays in a program and in all programs nested in it."""
     arrays = list(traced.consts)
     for program in _programs(traced.jaxpr):
         for closed in _inside(program, ClosedJaxpr):
@@ -76,14 +76,14 @@ def _constants(traced: ClosedJaxpr) -> list[Any]:
 
 
 def _programs(program: Jaxpr) -> Iterator[Jaxpr]:
-    """Yield a program and all programs inside it."""
+    """Yield a program and all programs nested in it."""
     yield program
     for inner in _inside(program, (Jaxpr, ClosedJaxpr)):
         yield from _programs(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
 
 
 def _inside(program: Jaxpr, kinds: Any) -> Iterator[Any]:
-    """Yield the programs that are parameters of a program's equations."""
+    """Yield the programs that are parameters of the equations of `program`."""
     for equation in program.eqns:
         for value in equation.params.values():
             for part in value if isinstance(value, (tuple, list)) else (value,):

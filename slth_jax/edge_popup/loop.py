@@ -1,4 +1,4 @@
-"""The training loop: it trains runs together, evaluates, re-draws weights, saves and resumes."""
+"""The training loop, which trains and evaluates runs together, and saves and resumes them."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from slth_jax.edge_popup.best import Best, moving
 from slth_jax.edge_popup.runs import Runs
 from slth_jax.edge_popup.scores import State
 
-_KEPT = 2  # checkpoints: the last, and its predecessor in case the last is damaged
+_KEPT = 2  # number of checkpoints kept: two, in case the last is damaged
 Entry = dict[str, Any]
 Log = list[Entry]
 Progress = Callable[[int, int, Mapping[str, Any]], None]
@@ -31,10 +31,11 @@ class Trained(NamedTuple):
     Attributes:
       state: the state of all runs after the last step.
       best: the best evaluation of each run.
-      log: an entry per evaluation with 'step'; 'loss', the mean training loss since the previous
-        evaluation (missing before the first step); 'validation' and other measurements by name, if
-        there are validation batches; and 'steps_per_second', None if a program was compiled
-        meanwhile. Losses and measurements are lists over runs.
+      log: one dict per evaluation. Its keys are 'step'; 'loss', the mean training loss since the
+        previous evaluation (missing before the first step); 'validation' and the names of other
+        measurements, if there are validation batches; and 'steps_per_second', which is None if a
+        program was compiled since the previous evaluation. Losses and measurements are lists with
+        one value per run.
     """
 
     state: State
@@ -52,28 +53,29 @@ def train(
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train all runs to their last step, from the last good checkpoint in `out` if there is one.
+    """Train all runs to their last step; resume from the last intact checkpoint in `out`, if any.
 
-    The results of a run depend on its settings only. A training that is killed and resumed ends
-    with the same bits. The best evaluation has the lowest validation loss, or the lowest mean
-    training loss if there are no validation batches.
+    The results of a run depend only on the run's settings. A training that is killed and resumed
+    gives bit-identical results. The best evaluation has the lowest validation loss, or the lowest
+    mean training loss if there are no validation batches.
 
     Args:
-      runs: the runs.
-      evaluate_every: steps between evaluations, each followed by a checkpoint.
-      evaluate_first: whether to evaluate before the first step, too, under random masks.
-      best_params: whether to keep, besides masks, the other arrays that training changes as they
-        were at the best evaluation. False saves their memory.
+      runs: the runs to train.
+      evaluate_every: the number of steps between evaluations; each evaluation is followed by a
+        checkpoint.
+      evaluate_first: whether to evaluate also before the first step, when masks are still random.
+      best_params: whether the best evaluation stores, besides the masks, the other arrays that
+        training changes. False saves memory.
       out: a folder for checkpoints.
-      config: everything that the results depend on; a folder of another config is refused.
+      config: everything that the results depend on; `out` is refused if it has a different config.
       progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry.
 
     Raises:
-      ValueError: a loss or a gradient became NaN or infinite; the line names the step and the run.
-        The last good checkpoint stays.
+      ValueError: a loss or a gradient became NaN or infinite; the error message names the step and
+        the run. The last intact checkpoint is kept.
       CheckpointError: `out` belongs to another training, is in use, or cannot be written to.
-      SystemExit: 143, after SIGTERM, once the current steps are made and saved, if `out` is given
-        and this is the main thread.
+      SystemExit: with status 143, after SIGTERM, once the current steps are finished and saved.
+        This happens only in the main thread and only if `out` is given.
     """
     wheels.warn_if_unused()
     checks.integer("evaluate_every", evaluate_every, low=1)
@@ -104,7 +106,7 @@ def train(
 def _opened(
     out: str | os.PathLike[str] | None, config: Mapping[str, Any] | None
 ) -> Iterator[tuple[storage.RunFolder | None, Callable]]:
-    """Yield the locked folder and the check for SIGTERM; without `out`, None and an empty check."""
+    """Yield the locked folder and a check for SIGTERM; None and an empty check without `out`."""
     if out is None:
         yield None, lambda last: None
         return
@@ -124,11 +126,11 @@ class _Training:
     step: int = 0
     log: Log = dataclasses.field(default_factory=list)
     losses: list[Any] = dataclasses.field(default_factory=list)  # since the last evaluation
-    lengths: set[int] = dataclasses.field(default_factory=set)  # of compiled stretches
+    lengths: set[int] = dataclasses.field(default_factory=set)  # numbers of steps already compiled
     pace: float | None = None  # steps per second since the last evaluation
 
     def advance(self, until: int, check: Callable[[], None]) -> None:
-        """Make the steps up to `until`, looking for SIGTERM in between."""
+        """Train up to step `until`; check for SIGTERM between groups of steps."""
         begun, compiled, started = self.step, False, time.perf_counter()
         while self.step < until:
             end = self.runs.end_of_stretch(self.step, until)
@@ -144,7 +146,7 @@ class _Training:
         self.pace = None if compiled else (self.step - begun) / seconds
 
     def evaluate(self) -> None:
-        """Add an entry to the log, and store the masks of the runs that have got better."""
+        """Add an entry to the log, and store the masks of the runs whose loss has improved."""
         value = self._joined().mean(axis=-1)
         self.losses = []
         entry: Entry = {"step": self.step, "loss": value.tolist(), "steps_per_second": self.pace}
@@ -157,14 +159,14 @@ class _Training:
             self.best = self.best.updated(value, self.step, now)
 
     def validated(self) -> Entry:
-        """Return the measurements on the validation batches, for the log."""
+        """Return the measurements on the validation batches as a part of a log entry."""
         measured = self.runs.evaluate(self.state)
         _refuse(self.runs, measured["loss"], self.step, "validation loss")
         named = {"validation" if name == "loss" else name: x for name, x in measured.items()}
         return {name: value.tolist() for name, value in named.items()}
 
     def save(self, folder: storage.RunFolder | None) -> None:
-        """Write a checkpoint, and remove all but the last two."""
+        """Write a checkpoint, and remove all checkpoints but the last two."""
         if folder is not None:
             notes = {"step": self.step, "log": self.log, "losses": self._joined().tolist()}
             arrays = {"state": self.state, "best": self.best}
@@ -173,7 +175,7 @@ class _Training:
                 folder.drop(name)
 
     def _joined(self) -> Float[np.ndarray, "run step"]:
-        """Return the training losses since the last evaluation; refuse non-finite ones."""
+        """Return the training losses since the last evaluation; refuse non-finite losses."""
         empty = np.zeros((self.runs.program.runs, 0), np.float32)
         losses = np.concatenate([empty, *(m["loss"] for m in self.losses)], axis=-1)
         norms = np.concatenate([empty, *(m["grad_norm"] for m in self.losses)], axis=-1)
@@ -187,9 +189,9 @@ class _Training:
 
 
 def _begin(runs: Runs, folder: storage.RunFolder | None, best_params: bool) -> _Training:
-    """Return the training as it is in the last intact checkpoint, or before the first step."""
+    """Return the training from the last intact checkpoint; if there is none, a new training."""
     if folder is not None:
-        # A damaged checkpoint is moved aside, and the one before it is used.
+        # A damaged checkpoint is moved aside, and the checkpoint before it is used.
         name = on_first(functools.partial(_newest, folder))
         if name is not None:
             like = runs.program.shapes or runs.start()
@@ -202,7 +204,7 @@ def _begin(runs: Runs, folder: storage.RunFolder | None, best_params: bool) -> _
             training.log = notes["log"]
             training.losses = [{"loss": losses, "grad_norm": np.zeros_like(losses)}]
             return training
-    # Copied, since the program reuses the memory of a state, and this state may be the caller's.
+    # Copied, since the program reuses the state's memory, and the caller may still need this state.
     state = jax.tree.map(jnp.copy, runs.start())
     return _Training(runs, state, _best(runs, state, best_params), best_params)
 
@@ -212,14 +214,14 @@ def _newest(folder: storage.RunFolder) -> str | None:
 
 
 def _best(runs: Runs, state: State, best_params: bool) -> Best:
-    """Return the masks and moving parts of a state; the loss is not set yet."""
+    """Return a state's masks, and the parts that training changes, as a `Best` without a loss."""
     # Copied, since the next steps reuse the state's memory.
     parts = jax.tree.map(jnp.copy, _moving(runs, state, best_params))
     return _open(runs, runs.packed(state), parts)
 
 
 def _best_shapes(runs: Runs, like: State, best_params: bool) -> Best:
-    """Return the shapes of `_best`, or zeros of these shapes if there is no mesh."""
+    """Return the shapes of the arrays in `_best`, or zeros of these shapes if there is no mesh."""
 
     def arrays(state: State) -> tuple[dict, dict]:
         masks = runs.program.packed(runs.keys, state, runs.keep, runs.control)
@@ -241,7 +243,7 @@ def _moving(runs: Runs, state: State, best_params: bool) -> dict[str, Any]:
 
 
 def _refuse(runs: Runs, values: Float[np.ndarray, " run"], step: int, what: str) -> None:
-    """Raise on the first run whose value is not finite."""
+    """Raise an error that names the first run whose value is not finite, if there is one."""
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         run = bad[0]

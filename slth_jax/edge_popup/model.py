@@ -1,4 +1,4 @@
-"""A user's model as named arrays, and its losses as functions of them."""
+"""Convert a user's model to named arrays, and its losses to functions of named arrays."""
 
 import dataclasses
 import sys
@@ -25,8 +25,8 @@ Arrays = dict[str, Shaped[Array, "..."]]
 class Stateful(NamedTuple):
     """A model with mutable state: batch statistics, counters, random keys.
 
-    Its loss is ``loss(params, state, batch, key) -> (loss, state)``. An evaluation is
-    ``evaluate(params, state, batch)`` and does not change the state.
+    The loss of such a model is ``loss(params, state, batch, key) -> (loss, state)``. Its evaluation
+    is ``evaluate(params, state, batch)``, which does not change the state.
     """
 
     params: PyTree
@@ -38,14 +38,14 @@ class Masking:
     """The choice of the arrays to mask, and the form of edge-popup.
 
     Attributes:
-      variant: a form of edge-popup, or its name in `VARIANTS`.
+      variant: a form of edge-popup, or the name of a form in `VARIANTS`.
       mask: ``mask(name, array)`` returns whether an array is masked. None masks all floating-point
         arrays of two or more dimensions, except arrays whose name ends in 'bias', 'scale' or
-        'gain'. The name of an array is its path in the tree: 'layers.0.kernel'.
+        'gain'. The name of an array is its path in the tree, such as 'layers.0.kernel'.
       learn: ``learn(name, array)`` returns whether an array without a mask is trained. None trains
-        no such array: biases and gains stay.
-      fan_in: the number of inputs per output by name, for arrays whose last axis is not the axis of
-        outputs; it scales the first scores.
+        no such array, so biases and gains keep their values.
+      fan_in: a dict from the name of an array to its number of inputs per output, which scales the
+        initial scores. It is needed for arrays whose last axis is not the output axis.
     """
 
     variant: Variant | str = "ramanujan"
@@ -68,7 +68,7 @@ class Kind(Protocol):
     names: tuple[str, ...]
 
     def split(self, model: Any) -> tuple[Arrays, PyTree]:
-        """Return the parameters by name, and the mutable state or None."""
+        """Return a dict of the parameters by name, and the mutable state or None."""
 
     def join(self, named: Mapping[str, Any], state: PyTree) -> Any:
         """Return the model with these parameters and this state."""
@@ -77,10 +77,10 @@ class Kind(Protocol):
         """Return the masks in the tree of the parameters, with None for arrays without a mask."""
 
     def loss(self, loss: Loss, named: Arrays, *rest: Any) -> Any:
-        """Return the user's loss in the form that `step` takes."""
+        """Call the user's loss with the arguments that `step` passes."""
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return the evaluation in the form that `Task` takes; None if there is none."""
+        """Return the evaluation with the signature that `Task` expects; None if there is none."""
 
 
 class Tree:
@@ -92,31 +92,31 @@ class Tree:
         _refuse_state(tree)
 
     def split(self, model: PyTree) -> tuple[Arrays, None]:
-        """Return the parameters by name."""
+        """Return a dict of the parameters by name, and None for the state."""
         named = _named(model)
         if tuple(named) != self.names:
             raise checks.fail("params", f"a tree with leaves {list(self.names)}", list(named))
         return {name: _array(name, leaf) for name, leaf in named.items()}, None
 
     def join(self, named: Mapping[str, Any], state: None = None) -> PyTree:
-        """Return named arrays in the user's tree."""
+        """Return the user's tree with these named arrays."""
         return jax.tree.unflatten(self._structure, [named[name] for name in self.names])
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
-        """Return named masks in the user's tree."""
+        """Return the masks in the user's tree, with None for arrays without a mask."""
         return self.join(named)
 
     def loss(self, loss: Loss, named: Arrays, batch: PyTree) -> Array:
-        """Return the user's loss of named arrays."""
+        """Return the user's loss at these named arrays."""
         return loss(self.join(named), batch)
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
-        """Return the evaluation, by default the loss."""
+        """Return the function `evaluate`, or `loss` if it is None."""
         return lambda named, batch: (evaluate or loss)(self.join(named), batch)
 
 
 class StatefulTree:
-    """A `Stateful` model: parameters and state in trees, random keys converted to their data."""
+    """A `Stateful` model: parameters and state are trees; random keys become uint32 arrays."""
 
     def __init__(self, model: Stateful):
         self._params = Tree(model.params)
@@ -124,16 +124,16 @@ class StatefulTree:
         self._keys = jax.tree.map(_key_impl, model.state)
 
     def split(self, model: Stateful) -> tuple[Arrays, PyTree]:
-        """Return the parameters by name, and the state."""
+        """Return a dict of the parameters by name, and the state."""
         named, _ = self._params.split(model.params)
         return named, self._plain(jax.tree.map(jnp.asarray, model.state))
 
     def join(self, named: Mapping[str, Any], state: PyTree) -> Stateful:
-        """Return parameters and state in the user's trees."""
+        """Return the user's trees with these parameters and this state."""
         return Stateful(self._params.join(named), self._typed(state))
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
-        """Return named masks in the tree of the parameters."""
+        """Return the masks in the tree of the parameters, with None for arrays without a mask."""
         return self._params.join(named)
 
     def loss(
@@ -147,30 +147,30 @@ class StatefulTree:
         return result[0], self._plain(result[1])
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return the evaluation; None if not given, since the loss would change the state."""
+        """Return `evaluate`; None is not replaced by `loss`, which would change the state."""
         if evaluate is None:
             return None
         return lambda named, state, batch: evaluate(*self.join(named, state), batch)
 
     def _plain(self, state: PyTree) -> PyTree:
-        """Return the state with the data of its random keys, which can be saved."""
+        """Return the state with its random keys converted to uint32 arrays, which can be saved."""
         return jax.tree.map(lambda x: jax.random.key_data(x) if _key_impl(x) else x, state)
 
     def _typed(self, state: PyTree) -> PyTree:
-        """Return the state with its random keys."""
+        """Return the state with its random keys converted back from uint32 arrays."""
         return jax.tree.map(
             lambda impl, x: jax.random.wrap_key_data(x, impl=impl) if impl else x, self._keys, state
         )
 
 
 def is_draw(params: Any) -> bool:
-    """Return whether this is a function of a key that draws models, not a model."""
+    """Return whether `params` is a function that draws a model from a key, and not a model."""
     nnx = _flax()
     return callable(params) and not (nnx is not None and isinstance(params, nnx.Module))
 
 
 def kind_of(model: Any) -> Kind:
-    """Return the conversion of this model to named arrays."""
+    """Return the `Kind` that converts this model to named arrays and back."""
     if isinstance(model, Stateful):
         return StatefulTree(model)
     nnx = _flax()
@@ -183,7 +183,7 @@ def kind_of(model: Any) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The arrays of a model that are masked, that learn without a mask, and that stay."""
+    """The names of a model's arrays: those masked, those trained without a mask, and others."""
 
     masked: dict[str, tuple[int, ...]]
     learned: tuple[str, ...]
@@ -191,10 +191,10 @@ class Parts:
 
 
 def parts_of(named: Arrays, masking: Masking) -> Parts:
-    """Return the parts that `masking` chooses.
+    """Return the parts into which `masking` divides the named arrays.
 
     Raises:
-      ValueError: nothing is masked, or an array is chosen that cannot be masked.
+      ValueError: no array is masked, or an array that cannot be masked is chosen.
     """
     floating = {n: x for n, x in named.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     choose = masking.mask or _is_matrix
@@ -216,17 +216,17 @@ def fraction(keep: Any, name: str = "keep") -> Any:
     """Return `keep` as the decimal number that Python prints for it; traced values are unchanged.
 
     Raises:
-      ValueError: a known fraction outside (0, 1].
+      ValueError: a fraction that is not traced is outside (0, 1].
     """
     if isinstance(keep, jax.core.Tracer) and keep.ndim == 0:
         return keep
     value = checks.number(name, keep, low=0, high=1, open_low=True)
-    # The float32 nearest to 0.29 is 0.28999999; `num_kept` reads it as 0.29.
+    # The float32 nearest to 0.29 is 0.28999999; `num_kept` must see 0.29.
     return float(str(np.asarray(keep)[()])) if hasattr(keep, "dtype") else value
 
 
 def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a fraction for each masked array.
+    """Return a dict from the name of each masked array to its fraction.
 
     Raises:
       ValueError: an array has no fraction or two fractions, or a name matches no array.
@@ -247,7 +247,7 @@ def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key_impl(leaf: Any) -> str:
-    """Return the name of a random key's implementation, '' for other leaves."""
+    """Return the name of a random key's implementation; '' if the leaf is not a random key."""
     is_key = jnp.issubdtype(getattr(leaf, "dtype", np.dtype(object)), jax.dtypes.prng_key)
     return str(jax.random.key_impl(leaf)) if is_key else ""
 
@@ -265,7 +265,7 @@ def _is_matrix(name: str, array: Float[Array, "..."]) -> bool:
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by path; a Flax variable counts as a leaf."""
+    """Return a dict from path to leaf of a tree; a Flax variable counts as a leaf."""
     nnx = _flax()
     variable = () if nnx is None else nnx.Variable
     leaves, _ = jax.tree_util.tree_flatten_with_path(
@@ -281,7 +281,7 @@ def _named(tree: PyTree) -> dict[str, Any]:
 
 
 def _refuse_state(tree: PyTree) -> None:
-    """Refuse mutable state among the parameters, which would never be updated."""
+    """Refuse parameters that contain mutable state, because this state would never be updated."""
     nnx = _flax()
     kinds = set()
     if nnx is not None:
@@ -299,5 +299,5 @@ def _refuse_state(tree: PyTree) -> None:
 
 
 def _flax() -> Any:
-    """Return Flax's NNX if the caller has imported it: importing it takes a second."""
+    """Return Flax's NNX if the caller has imported it, else None: the import takes a second."""
     return sys.modules.get("flax.nnx")

@@ -1,4 +1,4 @@
-"""Prepare a model for the training loop: make its runs, their identity and their results."""
+"""Prepare a model for the training loop: make its runs, their fingerprints and their results."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +25,14 @@ from slth_jax.edge_popup.training import Training
 from slth_jax.edge_popup.variants import variant_of
 from slth_jax.types import Key, PyTree
 
-_SCORES = 1 << 20  # folded into a run's key for its first scores
+_SCORES = 1 << 20  # folded into a run's key to draw the initial scores
 
 
 class Prepared:
-    """A model and its training, made ready for runs of several settings.
+    """A model and its training options, prepared for runs with several settings.
 
     Args:
-      keys: a typed key per seed.
+      keys: typed PRNG keys, one per seed.
       params, loss: see `fit`.
       training, masking: see `fit`.
     """
@@ -68,7 +68,7 @@ class Prepared:
         )
 
     def runs(self, settings: Sequence[Setting], batches: Callable[[int], PyTree]) -> Runs:
-        """Return the runs of these settings, ready for `train`."""
+        """Return one run per setting, ready for `train`."""
         keeps = [setting.keep for setting in settings]
         control = jnp.array([setting.method != "edge-popup" for setting in settings])
         static = keeps[0] if all(keep == keeps[0] for keep in keeps) else None
@@ -115,7 +115,7 @@ class Prepared:
         )
 
     def config(self, runs: Runs, settings: Sequence[Setting]) -> dict[str, Any]:
-        """Return all that results depend on: numbers, and fingerprints of functions and arrays."""
+        """Return the numbers, and fingerprints of functions and arrays, that affect the results."""
         training, task = self._training, self._task
         arrays, model = self._sources[0]
         steps = (0, 0, training.steps - 1)
@@ -158,7 +158,7 @@ class Prepared:
         """Return a `Fit` per run."""
         best = trained.best
         state = trained.state._replace(**best.moving)
-        if not state.trainable.scores:  # no controls: the scores are not needed any more
+        if not state.trainable.scores:  # without controls the scores are not needed any more
             scores = trained.state.trainable.scores
             state = state._replace(trainable=state.trainable._replace(scores=scores))
         fits = []
@@ -188,29 +188,29 @@ class Prepared:
         return Fits(fits)
 
     def _together(self, batch: PyTree) -> int | None:
-        """Return the number of runs per group: 1 for convolutions on a CPU, None for one group."""
+        """Return the number of runs per vmap: 1 for convolutions on a CPU, None for all runs."""
         if jax.default_backend() != "cpu":
             return None
         return 1 if identity.has_convolution(self._task.loss, *self._arguments(batch)) else None
 
     def _arguments(self, batch: PyTree) -> tuple[PyTree, ...]:
-        """Return arguments of the loss."""
+        """Return example arguments of the loss."""
         arrays, model = self._sources[0]
         return (arrays, batch) if model is None else (arrays, model, batch, self._keys[0])
 
     def _narrow(self, named: Arrays) -> Arrays:
-        """Return arrays in the dtypes of the source; arrays that train may be wider."""
+        """Convert arrays to the dtypes of the source; arrays in training may have wider dtypes."""
         source = self._sources[0][0]
         return {name: x.astype(source[name].dtype) for name, x in named.items()}
 
     def _update(self, state: State) -> PyTree:
-        """Return the optimiser's update of some gradient; this program identifies the optimiser."""
+        """Return the update of an example gradient; its program identifies the optimiser."""
         sizes = lambda trainable: optax.tree.norm(trainable, squared=True)  # noqa: E731
         scores = state.trainable
         return update(self._task.optimizer, scores, state, sizes(scores), sizes)
 
     def _factors(self, key: Key, step: Array, scores: Arrays, arrays: Arrays) -> PyTree:
-        """Return masked parameters and their derivative; this program identifies the variant."""
+        """Return masked parameters and their derivative; the program identifies the variant."""
         variant, keep = self._task.variant, jnp.float32(0.5)
         weights = {name: arrays[name] for name in scores}
         if variant.keep_at is not None:
@@ -223,7 +223,7 @@ class Prepared:
         return masked, pull(masked)
 
     def _mesh(self, runs: int, batch: PyTree) -> Mesh | None:
-        """Return the mesh; the default is all devices if there are several processes, else None."""
+        """Return the mesh: by default all devices if there are several processes, else None."""
         if self._training.mesh is not None or jax.process_count() == 1:
             return self._training.mesh
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -237,7 +237,8 @@ class Prepared:
         learned = {name: arrays[name] for name in self.parts.learned}
         weights = {name: x for name, x in arrays.items() if name not in learned}
         if control is not None:
-            # Arrays that only a control trains are stored twice in every run of the program.
+            # Arrays that only a control trains are nevertheless stored twice in every run of the
+            # program.
             learned |= {name: arrays[name] for name in self.parts.others}
             matrices = {name: _wide(x) for name, x in matrices.items()}
             weights |= matrices
@@ -248,7 +249,7 @@ class Prepared:
         return state._replace(opt_state=_with(state.opt_state, setting.hyperparameters))
 
     def _scores(self, seed: int) -> Arrays:
-        """Return the first scores of a seed, equal for every `keep` and every control."""
+        """Return the initial scores of a seed; they are equal for every `keep` and control."""
         if seed not in self._drawn_scores:
             arrays, _ = self._source(seed)
             matrices = {name: arrays[name] for name in self.parts.masked}
@@ -262,19 +263,19 @@ class Prepared:
         return self._sources[min(seed, len(self._sources) - 1)]
 
     def _fresh(self, keys: Key) -> Arrays:
-        """Return fresh weights of the masked arrays, drawn by the user's function."""
+        """Draw new weights of the masked arrays with the user's function."""
         assert self._draw is not None
         drawn = [self._kind.split(self._draw(key))[0] for key in keys]
         return {name: jnp.stack([arrays[name] for arrays in drawn]) for name in self.parts.masked}
 
 
 def _one_step(leaf: Any) -> Any:
-    """Return a leaf of a batch with a first axis of one step; arrays on a device stay there."""
+    """Add a first axis of one step to a leaf of a batch; arrays stay on their device."""
     return (leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))[None]
 
 
 def _wide(array: Array) -> Array:
-    """Return an array to train, in float32 if it is float16 (see `init_scores`)."""
+    """Return an array that is to be trained; float16 becomes float32 (see `init_scores`)."""
     return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
 
 

@@ -1,4 +1,4 @@
-"""The rules of construction, listed in `RULES`: each is a `rule.Rule` with a file of its own."""
+"""The rules of construction, listed in `RULES`; each is a `rule.Rule` in a separate file."""
 
 from slth_jax import checks
 from slth_jax.construction.rules import band as bands
@@ -17,7 +17,7 @@ def get(construction: str | Rule) -> Rule:
     """Return the rule with this name; a `Rule` is returned unchanged.
 
     Raises:
-      ValueError: no rule has that name.
+      ValueError: no rule has the name `construction`.
     """
     if isinstance(construction, Rule):
         return construction
@@ -28,7 +28,7 @@ def parse(text: str) -> Rule:
     """Return the rule that a user typed: a name, or 'shift:R,C' for R units per block of C columns.
 
     Raises:
-      ValueError: `text` is neither.
+      ValueError: `text` is neither a rule's name nor of the form 'shift:R,C'.
     """
     name, colon, numbers = text.partition(":")
     if not colon:

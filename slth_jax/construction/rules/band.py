@@ -1,6 +1,6 @@
 """A rule with b mask bits per weight: each row keeps one of 2^b units per column.
 
-See `construction.trellis` for the masks and docs/bits.md for their errors.
+`construction.trellis` describes the masks, and docs/bits.md lists their errors.
 """
 
 from slth_jax import checks
@@ -13,11 +13,11 @@ def band(bits: int = 4, states: int = 12) -> Rule:
     """Return the rule in which 2^bits units start at each column and each row keeps one of them.
 
     Args:
-      bits: b, mask bits per weight. A source needs ``2^b`` units per column; in a narrower source
-        each row chooses among m units per column, where m is the largest power of two that fits.
-      states: the base-2 logarithm of the number of states of the search: a unit is connected to
-        ``L = 1 + states // bits`` columns. Time grows as ``2^(b L)`` per weight, and the error
-        falls slowly.
+      bits: b, the mask bits per weight. The source should have ``2^b`` units per column. In a
+        narrower source each row chooses among m units per column, where m is the largest power of
+        two that fits.
+      states: the base-2 logarithm of the number of search states. A unit is connected to ``L = 1 +
+        states // bits`` columns. Time grows as ``2^(b L)`` per weight, and the error falls slowly.
 
     Raises:
       ValueError: `bits` outside [1, 12], or `states` outside [0, 16].

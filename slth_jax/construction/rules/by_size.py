@@ -1,4 +1,4 @@
-"""Assign units by the size of their weights, so that the same width reaches larger targets."""
+"""Assign units by the magnitude of their weights, so that the same width reaches larger targets."""
 
 import jax.numpy as jnp
 
@@ -18,8 +18,9 @@ def by_size(factors: Factors, span: Span) -> Slots:
 def by_signed_size(factors: Factors, span: Span) -> Slots:
     """Let the columns j choose in turn the largest ``right_kj``, then the largest ``-right_kj``.
 
-    Across a ReLU an entry is two subset sums, one over units of positive and one over units of
-    negative weight (Lemma 2). Each sum gets the same number of samples.
+    If a ReLU stands between the factors, an entry is two subset sums: one over the units with
+    positive weight and one over the units with negative weight (Lemma 2). This rule gives both sums
+    the same number of samples.
     """
     n, r = factors.right.shape
     weight = jnp.stack([factors.right.T, -factors.right.T])  # [2, r, n]

@@ -1,20 +1,20 @@
-"""Use shift units; assign the other units so that targets lie in the middle of their sums.
+"""Use shift units; assign the other units so that targets lie midway between their subset sums.
 
-The subset sums of a column's m samples are densest at half of the sum of all of them. A column
-that is assigned the units k of a set S_j should therefore have
+The subset sums of a column's m samples are densest at half the sum of all m samples. If the set of
+units S_j is assigned to column j, it should therefore satisfy
 
     target_ij = 1/2 sum_{k in S_j} left_ik right_kj    for all rows i.
 
-Assignments by size or in order ignore this, and the width that a source needs is then the width at
-which its worst entry is still within reach. The units of a column are chosen once for all rows,
-which costs almost nothing: the columns choose in turn
+The rules that assign units by magnitude or in order ignore this condition. With them the source
+must be wide enough that even its worst entry is within reach. The units of a column are chosen once
+for all rows, which takes little time: the columns choose in turn
 
     argmax_k  right_kj (left_k . e_j) - 1/8 (|right_kj| - size_j)^2 |left_k|^2,
 
-where e_j is the column's targets minus half of the samples assigned so far. The first term alone
-brings e_j closest to zero if all units have the same length; the second prefers weights of a size
-that suits the column. With size 0 the smallest weights would be chosen first, and all their sums
-would be nearly equal.
+where e_j is the vector of the column's targets minus half of the samples assigned so far. If all
+vectors left_k had the same length, the first term alone would bring e_j closest to zero. The second
+term prefers weights whose magnitude is near size_j, the magnitude that suits the column. If size_j
+were 0, the smallest weights would be chosen first, and all subset sums would be nearly equal.
 
 The assignment depends on the target, so a ticket must store both masks.
 """
@@ -30,31 +30,33 @@ from slth_jax.types import Array, ArrayLike
 
 
 def to_the_middle(factors: Factors, span: Span) -> Slots:
-    """Let the columns choose in turn the unit that best centres their targets."""
+    """Let the columns choose in turn the unit that brings their targets nearest to the middle."""
     return _centre(factors, span, signs=False)
 
 
 def to_both_middles(factors: Factors, span: Span) -> Slots:
-    """Assign units across a ReLU: positive and negative units in turn, each to centre targets.
+    """Assign units as `to_the_middle` does, for factors with a ReLU between them.
 
-    Units of positive weight approximate a target for positive inputs, units of negative weight
-    for negative inputs (Lemma 2).
+    Columns choose units of positive and of negative weight in turn. The units with positive weight
+    approximate a target for positive inputs, the units with negative weight for negative inputs
+    (Lemma 2).
     """
     return _centre(factors, span, signs=True)
 
 
 def _centre(factors: Factors, span: Span, *, signs: bool) -> Slots:
-    """Choose units in integer arithmetic.
+    """Choose units for `to_the_middle` or, if `signs` is true, for `to_both_middles`.
 
-    So the choice does not depend on summation order or fused multiply-add.
+    The arithmetic uses integers, so that the choice does not depend on summation order or fused
+    multiply-add.
     """
     right, left, target = factors
     assert left is not None and target is not None
     p, r = target.shape
     n = right.shape[0]
     chex.assert_shape([right, left], [(n, r), (p, n)])
-    # A sum over p rows of an entry times a missing target stays within 31 bits. The clipping
-    # limit of the missing targets is the reach of about 16 units.
+    # The missing targets are clipped to the reach of about 16 units, so that the sum over p rows of
+    # an entry times a missing target stays within 31 bits.
     bits = max(1, min(6, (26 - (p - 1).bit_length()) // 3))
     limit = 2 ** (30 - bits - (p - 1).bit_length())
     u, left_exponent = _to_integers(left, bits)  # int32 [p, n]
@@ -70,7 +72,8 @@ def _centre(factors: Factors, span: Span, *, signs: bool) -> Slots:
         return jnp.where(signs & (weight < 0), 1, 0)
 
     def weigh(turn, missing):
-        # `missing` is [1 or 2, r, p]: with signs, positive and negative units count separately.
+        # `missing` has shape [1 or 2, r, p]: if `signs` is true, positive and negative units have
+        # separate missing targets.
         j, turn_sign = turn % r, turn // r % 2 if signs else 0
         weight = v[:, j]  # [n]
         along = _short(jnp.sum(u * missing[turn_sign, j][:, None], axis=0), 15)  # [n]
@@ -95,12 +98,12 @@ _SPREAD = 0.3
 def _suitable_size(
     left: Float[Array, "p n"], target: Float[Array, "p r"], last: ArrayLike, units: ArrayLike
 ) -> Float[Array, " r"]:
-    """Return the size of ``right_kj`` that suits column j, `[r]`.
+    """Return, for each column j, the magnitude of ``right_kj`` that suits it best; shape `[r]`.
 
-    With m units of that size, each kept or dropped, the sums have the standard deviation ``0.3 m``
-    times the root mean square of the targets: ``sigma^2 = m E[left^2] size^2 / 4``. Sums that reach
-    much further are sparse, and sums that reach less far miss targets, which matters more the
-    denser the sums are. The size is rounded to three bits, so that a different summation order
+    Let column j have m units of this magnitude. The standard deviation sigma of their subset sums,
+    where ``sigma^2 = m E[left^2] magnitude^2 / 4``, is then ``0.3 m`` times the root mean square of
+    the targets. If sigma is much larger, the sums are sparse. If it is much smaller, some targets
+    are out of reach. The magnitude is rounded to three bits, so that a different summation order
     almost never changes it.
     """
     p = target.shape[0]
@@ -110,13 +113,13 @@ def _suitable_size(
 
 
 def _to_integers(x: Float[Array, "a b"], bits: int) -> tuple[Int[Array, "a b"], Int[Array, ""]]:
-    """Return integers up to 2^bits and an exponent e: x is near ``integers 2^(e - bits)``."""
+    """Return integers up to 2^bits and an exponent e, so that ``x ~ integers 2^(e - bits)``."""
     _, exponent = jnp.frexp(jnp.max(jnp.abs(x)))
     return jnp.round(jnp.ldexp(x, bits - exponent)).astype(jnp.int32), exponent
 
 
 def _short(x: Int[Array, " n"], digits: int) -> Float[Array, " n"]:
-    """Round x to so few binary digits that products of x and entries are exact."""
+    """Round x to few enough binary digits that its products with matrix entries are exact."""
     return jax.lax.reduce_precision(x.astype(jnp.float32), 8, digits)
 
 

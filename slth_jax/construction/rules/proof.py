@@ -1,4 +1,4 @@
-"""The rule of the proof of Lemmas 4 and 7: units in order, the same number to each column."""
+"""The rule in the proof of Lemmas 4 and 7: units are assigned in order, equally many per column."""
 
 import jax.numpy as jnp
 
@@ -6,7 +6,7 @@ from slth_jax.construction.rules.rule import Factors, Rule, Slots, Span
 
 
 def in_order(factors: Factors, span: Span) -> Slots:
-    """Assign the next ``(last - first) // r`` units to each column; the remainder is not used."""
+    """Assign the next ``(last - first) // r`` units to each column; remaining units stay unused."""
     r = factors.right.shape[1]
     size = jnp.maximum((jnp.asarray(span.last) - span.first) // r, 1)
     slots = jnp.arange(span.most // r, dtype=jnp.int32)[None, :]

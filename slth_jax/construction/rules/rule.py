@@ -1,4 +1,4 @@
-"""A rule of construction: it assigns hidden units to columns and sets how long rows search.
+"""A rule of construction: it assigns hidden units to columns and configures the search for masks.
 
 A rule *assigns* the hidden units k of ``target_ij ~ sum_k left_ik right_kj`` to the columns j of
 `right`, the grouped factor. The result is an `Assignment`; `construction.engine` turns it into
@@ -29,11 +29,11 @@ class Factors(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The hidden units ``first ... last - 1``; both ends may be traced."""
+    """The hidden units ``first ... last - 1``; `first` and `last` may be traced."""
 
     first: ArrayLike
     last: ArrayLike
-    most: int  # an upper bound of ``last - first``, static
+    most: int  # a static upper bound on ``last - first``
 
 
 class Assignment(NamedTuple):
@@ -44,16 +44,16 @@ class Assignment(NamedTuple):
     """
 
     units: Int[Array, "*batch r slots"]  # the unit in each slot of each column
-    filled: Bool[Array, "*batch r slots"]  # whether the slot has a unit; empty slots come last
-    shift: Int[Array, "*batch blocks R"]  # the shift units of each block; -1 for none
+    filled: Bool[Array, "*batch r slots"]  # whether the slot holds a unit; empty slots come last
+    shift: Int[Array, "*batch blocks R"]  # the shift units of each block; -1 if missing
 
     @property
     def columns(self) -> int:
-        """The number of columns of a block, c."""
+        """The number c of columns in a block."""
         return -(-self.units.shape[-2] // self.shift.shape[-2])
 
 
-# The unit in each slot `[r, slots]`, and whether the slot is filled: two fields of `Assignment`.
+# The fields `units` and `filled` of `Assignment`, each `[r, slots]`.
 Slots = tuple[Int[Array, "r slots"], Bool[Array, "r slots"]]
 # ``assign(factors, span)`` distributes the units of the span over the columns of `factors.right`.
 Assign = Callable[[Factors, Span], Slots]
@@ -61,29 +61,29 @@ Assign = Callable[[Factors, Span], Slots]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Settings of the search for the masks of each row of the free factor; stored in tickets.
+    """Settings of the search for the mask of each row of the free factor; tickets store them.
 
     Row i keeps or drops each of the R shift units of a block. Pattern s in {0, 1}^R changes target
-    j of the block to ``target_ij - sum_u s_u left_iu right_uj``, which becomes an ordinary subset
-    sum over the units of column j. The row takes the best of the patterns that it tries. Across a
-    ReLU there are no shift units.
+    j of the block to ``target_ij - sum_u s_u left_iu right_uj``, which is then approximated by an
+    ordinary subset sum over the units of column j. For each block the row takes the best pattern
+    that was tried. If a ReLU stands between the factors, there are no shift units.
 
     Attributes:
       shift_units: R, the number of shift units per block; 0 for none.
       columns: c, the largest number of columns in a block.
-      reroll: the share of a row's blocks that is solved in one step. First each block is solved
-        once. Then come `rerolls` steps: each solves the blocks with the largest errors so far
-        again, with their next patterns. If the share is 1 and `rerolls` is None, every block is
-        solved with every pattern.
-      rerolls: the number of these further steps; None for ``2^R - 1``.
-      centred: whether to try first the patterns that bring a block's targets nearest to the middle
-        of their subset sums; if false, patterns are tried by number. Let the samples of column j
-        sum to 2 mu and their squares to 4 sigma^2. Patterns are sorted by the largest
-        ``(v_j - mu_j)^2 / sigma_j^2`` over the shifted targets v_j, smallest first. Subset sums are
-        densest at mu, so one of the first few patterns is nearly always the best.
+      reroll: the fraction of a row's blocks that one step solves. The first steps solve each block
+        once. Each of the `rerolls` further steps selects the blocks with the largest errors so far
+        and solves them again, with their next patterns. If `reroll` is 1 and `rerolls` is None,
+        every block is solved with every pattern.
+      rerolls: the number of further steps; None for ``2^R - 1``.
+      centred: if true, patterns that bring a block's targets nearest to the middle of their subset
+        sums are tried first; if false, patterns are tried in increasing order of their number. Let
+        the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2. Patterns are sorted
+        by ``max_j (v_j - mu_j)^2 / sigma_j^2``, where v_j are the shifted targets, smallest first.
+        Subset sums are densest at mu_j, so one of the first few patterns is nearly always the best.
 
     Raises:
-      ValueError: a number outside its range.
+      ValueError: a number is outside its range.
     """
 
     shift_units: int = 0
@@ -104,19 +104,20 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A construction: an assignment of units, and a search for the masks of rows.
+    """A rule of construction: how units are assigned, and how the masks of rows are searched.
 
     Attributes:
       name: the name by which callers select the rule.
-      summary: a description in one line.
-      assign: distributes units over columns, see `Assign`.
-      assign_relu: as `assign`, if a ReLU stands between the factors; None takes `assign`.
-      search: see `Search`.
-      either_side: whether the grouped factor is the factor with the smaller outer dimension; if
-        not, it is `right`.
+      summary: a one-line description.
+      assign: the function that assigns units to columns, see `Assign`.
+      assign_relu: the function used instead of `assign` if a ReLU stands between the factors; None
+        for `assign` itself.
+      search: the settings of the search for masks.
+      either_side: if true, the factor with the smaller outer dimension is the grouped factor; if
+        false, `right` always is.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
-      band: the shape of the grouped mask if rows are shortest paths (`construction.trellis`)
-        instead of subset sums; None otherwise.
+      band: the shape of the grouped factor's mask if rows are solved by shortest paths
+        (`construction.trellis`); None if they are solved by subset sums.
     """
 
     name: str
@@ -129,7 +130,7 @@ class Rule:
     band: Band | None = None
 
     def for_relu(self) -> "Rule":
-        """Return the rule to use across a ReLU: subset sums without shift units."""
+        """Return this rule for factors with a ReLU between them: it has no shift units."""
         assign = self.assign_relu or self.assign
         return dataclasses.replace(self, assign=assign, search=Search(), band=None)
 
@@ -141,13 +142,13 @@ class Rule:
         left: Float[Array, "p n"] | None = None,
         target: Float[Array, "p r"] | None = None,
     ) -> Assignment:
-        """Assign the first `width` rows of `right` to its columns; `width` may be traced.
+        """Assign the first `width` units (rows of `right`) to columns; `width` may be traced.
 
-        The first ``R blocks`` rows are shift units. A block has fewer than R shift units if R per
+        The first ``R blocks`` units are shift units. A block has fewer than R shift units if R per
         block would be more than a quarter of all units, or would leave a column without a unit.
 
         Raises:
-          ValueError: the rule reads `left` and `target`, and one of them is None.
+          ValueError: the rule needs `left` and `target`, and one of them is None.
         """
         if self.needs_target and (left is None or target is None):
             raise checks.fail("construction", "a rule that needs no target", repr(self.name))
@@ -170,7 +171,7 @@ class Rule:
 
 
 def _rounds(width, r: int, blocks: int, most: int):
-    """Return the number of shift units per block for each width, at most `most`."""
+    """Return the number of shift units per block at each width; `most` is the upper limit."""
     spare = (width - r) // blocks
     quarter = width // (4 * blocks)
     return (spare * (spare < quarter) + quarter * (spare >= quarter)).clip(0, most)
@@ -188,12 +189,13 @@ def take_turns(
     """Let the columns choose in turn the unused unit that has the largest value for them.
 
     Args:
-      weigh: ``weigh(turn, state)``, `[n]`: the value of each unit to column ``turn % num_columns``.
-      num_columns: r.
-      span: the units to be assigned.
+      weigh: ``weigh(turn, state)`` returns the value `[n]` of each unit to column ``turn %
+        num_columns``.
+      num_columns: the number r of columns.
+      span: the units to assign.
       n: the total number of units.
-      state: further values that `weigh` reads.
-      taken: ``taken(turn, unit, state)``: the state after that unit was assigned.
+      state: values that `weigh` reads besides the turn.
+      taken: ``taken(turn, unit, state)`` returns the state after `unit` was assigned.
     """
     slots = -(-span.most // num_columns)
     index = jnp.arange(n, dtype=jnp.int32)
@@ -201,7 +203,7 @@ def take_turns(
     def choose(turn, carry):
         free, chosen, state = carry  # bool [n], int32 [slots * r], state
         value = jnp.where(free, weigh(turn, state), -jnp.inf)
-        # The first of the largest values; argmax takes four times as long on a CPU.
+        # This finds the first of the largest values; argmax takes four times as long on a CPU.
         unit = jnp.min(jnp.where(value == jnp.max(value), index, n))
         chosen = chosen.at[turn].set(jnp.where(turn < turns, unit, -1))
         return free & (index != unit), chosen, taken(turn, unit, state)
@@ -209,7 +211,7 @@ def take_turns(
     free = (index >= span.first) & (index < span.last)
     unassigned = jnp.full(slots * num_columns, -1, jnp.int32)
     turns = jnp.asarray(span.last) - span.first
-    # Every width takes the same number of rounds, so devices need not agree on when to stop.
+    # The number of rounds is the same for every width, so devices need not agree on when to stop.
     _, chosen, _ = jax.lax.fori_loop(0, span.most, choose, (free, unassigned, state))
     chosen = chosen.reshape(slots, num_columns).T  # [r, slots]
     return jnp.maximum(chosen, 0), chosen >= 0

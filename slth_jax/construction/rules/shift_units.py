@@ -1,7 +1,7 @@
-"""Assign units by size, and add shift units with which rows re-roll their worst targets.
+"""Assign units by magnitude, and add shift units with which rows re-solve their worst targets.
 
-All settings of shift units are in this file: `SEARCH` for the rules 'shift' and 'fitted', `shift`
-for other numbers, and `for_samples` for whole models.
+All settings of shift units are in this file: `SEARCH` is used by the rules 'shift' and 'fitted',
+`shift` takes other numbers, and `for_samples` chooses settings for whole models.
 """
 
 import dataclasses
@@ -9,8 +9,9 @@ import dataclasses
 from slth_jax.construction.rules.by_size import by_signed_size, by_size
 from slth_jax.construction.rules.rule import Rule, Search
 
-# After one solve of every block, a quarter of the blocks is solved again, eight times: three solves
-# per target in all. Patterns that centre the targets come first, so more patterns hardly help.
+# Every block is solved once. Then, eight times, a quarter of the blocks is solved again. In all
+# each target is solved three times on average. The patterns that centre the targets come first, so
+# more patterns hardly help.
 SEARCH = Search(shift_units=8, columns=8, reroll=0.25, rerolls=8, centred=True)
 
 RULE = Rule(
@@ -39,8 +40,8 @@ def shift(
 def for_samples(samples: int, *, many: bool = False) -> Rule:
     """Return the rule with the best measured settings for a number of samples per entry.
 
-    Fewer samples approximate an entry less well and are solved faster, which pays for more
-    re-rolls. If there are `many` entries, the settings take five solves per entry.
+    An entry with fewer samples has a larger error but is solved faster, so more re-rolls are
+    affordable. If `many` is true, because there are many entries, each entry is solved five times.
     """
     if many:
         return shift(5, 5)
