@@ -61,6 +61,7 @@ def theory_attention(
     d_out: int,
     n_k: ArrayLike,
     n_v: ArrayLike,
+    d_memory: int | Sequence[int] | None = None,
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Projections:
@@ -72,18 +73,21 @@ def theory_attention(
       key: a typed PRNG key.
       num_heads, d_in, d_out: h, m and o of the target.
       n_k, n_v: source widths of keys and values; may be traced if `padded` is given.
+      d_memory: for cross-attention, the input width of keys and values, or a pair of both widths;
+        None for d_in.
       padded: the static width of the projections, whose units from `n_k` (or `n_v`) on are zeros.
         None draws widths `n_k` and `n_v`.
       dtype: the dtype of the weights.
 
     Returns:
-      `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`; if `padded` is given, a
-      `types.PaddedAttention`, which stores the widths.
+      `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`; m of `w_k` and of `w_v` are the
+      widths `d_memory` if it is given. If `padded` is given, a `types.PaddedAttention`, which
+      stores the widths n_k and n_v.
 
     Raises:
       ValueError: a width below 1, or above `padded`.
     """
-    shape = _shape(num_heads, d_in, d_out, n_k, n_v, padded, dtype)
+    shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
     return _draw_attention(uniform, key, shape, (_fourth_root(shape.n_k),) * 2 + (shape.unit,) * 2)
 
 
@@ -95,6 +99,7 @@ def xavier_attention(
     d_out: int,
     n_k: ArrayLike,
     n_v: ArrayLike,
+    d_memory: int | Sequence[int] | None = None,
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
     scale_qk: bool = False,
@@ -104,11 +109,12 @@ def xavier_attention(
     With ``scale_qk=True`` the query and key weights are multiplied by ``n_k^(1/4)`` (paper,
     appendix). The other arguments, the shapes and the errors are as in `theory_attention`.
     """
-    shape = _shape(num_heads, d_in, d_out, n_k, n_v, padded, dtype)
-    qk = jnp.sqrt(6 / (shape.d_in + shape.n_k)) * (_fourth_root(shape.n_k) if scale_qk else 1)
-    v = jnp.sqrt(6 / (shape.d_in + shape.n_v))
+    shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
+    scale = _fourth_root(shape.n_k) if scale_qk else 1
+    q, k = (jnp.sqrt(6 / (width + shape.n_k)) * scale for width in (shape.d_in, shape.d_keys))
+    v = jnp.sqrt(6 / (shape.d_values + shape.n_v))
     o = jnp.sqrt(6 / (shape.n_v + shape.d_out))
-    return _draw_attention(uniform, key, shape, (qk, qk, v, o))
+    return _draw_attention(uniform, key, shape, (q, k, v, o))
 
 
 def scaled_xavier_attention(
@@ -119,6 +125,7 @@ def scaled_xavier_attention(
     d_out: int,
     n_k: ArrayLike,
     n_v: ArrayLike,
+    d_memory: int | Sequence[int] | None = None,
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Projections:
@@ -130,6 +137,7 @@ def scaled_xavier_attention(
         d_out=d_out,
         n_k=n_k,
         n_v=n_v,
+        d_memory=d_memory,
         padded=padded,
         dtype=dtype,
         scale_qk=True,
@@ -144,6 +152,7 @@ def signed_constant_attention(
     d_out: int,
     n_k: ArrayLike,
     n_v: ArrayLike,
+    d_memory: int | Sequence[int] | None = None,
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Projections:
@@ -152,7 +161,7 @@ def signed_constant_attention(
     This is the signed constant of Ramanujan et al. (2020) at the theory's scales. Arguments, shapes
     and errors are as in `theory_attention`.
     """
-    shape = _shape(num_heads, d_in, d_out, n_k, n_v, padded, dtype)
+    shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
     return _draw_attention(signs, key, shape, (_fourth_root(shape.n_k),) * 2 + (shape.unit,) * 2)
 
 
@@ -272,10 +281,12 @@ def units(
 class _Shape(NamedTuple):
     """The validated shape of an attention layer; sizes are arrays of the weights' dtype."""
 
-    heads_and_width: tuple[int, int]  # h, and the larger of d_in and d_out
+    heads_and_width: tuple[int, int]  # h, and the largest of the widths
     widths: tuple[int, int, int, int]  # the outer dimension of w_q, w_k, w_v and w_o
     real: tuple[Array, Array]  # for keys and for values: whether each unit is real
     d_in: Array
+    d_keys: Array
+    d_values: Array
     d_out: Array
     n_k: Array
     n_v: Array
@@ -291,6 +302,7 @@ def _shape(
     num_heads: int,
     d_in: int,
     d_out: int,
+    d_memory: int | Sequence[int] | None,
     n_k: ArrayLike,
     n_v: ArrayLike,
     padded: int | None,
@@ -300,13 +312,22 @@ def _shape(
         _checked_size(name, value)
     if padded is not None:
         _checked_size("padded", padded)
+    if d_memory is None:
+        d_memory = d_in
+    pair = d_memory if isinstance(d_memory, Sequence) else (d_memory, d_memory)
+    if len(pair) != 2:
+        raise checks.fail("d_memory", "a width, or the widths of keys and values", d_memory)
+    d_keys, d_values = (_checked_size("d_memory", width) for width in pair)
     sizes = _size("n_k", n_k, padded), _size("n_v", n_v, padded)
     real_k, real_v = (jnp.arange(size) < n for size, n in zip(sizes, (n_k, n_v), strict=True))
+    widths = (d_in, d_keys, d_values, d_out)
     return _Shape(
-        heads_and_width=(num_heads, max(d_in, d_out)),
-        widths=(d_in, d_in, d_in, d_out),
+        heads_and_width=(num_heads, max(widths)),
+        widths=widths,
         real=(real_k, real_v),
         d_in=jnp.asarray(d_in, dtype),
+        d_keys=jnp.asarray(d_keys, dtype),
+        d_values=jnp.asarray(d_values, dtype),
         d_out=jnp.asarray(d_out, dtype),
         n_k=jnp.asarray(n_k, dtype),
         n_v=jnp.asarray(n_v, dtype),

@@ -82,9 +82,11 @@ def apply(
 
 def _check(name: str, block: Block) -> None:
     """Refuse a block whose attention or layers return another width than that of their input."""
-    m = validated(f"{name}.attention", block.attention).w_q.shape[1]
-    w_o = block.attention.w_o
-    checks.array(f"{name}.attention.w_o", w_o, shape=(*jnp.shape(w_o)[:2], m))
+    params = validated(f"{name}.attention", block.attention)
+    m = params.w_q.shape[1]
+    for field in ("w_k", "w_v"):  # a transformer has no memory
+        checks.array(f"{name}.attention.{field}", getattr(params, field), shape=(None, m, None))
+    checks.array(f"{name}.attention.w_o", params.w_o, shape=(None, None, m))
     width = m
     for index, layer in enumerate(block.layers):
         last = index == len(block.layers) - 1

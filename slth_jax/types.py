@@ -13,6 +13,8 @@ ArrayLike = jax.typing.ArrayLike
 # A typed PRNG key, as `jax.random.key(seed)` makes it; never a raw uint32 pair.
 Key = jax.Array
 PyTree = Any
+# The tokens of which cross-attention computes keys and values, or the two inputs as a tuple.
+Memory = ArrayLike | tuple[ArrayLike, ArrayLike]
 # The arguments of a trial (swept values) and its results (measurements), by name.
 Hparams = Mapping[str, Any]
 Metrics = Mapping[str, ArrayLike]
@@ -32,12 +34,14 @@ def _brief(kind: str, fields: Mapping[str, Any]) -> str:
 class AttentionParams(NamedTuple):
     """Projections of multi-head attention; also their masks, as booleans of the same shapes.
 
-    Letters as in `attention`: h heads, m input width, k key width, v value width, o output width.
+    Letters: h heads, m input width, k key width, v value width, o output width. In cross-attention
+    keys and values have input widths n and l of their own; in grouped-query attention g key/value
+    heads, of which each serves h / g heads in turn. Otherwise n = l = m and g = h.
     """
 
     w_q: Float[Array, "h m k"]
-    w_k: Float[Array, "h m k"]
-    w_v: Float[Array, "h m v"]
+    w_k: Float[Array, "g n k"]
+    w_v: Float[Array, "g l v"]
     w_o: Float[Array, "h v o"]
 
     @property
@@ -68,8 +72,8 @@ class PaddedAttention:
 
     # JAX also puts shapes and shardings in the place of arrays, hence `Any`.
     w_q: Any  # [h, m, k]
-    w_k: Any  # [h, m, k]
-    w_v: Any  # [h, m, v]
+    w_k: Any  # [h, n, k]
+    w_v: Any  # [h, l, v]
     w_o: Any  # [h, v, o]
     k_units: Any  # bool [k], whether a unit of queries and keys is real
     v_units: Any  # bool [v], whether a unit of values is real
@@ -116,8 +120,8 @@ class Block(NamedTuple):
 class MergedParams(NamedTuple):
     """The two matrices per head that attention depends on (paper, section 2)."""
 
-    w_qk: Float[Array, "h m m"]  # w_q w_k^T / sqrt(k)
-    w_vo: Float[Array, "h m o"]  # w_v w_o
+    w_qk: Float[Array, "h m n"]  # w_q w_k^T / sqrt(k)
+    w_vo: Float[Array, "h l o"]  # w_v w_o
 
     def __repr__(self) -> str:
         """Return a text with the dtype and shape of each array."""

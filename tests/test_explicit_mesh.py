@@ -44,6 +44,10 @@ CALLS = {
         lambda x: attention.apply(TARGET, x.T, attention.causal_mask(8)),
         jnp.asarray(SAMPLES[:, :4].T),
     ),
+    "cross-attention": (
+        lambda x: attention.apply(TARGET, SAMPLES[:, :4], memory=(x.T, x.T)),
+        jnp.asarray(SAMPLES[:, :4].T),
+    ),
     "merged rows": (
         lambda x: attention.apply_merged(attention.merge(TARGET), x.T, queries=jnp.array([1, 5])),
         jnp.asarray(SAMPLES[:, :4].T),

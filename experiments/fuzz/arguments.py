@@ -39,6 +39,8 @@ SHAPE: dict[str, Any] = {"num_heads": 1, "d_in": 2, "d_out": 2}
 TARGET = initializers.theory_attention(KEY, n_k=2, n_v=2, **SHAPE)
 SOURCE = initializers.theory_attention(jax.random.fold_in(KEY, 1), n_k=12, n_v=12, **SHAPE)
 MASKS = construction.prune_attention(SOURCE, TARGET, construction="proof")
+CROSS = initializers.theory_attention(KEY, n_k=2, n_v=2, d_memory=(3, 1), **SHAPE)
+MEMORY = jnp.ones((4, 3)), jnp.ones((4, 1))
 X = jnp.ones((3, 2))
 MERGED = attention.merge(TARGET)
 SETTINGS = models.make_settings(
@@ -89,12 +91,16 @@ def _masked_call(**options: Any) -> Any:
 TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
     (subset_sum.solve, {"samples": np.ones((2, 4), np.float32), "value": np.ones(2, np.float32),
                         "max_exact": 4}, ()),
-    (initializers.theory_attention, {"key": KEY, "n_k": 4, "n_v": 4, "padded": 4, **SHAPE},
-     ("num_heads", "d_in", "d_out", "n_k", "n_v", "padded")),
+    (initializers.theory_attention, {"key": KEY, "n_k": 4, "n_v": 4, "padded": 4, "d_memory": 3,
+                                     **SHAPE},
+     ("num_heads", "d_in", "d_out", "n_k", "n_v", "padded", "d_memory")),
     (initializers.xavier_attention, {"key": KEY, "n_k": 4, "n_v": 4, **SHAPE},
      ("num_heads", "d_in", "d_out", "n_k", "n_v")),
     (attention.apply, {"params": TARGET, "x": X, "attn_mask": None, "queries": None,
                        "block_size": None, "precision": "highest"}, ()),
+    (attention.apply, {"params": CROSS, "x": X, "memory": MEMORY,
+                       "attn_mask": np.ones((3, 4), bool)}, ()),
+    (attention.error, {"ticket": CROSS, "target": CROSS, "x": X, "memory": MEMORY}, ()),
     (attention.apply_merged, {"merged": MERGED, "x": X, "attn_mask": None}, ()),
     (attention.merge, {"params": TARGET}, ()),
     (attention.pattern, {"params": TARGET, "x": X, "attn_mask": None}, ()),

@@ -46,11 +46,18 @@ def _halved(arrays: Any, **options: Any) -> Any:
     return tuple(None if array is None else array / 2 for array in arrays)
 
 
-def _ours(read: Callable[[], attention.AttentionParams]) -> np.ndarray:
+def _rows(width: int) -> np.ndarray:
+    """Return an input of keys or values."""
+    return np.random.default_rng(width).normal(size=(T, width)).astype(np.float32)
+
+
+def _ours(read: Callable[[], attention.AttentionParams], *others: np.ndarray) -> np.ndarray:
+    """Apply our layer to X, and to the inputs of keys and values if they are others."""
     params = read()
     extra = params.w_q.shape[1] - M  # the constant coordinate that carries biases
-    inputs = attention.append_one(X) if extra else X
-    return np.asarray(attention.apply(params, inputs))
+    extend: Callable = attention.append_one if extra else np.asarray
+    memory = tuple(map(extend, others)) or None
+    return np.asarray(attention.apply(params, extend(X), memory=memory))
 
 
 def torch_case(words: str, **options: Any) -> Case:
@@ -79,6 +86,8 @@ def torch_case(words: str, **options: Any) -> Case:
         elif dropped:
             dropped = None
 
+        others = _rows(given.get("kdim") or M), _rows(given.get("vdim") or M)
+
         def makers() -> np.ndarray:
             whole = torch.nn.MultiheadAttention(M, heads, **given).eval()
             with torch.no_grad():
@@ -86,14 +95,12 @@ def torch_case(words: str, **options: Any) -> Case:
                     value.copy_(layer.state_dict()[name].float())
                     if name == dropped:
                         value.zero_()
-                x = torch.from_numpy(X)
-                y = x[None] if given.get("batch_first") else x[:, None]
-                return whole(y, y, y, need_weights=False)[0].reshape(T, -1).numpy()
+                first = 0 if given.get("batch_first") else 1
+                tensors = (torch.from_numpy(rows).unsqueeze(first) for rows in (X, *others))
+                return whole(*tensors, need_weights=False)[0].reshape(T, -1).numpy()
 
-        named = isinstance(source, Mapping)
-        return (lambda: _ours(lambda: attention.from_torch(source, heads if named else None))), (
-            makers
-        )
+        named = heads if isinstance(source, Mapping) else None
+        return (lambda: _ours(lambda: attention.from_torch(source, named), *others)), makers
 
     return Case(words, make, tolerance=2e-5)
 
@@ -117,6 +124,7 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
         )
         grown = jax.tree.map(lambda w: w + 0.25, nnx.state(module, nnx.Param))
         nnx.update(module, grown)  # biases start at zero
+        rows = _rows(given.get("in_kv_features") or M)
 
         def makers() -> np.ndarray:
             # Reference in float32, because dtype only sets the precision of the computation.
@@ -125,9 +133,9 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
                 rngs=nnx.Rngs(0),
             )  # fmt: skip
             nnx.update(whole, jax.tree.map(lambda w: w.astype(jnp.float32), grown))
-            return np.asarray(whole(jnp.asarray(X)[None]))[0]
+            return np.asarray(whole(jnp.asarray(X)[None], jnp.asarray(rows)[None]))[0]
 
-        return (lambda: _ours(lambda: attention.from_flax(module))), makers
+        return (lambda: _ours(lambda: attention.from_flax(module), rows, rows)), makers
 
     return Case(words, make, tolerance=1e-4)
 

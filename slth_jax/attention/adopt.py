@@ -36,34 +36,35 @@ def with_biases(
 ) -> AttentionParams:
     """Return projections without biases that give the same output on ``append_one(x)``.
 
-    The softmax cancels a bias of the keys, so there is no argument for it.
+    The softmax cancels a bias of the keys, so there is no argument for it. In cross-attention the
+    inputs of keys and values are extended too: ``memory=append_one(memory)``.
 
     Args:
-      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`.
+      params: `w_q [h, m, k]`, `w_k [g, n, k]`, `w_v [g, l, v]`, `w_o [h, v, o]`.
       query: the query biases `[h, k]`; None for none.
-      value: the value biases `[h, v]`; None for none.
+      value: the value biases `[g, v]`; None for none.
       output: the output bias `[o]`, which is added once, not per head; None for none.
 
     Returns:
-      Projections for inputs of width m + 1; if `output` is given, every head has one more value
-      unit.
+      Projections for inputs of widths m + 1, n + 1 and l + 1; if `output` is given, every head has
+      one more value unit.
 
     Raises:
       ValueError: a bias does not have the shape above.
     """
     w_q, w_k, w_v, w_o = (jnp.asarray(w) for w in params)
-    h, _, k = w_q.shape
-    v, o = w_o.shape[1:]
+    h, _, o = w_o.shape
 
-    def with_row(name: str, weight: Array, bias: ArrayLike | None, width: int) -> Array:
-        row = jnp.zeros((h, width), weight.dtype)
+    def with_row(name: str, weight: Array, bias: ArrayLike | None) -> Array:
+        heads, _, width = weight.shape
+        row = jnp.zeros((heads, width), weight.dtype)
         if bias is not None:
-            row = checks.array(name, bias, shape=(h, width)).astype(weight.dtype)
+            row = checks.array(name, bias, shape=(heads, width)).astype(weight.dtype)
         return jnp.concatenate([weight, row[:, None, :]], axis=1)
 
-    w_q = with_row("query", w_q, query, k)
-    w_k = with_row("key", w_k, None, k)
-    w_v = with_row("value", w_v, value, v)
+    w_q = with_row("query", w_q, query)
+    w_k = with_row("key", w_k, None)
+    w_v = with_row("value", w_v, value)
     if output is not None:
         part = checks.array("output", output, shape=(o,)).astype(w_o.dtype) / h
         constant = jnp.zeros((*w_v.shape[:2], 1), w_v.dtype).at[:, -1].set(1)
@@ -82,12 +83,12 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
 
     Returns:
       `AttentionParams` in float32. If the layer has biases (PyTorch's default), the projections
-      include them as in `with_biases`, and must be applied to ``append_one(x)``.
+      include them as in `with_biases`, and must be applied to ``append_one(x)``. The projections of
+      a layer with `kdim` or `vdim` are applied to ``memory=(key, value)``.
 
     Raises:
-      ValueError: the width of keys or values differs from that of queries, the layer adds tokens
-        (`add_bias_kv`, `add_zero_attn`), or the names or shapes of the arrays do not match such a
-        layer.
+      ValueError: the layer adds tokens (`add_bias_kv`, `add_zero_attn`), or the names or shapes of
+        the arrays do not match such a layer.
     """
     if not isinstance(source, Mapping):
         _check_module(source)
@@ -101,17 +102,22 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
     weights = {name: _numpy(name, value) for name, value in source.items() if value is not None}
     if "bias_k" in weights:
         raise checks.fail("source", "attention without add_bias_kv", "a layer with it")
-    required = {"in_proj_weight", "out_proj.weight"}
+    # Keys and values of other widths than queries have matrices of their own.
+    separate = tuple(f"{letter}_proj_weight" for letter in "qkv")
+    names = separate if separate[0] in weights else ("in_proj_weight",)
+    required = {*names, "out_proj.weight"}
     if not required <= weights.keys() <= required | {"in_proj_bias", "out_proj.bias"}:
-        allowed = "torch.nn.MultiheadAttention with keys and values of the width of queries"
+        allowed = "torch.nn.MultiheadAttention or its state dict"
         raise checks.fail("source", allowed, f"weights named {sorted(weights)}")
-    stacked = checks.array("in_proj_weight", weights["in_proj_weight"], ndim=2)
-    m = stacked.shape[1]
+    stacked = [checks.array(name, weights[name], ndim=2) for name in names]
+    m = stacked[0].shape[1]
     h = checks.integer("num_heads", num_heads, low=1)
-    if stacked.shape[0] != 3 * m or m % h:
+    rows = m if names == separate else 3 * m
+    if m % h or any(part.shape[0] != rows for part in stacked):
         raise checks.fail("num_heads", f"a divisor of the width {m}", h)
-    # The rows of PyTorch's matrices belong to outputs: split [3 m, m] into three arrays [h, m, k].
-    w_q, w_k, w_v = (w.reshape(h, m // h, m).transpose(0, 2, 1) for w in jnp.split(stacked, 3))
+    # The rows of PyTorch's matrices belong to outputs: turn [m, n] into [h, n, k].
+    parts = stacked if names == separate else jnp.split(stacked[0], 3)
+    w_q, w_k, w_v = (w.reshape(h, m // h, -1).transpose(0, 2, 1) for w in parts)
     w_out = checks.array("out_proj.weight", weights["out_proj.weight"], shape=(None, m))
     params = AttentionParams(w_q, w_k, w_v, w_out.T.reshape(h, m // h, -1))
     query = value = None
@@ -134,12 +140,12 @@ def from_flax(source: Any) -> AttentionParams:
 
     Returns:
       `AttentionParams` in float32, with biases included as in `with_biases`. If several query heads
-      share a key-value head (`num_kv_heads`), each query head gets a copy of the key-value head.
+      share a key-value head (`num_kv_heads`), each query head gets a copy of the key-value head. If
+      keys and values have inputs of another width (`in_kv_features`), these are the `memory`.
 
     Raises:
       ValueError: arrays are missing or unknown (such as the scales of `normalize_qk`), shapes do
-        not fit together, the width of keys differs from that of queries (`in_kv_features`), or
-        `attention_fn`, `decode` or a dot product is not Flax's default.
+        not fit together, or `attention_fn`, `decode` or a dot product is not Flax's default.
     """
     tree = source.get("params", source) if isinstance(source, Mapping) else _nnx_parameters(source)
     for name, layer in tree.items():
@@ -157,12 +163,12 @@ def from_flax(source: Any) -> AttentionParams:
             raise checks.fail("source", "an attention layer of Flax", f"no kernel of {name!r}")
         kernels[name] = checks.array(f"{name}.kernel", arrays["kernel"], ndim=3)
         biases[name] = arrays.get("bias")
-    m, h, k = kernels["query"].shape
+    _, h, k = kernels["query"].shape
     groups = kernels["key"].shape[1]
     if groups == 0 or h % groups:
         raise checks.fail("key.kernel", f"of a number of heads that divides {h}", groups)
-    checks.array("key.kernel", kernels["key"], shape=(m, groups, k))
-    checks.array("value.kernel", kernels["value"], shape=(m, groups, None))
+    checks.array("key.kernel", kernels["key"], shape=(None, groups, k))
+    checks.array("value.kernel", kernels["value"], shape=(None, groups, None))
     shared = {name: jnp.repeat(kernels[name], h // groups, axis=1) for name in ("key", "value")}
     w_q, w_k, w_v = (w.transpose(1, 0, 2) for w in (kernels["query"], *shared.values()))
     w_o = checks.array("out.kernel", kernels["out"], shape=(h, w_v.shape[-1], None))

@@ -2,12 +2,15 @@
 
 The functions take no weight masks: to apply a ticket, pass ``weights * mask`` as the weights.
 
-The letters in all shapes and einsums are: h heads, m input width, k key width, v value width,
-o output width, q query tokens, t key/value tokens.
+The letters in all shapes and einsums are: h heads, g key/value heads, m input width of queries,
+n of keys, l of values, k key width, v value width, o output width, q query tokens, t key/value
+tokens. In self-attention m = n = l. In grouped-query attention g divides h, and each key/value head
+serves h / g heads in turn.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float
 
 from slth_jax import checks
-from slth_jax.types import Array, ArrayLike, AttentionParams, MergedParams, Projections
+from slth_jax.types import Array, ArrayLike, AttentionParams, Memory, MergedParams, Projections
 
 # The number of logits in one block of queries: 2^22 are 16 MiB in float32, 32 MiB in float64.
 _BLOCK_ENTRIES = 1 << 22
@@ -27,21 +30,27 @@ def apply(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    memory: Memory | None = None,
     queries: ArrayLike | None = None,
     block_size: int | None = None,
     precision: str = "highest",
 ) -> Float[Array, "q o"]:
     """Compute multi-head attention of one sequence (paper, section 2).
 
-    ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i.
+    ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i. With `memory`,
+    cross-attention: ``sum_h softmax_masked(x_i w_q (keys w_k)^T / sqrt(k)) values w_v w_o``.
 
     Args:
-      params: `w_q, w_k [h, m, k]`, `w_v [h, m, v]`, `w_o [h, v, o]`. The k in ``1 / sqrt(k)`` is
-        `params.key_width`, the key width without padding (`types.PaddedAttention`).
+      params: `w_q [h, m, k]`, `w_k [g, n, k]`, `w_v [g, l, v]`, `w_o [h, v, o]`. The k in
+        ``1 / sqrt(k)`` is `params.key_width`, the key width without padding
+        (`types.PaddedAttention`). If g < h (grouped queries), each head uses a copy of its keys and
+        values.
       x: the tokens of one sequence `[t, m]`. For a batch of sequences use `jax.vmap`.
-      attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may. A token
-        that may attend to nothing is refused. Under a JAX transformation, where values are not
-        known, the output for such a token is zero.
+      attn_mask: booleans `[t, t]`, or `[tokens of x, tokens of memory]`, True if token i may attend
+        to token j; None if all may. A token that may attend to nothing is refused. Under a JAX
+        transformation, where values are not known, the output for such a token is zero.
+      memory: the tokens `[s, n]` from which keys and values are computed, or a tuple: the inputs of
+        keys `[s, n]` and of values `[s, l]`. None for `x` itself.
       queries: the indices `[q]` of the tokens whose output is computed; None for all.
       block_size: the number of query tokens computed at once. None limits the logits in memory to
         2^22 entries, so that memory grows as t and not as t^2.
@@ -63,17 +72,17 @@ def apply(
       [[2.0, 2.0], [2.0, 2.0]]
       >>> apply(params, x, causal_mask(2)).tolist()
       [[1.0, 0.0], [2.0, 2.0]]
+      >>> apply(params, x, memory=jnp.array([[5.0, 5.0], [7.0, 7.0], [9.0, 9.0]])).tolist()
+      [[7.0, 7.0], [7.0, 7.0]]
     """
     w_q, w_k, w_v, w_o = validated("params", params)
-    h, m, _ = w_q.shape
-    x = _gathered(checks.array("x", x, shape=(None, m)))
     root = _key_root(params)
-    rows, allowed = _rows(x, attn_mask, queries)
-    block = _block_size(block_size, h, x.shape[0])
+    tokens = _tokens(x, memory, attn_mask, queries, (w_q.shape[1], w_k.shape[1], w_v.shape[1]))
+    block = _block_size(block_size, len(w_q), len(tokens.keys))
 
     with jax.default_matmul_precision(precision):
-        keys = jnp.einsum("tm,hmk->htk", x, w_k)
-        values = jnp.einsum("tm,hmv->htv", x, w_v)
+        keys = jnp.einsum("tn,hnk->htk", tokens.keys, w_k)
+        values = jnp.einsum("tl,hlv->htv", tokens.values, w_v)
 
         def attend(
             x_rows: Float[Array, "q m"], may_attend: Bool[Array, "q t"] | None
@@ -82,7 +91,7 @@ def apply(
             heads = jnp.einsum("hqt,htv->hqv", _softmax(_logits(q, keys, root), may_attend), values)
             return jnp.einsum("hqv,hvo->qo", heads, w_o)
 
-        return checks.finite_result(_in_blocks(attend, rows, allowed, block))
+        return checks.finite_result(_in_blocks(attend, tokens.rows, tokens.allowed, block))
 
 
 def pattern(
@@ -90,33 +99,34 @@ def pattern(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    memory: Memory | None = None,
     precision: str = "highest",
-) -> Float[Array, "h t t"]:
+) -> Float[Array, "h q t"]:
     """Return the attention weights ``softmax_masked(x_i w_q (x w_k)^T / sqrt(k))`` of each head.
 
     Args:
-      params, x, attn_mask, precision: as in `apply`.
+      params, x, attn_mask, memory, precision: as in `apply`.
 
     Returns:
-      The weights `[h, t, t]`; each row sums to one. Memory grows as t^2, so the function is meant
-      for pictures of short sequences.
+      The weights `[h, t, t]`, or `[h, tokens of x, tokens of memory]`; each row sums to one. Memory
+      grows as t^2, so the function is meant for pictures of short sequences.
 
     Raises:
       ValueError: as in `apply`.
     """
-    w_q, w_k, *_ = validated("params", params)
-    x = _gathered(checks.array("x", x, shape=(None, w_q.shape[1])))
-    rows, allowed = _rows(x, attn_mask, None)
+    w_q, w_k, w_v, _ = validated("params", params)
+    tokens = _tokens(x, memory, attn_mask, None, (w_q.shape[1], w_k.shape[1], w_v.shape[1]))
     with jax.default_matmul_precision(precision):
-        q = jnp.einsum("qm,hmk->hqk", rows, w_q)
-        keys = jnp.einsum("tm,hmk->htk", x, w_k)
-        return checks.finite_result(_softmax(_logits(q, keys, _key_root(params)), allowed))
+        q = jnp.einsum("qm,hmk->hqk", tokens.rows, w_q)
+        keys = jnp.einsum("tn,hnk->htk", tokens.keys, w_k)
+        return checks.finite_result(_softmax(_logits(q, keys, _key_root(params)), tokens.allowed))
 
 
 def merge(params: Projections) -> MergedParams:
     """Merge the four projections into the two matrices that attention depends on.
 
-    ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, m]`, ``w_vo = w_v w_o`` `[h, m, o]` (paper, section 2).
+    ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, n]`, ``w_vo = w_v w_o`` `[h, l, o]` (paper, section 2).
+    Heads of grouped queries each have matrices of their own, with the keys and values they share.
     """
     w_q, w_k, w_v, w_o = validated("params", params)
     root = _key_root(params)
@@ -131,32 +141,32 @@ def apply_merged(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    memory: Memory | None = None,
     queries: ArrayLike | None = None,
     block_size: int | None = None,
     precision: str = "highest",
 ) -> Float[Array, "q o"]:
     """Compute the result of `apply` from the merged matrices.
 
-    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``. Arguments, shapes and errors are as in `apply`.
+    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``, with `memory` in place of the second and third x.
+    Arguments, shapes and errors are as in `apply`.
     """
     w_qk, w_vo = checks.record("merged", merged, MergedParams)
-    h, m, _ = checks.array("merged.w_qk", w_qk, ndim=3).shape
-    checks.array("merged.w_qk", w_qk, shape=(h, m, m))
-    checks.array("merged.w_vo", w_vo, shape=(h, m, None))
-    x = _gathered(checks.array("x", x, shape=(None, m)))
-    rows, allowed = _rows(x, attn_mask, queries)
-    block = _block_size(block_size, h, x.shape[0])
+    h, m, n = checks.array("merged.w_qk", w_qk, ndim=3).shape
+    _, l, _ = checks.array("merged.w_vo", w_vo, shape=(h, None, None)).shape
+    tokens = _tokens(x, memory, attn_mask, queries, (m, n, l))
+    block = _block_size(block_size, h, len(tokens.keys))
 
     with jax.default_matmul_precision(precision):
-        values = jnp.einsum("tm,hmo->hto", x, w_vo)
+        values = jnp.einsum("tl,hlo->hto", tokens.values, w_vo)
 
         def attend(
             x_rows: Float[Array, "q m"], may_attend: Bool[Array, "q t"] | None
         ) -> Float[Array, "q o"]:
-            logits = jnp.einsum("qm,hmn,tn->hqt", x_rows, w_qk, x)
+            logits = jnp.einsum("qm,hmn,tn->hqt", x_rows, w_qk, tokens.keys)
             return jnp.einsum("hqt,hto->qo", _softmax(logits, may_attend), values)
 
-        return checks.finite_result(_in_blocks(attend, rows, allowed, block))
+        return checks.finite_result(_in_blocks(attend, tokens.rows, tokens.allowed, block))
 
 
 def error(
@@ -165,6 +175,7 @@ def error(
     x: ArrayLike,
     attn_mask: ArrayLike | None = None,
     *,
+    memory: Memory | None = None,
     queries: ArrayLike | None = None,
 ) -> Float[Array, "*s"]:
     """Return the error of a ticket: ``max_i ||ticket(x)_i - target(x)_i||_2`` over the tokens i.
@@ -178,6 +189,8 @@ def error(
       x: one sequence `[t, m]`, or sequences `[s, t, m]`; long sequences are computed one after
         another.
       attn_mask, queries: the arguments of `apply` with these names.
+      memory: the argument of `apply` with this name; with sequences `[s, t, m]`, its arrays have a
+        first axis of the same length.
 
     Returns:
       A scalar for one sequence, `[s]` for several.
@@ -190,23 +203,26 @@ def error(
         raise checks.fail("x", "sequences of at least one token", f"shape {sequences.shape}")
     if queries is not None and not np.size(queries):
         raise checks.fail("queries", "at least one row", "none")
-    (_, m, *_), (*_, o) = validated("target", target).w_q.shape, target.w_o.shape
-    of_ticket = validated("ticket", ticket)
-    checks.array("ticket.w_q", of_ticket.w_q, shape=(None, m, None))
-    checks.array("ticket.w_o", of_ticket.w_o, shape=(None, None, o))
+    of_target, of_ticket = validated("target", target), validated("ticket", ticket)
+    checks.array("ticket.w_o", of_ticket.w_o, shape=(None, None, of_target.w_o.shape[-1]))
+    for name in ("w_q", "w_k", "w_v"):
+        width = getattr(of_target, name).shape[1]
+        checks.array(f"ticket.{name}", getattr(of_ticket, name), shape=(None, width, None))
+    if memory is not None:
+        memory = _keys_and_values(memory, sequences.shape[:-2])
     dtype = jnp.result_type(sequences, ticket.w_q, target.w_q)
     # The weights are cast as well as the inputs, because ``sqrt(k)`` has the dtype of the weights.
-    ticket, target, sequences = (_cast(part, dtype) for part in (ticket, target, sequences))
+    ticket, target, inputs = (_cast(p, dtype) for p in (ticket, target, (sequences, memory)))
 
-    def largest(sequence: Float[Array, "t m"]) -> Float[Array, ""]:
-        run = partial(apply, x=sequence, attn_mask=attn_mask, queries=queries)
+    def largest(inputs: tuple[Array, Memory | None]) -> Float[Array, ""]:
+        run = partial(apply, x=inputs[0], attn_mask=attn_mask, memory=inputs[1], queries=queries)
         return jnp.max(jnp.linalg.norm(run(ticket) - run(target), axis=-1))
 
     if sequences.ndim == 2:
-        return checks.finite_result(largest(sequences))
+        return checks.finite_result(largest(inputs))
     # Several long sequences computed at once would not fit into memory.
-    one_by_one = sequences.shape[1] > 512
-    errors = jax.lax.map(largest, sequences) if one_by_one else jax.vmap(largest)(sequences)
+    one_by_one = max(part.shape[-2] for part in jax.tree.leaves(inputs)) > 512
+    errors = jax.lax.map(largest, inputs) if one_by_one else jax.vmap(largest)(inputs)
     return checks.finite_result(errors)
 
 
@@ -268,34 +284,71 @@ def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, jax.P(None, None)))
 
 
-def _rows(
-    x: Float[Array, "t m"], attn_mask: ArrayLike | None, queries: ArrayLike | None
-) -> tuple[Float[Array, "q m"], Bool[Array, "q t"] | None]:
-    """Return the query tokens, and which tokens each of them may attend to (None: to all)."""
-    t = x.shape[0]
-    rows, allowed = x, None
+class _Tokens(NamedTuple):
+    """The validated inputs of attention."""
+
+    rows: Float[Array, "q m"]
+    keys: Float[Array, "t n"]
+    values: Float[Array, "t l"]
+    allowed: Bool[Array, "q t"] | None  # which tokens each row may attend to (None: all)
+
+
+def _tokens(
+    x: ArrayLike,
+    memory: Memory | None,
+    attn_mask: ArrayLike | None,
+    queries: ArrayLike | None,
+    widths: tuple[int, int, int],
+) -> _Tokens:
+    """Return the query tokens and the inputs of keys and values, of widths (m, n, l)."""
+    m, n, l = widths
+    x = _gathered(checks.array("x", x, shape=(None, m)))
+    if memory is not None:
+        keys, values = map(_gathered, _keys_and_values(memory, ()))
+        for index, (part, width) in enumerate(((keys, n), (values, l))):
+            name = f"memory[{index}]" if isinstance(memory, tuple) else "memory"
+            checks.array(name, part, shape=(None, width))
+    elif m == n == l:
+        keys = values = x
+    else:
+        given = f"given for keys of width {n}, values of width {l} and queries of width {m}"
+        raise checks.fail("memory", given, None)
+    rows = x
     if queries is not None:
         queries = checks.array("queries", queries, ndim=1, kind="int")
         known = checks.concrete(queries)
         if known is not None and known.size:
             low, high = known.min(), known.max()
-            if low < 0 or high >= t:
-                raise checks.fail("queries", f"indices in [0, {t - 1}]", f"{low} to {high}")
+            if low < 0 or high >= len(x):
+                raise checks.fail("queries", f"indices in [0, {len(x) - 1}]", f"{low} to {high}")
         rows = x[queries]
-    if attn_mask is not None:
-        allowed = checks.array("attn_mask", attn_mask, shape=(t, t), kind="bool")
-        if queries is not None:
-            allowed = allowed[queries]
-        known = checks.concrete(allowed)
-        if known is not None:
-            empty = np.sum(~known.any(axis=-1))
-            if empty:
-                raise checks.fail(
-                    "attn_mask",
-                    "True at least once in every row",
-                    f"{empty} rows that attend to nothing",
-                )
-    return rows, allowed
+    if attn_mask is None:
+        return _Tokens(rows, keys, values, None)
+    dtype = getattr(attn_mask, "dtype", bool)
+    if jnp.issubdtype(dtype, jnp.floating):  # perhaps the memory, as a third argument
+        hint = "a boolean array; keys and values are given as memory=..."
+        raise checks.fail("attn_mask", hint, f"dtype {dtype}")
+    allowed = checks.array("attn_mask", attn_mask, shape=(len(x), len(keys)), kind="bool")
+    if queries is not None:
+        allowed = allowed[queries]
+    known = checks.concrete(allowed)
+    if known is not None and not known.any(axis=-1).all():
+        empty = f"{np.sum(~known.any(axis=-1))} rows that attend to nothing"
+        raise checks.fail("attn_mask", "True at least once in every row", empty)
+    return _Tokens(rows, keys, values, allowed)
+
+
+def _keys_and_values(memory: Memory, lead: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return the inputs of keys and of values: `[*lead, t, n]` and `[*lead, t, l]`."""
+    if not isinstance(memory, tuple):
+        memory = (memory, memory)
+    if len(memory) != 2:
+        raise checks.fail("memory", "one array, or a tuple of two", f"{len(memory)} of them")
+    keys = checks.array("memory", memory[0], shape=(*lead, None, None))
+    values = checks.array("memory", memory[1], shape=(*lead, keys.shape[-2], None))
+    if not keys.shape[-2]:
+        raise checks.fail("memory", "at least one token", f"shape {keys.shape}")
+    return keys, values
 
 
 def _key_root(params: Projections) -> Float[Array, ""]:
@@ -318,13 +371,24 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
 
 
 def validated(name: str, params: Projections) -> AttentionParams:
-    """Return projections as JAX arrays; refuse heads or widths that do not fit together."""
+    """Return projections as JAX arrays; refuse heads or widths that do not fit together.
+
+    Keys and values that several heads share are repeated: `w_k [h, n, k]`, `w_v [h, l, v]`.
+    """
     checks.record(name, params, Projections)
     w_q = checks.array(f"{name}.w_q", params.w_q, ndim=3)
-    h, m, k = w_q.shape
+    h, _, k = w_q.shape
     if 0 in w_q.shape:
         raise checks.fail(f"{name}.w_q", "an array without empty dimensions", f"shape {w_q.shape}")
-    w_k = checks.array(f"{name}.w_k", params.w_k, shape=(h, m, k))
-    w_v = checks.array(f"{name}.w_v", params.w_v, shape=(h, m, None))
+    w_v = checks.array(f"{name}.w_v", params.w_v, ndim=3)
+    g = w_v.shape[0]
+    if not g or h % g:
+        raise checks.fail(f"{name}.w_v", f"of a number of heads that divides {h}", g)
+    w_k = checks.array(f"{name}.w_k", params.w_k, shape=(g, None, k))
     w_o = checks.array(f"{name}.w_o", params.w_o, shape=(h, w_v.shape[-1], None))
+    for field, w in (("w_k", w_k), ("w_v", w_v)):
+        if not w.shape[1]:
+            raise checks.fail(f"{name}.{field}", "of an input width above 0", f"shape {w.shape}")
+    if g != h:
+        w_k, w_v = (jnp.repeat(w, h // g, axis=0) for w in (w_k, w_v))
     return AttentionParams(w_q, w_k, w_v, w_o)

@@ -38,6 +38,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--inputs", metavar="X.npy", help="the sequences [s, t, m] on which the error was measured"
     )
+    verify.add_argument(
+        "--memory",
+        metavar="X.npy",
+        help="for cross-attention, the sequences [s, t, n] of keys and values; or an archive "
+        "(X.npz) of keys and values",
+    )
     export.add_argument(
         "--out", required=True, metavar="X.npz", help="the file to write, or the folder"
     )
@@ -70,10 +76,18 @@ def run(options: argparse.Namespace) -> None:
         inputs = None if options.inputs is None else storage.read_numpy(options.inputs)
         if isinstance(inputs, dict):
             raise checks.fail("--inputs", "one array, NAME.npy", options.inputs)
+        memory: Any = None if options.memory is None else storage.read_numpy(options.memory)
+        if isinstance(memory, dict):
+            if memory.keys() != {"keys", "values"}:
+                allowed = "one array, or an archive of keys and values"
+                raise checks.fail("--memory", allowed, options.memory)
+            memory = memory["keys"], memory["values"]
         sources = None
         if options.source is not None:
             sources = {ticket.read_header(options.file)["source"]: _function(options.source)}
-        report = ticket.verify(options.file, target=target, inputs=inputs, sources=sources)
+        report = ticket.verify(
+            options.file, target=target, inputs=inputs, memory=memory, sources=sources
+        )
         outcome.show(f"{options.file}: intact, and its source is generated as recorded")
         if report.error is not None:
             print(f"error {report.error:.6g} against the target, {report.recorded:.6g} recorded")

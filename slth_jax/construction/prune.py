@@ -117,9 +117,15 @@ def solve_attention(
     ``w_o^T`` and the grouped factor `right` is ``w_v^T``, so that units are grouped over d_in as in
     the bound on n_v.
 
+    Cross-attention is the same with ``w_qk [m, n]`` and ``w_vo [l, o]``: groups are over the
+    inputs of keys and of values. Every head of the source has keys and values of its own, since
+    the theorem approximates ``w_qk`` of each head. The heads of a grouped-query target are
+    therefore approximated one by one, each with a copy of the keys and values it shares.
+
     Args:
-      source: `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`.
-      target: projections with the same h, m and o; d_k and d_v may be any.
+      source: `w_q [h, m, n_k]`, `w_k [h, n, n_k]`, `w_v [h, l, n_v]`, `w_o [h, n_v, o]`.
+      target: projections with the same h, m, n, l and o; d_k, d_v and the number of key/value
+        heads may be any.
       construction: a name in `rules.RULES` or a rule, see `solve_product`.
 
     Returns:
@@ -218,20 +224,25 @@ def validate_attention(source: Projections, target: Projections, rule: Rule) -> 
     for name, params in (("source", source), ("target", target)):
         checks.record(name, params, Projections)
     factor = partial(checks.array, kind="factor")
-    h, m, _ = factor("target.w_q", target.w_q, ndim=3).shape
-    if 0 in target.w_q.shape:
-        empty = f"shape {target.w_q.shape}"
-        raise checks.fail("target.w_q", "an array without empty dimensions", empty)
-    factor("target.w_k", target.w_k, shape=target.w_q.shape)
-    d_v = factor("target.w_v", target.w_v, shape=(h, m, None)).shape[-1]
+    h, m, d_k = factor("target.w_q", target.w_q, ndim=3).shape
+    g, n, _ = factor("target.w_k", target.w_k, shape=(None, None, d_k)).shape
+    _, l, d_v = factor("target.w_v", target.w_v, shape=(g, None, None)).shape
     o = factor("target.w_o", target.w_o, shape=(h, d_v, None)).shape[-1]
+    for name, w in (("w_q", target.w_q), ("w_k", target.w_k)):
+        if 0 in w.shape:
+            allowed = "an array without empty dimensions"
+            raise checks.fail(f"target.{name}", allowed, f"shape {w.shape}")
+    if h % g:
+        raise checks.fail("target.w_k", f"of a number of heads that divides {h}", g)
     n_k = factor("source.w_q", source.w_q, shape=(h, m, None)).shape[-1]
-    factor("source.w_k", source.w_k, shape=(h, m, n_k))
-    n_v = factor("source.w_v", source.w_v, shape=(h, m, None)).shape[-1]
+    factor("source.w_k", source.w_k, shape=(h, n, n_k))
+    n_v = factor("source.w_v", source.w_v, shape=(h, l, None)).shape[-1]
     factor("source.w_o", source.w_o, shape=(h, n_v, o))
-    engine.validate_width("source n_k", n_k, source.key_width, m)
-    groups = min(m, o) if rule.either_side else m
-    engine.validate_width("source n_v", n_v, source.value_width, groups)
+    for name, units, width, ends in (
+        ("source n_k", n_k, source.key_width, (n, m)),
+        ("source n_v", n_v, source.value_width, (l, o)),
+    ):
+        engine.validate_width(name, units, width, min(ends) if rule.either_side else ends[0])
 
 
 @partial(jax.jit, static_argnames="rule")

@@ -13,7 +13,7 @@ from slth_jax import attention, checks, initializers
 from slth_jax.attention.core import validated
 from slth_jax.construction import prune, rules
 from slth_jax.construction.rules import Rule
-from slth_jax.types import Array, ArrayLike, AttentionParams, Key, Projections
+from slth_jax.types import Array, ArrayLike, AttentionParams, Key, Memory, Projections
 
 
 class FoundWidth(NamedTuple):
@@ -30,6 +30,7 @@ def find_width(
     *,
     key: Key,
     inputs: ArrayLike | None = None,
+    memory: Memory | None = None,
     max_norm: float = 1.0,
     seeds: int = 10,
     construction: str | Rule = "fitted",
@@ -46,11 +47,13 @@ def find_width(
     which the mean error falls to `error`.
 
     Args:
-      target: `w_q, w_k [h, m, d_k]`, `w_v [h, m, d_v]`, `w_o [h, d_v, o]`.
+      target: `w_q [h, m, d_k]`, `w_k [g, n, d_k]`, `w_v [g, l, d_v]`, `w_o [h, d_v, o]`.
       error: the largest mean error allowed, above 0.
       key: a PRNG key, from which the sources are drawn, and the inputs too if `inputs` is None.
       inputs: sequences `[s, t, m]`; None for 16 sequences of 8 random tokens of norm `max_norm`.
-      max_norm: the norm of the random tokens if `inputs` is None.
+      memory: for cross-attention, the argument of `attention.error` with this name. If it is None
+        and keys and values have inputs of other widths than queries, random tokens are drawn.
+      max_norm: the norm of random tokens.
       seeds: the number of random sources.
       construction: a name in `rules.RULES`, or a rule.
       source: the function that draws a source, from `initializers`.
@@ -70,29 +73,40 @@ def find_width(
     allowed = checks.number("error", error, low=0, open_low=True)
     rule = rules.get(construction)
     checks.record("target", target, AttentionParams)
-    h, m, _ = validated("target", target).w_q.shape
+    of_target = validated("target", target)
+    (h, m, _), n, l = of_target.w_q.shape, of_target.w_k.shape[1], of_target.w_v.shape[1]
     if 0 in target.w_o.shape:
         raise checks.fail("target.w_o", "without empty dimensions", f"shape {target.w_o.shape}")
     checks.integer("seeds", seeds, low=1)
-    checks.integer("largest", largest, low=m)
+    least = max(m, n, l)  # a source needs a unit for each input coordinate
+    checks.integer("largest", largest, low=least)
     max_norm = checks.number("max_norm", max_norm, low=0, open_low=True)
     checks.function("source", source)
     for_inputs, for_sources = jax.random.split(checks.key("key", key))
+
+    def tokens(key: Key, width: int) -> Float[Array, "16 8 {width}"]:
+        x = jax.random.normal(key, (16, 8, width))
+        return x * (max_norm / jnp.linalg.norm(x, axis=-1, keepdims=True))
+
     if inputs is None:
-        x = jax.random.normal(for_inputs, (16, 8, m))
-        x = x * (max_norm / jnp.linalg.norm(x, axis=-1, keepdims=True))
+        x = tokens(for_inputs, m)
     else:
         x = checks.array("inputs", inputs, shape=(None, None, m))
     draw = partial(source, num_heads=h, d_in=m, d_out=target.w_o.shape[-1])
+    if not m == n == l:
+        draw = partial(draw, d_memory=(n, l))
+        if memory is None:
+            keys = jax.random.split(for_inputs)
+            memory = tokens(keys[0], n), tokens(keys[1], l)
     keys = jax.random.split(for_sources, seeds)
     tried: dict[int, float] = {}
 
     def small_enough(padded: int, width: int) -> bool:
-        errors = _errors(keys, target, x, width, draw=draw, padded=padded, rule=rule)
+        errors = _errors(keys, target, x, memory, width, draw=draw, padded=padded, rule=rule)
         tried[width] = float(np.mean(errors))
         return tried[width] <= allowed
 
-    below, padded = m - 1, min(2 * m, largest)  # a source needs a unit per input coordinate
+    below, padded = least - 1, min(2 * least, largest)
     while not small_enough(padded, padded):
         if padded == largest:
             reached = f"{tried[largest]:.3g} at that width"
@@ -107,13 +121,22 @@ def find_width(
 
 @partial(jax.jit, static_argnames=("draw", "padded", "rule"))
 def _errors(
-    keys: Key, target: AttentionParams, x: Array, width: ArrayLike, *, draw, padded: int, rule: Rule
+    keys: Key,
+    target: AttentionParams,
+    x: Array,
+    memory: Memory | None,
+    width: ArrayLike,
+    *,
+    draw,
+    padded: int,
+    rule: Rule,
 ) -> Float[Array, " seeds"]:
     """Draw a source from each key; return the error of its ticket."""
 
     def ticket_error(key: Key) -> Float[Array, ""]:
         weights = draw(key, n_k=width, n_v=width, padded=padded)
         masks = prune.prune_attention(weights, target, construction=rule)
-        return jnp.mean(attention.error(prune.apply_masks(weights, masks), target, x))
+        ticket = prune.apply_masks(weights, masks)
+        return jnp.mean(attention.error(ticket, target, x, memory=memory))
 
     return jax.vmap(ticket_error)(keys)

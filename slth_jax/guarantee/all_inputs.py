@@ -55,7 +55,8 @@ def guaranteed_error(
     For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha
     ||V||`` with ``e = alpha^2 ||D||``, ``alpha = max_norm``; the bounds of heads are added. Norms
     and errors are carried from block to block. The bound holds for every attention mask and, except
-    for its round-off term, every number of tokens.
+    for its round-off term, every number of tokens. For cross-attention
+    `max_norm` also bounds the rows of the memory.
 
     Args:
       source: the unmasked random weights; attention, or a sequence of transformer blocks.

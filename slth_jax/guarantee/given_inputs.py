@@ -73,7 +73,8 @@ def guaranteed_error_on(
       returns the bound of each row behind each block.
 
     Raises:
-      ValueError: shapes that do not fit, or a row of `attn_mask` that attends to nothing.
+      ValueError: shapes that do not fit, a row of `attn_mask` that attends to nothing, or a
+        target whose keys and values have inputs of other widths than queries.
     """
     bounds = guarantee_on(source, masks, target, inputs, attn_mask, dtype=dtype).error
     return bounds[0] if np.ndim(inputs) == 2 else bounds
@@ -84,6 +85,7 @@ def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = 
     network = pairs.compare(source, masks, target, dtype)
     x = np.asarray(np.asarray(inputs, network.dtype), np.float64)
     x = x[None] if x.ndim == 2 else x
+    pairs.refuse_cross("target", network.pairs[0].T)
     m = network.pairs[0].T.A.shape[-1]
     if x.ndim != 3 or x.shape[-1] != m or not np.all(np.isfinite(x)):
         raise checks.fail("inputs", f"finite, of shape (any, any, {m})", f"shape {x.shape}")

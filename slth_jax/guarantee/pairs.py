@@ -33,25 +33,25 @@ _EXP_ULPS = 4
 class Merged(NamedTuple):
     """The merged matrices of one attention layer and their norms; the first axis is heads."""
 
-    A: Float[Floats, "h m m"]  # w_q w_k^T / sqrt(k)
-    W: Float[Floats, "h m o"]  # w_v w_o
+    A: Float[Floats, "h m n"]  # w_q w_k^T / sqrt(k)
+    W: Float[Floats, "h l o"]  # w_v w_o
     norm_A: Float[Floats, " h"]
     norm_W: Float[Floats, " h"]
     norm_abs_A: Float[Floats, " h"]  # norm of the product of the factors' absolute values
     norm_abs_W: Float[Floats, " h"]
-    widths: tuple[int, int, int]  # m, k and v
+    widths: tuple[int, int]  # k and v
 
     def round_off(self, alpha: Any, num_tokens: int, unit: float) -> Float[Floats, "*s"]:
         """Bound the rounding of `attention.apply`, first order in the unit round-off.
 
         `alpha` is the largest norm of a row: a number, or one per sequence.
         """
-        (m, k, v), h = self.widths, len(self.A)
+        (k, v), (h, m, n), l = self.widths, self.A.shape, self.W.shape[1]
         alpha = np.asarray(alpha, np.float64)[..., None]  # [*s, h]
-        logits = gamma(2 * m + k + 4, unit) * alpha**2 * self.norm_abs_A
+        logits = gamma(m + n + k + 4, unit) * alpha**2 * self.norm_abs_A
         exponent = unit * (2 * alpha**2 * self.norm_A + _EXP_ULPS)
         weights = 2 * np.expm1(np.minimum(exponent, 50.0)) + gamma(num_tokens + 2, unit)
-        sums = gamma(num_tokens + m + v + h + 2, unit) * (1 + weights)
+        sums = gamma(num_tokens + l + v + h + 2, unit) * (1 + weights)
         parts = (logits + weights) * alpha * self.norm_W + sums * alpha * self.norm_abs_W
         return np.sum(parts, axis=-1)
 
@@ -96,8 +96,8 @@ class Pair(NamedTuple):
 
     S: Merged
     T: Merged
-    D: Float[Floats, "h m m"]
-    V: Float[Floats, "h m o"]
+    D: Float[Floats, "h m n"]
+    V: Float[Floats, "h l o"]
     norm_D: Float[Floats, " h"]
     norm_V: Float[Floats, " h"]
     layers: tuple[Layer, ...]
@@ -152,7 +152,16 @@ def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
         _pair(from_block, mask, to_block, dtype)
         for from_block, mask, to_block in zip(source, masks, target, strict=True)
     )
+    for pair in () if alone else pairs:
+        refuse_cross("target", pair.T)
     return Network(pairs, not alone, dtype, float(jnp.finfo(dtype).eps) / 2)
+
+
+def refuse_cross(name: str, merged: Merged) -> None:
+    """Refuse cross-attention, whose keys and values have inputs of other widths than queries."""
+    (_, m, n), l = merged.A.shape, merged.W.shape[1]
+    if not m == n == l:
+        raise checks.fail(name, "self-attention", f"inputs of widths {m}, {n} and {l}")
 
 
 def _pair(source: Block, masks: Block, target: Block, dtype: np.dtype) -> Pair:
@@ -160,10 +169,9 @@ def _pair(source: Block, masks: Block, target: Block, dtype: np.dtype) -> Pair:
         _check_shapes(name, block.attention)
     ticket = _merged(source.attention, masks.attention, dtype)
     of_target = _merged(target.attention, None, dtype)
-    if ticket.A.shape != of_target.A.shape or ticket.W.shape != of_target.W.shape:
-        *sizes, o = *of_target.A.shape[:2], of_target.W.shape[-1]
-        given = *ticket.A.shape[:2], ticket.W.shape[-1]
-        raise checks.fail("source", f"of the target's heads and widths {(*sizes, o)}", given)
+    sizes, given = ((*part.A.shape, *part.W.shape[1:]) for part in (of_target, ticket))
+    if sizes != given:
+        raise checks.fail("source", f"of the target's heads and widths {sizes}", given)
     D, V = ticket.A - of_target.A, ticket.W - of_target.W
     layers = tuple(_layers(source.layers, masks.layers, target.layers, dtype))
     return Pair(ticket, of_target, D, V, spectral(D), spectral(V), layers)
@@ -171,11 +179,13 @@ def _pair(source: Block, masks: Block, target: Block, dtype: np.dtype) -> Pair:
 
 def _check_shapes(name: str, params: Projections) -> None:
     """Refuse projections whose heads or widths do not fit together."""
-    (h, m, k), (*_, v) = (_shape(name, params, field) for field in ("w_q", "w_v"))
-    if 0 in (h, m, k):
+    (h, m, k), (_, n, _), (g, l, v) = (_shape(name, params, f) for f in ("w_q", "w_k", "w_v"))
+    if 0 in (h, m, k, n, l):
         raise checks.fail(f"{name}.w_q", "an array without empty dimensions", f"shape {(h, m, k)}")
+    if not g or h % g:
+        raise checks.fail(f"{name}.w_v", f"of a number of heads that divides {h}", g)
     *_, o = _shape(name, params, "w_o")
-    for field, shape in {"w_k": (h, m, k), "w_v": (h, m, v), "w_o": (h, v, o)}.items():
+    for field, shape in {"w_k": (g, n, k), "w_v": (g, l, v), "w_o": (h, v, o)}.items():
         if np.shape(getattr(params, field)) != shape:
             given = f"shape {np.shape(getattr(params, field))}"
             raise checks.fail(f"{name}.{field}", f"of shape {shape}", given)
@@ -193,11 +203,12 @@ def _merged(params: Projections, masks: Projections | None, dtype: np.dtype) -> 
     w_q, w_k, w_v, w_o = (
         _weights(getattr(params, name), masks and getattr(masks, name), dtype) for name in names
     )
+    w_k, w_v = (np.repeat(w, len(w_q) // len(w), axis=0) for w in (w_k, w_v))  # grouped queries
     root = np.sqrt(float(params.key_width))
     A, W = w_q @ np.swapaxes(w_k, 1, 2) / root, w_v @ w_o
     abs_A, abs_W = abs(w_q) @ np.swapaxes(abs(w_k), 1, 2) / root, abs(w_v) @ abs(w_o)
     norm_A, norm_W, norm_abs_A, norm_abs_W = map(spectral, (A, W, abs_A, abs_W))
-    widths = (w_q.shape[1], w_q.shape[2], w_v.shape[2])
+    widths = (w_q.shape[2], w_v.shape[2])
     return Merged(A, W, norm_A, norm_W, norm_abs_A, norm_abs_W, widths)
 
 

@@ -15,7 +15,7 @@ from slth_jax.ticket.file import open
 from slth_jax.ticket.record import Ticket, check_source, materialize
 from slth_jax.ticket.sources import Sources
 from slth_jax.transformer import Block
-from slth_jax.types import ArrayLike, AttentionParams, PyTree
+from slth_jax.types import ArrayLike, AttentionParams, Memory, PyTree
 
 Target = AttentionParams | Sequence[Block] | Callable[[PyTree], ArrayLike]
 
@@ -54,6 +54,7 @@ def verify(
     *,
     target: Target | None = None,
     inputs: ArrayLike | None = None,
+    memory: Memory | None = None,
     tolerance: float | None = None,
     sources: Sources | None = None,
 ) -> Report:
@@ -71,6 +72,8 @@ def verify(
       inputs: if `target` is a network, the sequences `[s, t, m]` on which the error was measured.
         The error is the 2-norm of the difference of the outputs, the largest over tokens, averaged
         over sequences; it is computed in float64.
+      memory: for cross-attention, the sequences `[s, t, n]` from which keys and values were
+        computed for each of `inputs`, or a tuple: the inputs of keys and of values.
       tolerance: the largest difference from the stored error. None allows the possible effect of
         rounding: 1000 units of round-off times the mean norm of the target's outputs, in float32
         or, if ``metadata['dtype']`` is 'float64', in float64. If `target` is a function, it allows
@@ -90,7 +93,7 @@ def verify(
             check_source(ticket, sources=sources)
         else:
             masked = materialize(ticket, sources=sources)
-            error, rounding = _error(masked, target, inputs, ticket)
+            error, rounding = _error(masked, target, inputs, memory, ticket)
             recorded = _compare(ticket, error, rounding if tolerance is None else tolerance)
     except CheckpointError as problem:
         raise CheckpointError(f"{path}: {problem}") from problem
@@ -113,7 +116,11 @@ def _compare(ticket: Ticket, error: float, tolerance: float) -> float:
 
 
 def _error(
-    masked: PyTree, target: Target, inputs: ArrayLike | None, ticket: Ticket
+    masked: PyTree,
+    target: Target,
+    inputs: ArrayLike | None,
+    memory: Memory | None,
+    ticket: Ticket,
 ) -> tuple[float, float]:
     """Return the ticket's error, and the possible effect of rounding on the recorded error."""
     if callable(target):
@@ -123,11 +130,22 @@ def _error(
         raise checks.fail("inputs", "the sequences [s, t, m] of the recorded error", None)
     run: Any = attention.apply if isinstance(target, AttentionParams) else transformer.apply
     if not isinstance(target, AttentionParams):
+        if memory is not None:
+            raise checks.fail("memory", "None for a transformer", type(memory).__name__)
         masked = _like(masked, target)
     with jax.enable_x64(True):
         x = checks.array("inputs", np.asarray(inputs, np.float64), ndim=3)
+        options = {}
+        if memory is not None:
+            pair = memory if isinstance(memory, tuple) else (memory, memory)
+            options["memory"] = tuple(
+                checks.array("memory", np.asarray(part, np.float64), shape=(len(x), None, None))
+                for part in pair
+            )
         ours, theirs = (
-            np.asarray(jax.lax.map(lambda sequence, net=net: run(net, sequence), x))
+            np.asarray(
+                jax.lax.map(lambda pair, net=net: run(net, pair[0], **pair[1]), (x, options))
+            )
             for net in (_float64(masked), _float64(target))
         )
     error = np.linalg.norm(ours - theirs, axis=-1).max(axis=-1).mean()

@@ -11,8 +11,20 @@ from refusals import refusals
 from slth_jax import attention, construction, initializers
 
 T, M, H = 5, 12, 3
+S = 4  # tokens of the memory
 KEY = jax.random.key(2, impl="threefry2x32")
 X = np.array(jax.random.normal(KEY, (T, M)))
+
+
+def memory(width, index=1):
+    """Return the input of keys or values."""
+    return np.array(jax.random.normal(jax.random.fold_in(KEY, index), (S, width)))
+
+
+def ours(params, biases, *others):
+    """Apply projections to X, and to other inputs of keys and values."""
+    ones = attention.append_one if biases else np.asarray
+    return attention.apply(params, ones(X), memory=tuple(map(ones, others)) or None)
 
 
 def torch_layer(**options):
@@ -36,6 +48,38 @@ def test_pytorch_module_and_state_dict(bias):
         assert params.w_q.shape == (H, M + bias, M // H)
         x = attention.append_one(X) if bias else X
         np.testing.assert_allclose(attention.apply(params, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kdim, vdim", [(None, None), (7, 7), (7, 5), (12, 5), (7, None)])
+def test_pytorch_cross_attention_with_masks(kdim, vdim, bias):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.manual_seed(1)
+    layer = torch.nn.MultiheadAttention(M, H, kdim=kdim, vdim=vdim, bias=bias, batch_first=True)
+    keys, values = memory(kdim or M), memory(vdim or M, 2)
+    attn_mask = np.array(np.arange(S) <= np.arange(T)[:, None])
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.uniform_(-0.5, 0.5)
+        tensors = [torch.from_numpy(rows)[None] for rows in (X, keys, values)]
+        want = layer(*tensors, attn_mask=torch.from_numpy(~attn_mask), need_weights=False)[0][0]
+    for source, heads in ((layer, None), (layer.state_dict(), H)):
+        params = attention.from_torch(source, heads)
+        ones = attention.append_one if bias else np.asarray
+        pair = ones(keys), ones(values)
+        output = attention.apply(params, ones(X), attn_mask, memory=pair)
+        np.testing.assert_allclose(output, want.numpy(), atol=2e-5)
+        merged = attention.apply_merged(attention.merge(params), ones(X), attn_mask, memory=pair)
+        np.testing.assert_allclose(merged, want.numpy(), atol=5e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_flax_cross_attention_of_keys_and_values_of_other_widths(bias):
+    linen = flax.linen.MultiHeadDotProductAttention(H, use_bias=bias)
+    inputs = X[None], memory(7)[None], memory(5, 2)[None]
+    variables = jax.tree.map(lambda w: w + 0.25, linen.init(KEY, *inputs))
+    output = ours(attention.from_flax(variables), bias, inputs[1][0], inputs[2][0])
+    np.testing.assert_allclose(output, linen.apply(variables, *inputs)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -74,7 +118,6 @@ def test_a_layer_with_biases_can_be_hidden():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: torch_layer(kdim=7)[0], r"^source must be torch.nn.MultiheadAttention with keys"),
         (
             lambda: torch_layer(add_bias_kv=True)[0],
             r"^source must be attention without add_bias_kv",
@@ -94,6 +137,8 @@ def test_other_bad_input_is_named():
         attention.from_torch(torch_layer()[0], 5)
     with refusals(r"^num_heads must be a divisor of the width 12, got 5"):
         attention.from_torch(torch_layer()[0].state_dict(), 5)
+    with refusals(r"^source must be torch.nn.MultiheadAttention or its state dict, got weights n"):
+        attention.from_torch({**torch_layer(kdim=7)[0].state_dict(), "scale": X[0]}, H)
     with refusals(r"^source must be an attention layer of Flax, got no ker"):
         attention.from_flax({"query": {"kernel": jnp.ones((3, 1, 2))}})
     params = initializers.theory_attention(KEY, num_heads=2, d_in=3, d_out=4, n_k=5, n_v=6)
@@ -135,23 +180,25 @@ def test_a_pytorch_layer_of_any_options_is_read_whole_or_refused(seed):
     sources = [(state, H)] if dropped and options["bias"] else [(layer, None), (state, H)]
     if options["add_zero_attn"]:
         sources = sources[:1] if sources[0][0] is layer else []  # a state dict does not contain it
-    widths = {options["kdim"] or M, options["vdim"] or M}
+    keys, values = memory(options["kdim"] or M), memory(options["vdim"] or M, 2)
     for source, heads in sources:
-        if options["add_bias_kv"] or options["add_zero_attn"] or widths != {M}:
-            with refusals(r"^source must be (attention without|torch.nn.Multihead)"):
+        if options["add_bias_kv"] or options["add_zero_attn"]:
+            with refusals(r"^source must be attention without"):
                 attention.from_torch(source, heads)
             continue
         params = attention.from_torch(source, heads)
-        x = torch.from_numpy(X)
         with torch.no_grad():
             reference = layer.float()
             if dropped and options["bias"]:
                 attribute = reference.out_proj if dropped == "out_proj.bias" else reference
                 getattr(attribute, dropped.rpartition(".")[2] or dropped).zero_()
-            y = x[None] if options["batch_first"] else x[:, None]
-            output = reference(y, y, y, need_weights=False)[0].reshape(T, M).numpy()
-        inputs = attention.append_one(X) if params.w_q.shape[1] == M + 1 else X
-        np.testing.assert_allclose(attention.apply(params, inputs), output, atol=2e-5)
+            tensors = (
+                torch.from_numpy(rows).unsqueeze(0 if options["batch_first"] else 1)
+                for rows in (X, keys, values)
+            )
+            output = reference(*tensors, need_weights=False)[0].reshape(T, M).numpy()
+        given = ours(params, params.w_q.shape[1] == M + 1, keys, values)
+        np.testing.assert_allclose(given, output, atol=2e-5)
 
 
 FLAX = {
@@ -178,12 +225,12 @@ def test_a_flax_layer_of_any_options_is_read_whole_or_refused(seed):
     )
     grown = jax.tree.map(lambda w: w + 0.25, nnx.state(module, nnx.Param))  # biases start at zero
     nnx.update(module, grown)
-    refused = options["normalize_qk"] or function or options["in_kv_features"] == 5
-    if refused:
-        with refusals(r"^(source must be attention|key.kernel must be of shape)"):
+    rows = memory(options["in_kv_features"] or M)
+    if options["normalize_qk"] or function:
+        with refusals(r"^source must be attention"):
             attention.from_flax(module)
     else:
-        check_flax(module, module(X[None])[0], options["use_bias"], options["param_dtype"])
+        check_flax(module, module(X[None], rows[None])[0], options["use_bias"], rows, rows)
     for name in ("num_kv_heads", "in_kv_features"):
         del options[name]
     layer = flax.linen.MultiHeadDotProductAttention(heads, **options, deterministic=True)
@@ -193,13 +240,12 @@ def test_a_flax_layer_of_any_options_is_read_whole_or_refused(seed):
             attention.from_flax(variables)
     else:
         output = layer.apply(variables, X[None])[0]
-        check_flax(variables, output, options["use_bias"], options["param_dtype"])
+        check_flax(variables, output, options["use_bias"])
 
 
-def check_flax(source, output, bias, dtype):
-    params = attention.from_flax(source)
-    x = attention.append_one(X) if bias else X
-    np.testing.assert_allclose(attention.apply(params, x), output, atol=1e-4, rtol=1e-4)
+def check_flax(source, output, bias, *others):
+    given = ours(attention.from_flax(source), bias, *others)
+    np.testing.assert_allclose(given, output, atol=1e-4, rtol=1e-4)
 
 
 def test_float16_logits_stay_finite_where_pytorchs_do():

@@ -31,6 +31,17 @@ def attention(n=8, m=2):
     return source, target
 
 
+def cross_attention(n=12):
+    """Queries of width 2, keys of 3, values of 4; two heads with the same keys and values."""
+    source = AttentionParams(
+        uniform(0, 2, 2, n), uniform(1, 2, 3, n), uniform(2, 2, 4, n), uniform(3, 2, n, 2)
+    )
+    target = AttentionParams(
+        uniform(4, 2, 2, 3), uniform(5, 1, 3, 3), uniform(6, 1, 4, 3), uniform(7, 2, 3, 2)
+    )
+    return source, target
+
+
 def relu_layer():
     return uniform(0, 8, 2), uniform(1, 2, 8), uniform(2, 2, 2)
 
@@ -48,6 +59,7 @@ def transformer():
 FUNCTIONS = {
     "product": (product, prune._solve_product),
     "attention": (attention, prune._solve_attention),
+    "cross attention": (cross_attention, prune._solve_attention),
     "relu_layer": (relu_layer, relu._solve_layers),
     "layers": (layers, relu._solve_layers),
     "transformer": (transformer, prune._solve_transformer),
@@ -64,7 +76,7 @@ TABLE = [
 def pruned(rule, name):
     """Return masks and report of one call."""
     make, _ = FUNCTIONS[name]
-    return getattr(construction, f"solve_{name}")(*make(), construction=rule)
+    return getattr(construction, f"solve_{name.split()[-1]}")(*make(), construction=rule)
 
 
 def scaled(args):
@@ -91,7 +103,7 @@ def test_compiled_and_batched_as_one_by_one_and_compiled_once(rule, name):
     make, compiled = FUNCTIONS[name]
 
     def prune(*args):
-        return getattr(construction, f"prune_{name}")(*args, construction=rule)
+        return getattr(construction, f"prune_{name.split()[-1]}")(*args, construction=rule)
 
     args, other = make(), scaled(make())
     first, before = pruned(rule, name).masks, compiled._cache_size()
@@ -125,7 +137,7 @@ def test_an_unknown_rule_is_named(name):
     make, _ = FUNCTIONS[name]
     allowed = ", ".join(map(repr, construction.RULES))
     with refusals(rf"^construction must be one of {allowed}, got 'best'"):
-        getattr(construction, f"prune_{name}")(*make(), construction="best")
+        getattr(construction, f"prune_{name.split()[-1]}")(*make(), construction="best")
 
 
 def test_bad_numbers_of_a_rule_are_named():
