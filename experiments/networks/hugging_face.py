@@ -24,7 +24,8 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 VOCABULARY, LENGTH = 29, 11
-TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, LENGTH))
+TOKENS = np.random.default_rng(0).integers(2, VOCABULARY, (2, LENGTH))  # 1: RoBERTa's padding
+ENCODERS = ("bert", "roberta")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _ROPES: list[Any] = [
@@ -134,6 +135,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
          "num_attention_heads": 4, "intermediate_size": 20, "max_position_embeddings": 13},
         _BERT,
     ),
+    "roberta": (
+        {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "intermediate_size": 20, "max_position_embeddings": 15},
+        _BERT | {"max_position_embeddings": [LENGTH + 2, LENGTH]},
+    ),
 }  # fmt: skip
 """For each `model_type`: a small configuration, and the values that a key may be changed to."""
 _STRANGE: list[Any] = [None, True, False, 0, 1, 2, -1, 0.5, "x", [], {}, 1e-5, 16]
@@ -141,7 +147,7 @@ _STRANGE: list[Any] = [None, True, False, 0, 1, 2, -1, 0.5, "x", [], {}, 1e-5, 1
 
 def write(folder: Path, kind: str, config: Any, seed: int = 0) -> Path:
     """Write a folder of random weights; biases and gains are perturbed too, so all matter."""
-    auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModel if kind in ENCODERS else transformers.AutoModelForCausalLM
     net = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -160,13 +166,13 @@ def edit(folder: Path, **changes: Any) -> Path:
 
 
 def reference(folder: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
-    """Return the logits that transformers computes for a folder; for BERT, the last states."""
+    """Return the logits of a folder by transformers; for an encoder, the last states."""
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModel if kind in ENCODERS else transformers.AutoModelForCausalLM
     net = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         output = net(torch.tensor(tokens))
-    return (output.last_hidden_state if kind == "bert" else output.logits).numpy()
+    return (output.last_hidden_state if kind in ENCODERS else output.logits).numpy()
 
 
 def logits(path: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
@@ -333,6 +339,11 @@ CASES: tuple[Case, ...] = (
     _case("llama", "NaN in the last block", _nan),
     _case("bert", "is_decoder", is_decoder=True),
     _case("bert", "relative positions", position_embedding_type="relative_key"),
+    _case("roberta", "sizes, all other keys absent", layer_norm_eps=..., hidden_act=...,
+          type_vocab_size=..., pad_token_id=..., position_embedding_type=...),
+    _case("roberta", "pad_token_id 0", build={"pad_token_id": 0}),
+    _case("roberta", "pad_token_id null", pad_token_id=None),
+    _case("roberta", "is_decoder", is_decoder=True),
     _place_of_weights("pytorch_model.bin", lambda file: None),
     _place_of_weights("a git-lfs pointer", lambda file: file.write_text(_POINTER)),
     _place_of_weights("a dangling link", lambda file: file.symlink_to("nowhere")),

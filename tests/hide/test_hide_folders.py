@@ -42,6 +42,13 @@ FOLDERS = {
          "num_attention_heads": 3, "intermediate_size": 20, "max_position_embeddings": 32},
         {}, "bf16 shards",
     ),
+    "roberta": (
+        "roberta",
+        {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "pad_token_id": 0,
+         "num_attention_heads": 3, "intermediate_size": 20, "max_position_embeddings": 33,
+         "type_vocab_size": 1},
+        {}, "whole",
+    ),
 }  # fmt: skip
 
 
@@ -50,7 +57,8 @@ def written(folder, scatter, kind, config, changes, layout):
     import torch
     import transformers
 
-    make = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
+    encoder = kind in ("bert", "roberta")
+    make = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
     net = scatter(make.from_config(transformers.AutoConfig.for_model(kind, **config)), seed=9)
     if layout == "bf16 shards":
         net.to(torch.bfloat16).save_pretrained(folder, max_shard_size="9KB")
@@ -72,7 +80,7 @@ def written(folder, scatter, kind, config, changes, layout):
 @pytest.mark.parametrize("name", cells(FOLDERS, fast=()))
 def test_a_folder_and_its_ticket(name, tmp_path, scatter):
     reference = written(tmp_path / "folder", scatter, *FOLDERS[name])
-    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (3, 24))
+    tokens = np.random.default_rng(1).integers(1, VOCABULARY, (3, 24))  # 0 is the padding
     expected = reference(tokens)
     reader = models.weights.open(tmp_path / "folder")
     target = hide.logits(hide.of_target(reader), tokens)

@@ -1,4 +1,4 @@
-"""Encoders: states and embeddings of BERT folders against transformers."""
+"""Encoders: states and embeddings of BERT and RoBERTa folders against transformers."""
 
 import json
 
@@ -10,23 +10,28 @@ from refusals import refusals
 
 from slth_jax import models
 
-TOKENS = np.random.default_rng(0).integers(0, 29, (3, 11))
+TOKENS = np.random.default_rng(0).integers(2, 29, (3, 11))  # without RoBERTa's padding
 TYPES = np.random.default_rng(1).integers(0, 2, (3, 11))
 KEPT = np.arange(11)[None] < np.array([11, 4, 7])[:, None]
 SMALL = {
     "vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 20, "max_position_embeddings": 13,
 }  # fmt: skip
+OTHER = SMALL | {"hidden_act": "gelu_new", "layer_norm_eps": 0.01, "type_vocab_size": 3}
 FOLDERS = {
-    "bert": SMALL,
-    "other": SMALL | {"hidden_act": "gelu_new", "layer_norm_eps": 0.01, "type_vocab_size": 3},
+    "bert": ("bert", SMALL),
+    "other": ("bert", OTHER),
+    "roberta": ("roberta", SMALL | {"type_vocab_size": 2}),
+    "other roberta": ("roberta", OTHER | {"pad_token_id": 0, "max_position_embeddings": 12}),
 }
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def bert(request, tmp_path_factory):
     """Return a folder and the network in it; every parameter matters."""
-    net = transformers.BertModel(transformers.BertConfig(**FOLDERS[request.param])).eval()
+    kind, fields = FOLDERS[request.param]
+    net = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **fields))
+    net = net.eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -36,9 +41,9 @@ def bert(request, tmp_path_factory):
     return folder, net
 
 
-def states(net, **inputs):
+def states(net, tokens=TOKENS, **inputs):
     with torch.no_grad():
-        output = net(torch.tensor(TOKENS), **{k: torch.tensor(v) for k, v in inputs.items()})
+        output = net(torch.tensor(tokens), **{k: torch.tensor(v) for k, v in inputs.items()})
     return output.last_hidden_state.numpy()
 
 
@@ -69,6 +74,42 @@ def test_embeddings_do_not_depend_on_padding(bert, pooling):
     np.testing.assert_allclose(ours, rows, atol=2e-5)
     alone = models.embeddings(params, TOKENS[1:2, :4], reader.settings, pooling=pooling)
     np.testing.assert_allclose(ours[1:2], alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("pad", [1, 0])
+def test_a_roberta_attends_to_no_padding_and_is_written_as_it_is_read(pad, tmp_path):
+    config = transformers.RobertaConfig(**SMALL | {"pad_token_id": pad, "type_vocab_size": 1})
+    net = transformers.RobertaModel(config).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():  # the padding's rows too, which must not matter
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.manual_seed(pad)))
+    net.save_pretrained(tmp_path / "a")
+    reader = models.weights.open(tmp_path / "a")
+    assert reader.settings.max_length == 13 - pad - 1
+    tokens = np.where(KEPT, TOKENS, pad)
+    ours = models.apply(reader.load(), tokens, reader.settings)
+    theirs = states(net, tokens, attention_mask=KEPT.astype(int))
+    np.testing.assert_allclose(ours[KEPT], theirs[KEPT], atol=2e-5)
+    models.weights.save(tmp_path / "b", reader.load(), reader.settings)
+    again = models.weights.open(tmp_path / "b")
+    assert again.settings == reader.settings
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "b", add_pooling_layer=False)
+    assert type(loaded) is transformers.RobertaModel
+    np.testing.assert_allclose(states(loaded), states(net), atol=2e-5)
+    # The output layer of a masked language model does not change the states.
+    transformers.RobertaForMaskedLM(config).save_pretrained(tmp_path / "c")
+    with_head = models.weights.open(tmp_path / "c")
+    assert with_head.settings == reader.settings
+    for changes, line in (
+        ({"pad_token_id": 12}, "max_position_embeddings must be above pad_token_id . 1 = 13, got"),
+        ({"pad_token_id": None}, "pad_token_id must be an integer"),
+        ({"pad_token_id": -1}, "pad_token_id must be an integer"),
+        ({"is_decoder": True}, "is_decoder must be False or None in a roberta"),
+    ):
+        path = tmp_path / "b" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"is_decoder": False} | changes))
+        with refusals(line):
+            models.weights.open(tmp_path / "b")
 
 
 def test_an_encoder_is_refused_by_the_name_of_what_it_is_not(bert, tmp_path):

@@ -2,10 +2,10 @@
 
 A `Reader` (`reader`) has the settings and reads arrays block by block, under the names of
 `models.settings`; `save` writes a folder. `folder` reads and writes Hugging Face folders, whose
-architectures are tables of names and keys (`bert`, `gpt2`, `llama`, with `layout`, `keys` and
-`rope`); `llama2c` reads a ``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens ``.npz``. A model
-is read as its maker's library reads it: every key of a configuration and every array is either
-used, known to have no effect, or refused with a message that names it.
+architectures are tables of names and keys (`bert`, `roberta`, `gpt2`, `llama`, with `layout`,
+`keys` and `rope`); `llama2c` reads a ``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens
+``.npz``. A model is read as its maker's library reads it: every key of a configuration and every
+array is either used, known to have no effect, or refused with a message that names it.
 """
 
 import os
@@ -36,8 +36,8 @@ def open(  # always called as weights.open
     """Return a reader of the model at `path`.
 
     Args:
-      path: a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2 or BERT: ``config.json`` and
-        weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
+      path: a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2, BERT or RoBERTa: ``config.json``
+        and weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
         ``.gguf`` of the Llama type, or a TransformerLens ``.npz``; on this machine or in a bucket
         (gs://, s3://).
       config: the configuration of an ``.npz``, if there is no JSON file of the same name beside it.

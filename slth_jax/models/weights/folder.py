@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from slth_jax import checks, storage
 from slth_jax.models.settings import Settings
-from slth_jax.models.weights import bert, gpt2, layout, llama
+from slth_jax.models.weights import bert, gpt2, layout, llama, roberta
 from slth_jax.models.weights.layout import Layout
 from slth_jax.models.weights.reader import Reader
 from slth_jax.models.weights.tensors import DTYPES, Tensor, check_file, tensors_in
@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     "llama": llama,
     "mistral": llama,
     "qwen2": llama,
+    "roberta": roberta,
 }
 """The file of each architecture, by the `model_type` of ``config.json``."""
 
@@ -81,10 +82,10 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
 def save(
     path: str | os.PathLike[str], params: Mapping[str, Any], settings: Settings, **fields: Any
 ) -> None:
-    """Write a folder of the type Llama, Qwen2, BERT or GPT-2 for `transformers`.
+    """Write a folder of the type Llama, Qwen2, BERT, RoBERTa or GPT-2 for `transformers`.
 
-    If positions are rotary, the type is Llama or Qwen2; if outputs are states, it is BERT; else it
-    is GPT-2.
+    If positions are rotary, the type is Llama or Qwen2; if outputs are states, it is BERT, or
+    RoBERTa if there is a padding token; else it is GPT-2.
 
     The folder contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2
     must have all gains, shifts and biases. A Llama may have the biases of its attention or of its
@@ -99,7 +100,8 @@ def save(
         module: ModuleType = llama
         fields = llama.fields(settings, frozenset(params)) | fields
     else:
-        module = bert if settings.states else gpt2
+        encoder = bert if settings.pad_token is None else roberta
+        module = encoder if settings.states else gpt2
         fields = module.fields(settings) | fields
     state = to_state(params, settings, module.layout(fields), module.PREFIX)
     folder = storage.make_folder(path)

@@ -47,6 +47,8 @@ def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
         elif key not in keys.ignored:
             allowed = f"absent, since its effect on a {kind} is unknown to this reader"
             raise checks.fail(repr(key)[:80], allowed, repr(value)[:80])
+        elif "drop" in key and value is not None:  # off after training, but a number
+            checks.number(key, value, low=0, high=1)
     return values
 
 

@@ -43,6 +43,7 @@ class Row(NamedTuple):
     transposed: bool = False
     third: int | None = None  # the array of the state dict is query, key and value side by side
     divided: bool = False  # our array is theirs divided by (block index + 1)
+    skipped: int = 0  # the first rows of the state dict's array that our array lacks
 
 
 class Layout(NamedTuple):
@@ -88,6 +89,8 @@ class Layout(NamedTuple):
             shape = ours[name] if index is None else ours[name][1:]
             if row.transposed:
                 shape = shape[::-1]
+            if row.skipped:
+                shape = (row.skipped + shape[0], *shape[1:])
             if row.third is not None:
                 before = result.get(row.theirs, (*shape[:-1], 0))[-1]
                 shape = (*shape[:-1], before + shape[-1])
@@ -105,7 +108,7 @@ def read(rows: Iterable[Row], source: Read, *, block: int = 0) -> dict[str, np.n
             if row.theirs not in joined:
                 joined[row.theirs] = np.split(source(row.theirs), 3, axis=-1)
             value = joined[row.theirs][row.third]
-        value = value.T if row.transposed else value
+        value = value.T if row.transposed else value[row.skipped :]
         result[row.ours] = value / np.float32(block + 1) if row.divided else value
     return result
 
@@ -115,6 +118,8 @@ def write(layout: Layout, params: Mapping[str, Any], num_blocks: int) -> dict[st
     parts: dict[str, list[np.ndarray]] = {}
     for name, index, row in layout.stacked(num_blocks):
         value = np.asarray(params[name]) if index is None else np.asarray(params[name])[index]
+        if row.skipped:
+            value = np.concatenate([np.zeros((row.skipped, *value.shape[1:]), value.dtype), value])
         parts.setdefault(row.theirs, []).append(value.T if row.transposed else value)
     return {
         name: np.ascontiguousarray(value[0] if len(value) == 1 else np.concatenate(value, axis=-1))
