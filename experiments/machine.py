@@ -1,4 +1,4 @@
-"""This machine: its description, its speed, and the cost of sweeps on it."""
+"""Describe this machine, measure its speed, and estimate the cost of sweeps."""
 
 import datetime
 import math
@@ -19,7 +19,7 @@ from slth_jax.cli.memory import peak_bytes
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that results may depend on, and the commit if this is a clone."""
+    """Return the versions of libraries that results may depend on, and the commit of a clone."""
     named = {
         "slth_jax": __version__,
         "jax": jax.__version__,
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the clone that contains this file, or '' if there is no clone.
+    """Return the commit of the git clone that contains this file; '' if there is no clone.
 
     '+' is appended if files differ from the commit.
     """
@@ -72,7 +72,7 @@ def products_per_second(size: int = 1024, dtype: str = "float32") -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as text, in days, hours, minutes or seconds."""
+    """Return a duration as text, in days, hours, minutes or seconds."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -82,8 +82,8 @@ def duration(seconds: float) -> str:
 def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
     """Run a batch of each kind of sweep at its largest size; return the estimate for all sweeps.
 
-    The estimated time is the time of compilation plus the trials' time. The estimated memory is the
-    peak of this process, since the peak does not depend on the number of trials.
+    The estimated time is the time of all compilations plus the time of all trials. The estimated
+    memory is the peak memory of this process, which does not depend on the number of trials.
     """
     kinds: dict[str, list[Sweep]] = {}
     for index, planned in enumerate(sweeps):
@@ -93,7 +93,8 @@ def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
         planned = max(alike, key=lambda other: other.work)
         scale = sum(other.work for other in alike) / planned.work
         count = seeds * math.prod(map(len, planned.grid.values()))
-        # The grid point with the largest sizes: every program of the sweep has this size.
+        # The grid point with the largest sizes; all programs of the sweep are compiled at this
+        # size.
         point = {
             name: (max(values) if name in planned.padded else values[0],)
             for name, values in planned.grid.items()
@@ -122,8 +123,8 @@ def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
 def cost_on(on: str, sweeps: Iterable[Sweep], seeds: int) -> str:
     """Compile the programs of sweeps for a machine such as 'v5e:4x4'; return the reports.
 
-    No program is run. The times are lower bounds: they count matrix products and one pass over
-    arguments and results, but not the comparisons of subset sums.
+    No program is run. The reported times are lower bounds: they include matrix products and one
+    pass over arguments and results, but not the comparisons of subset sums.
     """
     lines: list[str] = []
     total = 0.0

@@ -1,4 +1,4 @@
-"""Statistics of trials: the rows of a summary."""
+"""Compute statistics of trials, which are the rows of a summary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ BAND = (0.1, 0.5, 0.9)
 def spread(
     rows: Sequence[Row], name: str, values: Sequence[Any], metric: str = "error"
 ) -> list[dict[str, Any]]:
-    """Return a row per entry of an array metric.
+    """Split rows whose metric is an array: return a row for each entry of the array.
 
     In each returned row, `metric` is one entry of the array, and `name` is the corresponding entry
     of `values`.
@@ -33,15 +33,15 @@ def summarize(
     metric: str = "error",
     **more: tuple[str, Callable[[list[Any]], Any]],
 ) -> list[dict[str, Any]]:
-    """Return a row per setting: the setting's values and the moments of `metric` over its trials.
+    """Return a row for each setting: its values, and moments of `metric` over the trials with it.
 
     The moments are mean, std, median, low and high (the 10th and 90th percentile) and count.
 
     Args:
       rows: one row per trial.
-      by: the names of the columns whose values make a setting.
+      by: the names of columns; trials with equal values in these columns have the same setting.
       metric: the name of the averaged column. Values that are not finite are left out of the
-        moments; their number is stored as `not_finite`.
+        moments; the number of such values is stored as `not_finite`.
       **more: ``name=(metric, function)`` adds the column `name`, which is `function` of the list of
         the metric's values. Trials without the metric are left out; a column without any value is
         left out too.
@@ -69,7 +69,7 @@ def paired(
     metric: str = "loss",
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Return the difference between two settings over the seeds that both settings have.
+    """Compare two settings by their paired differences, over the seeds that both settings have.
 
     ``d_s = metric(name = value, seed s) - metric(name = reference, seed s)``. The interval of the
     mean difference is Student's, ``mean +- t sd / sqrt(count)``. Runs of the same seed share
@@ -99,12 +99,12 @@ def paired(
 
 
 def crossed_mean(values: np.ndarray) -> dict[str, Any]:
-    """Return the standard error of the mean of crossed effects, and its degrees of freedom.
+    """Return the standard error of a mean over two crossed factors, and its degrees of freedom.
 
-    For ``x_ts = mean + a_t + b_s + e_ts`` the variance of the mean is
-    ``V(a) / T + V(b) / S + V(e) / (T S)``. The sum of the variances of row means and column means
-    contains the term of V(e) twice, so it is subtracted once. The degrees of freedom are
-    ``min(T, S) - 1``. The result is empty if T or S is 1.
+    For ``x_ts = mean + a_t + b_s + e_ts`` the variance of the mean is ``V(a) / T + V(b) / S + V(e)
+    / (T S)``. The sum of the estimated variances of the row means and of the column means contains
+    V(e) / (T S) twice, so this term is subtracted once. The degrees of freedom are ``min(T, S) -
+    1``. The result is empty if T or S is 1.
 
     Args:
       values: the measurements x, `[t, s]`.

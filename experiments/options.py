@@ -1,4 +1,4 @@
-"""Options of an experiment: parse them from text, check them, and describe them.
+"""Parse the options of an experiment from text, check them, and describe them.
 
 A `Config` is a flat frozen dataclass. Its docstring has a section ``Attributes:`` with a line
 ``name: meaning.`` for each option; ``NAME --help`` prints it.
@@ -15,7 +15,7 @@ from slth_jax import checks
 
 
 def split(texts: Sequence[str]) -> dict[str, str]:
-    """Return ``{'name': 'value'}`` from ``['name=value']``."""
+    """Convert texts ``'name=value'`` to a dict ``{'name': 'value'}``."""
     named = {}
     for text in texts:
         name, separator, value = text.partition("=")
@@ -35,13 +35,13 @@ def configure(
     """Return an experiment's `Config`: a preset with some options replaced.
 
     Args:
-      presets: configurations by name.
+      presets: a dict from names to configurations.
       preset: a name in `presets`.
-      options: values by field name, as typed by the user; entries of tuples are separated by
+      options: a dict from names of fields to values as text; entries of tuples are separated by
         commas.
       seeds: the number of seeds; None for the preset's number.
-      recorded: the options in a run's config.json, which replace the preset's options; None if no
-        run is repeated.
+      recorded: if a run is repeated, the options in the run's config.json, which replace the
+        preset's options; else None.
 
     Raises:
       ValueError: a preset or option is unknown, or a value is not allowed.
@@ -68,12 +68,12 @@ def check(
     least: Mapping[str, int],
     words: Mapping[str, Collection[str]] | None = None,
 ) -> None:
-    """Refuse a `Config` with values that are not allowed; tuples are checked entry by entry.
+    """Refuse a `Config` if a value, or an entry of a tuple, is not allowed.
 
     Args:
       config: the configuration.
-      least: the smallest allowed integer by option.
-      words: the allowed values by option.
+      least: a dict from names of options to the smallest allowed integer.
+      words: a dict from names of options to the allowed values.
     """
     for name, low in least.items():
         for value in _entries(name, getattr(config, name)):
@@ -90,7 +90,7 @@ def _entries(name: str, value: Any) -> tuple:
 
 
 def describe(config: Any) -> Iterator[str]:
-    """Yield a line per option of a `Config`: its name, type, value and meaning."""
+    """Yield a line for each option of a `Config`: the option's name, type, value and meaning."""
     words = meanings(type(config))
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -101,11 +101,11 @@ def describe(config: Any) -> Iterator[str]:
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """Return the meaning of each attribute in the docstrings of a dataclass and its bases."""
+    """Return each attribute's description, from the docstrings of a dataclass and its bases."""
     words: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
-        # A line with a deeper indent continues the previous line.
+        # A line that is indented more deeply continues the previous line.
         for line in re.sub(r"\n {4,}", " ", section).splitlines():
             names, colon, meaning = line.strip().partition(": ")
             if colon:

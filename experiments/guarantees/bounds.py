@@ -1,4 +1,4 @@
-"""Guaranteed against measured errors, for several depths and random input lengths and bounds."""
+"""Compare guaranteed and measured errors, for several depths and random lengths and norms."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ class Config:
       rules: the rules that assign hidden units to input coordinates.
       dims: the widths d of the transformers.
       heads: the numbers of heads, one per entry of `dims`.
-      units: hidden units n_MHA = n_FC of the source per input coordinate.
-      depths: numbers of blocks B. A transformer of the largest depth is drawn; the smaller depths
-        use its first blocks.
+      units: hidden units of the source per input coordinate, so that n_MHA = n_FC = units * d.
+      depths: numbers of blocks B. A transformer of the largest depth is drawn; smaller depths use
+        the first blocks of this transformer.
     """
 
     seeds: int = 560
@@ -53,7 +53,7 @@ PRESETS = {
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, from which its cost can be estimated."""
+    """Return the sweeps that `run` runs; they serve to estimate its cost."""
     return [
         Sweep(
             f"{shape.rule}, d = {shape.d}",
@@ -75,7 +75,7 @@ def _shapes(config: Config) -> list[Shape]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Prune and measure all tickets, compute both bounds, fit slopes and draw the figure."""
+    """Compute all tickets, measure and bound their errors, fit slopes and draw the figure."""
     trials: list[dict[str, Any]] = []
     for shape, sweep in zip(_shapes(config), sweeps(config), strict=True):
         results = out.sweep(sweep)
@@ -122,7 +122,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def check(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each of the two bounds, how many measured errors do not exceed the bound."""
+    """Count, for each of the two bounds, the measured errors that are within the bound."""
     checked = []
     for violated, inputs in (("violated", "all inputs"), ("violated_on", "the given input")):
         broken = sum(row[violated] for row in trials)
@@ -137,11 +137,12 @@ def check(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def slopes(trials: Sequence[dict[str, Any]], floor: float = 1e-12) -> dict[str, Any]:
-    """Fit the logarithm of the error and of each bound as a linear function; return the slopes.
+    """Fit the logarithm of the error, and of each bound, by linear functions; return the slopes.
 
-    The slopes on log alpha and log T are fitted at each depth, with an intercept per setting. The
-    slope on B (the logarithm of the factor per block) is fitted over all depths, with an intercept
-    per trial. Tickets with an error up to `floor` are left out.
+    The variables are log alpha and log T at each depth, with an intercept per setting, and the
+    depth B over all depths, with an intercept per trial. The slope in B is the logarithm of the
+    factor by which a block multiplies the error or bound. Tickets with an error up to `floor` are
+    left out.
     """
     used = [row for row in trials if row["error"] > floor]
     fitted: dict[str, Any] = {}

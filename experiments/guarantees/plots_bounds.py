@@ -1,4 +1,4 @@
-"""The figure of the bounds: their growth with the input bound, the input length and the depth."""
+"""Draw how the error bounds grow with the input bound, the input length and the depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One trial: the error of a ticket in a random transformer is measured, then bounded."""
+"""Run one trial: measure the error of a ticket in a random transformer, then bound it."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from slth_jax.transformer import Block, Linear
 from slth_jax.types import Array, AttentionParams, Hparams, Key, PaddedAttention
 
 D_K = 4
-# A power of two: scaling is exact, so that `bounded` can draw the same weights again, bit for bit.
+# This factor is a power of two, so scaling is exact and `bounded` can draw equal weights again.
 TARGET_SCALE = 0.25
 LENGTHS = (2, 4, 8, 16, 32, 64)
 
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The networks of a trial, with the blocks stacked on the first axis, and its input."""
+    """The networks (blocks are stacked on the first axis) and the input of a trial."""
 
     source: Block
     target: Block
@@ -48,7 +48,7 @@ def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
     directions and norms up to alpha; the first token has norm alpha. The target's weights are
     multiplied by `TARGET_SCALE` (value weights by TARGET_SCALE / H), so that their norms are small.
     """
-    # Each width has a different target, source and input; all rules have the same ones.
+    # Each width has a different target, source and input. All rules share them.
     key = jax.random.fold_in(key, width)
     for_target, for_source, for_x, for_alpha, for_length = jax.random.split(key, 5)
 
@@ -84,7 +84,7 @@ def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
 
 
 def make_trial(shape: Shape):
-    """Return the trial function: draw, prune every block, measure the error after every block."""
+    """Return the trial function: draw the networks, prune and measure the error at every block."""
 
     def trial(key: Key, hparams: Hparams):
         drawn = draw(shape, key, hparams["width"], hparams["width_max"])
@@ -112,7 +112,7 @@ def make_trial(shape: Shape):
 def bounded(
     shape: Shape, results: Results, depths: Sequence[int]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each trial: per depth, the measured error and both bounds.
+    """Yield, for each trial and depth, a dict with the measured error and both bounds.
 
     `bound` holds for all inputs and `bound_on` for the trial's input. Errors are measured in
     float64, and the bounds contain the round-off of float64.
@@ -164,7 +164,7 @@ def _row(shape, row, depth, for_all, on_x, alpha, length) -> dict[str, Any]:
 
 
 def _blocks(shape: Shape, drawn: Drawn, stored: Any, width: int) -> tuple[Any, Any, Any]:
-    """Return the blocks of source and target and their masks, without padding of the width."""
+    """Return the source's and the target's blocks and the masks, without padded hidden units."""
     named = PaddedAttention(**stored["attention"])
     layers = tuple(Linear(layer["w"]) for layer in stored["layers"].values())
     source, target, masks = [], [], []

@@ -1,4 +1,4 @@
-"""Figure 7: validation losses of trained GPT-2s, tickets, and tickets with scaled query and key."""
+"""Figure 7: compare the losses of trained GPT-2s, tickets, and tickets with scaled q and k."""
 
 import dataclasses
 import itertools
@@ -25,19 +25,22 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Config(Settings):
-    """Settings of the comparison, besides the settings of model and training.
+    """Settings of the comparison, in addition to the settings of model and training.
 
     Attributes:
       seeds: runs per model and method.
       models: names in `models.PRESETS`.
-      widths: the factor by which each model's width is multiplied; the width of heads is unchanged.
-      methods: any of 'dense', 'ticket', 'scaled' (query and key weights times ``n_K^(1/4)``).
-      rates: the highest learning rates that are tried for each method and size with all seeds; only
-        the rate with the lowest mean loss enters the results. Empty: `learning_rate` is used for
-        tickets and `dense_learning_rate` for trained models.
-      dense_learning_rate: the highest learning rate of trained models if `rates` is empty.
-      runs_at_once: the number of runs in one program; 0 for all tickets or all trained models of a
-        size.
+      widths: for each entry of `models`, the factor by which the model's width is multiplied; the
+        width of heads is unchanged.
+      methods: any of 'dense' (all weights are trained), 'ticket', and 'scaled' (a ticket whose
+        query and key weights are multiplied by ``n_K^(1/4)``).
+      rates: the highest learning rates of the schedule that are tried for each method and size with
+        all seeds; only the rate with the lowest mean loss enters the results. If empty,
+        `learning_rate` is used for tickets and `dense_learning_rate` for trained models.
+      dense_learning_rate: the highest learning rate with which models are trained without masks, if
+        `rates` is empty.
+      runs_at_once: the number of runs that one program trains; 0 for all tickets, or all trained
+        models, of a size.
     """
 
     seeds: int = 3
@@ -59,16 +62,16 @@ class Config(Settings):
 
 
 PRESETS = {
-    # Widths 32, 64, 128, 256, three methods, five seeds: 30 to 40 minutes on two cores.
+    # Widths 32, 64, 128 and 256, three methods, five seeds: 30 to 40 minutes on two cores.
     "quick": Config(models=("nano",) * 4, widths=(1.0, 2.0, 4.0, 8.0), seeds=5, steps=400),
-    # Widths 32, 64, 128, each method at the best of three rates: about an hour on two cores.
+    # Widths 32, 64 and 128, three learning rates per method: about an hour on two cores.
     "tuned": Config(
         models=("nano",) * 3,
         widths=(1.0, 2.0, 4.0),
         rates=(3e-3, 1e-2, 3e-2),
         steps=400,
     ),
-    # One size and seed: one to two minutes.
+    # A single size and seed: one to two minutes.
     "tiny": Config(seeds=1, steps=200, chunk=50),
     "paper": Config(
         models=("mini", "mini", "small", "medium", "medium"),
@@ -134,7 +137,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def _best_rates(every: list[Row], rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Return the setting with the lowest mean loss for each size and method, and its rows."""
+    """Choose, for each size and method, the setting of lowest mean loss; return also its runs."""
     best: dict[tuple, Row] = {}
     for setting in every:
         key = tuple(setting[name] for name in ("model", "width_multiplier", "method"))
@@ -145,14 +148,14 @@ def _best_rates(every: list[Row], rows: list[Row]) -> tuple[list[Row], list[Row]
 
 
 def _of_rates(chosen: list[Row], rows: list[Row]) -> list[Row]:
-    """Return the rows that belong to a chosen setting."""
+    """Return the rows of `rows` whose setting is in `chosen`."""
     names = ("model", "width_multiplier", "method", "learning_rate")
     settings = {tuple(setting[name] for name in names) for setting in chosen}
     return [row for row in rows if tuple(row[name] for name in names) in settings]
 
 
 def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
-    """Compare the gain of scaling at each size with the paper's statement."""
+    """Compare with the paper's statement that scaling lowers the loss of tickets at every size."""
     return [
         claims.below_zero(
             f"loss of the scaled ticket less the ticket's, {row['model']} "
@@ -166,7 +169,7 @@ def compare(paired: list[dict[str, Any]]) -> list[claims.Claim]:
 
 
 def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the differences between pairs of methods at each size, over the seeds."""
+    """Return the difference of losses for each pair of methods and each size, over the seeds."""
     pairs = [("scaled", "ticket"), ("scaled", "dense"), ("ticket", "dense")]
     return [
         {"model": model, "width_multiplier": width}
@@ -182,7 +185,7 @@ def _paired(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dry_run(config: Config, on: str | None = None) -> str:
-    """Return the estimated cost of the comparison, which is not started.
+    """Return the estimated cost of the comparison without starting it.
 
     Args:
       config: the settings.
@@ -204,7 +207,7 @@ def dry_run(config: Config, on: str | None = None) -> str:
 
 
 def _runs(config: Config, model: Model, dense: bool) -> list[Run]:
-    """Return the runs that can share a program: dense training, or tickets of both methods."""
+    """Return the runs that one program can train: dense runs, or the tickets of both methods."""
     scales = {"dense": 1.0, "ticket": 1.0, "scaled": model.paper_qk_scale}
     rates = config.rates or (config.dense_learning_rate if dense else config.learning_rate,)
     return [

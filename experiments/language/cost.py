@@ -11,7 +11,8 @@ from slth_jax import supermask
 from slth_jax.cli.memory import peak_bytes
 from slth_jax.models.settings import vector_shapes
 
-# Peak of dense bfloat16 in 1e12 operations per second, and memory in GB, from data sheets.
+# Accelerators: peak speed of dense bfloat16 in 1e12 operations per second, and memory in GB, from
+# data sheets.
 ACCELERATORS = {
     "T4 (Colab)": (65, 16),
     "L4": (121, 24),
@@ -30,8 +31,8 @@ SHARE_HERE = 0.2
 def num_nonzero(model: Model, keep: float) -> int:
     """Return the number of non-zero parameters of a ticket (the horizontal axis of figure 7).
 
-    They are the kept entries of masked matrices, all entries of trained matrices, the gains and, if
-    they are trained, the biases.
+    The non-zero parameters are the kept entries of masked matrices, all entries of trained
+    matrices, the gains and, if they are trained, the biases.
     """
     shapes = model.shapes
     total = 0
@@ -46,12 +47,12 @@ def num_nonzero(model: Model, keep: float) -> int:
 
 
 def flops_per_token(model: Model, length: int) -> float:
-    """Return the operations per token of a training step, forward and backward.
+    """Return the operations per token in a training step, which is a forward and a backward pass.
 
     The number is ``6 (12 b d^2 + v d) + 6 b d t``: six operations per weight of a matrix product,
-    and the two products of causal attention over half of the t x t pairs. The embedding counts
-    once, as the output layer. Masks add a few dozen comparisons per weight and *step*, and nothing
-    per token.
+    and the two products of causal attention over half of the t x t pairs. The embedding, which is
+    also the output layer, counts once. Masks add a few dozen comparisons per weight and *step*, and
+    nothing per token.
     """
     shape = model.settings
     b, d = shape.num_blocks, shape.width
@@ -62,8 +63,9 @@ def memory(job: Job) -> float:
     """Return an estimate of the bytes that one run needs on one device.
 
     The estimate contains: weights, scores (for tickets), two moments and a gradient in float32;
-    masked parameters in the compute dtype; the activations of one part of the batch, for all blocks
-    (with `remat`, for one block, and the inputs of all blocks); and the part's logits twice.
+    masked parameters in the compute dtype; the activations of one part of the batch in all blocks
+    (with `remat`: the activations in one block, and the inputs of all blocks); and twice the logits
+    of this part.
     """
     model = job.model.settings
     size = 2 if job.dtype == "bfloat16" else 4
@@ -78,7 +80,7 @@ def memory(job: Job) -> float:
 
 
 def report_on(on: str, name: str, job: Job, runs: Sequence[Run]) -> list[str]:
-    """Compile runs for a machine such as 'v5e:2x2'; return lines that describe their cost."""
+    """Compile runs for a machine such as 'v5e:2x2'; return lines of text about the cost."""
     compiled, calls = training.compile_for(on, job, runs)
     steps = job.schedule.steps // calls
     lines = [f"{name}: {len(runs)} runs, {calls} calls of one program of {steps} steps"]
@@ -91,7 +93,7 @@ def report_on(on: str, name: str, job: Job, runs: Sequence[Run]) -> list[str]:
 
 
 def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
-    """Return lines that describe the cost of a job on this machine and on accelerators.
+    """Return lines of text about the cost of a job on this machine and on accelerators.
 
     Args:
       name: the name of the job.

@@ -1,4 +1,4 @@
-"""The settings that the runs of a training program share, and the settings of a single run."""
+"""Define the settings that all runs of a program share, and the settings of a single run."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,12 +18,12 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return a name for files and messages."""
+        """Return the run's name in files and messages."""
         return f"{self.method}-scale{self.qk_scale:.4g}-rate{self.learning_rate:g}-seed{self.seed}"
 
     @property
     def words(self) -> str:
-        """Return a description of the run for messages, with settings that may make it fail."""
+        """Return a description for messages, with the settings that may make the run fail."""
         return (
             f"run {self.method} with seed {self.seed} (learning_rate={self.learning_rate:g}, "
             f"keep={self.keep:g}, qk_scale={self.qk_scale:g})"
@@ -37,17 +37,17 @@ class Work:
     Attributes:
       rows: sequences per batch.
       length: inputs per sequence, in tokens.
-      eval_rows: validation windows, 0 for all; windows that do not fill a part of a batch are left
-        out.
-      chunk: steps between evaluations; a checkpoint follows each evaluation.
+      eval_rows: the number of validation windows, 0 for all; the last windows are left out if they
+        do not fill a part of a batch.
+      chunk: steps between evaluations; a checkpoint is saved after each evaluation.
       accumulate: the number of parts into which a batch is divided to save memory; their gradients
         are averaged.
       dtype: the dtype of the matrix products, 'float32' or 'bfloat16'.
-      remat: whether blocks are recomputed in the backward pass to save memory.
-      mesh: numbers of devices along 'run', 'data' and 'model'; empty to split the runs first, then
-        the rows.
-      bits: numbers of bits per weight, where 16 is float16; the loss of a trained model is measured
-        after its matrices are rounded to each.
+      remat: whether to recompute blocks in the backward pass, which saves memory.
+      mesh: numbers of devices along the axes 'run', 'data' and 'model'; empty to split the runs
+        among the devices first, then the batch rows.
+      bits: numbers of bits per weight (16 is float16); for each number, the loss of a trained model
+        is measured after its matrices are rounded to this number of bits.
     """
 
     rows: int = 16
@@ -79,10 +79,10 @@ class Job(Work):
     """The settings that all runs of a program share.
 
     Attributes:
-      model: the network and its trained parts.
-      schedule: the steps, the learning rates and the weight decay.
+      model: the network, and the choice of parameters that are trained.
+      schedule: the number of steps, the learning rates and the weight decay.
       variant: the form of edge-popup.
-      dense: whether all weights are trained instead of scores.
+      dense: whether all weights are trained, without masks.
     """
 
     model: Model

@@ -1,4 +1,4 @@
-"""The experiments' GPT-2: a network of `models`, and its arrays that are masked or trained."""
+"""Define the experiments' GPT-2: its network, and which of its arrays are masked or trained."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,14 @@ from slth_jax.types import ArrayLike, Key
 
 Params = dict[str, Float[Array, "..."]]
 
-# Folded into the run's key for the scores; larger than the numbers folded in for the matrices.
+# This number is folded into the run's key for the scores; it is larger than the numbers that are
+# folded in for the matrices.
 _SCORES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network, and the parts of it that are trained.
+    """A network, and the choice of its parameters that are trained.
 
     Attributes:
       settings: the shape of the network.
@@ -38,7 +39,7 @@ class Model:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the random weight matrices by name."""
+        """A dict from the names of the random weight matrices to their shapes."""
         return matrix_shapes(self.settings)
 
     @property
@@ -54,12 +55,12 @@ class Model:
 
     @property
     def num_parameters(self) -> int:
-        """The number of parameters with gains and biases; the tied `wte` is counted once."""
+        """The number of parameters, including gains and biases; the tied `wte` is counted once."""
         return models.num_parameters(self.settings, self.initial)
 
     @property
     def paper_qk_scale(self) -> float:
-        """``n_K^(1/4)``, the paper's factor for query and key weights; 2.83 at head width 64."""
+        """The paper's factor ``n_K^(1/4)`` for query and key weights; 2.83 for head width 64."""
         return self.settings.head_width**0.25
 
     def init(self, key: Key, qk_scale: ArrayLike = 1.0) -> Params:
@@ -69,15 +70,15 @@ class Model:
     def start(
         self, key: Key, variant: edge_popup.Variant, qk_scale: ArrayLike = 1.0
     ) -> tuple[Params, edge_popup.Trainable]:
-        """Return the source weights and the trained arrays, which are scores and parameters.
+        """Return the source weights, and the trained arrays (scores and learned parameters).
 
-        The weights are equal to those that `init` returns, bit for bit, so that the run's key, the
-        model and the masks determine a ticket.
+        The weights are equal, bit for bit, to the weights that `init` returns, so that the run's
+        key, the model and the masks determine a ticket.
         """
         weights = self.init(key, qk_scale)
         learned = {name: weights.pop(name) for name in self.learned}
         matrices = {name: weights[name] for name in self.masked}
-        # Embeddings are stored with outputs first; other matrices are applied as x @ w.
+        # Embeddings have the outputs on the first axis; other matrices are applied as x @ w.
         fan_in = {name: shape[-2] for name, shape in self.shapes.items()}
         fan_in |= {"wte": self.settings.width, "wpe": self.settings.width}
         scores = edge_popup.init_scores(

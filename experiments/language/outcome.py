@@ -1,4 +1,4 @@
-"""The results of a group of runs: rows of measurements and ticket files."""
+"""Convert the results of a group of runs to measurements and ticket files."""
 
 import dataclasses
 import math
@@ -23,13 +23,13 @@ class Outcome:
     Attributes:
       job: the settings that the runs share.
       runs: the settings of each run, in the order of the arrays below.
-      log: rows of measurements, one per run and evaluation; the first evaluation is before any
-        step.
-      best: per run, the best validation loss, its step, and the masks at that step.
-      shuffled: per run, the validation loss of the best masks with the entries of each matrix in
-        random order; NaN for dense training.
-      rounded: for each number of bits per weight, the validation losses of the trained models with
-        the best weights rounded; empty for tickets.
+      log: a dict of measurements per run and evaluation; the first evaluation is before any step.
+      best: for each run, the lowest validation loss, the step at which it was measured, and the
+        masks at this step.
+      shuffled: for each run, the validation loss of the best masks after the entries of each matrix
+        are put in random order; NaN for dense training.
+      rounded: from each number of bits per weight to the runs' validation losses after the best
+        weights are rounded to this number of bits; empty for tickets.
     """
 
     job: Job
@@ -40,15 +40,15 @@ class Outcome:
     rounded: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def last(self, index: int, name: str = "val_loss") -> float:
-        """Return the last logged value of a run."""
+        """Return the last logged value of the measurement `name` for a run."""
         return self._values(index, name)[-1]
 
     def first(self, index: int, name: str = "val_loss") -> float:
-        """Return a run's value before training; for tickets, `val_loss` of a random mask."""
+        """Return a run's measurement `name` before training, for tickets with the initial masks."""
         return self._values(index, name)[0]
 
     def kept(self, index: int) -> dict[str, float]:
-        """Return the fraction of each matrix that a run's best masks keep."""
+        """Return, for each matrix, the fraction of entries that a run's best masks keep."""
         shapes = self.job.model.shapes
         return {
             name: int(np.bitwise_count(np.asarray(bits[index])).sum()) / math.prod(shapes[name])
@@ -56,7 +56,7 @@ class Outcome:
         }
 
     def measurement(self, index: int) -> dict[str, Any]:
-        """Return a run's row for ``rows.jsonl``, with its settings and measurements."""
+        """Return a run's settings and measurements as a dict for ``rows.jsonl``."""
         loss = float(self.best.loss[index])
         row = self.runs[index]._asdict() | {
             "loss": loss,
@@ -75,14 +75,14 @@ class Outcome:
         return row
 
     def num_bytes(self, index: int) -> int:
-        """Return the bytes of a run's best masks in a ticket file, plus its trained parameters."""
+        """Return the bytes of a run's best masks in a ticket file and of its trained parameters."""
         masks = {name: np.asarray(bits[index]) for name, bits in self.best.masks.items()}
         stored = sum(bits.size for bits in ticket.stored(masks).values())
         sizes = matrix_shapes(self.job.model.settings) | vector_shapes(self.job.model.settings)
         return stored + 4 * sum(math.prod(sizes[name]) for name in self.job.model.learned)
 
     def tokens_per_second(self) -> float | None:
-        """Return the median speed of all runs together, without compilation."""
+        """Return the tokens per second over all runs (median over the log, without compilation)."""
         speeds = [row["tokens_per_second"] for row in self.log if row["tokens_per_second"]]
         return float(np.median(speeds)) * len(self.runs) if speeds else None
 
@@ -101,8 +101,8 @@ class Outcome:
 def save_tickets(outcome: Outcome, out: RunFolder, *, prefix: str = "") -> None:
     """Write each run's best masks as ``PREFIXNAME.ticket.safetensors``.
 
-    Writes nothing if the result is not source weights times masks alone: dense training, learned
-    parameters, or weights that were re-drawn.
+    Nothing is written if the result is more than source weights times masks: after dense training,
+    if parameters were learned, or if weights were re-drawn.
     """
     job = outcome.job
     if job.dense or job.variant.redraw_every or job.model.learned:
@@ -128,7 +128,7 @@ def save_tickets(outcome: Outcome, out: RunFolder, *, prefix: str = "") -> None:
 def rows_of(
     job: Job, runs: Sequence[Run], log: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return a row per run and evaluation, from the log of `edge_popup.train`."""
+    """Return a dict per run and evaluation, made from the log of `edge_popup.train`."""
     rows = []
     for entry in log:
         pace = entry.get("steps_per_second")
@@ -149,7 +149,7 @@ def rows_of(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row per setting: moments of the best validation loss, and means of the controls."""
+    """Return, for each setting, moments of the best validation loss and means of the controls."""
     controls = ("last_loss", "random_mask", "shuffled_mask")
     more = {name: (name, measure.mean) for name in controls}
     return measure.summarize(rows, by, "loss", **more)

@@ -1,4 +1,4 @@
-"""Figures of the language experiments: loss against scale, against size, and over steps."""
+"""Draw the figures of the language experiments: loss against scale, size, bytes and steps."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the best validation loss of tickets and of rounded models against their bytes."""
+    """Draw the best validation loss of tickets and of rounded models against bytes of storage."""
     drawing, axes = figure()
     for index, name in enumerate(dict.fromkeys(point["name"] for point in points)):
         series = sorted((p for p in points if p["name"] == name), key=lambda p: p["bytes"])
@@ -76,7 +76,7 @@ def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _label_sizes(axes: Axes, size: str) -> None:
-    """Label the axes: loss against a size, whose axis is logarithmic."""
+    """Label the axes, loss against `size`, and make the axis of `size` logarithmic."""
     axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_xlabel(size)
@@ -85,7 +85,7 @@ def _label_sizes(axes: Axes, size: str) -> None:
 
 
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
-    """Draw the validation loss over steps, as the mean over seeds; one line per value of `by`."""
+    """Draw the validation loss (mean over seeds) over the steps, a line per value of `by`."""
     drawing, axes = figure()
     models = list(dict.fromkeys(row["model"] for row in log))
     names = list(dict.fromkeys(row[by] for row in log))

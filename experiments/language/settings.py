@@ -1,4 +1,4 @@
-"""The options for model, training and text that the language experiments share."""
+"""Define the options for model, training and text that the language experiments share."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ GPT2 = tuple(name for name, (_, start) in models.PRESETS.items() if start == mod
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Work):
-    """Options for model, training and text; the defaults run in minutes on a CPU.
+    """Options for model, training and text. With the defaults a run takes minutes on a CPU.
 
     Attributes:
       keep: the fraction of each matrix that is kept (the paper's k).
@@ -26,15 +26,15 @@ class Settings(Work):
       steps: the number of optimiser steps.
       warmup: the number of steps of the linear warm-up.
       learning_rate: the highest learning rate.
-      final: the last learning rate of the cosine decay, as a fraction of the highest rate.
+      final: the learning rate at the end of the cosine decay, as a fraction of the highest rate.
       weight_decay: AdamW's weight decay, which is applied to the scores.
       activation: the activation function, a name in `models.ACTIVATIONS`.
       embeddings: masked (random and fixed, with trained masks) or learned (trained).
       gains: fixed (all gains stay 1 and all biases 0) or learned (both are trained).
-      init_sd: the standard deviation of random weights; none for 0.55 / sqrt(width), which is
-        GPT-2's 0.02 at width 768.
-      embedding_sd: the standard deviation of random embeddings; none for 1.5 / sqrt(width), since
-        the logits of a narrow network with tied embeddings are too small with 0.55 / sqrt(width).
+      init_sd: the standard deviation of random weights; none for 0.55 / sqrt(width), which at width
+        768 is GPT-2's value 0.02.
+      embedding_sd: the standard deviation of random embeddings; none for 1.5 / sqrt(width). With
+        0.55 / sqrt(width) the logits of a narrow network with tied embeddings are too small.
       corpus: a folder in `data`, such as wikitext-2.
       tokenizer: bytes (256 tokens) or gpt2 (50,257 tokens).
       data: the folder of the texts, empty for $SLTH_DATA; hub:NAME, such as hub:wikitext-103-v1,
@@ -60,7 +60,7 @@ class Settings(Work):
     cache: str = ""
 
     def job(self, model: str, *, width_multiplier: float = 1.0, dense: bool = False) -> Job:
-        """Return the job of one model.
+        """Return the job that trains one model.
 
         Raises:
           ValueError: an option is not allowed; the message has one line.
@@ -81,7 +81,7 @@ class Settings(Work):
             embedding_sd=1.5 / root if self.embedding_sd is None else self.embedding_sd,
         )
         variant = edge_popup.VARIANTS[self.variant]
-        if variant.scope == "array":  # each array is a stack of the blocks' matrices
+        if variant.scope == "array":  # each array stacks the matrices of all blocks
             variant = dataclasses.replace(variant, scope="matrix")
         return Job(
             model=Model(shape, initial, self.embeddings, self.gains),
@@ -92,13 +92,13 @@ class Settings(Work):
         )
 
     def _of(self, kind: type) -> dict[str, Any]:
-        """Return the options that are also fields of the dataclass `kind`."""
+        """Return a dict of the options that are also fields of the dataclass `kind`."""
         fields = {field.name for field in dataclasses.fields(kind)}
         return {name: value for name, value in vars(self).items() if name in fields}
 
 
 PAPER_RECIPE: dict[str, Any] = {
-    # 50 epochs of 227 steps. The size of WikiText-103 then implies 512 sequences per step.
+    # 50 epochs of 227 steps; an epoch of WikiText-103 with 227 steps has 512 sequences per step.
     "steps": 50 * 227,
     "warmup": 227,
     "rows": 512,
@@ -133,5 +133,5 @@ def load_text(settings: Settings) -> text.Corpus:
         load()
 
     if jax.process_count() > 1:
-        on_first(make_cache)  # one process writes the cache, because hosts may share it
+        on_first(make_cache)  # one process only, because hosts may share the cache
     return load()

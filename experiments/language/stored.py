@@ -1,4 +1,4 @@
-"""Bytes and losses of tickets, and of trained models that are rounded to few bits per weight."""
+"""Compare bytes and losses of tickets and of trained models rounded to few bits per weight."""
 
 import functools
 import math
@@ -20,10 +20,10 @@ _GROUP = 64  # entries of a rounded matrix that share a 16-bit step size
 
 @functools.partial(jax.jit, static_argnums=1)
 def rounded(matrices: Float[Array, "run ..."], bits: int) -> Float[Array, "run ..."]:
-    """Return the matrices of all runs, rounded to `bits` per entry.
+    """Round the matrices of all runs to `bits` per entry.
 
-    16 bits mean float16. With fewer bits, groups of 64 entries of a column are rounded to equally
-    spaced values; see `rounding.rounded`.
+    16 bits mean float16. With fewer bits the entries are rounded to equally spaced values, with a
+    separate step size for each group of 64 entries of a column; see `rounding.rounded`.
     """
     if bits == 16:
         return matrices.astype(jnp.float16).astype(matrices.dtype)
@@ -32,7 +32,7 @@ def rounded(matrices: Float[Array, "run ..."], bits: int) -> Float[Array, "run .
 
 
 def num_bytes(model: Model, bits: int) -> int:
-    """Return the bytes of a trained model whose matrices are rounded to `bits` per entry.
+    """Return the number of bytes of a trained model with `bits` per entry of its matrices.
 
     Gains and biases are stored in float16.
     """
@@ -49,12 +49,12 @@ def by_bytes(
     jobs: Mapping[tuple[str, float, bool], Job],
     rows: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return the bytes and the moments of losses of tickets and of rounded trained models.
+    """Return bytes, and moments of the losses, of tickets and of rounded trained models.
 
     Args:
       bits: the numbers of bits per weight to which trained models are rounded.
-      jobs: the jobs by model, width multiplier, and whether training is dense.
-      rows: the rows of runs with the chosen learning rates.
+      jobs: a dict from (model, width multiplier, whether training is dense) to the job.
+      rows: the measurements of the runs that have the chosen learning rates.
     """
     points = []
     for (model, width, dense), job in jobs.items():

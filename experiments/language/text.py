@@ -1,8 +1,8 @@
-"""Text for language models: WikiText from a folder, a memory-mapped cache of tokens, batches.
+"""Load text for language models, cache its tokens in memory-mapped files, and make batches.
 
 The folder (option `data`) contains ``wikitext-2/train.txt, valid.txt, test.txt`` (or another corpus
 with these files) and, for GPT-2's tokens, ``gpt2-bpe/encoder.json`` and ``vocab.bpe``. Each text is
-tokenised once; its tokens are stored as uint16 in a cache file, which is named by the text's hash.
+tokenised once; its tokens are stored as uint16 in a cache file whose name contains the text's hash.
 """
 
 import functools
@@ -21,14 +21,14 @@ from slth_jax.storage import CheckpointError
 
 SPLITS = ("train", "valid", "test")
 VOCAB_SIZES = {"bytes": 256, "gpt2": 50257}
-# GPT-2's tokeniser splits a text before it forms tokens. A newline before a line that starts with
-# exactly one space is always such a split, so cutting the text there changes no token.
+# GPT-2's tokeniser splits a text into parts before it forms tokens. It always splits at a newline
+# before a line that starts with exactly one space, so cutting the text there changes no token.
 _CUT = re.compile(r"\n(?= \S)")
 _PIECE = 1 << 20
 
 
 class Corpus(NamedTuple):
-    """Tokens of the three splits as uint16 arrays, mapped from disk."""
+    """The tokens of the training, validation and test text, as uint16 arrays mapped from disk."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -37,7 +37,7 @@ class Corpus(NamedTuple):
 
 
 def find(data: str = "") -> Path:
-    """Return the folder of the texts: `data`, else $SLTH_DATA, ./data, or ../shared/data.
+    """Return the folder of the texts: `data` if given, else $SLTH_DATA, ./data or ../shared/data.
 
     Raises:
       ValueError: the folder is missing; the message names the expected files.
@@ -55,14 +55,14 @@ def find(data: str = "") -> Path:
 def load(
     data: str = "", *, corpus: str = "wikitext-2", tokenizer: str = "bytes", cache: str = ""
 ) -> Corpus:
-    """Return the tokens of a corpus; the first call tokenises, later calls use the cache.
+    """Return the tokens of a corpus; the first call tokenises it, later calls read the cache.
 
     Args:
       data: the folder of the texts, see `find`; or ``hub:NAME``, such as ``hub:wikitext-103-v1``,
-        for texts that the `datasets` library fetches.
+        to fetch the texts with the library `datasets`.
       corpus: the corpus, a folder in `data`.
       tokenizer: 'bytes' (256 tokens) or 'gpt2' (50,257 tokens, byte-pair encoding).
-      cache: the folder for the tokens; empty for $SLTH_CACHE or ~/.cache/slth_jax.
+      cache: the folder in which tokens are stored; empty for $SLTH_CACHE or ~/.cache/slth_jax.
 
     Raises:
       ValueError: a text is missing, empty or cut short.
@@ -160,17 +160,18 @@ def windows(tokens: np.ndarray, *, rows: int, length: int) -> np.ndarray:
 
 
 def unigram_entropy(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
-    """Return the loss, in nats per token, of a model that predicts the tokens' frequencies.
+    """Return the loss, in nats per token, of a model that always predicts the token frequencies.
 
-    The loss is ``-mean log p`` over `valid`, where p are the frequencies of tokens in `train` after
-    1 is added to each count.
+    The loss is ``-mean log p`` over `valid`. Here p are the frequencies of tokens in `train` after
+    1 is added to each token's count.
     """
     counts = np.bincount(train, minlength=vocab_size) + 1.0
     return float(-np.mean(np.log(counts / counts.sum())[valid]))
 
 
 def _windows(size: int, length: int) -> int:
-    # One window less than fits, so that windows fit at every offset.
+    # The number is one less than the number of windows in the text, so that the windows fit at
+    # every offset.
     return (size - 1) // length - 1
 
 
@@ -182,7 +183,7 @@ def _order(seed: int, epoch: int, size: int, length: int) -> np.ndarray:
 
 
 def _tokens(path: Path, tokenizer: str, root: Path, cache: Path) -> np.ndarray:
-    """Return a text's tokens from the cache, which is written if it is missing or damaged."""
+    """Return a text's tokens from the cache; write the cache if it is missing or damaged."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -229,7 +230,7 @@ def _note(note: Path) -> dict | None:
 
 
 def _whole(file: Path, known: dict) -> bool:
-    """Return whether the size and the checksum of a cache file are right."""
+    """Return whether a cache file has the size and the checksum that were recorded."""
     if not file.is_file() or file.stat().st_size != 2 * known["tokens"]:
         return False
     with open(file, "rb") as opened:
@@ -237,7 +238,7 @@ def _whole(file: Path, known: dict) -> bool:
 
 
 def _fetch(folder: Path, name: str) -> None:
-    """Write the splits of a WikiText of the hub into `folder`, unless they are there."""
+    """Fetch the texts of a WikiText from the hub into `folder`, unless the folder has them."""
     if all((folder / f"{split}.txt").is_file() for split in SPLITS):
         return
     try:

@@ -1,4 +1,4 @@
-"""Train many runs of a language model in one program, with `edge_popup.train`."""
+"""Train many runs of a language model in one program with `edge_popup.train`."""
 
 import functools
 import json
@@ -19,9 +19,10 @@ from slth_jax import checks, edge_popup, machines, models, placement, storage, s
 from slth_jax.distributed import on_first, whole
 from slth_jax.types import Array, Key, PyTree
 
-# A call of the program cannot be interrupted, so it is small enough to end seconds after SIGTERM.
+# A call of the program cannot be interrupted, so a call is short enough to end within seconds after
+# SIGTERM.
 _TOKENS_PER_CALL = 1 << 20
-_SHUFFLE = 1 << 22  # folded into a run's key for the shuffled masks
+_SHUFFLE = 1 << 22  # folded into a run's key to shuffle masks
 
 
 def train(
@@ -43,7 +44,7 @@ def train(
       runs: the settings of each run.
       corpus: the texts.
       folder: the folder of checkpoints.
-      log_file: the file of the log, which has a row of JSON per run and evaluation; None for no
+      log_file: the file of the log, which has a line of JSON per run and evaluation; None for no
         file.
       progress: called with the number of finished steps and the number of all steps.
 
@@ -54,7 +55,7 @@ def train(
     """
     group = together(job, runs, corpus)
     rows: list[dict[str, Any]] = []
-    if log_file is not None and log_file.exists():  # the run was interrupted earlier
+    if log_file is not None and log_file.exists():  # an interrupted run
         rows = [json.loads(line) for line in log_file.read_text().splitlines()]
 
     def write(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -74,8 +75,9 @@ def train(
         evaluate_first=True,
         best_params=job.dense and bool(job.bits),  # needed only for rounding
         out=folder,
-        # A checkpoint contains the learning rates, in the optimiser's state. Recording the runs
-        # here refuses a checkpoint with other rates, which would silently replace these.
+        # A checkpoint contains the learning rates, in the optimiser's state. Because the runs are
+        # recorded here, a checkpoint with other rates is refused; otherwise its rates would
+        # silently replace the rates of `runs`.
         config={"runs": storage.plain([run._asdict() for run in runs])},
         progress=report,
     )
@@ -89,7 +91,7 @@ def train(
 
 
 def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.Runs:
-    """Return the group of runs that `edge_popup.train` trains together.
+    """Return `runs` as the group that `edge_popup.train` trains together.
 
     Raises:
       ValueError: a setting of the job or of a run is not allowed.
@@ -125,7 +127,7 @@ def together(job: Job, runs: Sequence[Run], corpus: text.Corpus) -> edge_popup.R
 
 
 def compile_for(on: str, job: Job, runs: Sequence[Run]) -> tuple[machines.Report, int]:
-    """Compile the training of `runs` for another machine; return the report and the calls.
+    """Compile the training of `runs` for another machine; return a report and a number of calls.
 
     Args:
       on: the machine, see `machines.compile_for`.
@@ -140,7 +142,7 @@ def compile_for(on: str, job: Job, runs: Sequence[Run]) -> tuple[machines.Report
 
 
 def trace(devices: Sequence[Any], job: Job, runs: Sequence[Run]) -> Any:
-    """Return the traced program of one call, for devices that this machine need not have."""
+    """Return the traced program of one call for `devices`, which this machine need not have."""
     program = _program(job, len(runs), tuple(devices))
     keys = jax.eval_shape(lambda: jnp.stack([_key(run) for run in runs]))
     shape = (len(runs), _stretch(job, len(runs)), job.rows, job.length + 1)
@@ -149,7 +151,7 @@ def trace(devices: Sequence[Any], job: Job, runs: Sequence[Run]) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> edge_popup.Program:
-    """Return the program that trains `count` runs of a job; groups of equal size share it."""
+    """Return the program that trains `count` runs of a job; it is cached by job and count."""
 
     def loss(params: Params, tokens: Array) -> Array:
         dtype = jnp.dtype(job.dtype)
@@ -173,7 +175,8 @@ def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> ed
 def _start(job: Job, run: Run) -> edge_popup.State:
     """Return the state of one run before the first step; this function is not compiled.
 
-    So the weights are drawn by the same program as when a ticket file is loaded, bit for bit.
+    Because it is not compiled, the weights are drawn by the same program as when a ticket file is
+    loaded, and are equal bit for bit.
     """
     weights, trainable = job.model.start(_key(run), job.variant, run.qk_scale)
     if job.dense:
@@ -184,7 +187,7 @@ def _start(job: Job, run: Run) -> edge_popup.State:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _draw(keys: Key, scales: Array, model: Model) -> Params:
-    """Return newly drawn weights of all runs."""
+    """Draw new weights for all runs."""
     return jax.vmap(model.init)(keys, scales)
 
 
@@ -208,13 +211,13 @@ def _mesh(job: Job, runs: int, devices: Sequence[Any] | None) -> Mesh:
 
 
 def _stretch(job: Job, runs: int) -> int:
-    """Return the number of steps per call, a divisor of `chunk`, so that one program suffices."""
+    """Return the number of steps per call; it divides `chunk`, so all calls have equal size."""
     most = max(1, _TOKENS_PER_CALL // (runs * job.rows * job.length))
     return max(n for n in range(1, min(most, job.chunk) + 1) if job.chunk % n == 0)
 
 
 def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:
-    """Return the validation windows, `[part, row, length + 1]`."""
+    """Return the tokens of the validation windows, `[part, row, length + 1]`."""
     tokens = text.windows(corpus.valid, rows=job.eval_rows, length=job.length)
     rows = min(len(tokens), job.rows // job.accumulate)
     whole = len(tokens) // rows * rows
@@ -222,7 +225,7 @@ def _validation(job: Job, corpus: text.Corpus) -> np.ndarray:
 
 
 def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str, Array]:
-    """Return the best masks of each run with the entries of each matrix in random order."""
+    """Return each run's best masks after the entries of each matrix are put in random order."""
     shapes = job.model.shapes
     rows = []
     for index, run in enumerate(runs):
@@ -236,7 +239,7 @@ def _shuffled(job: Job, runs: Sequence[Run], best: edge_popup.Best) -> dict[str,
 def _rounded(
     job: Job, group: edge_popup.Runs, state: edge_popup.State, best: edge_popup.Best
 ) -> dict[int, np.ndarray]:
-    """Return the validation losses of trained models with rounded matrices, by bits per weight.
+    """Return, for each number of bits, the validation losses of models with rounded matrices.
 
     Gains and biases are rounded to float16.
     """
@@ -256,7 +259,7 @@ def _rounded(
 def _batches(
     job: Job, runs: Sequence[Run], corpus: text.Corpus, begin: int, end: int
 ) -> np.ndarray:
-    """Return the batches of steps `begin` to `end`, `[run, step, row, length + 1]`."""
+    """Return the batches of the steps `begin` to `end - 1`, `[run, step, row, length + 1]`."""
     by_seed = {
         seed: np.stack(
             [

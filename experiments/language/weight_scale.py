@@ -21,13 +21,13 @@ PAPER: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(Settings):
-    """Settings of the sweep over scales, besides the settings of model and training.
+    """Settings of the sweep over scales, in addition to the settings of model and training.
 
     Attributes:
       seeds: runs per scale; the seed (0, 1, ...) determines weights, first scores and batches.
       models: names in `models.PRESETS`; all scales are trained for each model.
       scales: the factors by which query and key weights are multiplied.
-      runs_at_once: the number of runs in one program; 0 for all runs of a model.
+      runs_at_once: the number of runs that one program trains; 0 for all runs of a model.
     """
 
     seeds: int = 8
@@ -37,7 +37,7 @@ class Config(Settings):
 
 
 PRESETS = {
-    # 40 runs, eight per program: about half an hour of processor time, 15 minutes on two cores.
+    # 40 runs, eight per program: about half an hour of processor time, or 15 minutes on two cores.
     "quick": Config(runs_at_once=8),
     # 6 runs in one program: about two minutes on two cores.
     "tiny": Config(seeds=2, scales=(1.0, 2.83, 6.0), steps=200),
@@ -54,8 +54,8 @@ PRESETS = {
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
     """Train every scale and seed, evaluate the controls, and draw the figure.
 
-    A seed has the same weights, batches and first scores at every scale. `paired` contains the
-    difference between each scale and scale 1 over the seeds.
+    A seed determines the same weights, batches and first scores at every scale. In the summary,
+    `paired` contains the difference of losses between each scale and scale 1, over the seeds.
     """
     jobs = {model: config.job(model) for model in config.models}  # checked before text is read
     corpus = load_text(config)
@@ -97,7 +97,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def compare(
     scales: Sequence[float], fit: dict[str, dict[str, float]], paired: list[dict[str, Any]]
 ) -> list[claims.Claim]:
-    """Compare the best scale, and the gain at the paper's scale, with the paper's statements."""
+    """Compare the best scale, and the loss at the paper's scale, with the paper's statements."""
     nearest = min(scales, key=lambda scale: abs(scale - PAPER_SCALE))
     return [
         claims.statement(
@@ -120,7 +120,7 @@ def compare(
 
 
 def dry_run(config: Config, on: str | None = None) -> str:
-    """Return the estimated cost of the sweep, which is not started.
+    """Return the estimated cost of the sweep without starting it.
 
     Args:
       config: the settings.
@@ -146,13 +146,13 @@ def _runs(config: Config) -> list[Run]:
 
 
 def _measurement(model: str, outcome: Outcome, index: int) -> dict[str, Any]:
-    """Return the row of one run, with `qk_scale` renamed to `scale`."""
+    """Return the measurements of one run, with `qk_scale` renamed to `scale`."""
     row = outcome.measurement(index)
     return {"model": model, "scale": row.pop("qk_scale"), **row}
 
 
 def _minimum(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the scale with the lowest mean loss, and the differences at both ends of the range."""
+    """Return the scale of lowest mean loss, and how much higher the loss is at both range ends."""
     best = min(rows, key=lambda row: row["mean"])
     return {
         "best_scale": best["scale"],

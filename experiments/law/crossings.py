@@ -1,4 +1,4 @@
-"""The least width for an error: where a measured curve crosses a level, with an interval."""
+"""Find the width at which a measured error curve falls below a level, with an interval."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
-_LEAST = 1e-30  # replaces an error of 0 in logarithms
+_LEAST = 1e-30  # replaces an error of 0 before the logarithm
 
 
 def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
@@ -27,12 +27,12 @@ def crossing(widths: ArrayLike, errors: ArrayLike, level: float) -> float:
 def with_interval(
     widths: Sequence[float], errors: Float[np.ndarray, "w sources"], level: float
 ) -> dict[str, float]:
-    """Return the width at which the mean error over sources crosses a level, with an interval.
+    """Return the width at which the mean error over sources falls below a level, with an interval.
 
-    The 95 % interval contains each width at which the interpolated ``log error`` differs from
-    ``log level`` by at most Student's t times the standard error of ``log error`` (Fieller 1954).
-    Widths may share sources or have different ones, since the covariance between widths is
-    estimated too.
+    The 95 % interval contains each width at which the interpolated ``log error`` differs from ``log
+    level`` by at most Student's t times the standard error of ``log error`` (Fieller 1954).
+    Different widths may have the same sources or different sources, since the covariance between
+    widths is estimated too.
 
     Args:
       widths: the w measured widths in increasing order.
@@ -52,7 +52,7 @@ def with_interval(
     for i in range(len(mean) - 1):
         # At the fraction f of the way to the next width, the logarithm is log[i] + f rise, and its
         # variance is start + 2 f (both - start) + f^2 (start - 2 both + end). The width is in the
-        # interval if this quadratic polynomial in f is not positive.
+        # interval if the quadratic polynomial in f below is not positive.
         rise = log[i + 1] - log[i]
         start, both, end = covariance[i, i], covariance[i, i + 1], covariance[i + 1, i + 1]
         polynomial = (

@@ -1,4 +1,4 @@
-"""Figures of the law: widths against errors, the transition, and the constructions compared."""
+"""Draw the figures of the law: widths against errors, the transition, all constructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKERS = "os^Dv<>P*X"
 
 
 def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
-    """Draw ``n / d`` against ``log2(1 / eps)``, and the law in bits beside the line of slope 1.
+    """Draw ``n / d`` against ``log2(1 / eps)``, and the fit `bits` with a line of slope 1.
 
     The colour shows d and the marker H.
 

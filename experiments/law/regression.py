@@ -1,4 +1,4 @@
-"""Forms of the law, fitted to the measured widths by least squares.
+"""Fit several forms of the law to the measured widths by least squares.
 
 Widths of the same shape (d, H) share targets and sources, so standard errors are clustered by
 shape.
@@ -39,7 +39,7 @@ def logarithm(rows: Sequence[Row], form: str) -> Float[np.ndarray, " n"]:
 
 
 def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
-    """Fit ``n / d = intercept + slope log(form)``.
+    """Fit ``n / d = intercept + slope log(form)``, where `form` is one of `FORMS`.
 
     `rms` is the root mean square of the residuals. `residual_by_d` and `residual_by_heads` are the
     mean residuals for each d and for each H.
@@ -65,10 +65,11 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
 
     In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small`, which is
     fitted on request, describes the deviation at small d. A power of d (or of H) is fitted only if
-    the rows have several values of d (or of H). The standard errors `_se` of powers come from the
-    delta method; `_free` are their degrees of freedom. `low` and `high` are the smallest and the
-    largest ratio of a measured width to the fitted width: `high` times the fitted width suffices at
-    every point, and less than `low` times the fitted width suffices at no point.
+    the rows have several values of d (or of H). Entries that end in `_se` are standard errors of
+    the powers, by the delta method; entries that end in `_free` are the degrees of freedom of these
+    errors. `low` and `high` are the smallest and the largest ratio of a measured width to the
+    fitted width: `high` times the fitted width suffices at every point, and less than `low` times
+    the fitted width suffices at no point.
     """
     h, d, eps = _columns(rows)
     y = _units(rows)
@@ -81,7 +82,7 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     if small:
         columns["small"] = d**-2.0
     for name, values in (("d", d), ("heads", h)):
-        if np.ptp(values) == 0:  # a constant column is part of the intercept
+        if np.ptp(values) == 0:  # a constant column would repeat the intercept
             del columns[name]
     design = np.stack(list(columns.values()), axis=1)
     fit = clustered(design, y, _shapes(rows))
@@ -112,9 +113,9 @@ def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
 
     The second term is needed because the subset sums of n / d random samples take 2^(n / d) values
     in a range that grows with the square root of n / d. A slope of 1 means one bit of precision per
-    unit. All shapes share one slope, whose interval (`low`, `high`) is clustered by shape. `shapes`
-    contains the slope of a separate fit per shape, and c(d, H) for a slope of exactly 1. `rms` is
-    the root mean square of the residuals for a slope of 1.
+    unit. All shapes share one slope, whose interval (`low`, `high`) is clustered by shape. For each
+    shape `shapes` contains the slope of a separate fit, and c(d, H) if the slope is set to 1. `rms`
+    is the root mean square of the residuals if the slope is set to 1.
     """
     rows = [row for row in rows if row["eps"] <= SMALL_ERRORS * (1 + 1e-9)]
     counts = {shape: _shapes(rows).count(shape) for shape in dict.fromkeys(_shapes(rows))}
@@ -155,7 +156,7 @@ def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return heads, d and epsilon of each row."""
+    """Return three arrays: the heads, the d and the epsilon of each row."""
     h, d, eps = (np.array([row[name] for row in rows], float) for name in ("heads", "d", "eps"))
     return h, d, eps
 
@@ -178,8 +179,8 @@ class Clustered:
       beta: the coefficients, `[p]`.
       residual: the measured minus the fitted values, `[n]`.
       r2: the share of the variance that the fit explains.
-      scores: an array `[groups, p]` such that the standard error of ``c . beta`` is the 2-norm of
-        ``scores @ c``.
+      scores: an array `[groups, p]`; the standard error of ``c . beta`` is the 2-norm of ``scores @
+        c``.
       spreads: an array `[groups, n, p]`; row g of ``spreads @ c`` contains the weights with which
         the n deviations enter the score of group g.
     """
@@ -213,9 +214,9 @@ def clustered(
     scores, spreads = [], []
     for name in dict.fromkeys(groups):
         inside = np.array([group == name for group in groups])
-        # Plain residuals are too small if groups are few. Multiplying by this inverse root gives
-        # them the right variance if deviations are independent. The pseudo-inverse is needed
-        # because a group with a separate intercept has no freedom in that direction.
+        # If there are few groups, the residuals are too small. Multiplied by this inverse root,
+        # they have the right variance if deviations are independent. The pseudo-inverse is needed
+        # because the matrix is singular for a group with a separate intercept.
         values, vectors = np.linalg.eigh(rest[np.ix_(inside, inside)])
         roots = np.where(values > 1e-9, 1 / np.sqrt(np.maximum(values, 1e-9)), 0.0)
         adjusted = (vectors * roots) @ vectors.T @ design[inside] @ bread

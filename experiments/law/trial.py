@@ -1,4 +1,4 @@
-"""One trial of the law: a random target, a random source, the ticket, and its failing entries."""
+"""Run one trial of the law: draw a target and a source, compute the ticket, count its failures."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ _TARGET = 1 << 20  # folded into a trial's key; the source's units use smaller n
 
 
 def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
-    """Draw Gaussian projections of width ``max(1, d / H)``, each with spectral norm 1 per head."""
+    """Draw Gaussian projections of width ``max(1, d / H)`` and, in every head, spectral norm 1."""
     d_k = max(1, d // num_heads)
 
     def projection(key: Key, shape: tuple[int, ...]) -> Array:
@@ -27,7 +27,7 @@ def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
 
 
 def drawn_target(key: Key, *, num_heads: int, d: int) -> Projections:
-    """Draw a target from the theory's distribution, whose large entries are hard to reach."""
+    """Draw a target from the theory's distribution; its large entries are hard to reach."""
     d_k = max(1, d // num_heads)
     return initializers.theory_attention(
         key, num_heads=num_heads, d_in=d, d_out=d, n_k=d_k, n_v=d_k
@@ -54,9 +54,9 @@ def make_trial(
     tokens: int,
     norm: float = 1.0,
 ):
-    """Return the trial function for one shape and rule; `_measure` describes its metrics.
+    """Return the trial function for one shape and rule; `_measure` describes the metrics.
 
-    Every seed draws a target, inputs and a source.
+    For every seed the trial function draws a target, inputs and a source.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -82,14 +82,15 @@ def make_trial(
 def _measure(source, masks, target, x: Array) -> dict[str, Array]:
     """Return the metrics of a ticket.
 
-    `of_sequence` is, per sequence, the largest 2-norm of a token's output error, and `error` is its
-    mean over sequences. `entries` is the number of entries of all merged matrices, `median` the
-    median of their errors, and `worst_share` the share of the sum of these errors that belongs to
-    the worst 1 % of the entries. An entry fails at a level of output error if
-    ``|error| d > level``. Per level, `failed` counts failing entries. `beyond` counts failing
-    entries whose value is larger than the sum of all samples of its sign. `small` counts the
-    entries among them for which this sum is less than half of its median over entries. `kept` is
-    the share of connections in the ticket.
+    `of_sequence` is, for each sequence, the largest 2-norm of a token's output error, and `error`
+    is the mean of `of_sequence`. `entries` is the number of entries of all merged matrices,
+    `median` is the median of the entries' errors, and `worst_share` is the share of the sum of
+    these errors that the worst 1 % of the entries contribute. An entry fails at a level of output
+    error if ``|error| d > level``. For each level, `failed` is the number of failing entries.
+    `beyond` is the number of failing entries whose target value is larger than the sum of all
+    samples with the sign of this value. `small` is the number of entries counted in `beyond` for
+    which this sum is less than half of its median over the entries. `kept` is the share of
+    connections that the ticket keeps.
     """
     ticket = construction.apply_masks(source, masks)
     error = attention.error(ticket, target, x)
@@ -132,9 +133,9 @@ LEVELS = (1.0, 0.1, 0.01, 0.001)
 
 
 def _reach(left: Array, right: Array) -> tuple[Array, Array]:
-    """Return the sums of all positive and of all negative samples ``left_ik right_kj``.
+    """Return the sums over k of the positive and of the negative samples ``left_ik right_kj``.
 
-    Both have the shape `[h, p, r]`; the sum of negative samples is returned as a positive number.
+    Both sums have the shape `[h, p, r]`; the absolute value of the second sum is returned.
     """
     positive, negative = (functools.partial(jnp.maximum, 0.0), lambda w: jnp.maximum(-w, 0.0))
     product = functools.partial(jnp.einsum, "hpn,hnr->hpr")

@@ -1,4 +1,4 @@
-"""The law of widths: the least width of a random attention layer whose tickets reach an error.
+"""The law of widths: the least width at which a random layer has tickets of a given error.
 
 Theorem 3, ``n = O(d log(H d^(3/2) / epsilon))``, bounds the width up to a constant factor. This
 experiment measures the least width for several rules and shapes, and compares forms of the law.
@@ -18,7 +18,7 @@ from slth_jax import checks, construction
 
 FLOAT64 = True
 
-# The least R^2 at which a relation counts as linear.
+# A relation counts as linear if its R^2 is at least this number.
 LINEAR = 0.9
 
 PAPER: dict[str, Any] = {
@@ -30,7 +30,7 @@ PAPER: dict[str, Any] = {
 
 
 def _sizes(shape: str) -> tuple[int, int]:
-    """Return d and H of 'DxH'."""
+    """Return the integers d and H of a shape 'DxH'."""
     d, x, heads = shape.partition("x")
     if not (x and d.isdigit() and heads.isdigit() and int(d) > 0 and int(heads) > 0):
         raise checks.fail("shapes", "of the form DxH, as 8x4", repr(shape))
@@ -44,9 +44,10 @@ class Config:
     Attributes:
       seeds: trials per setting; each trial draws a source, a target and inputs.
       shapes: input widths d and numbers of heads H, each written DxH.
-      units: widths of the source, in hidden units per input coordinate.
+      units: widths of the source, in hidden units per input coordinate (width / d).
       constructions: the rules that assign hidden units to input coordinates.
-      targets: distributions of targets, spectral (spectral norm 1) or theory.
+      targets: distributions of targets: spectral (spectral norm 1) or theory (the theory's
+        distribution).
       errors: the output errors for which the least width is measured.
       sequences: input sequences per trial.
       tokens: tokens per sequence.
@@ -96,15 +97,15 @@ PRESETS = {
 # Errors at which the share of sources that suffice is drawn.
 SHARED = (0.1, 0.01)
 
-# At this d and larger, only the first construction and target and every second width are measured.
+# If d is at least LARGE, only the first rule, the first target and every second width are measured.
 LARGE = 64
 
 
 def _settings(config: Config) -> list[dict[str, Any]]:
-    """Return the fixed values of each sweep.
+    """Return a dict per sweep: the values of target, construction, d and heads.
 
-    Only the first target is measured with several heads. Large d are measured only with the first
-    target and rule.
+    Several heads are measured only with the first target. Large d are measured only with the first
+    target and the first rule.
     """
     return [
         {"target": target, "construction": rule, "d": d, "heads": heads}
@@ -147,7 +148,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Measure errors, interpolate the least widths, compare forms of the law, draw the figures."""
+    """Measure errors, interpolate the least widths, fit forms of the law, and draw the figures."""
     rows: list[dict[str, Any]] = []
     for setting in _settings(config):
         results = out.sweep(_sweep(config, setting))
@@ -202,9 +203,9 @@ def shares(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
 
 
 def laws_of(widths: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fitted laws by the name 'target, construction'.
+    """Return a dict from 'TARGET, CONSTRUCTION' to the laws that are fitted to these widths.
 
-    A law is left out if there are too few widths for it.
+    The law of a target and a construction is left out if there are too few widths.
     """
     kinds = dict.fromkeys((row["target"], row["construction"]) for row in widths)
     laws = {
@@ -228,7 +229,7 @@ def _is(row: dict[str, Any], **values: Any) -> bool:
 
 
 def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the least widths for each error, for the mean and for the 95th percentile."""
+    """Return the least width for each error, once for the mean and once for the 95th percentile."""
     least = []
     for setting in _settings(config):
         trials = [row for row in rows if _is(row, **setting)]
@@ -246,7 +247,7 @@ def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _law(widths: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fitted forms for one target and rule; empty if there are too few widths."""
+    """Fit all forms of the law for one target and rule; return {} if there are too few widths."""
     if len(widths) < 6:
         return {}
     lines = [regression.line(widths, form) for form in regression.FORMS]
@@ -263,7 +264,7 @@ def _law(widths: list[dict[str, Any]]) -> dict[str, Any]:
 def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the ratio of each rule's width to the width of the rule "proof".
 
-    The widths are compared at equal shape, target and error.
+    Both widths have the same shape, target and error.
     """
     proof = {
         tuple(w[name] for name in ("target", "d", "heads", "eps")): w["width"]
@@ -282,11 +283,12 @@ def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count the entries that fail at each level, by target and rule; see `trial.LEVELS`.
+    """Count, for each target and rule, the entries that fail at each of `trial.LEVELS`.
 
-    `failed` counts all failing entries, and `beyond` counts failing entries that are out of reach
-    of their samples. `beyond_of_small_samples` counts the entries in `beyond` whose samples are
-    small. Only tickets whose error is within a factor of three of the level are counted.
+    `failed` is the number of failing entries, and `beyond` is the number of failing entries that
+    exceed the sum of their samples. `beyond_of_small_samples` is the number of entries in `beyond`
+    whose samples are small. Only tickets whose error is within a factor of three of the level are
+    included.
     """
     counts = []
     for target, rule in dict.fromkeys((row["target"], row["construction"]) for row in rows):

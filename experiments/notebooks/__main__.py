@@ -9,7 +9,7 @@ from experiments.notebooks import run
 
 
 def main() -> None:
-    """Execute the named notebooks, or all, and write them with their outputs."""
+    """Execute the named notebooks (all if none is named) and write them with their outputs."""
     parser = argparse.ArgumentParser(prog="python -m experiments.notebooks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(run.NAMES))
     options = parser.parse_args()

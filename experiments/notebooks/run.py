@@ -13,7 +13,7 @@ SETTING = "QUICK = False"
 
 
 def read(name: str) -> Any:
-    """Return a notebook by its name."""
+    """Read the notebook with the given name."""
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
@@ -57,7 +57,7 @@ def execute(
 
 
 def write(name: str, notebook: Any) -> None:
-    """Write a notebook without the versions and times of this machine."""
+    """Write a notebook without metadata about this machine's versions and execution times."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": kernel, "language_info": {"name": "python"}}
