@@ -99,6 +99,7 @@ EXAMPLES = {
     "construction.width": ["find_width"],
     "edge_popup.fitting": ["fit"],
     "subset_sum.solver": ["solve"],
+    "subset_sum.few": ["solve_few"],
     "supermask": ["from_scores"],
     "theory": ["attention_widths"],
     "ticket.file": ["save"],

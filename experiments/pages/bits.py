@@ -119,3 +119,18 @@ def bits_stories() -> str:
     names = ("model", "bits", "MB", "perplexity", "equal top-1 tokens (%)", "equal texts")
     note = f"\n\nThe target's perplexity is {rows[0]['target_perplexity']:.3f}."
     return table(names, lines) + note
+
+
+def bits_sparse() -> str:
+    """Return the table of densities, entropies and errors of sparse masks."""
+    result = read("sparse")
+    rows = [
+        (
+            row["samples"], "no limit" if row["most"] is None else row["most"],
+            f"{100 * row['kept']:.0f} %", f"{row['bits']:.1f}", g(row["error"]),
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    names = ("samples m", "limit k", "kept", "bits per entry", "median error")
+    note = f"{result['entries']:,} entries per row; {result['device']}, {result['date']}."
+    return f"{table(names, rows)}\n\n{note}"

@@ -26,7 +26,7 @@ from slth_jax.construction.relu import (
     solve_layers,
     solve_relu_layer,
 )
-from slth_jax.construction.rules import RULES, Rule, Search, band, shift
+from slth_jax.construction.rules import RULES, Rule, Search, band, shift, sparse
 from slth_jax.construction.width import FoundWidth, find_width
 from slth_jax.guarantee import guaranteed_error, guaranteed_error_on, is_vacuous
 
@@ -60,4 +60,5 @@ __all__ = [
     "solve_product",
     "solve_relu_layer",
     "solve_transformer",
+    "sparse",
 ]

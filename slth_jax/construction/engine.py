@@ -135,7 +135,9 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
             parts = [_shortest_paths(problem, rule.band) for problem in batch]
         else:
             columns = [problem.target.shape[-1] for problem in batch]
-            rows = search.best([_sums(problem) for problem in batch], columns, rule.search)
+            rows = search.best(
+                [_sums(problem) for problem in batch], columns, rule.search, rule.most
+            )
             parts = [_solved(*pair) for pair in zip(batch, rows, strict=True)]
         solved |= dict(zip(places, parts, strict=True))
     return [solved[i] for i in range(len(problems))]
@@ -185,7 +187,8 @@ def solve_rows(
     n, r = right.shape
     chex.assert_shape([left, target], [(None, n), (left.shape[0], r)])
     chex.assert_axis_dimension(assignment.units, 0, r)
-    return search.best([search.sums(left, right, target, assignment)], [r], rule.search)[0]
+    sums = search.sums(left, right, target, assignment)
+    return search.best([sums], [r], rule.search, rule.most)[0]
 
 
 def left_mask(

@@ -70,16 +70,19 @@ def sums(
     return Sums(by_block(samples), by_block(moved).swapaxes(2, 3), by_block(target))
 
 
-def best(problems: Sequence[Sums], columns: Sequence[int], search: Search) -> list[Rows]:
+def best(
+    problems: Sequence[Sums], columns: Sequence[int], search: Search, most: int | None = None
+) -> list[Rows]:
     """Return the best masks of the rows of all problems, solved as one batch.
 
     Args:
       problems: the subset sums of each problem.
       columns: the number of columns r of each problem, without the padding of the last block.
       search: the settings of the search, which are the same for every row.
+      most: the largest number of samples per entry that are kept; None for no limit.
     """
     if not search.shift_units:
-        solutions = _solve([p.samples for p in problems], [p.target for p in problems])
+        solutions = _solve([p.samples for p in problems], [p.target for p in problems], most)
         zeros = [jnp.zeros(p.target.shape[:2], jnp.int32) for p in problems]
         return [
             _rows(problem, number, solution.mask, solution.total, r)
@@ -115,7 +118,9 @@ def best(problems: Sequence[Sums], columns: Sequence[int], search: Search) -> li
     ]
 
 
-def _solve(samples: Sequence[Array], values: Sequence[Array]) -> list[Solution]:
+def _solve(
+    samples: Sequence[Array], values: Sequence[Array], most: int | None = None
+) -> list[Solution]:
     """Solve the subset sums of several problems as one batch.
 
     `samples` are `[..., slots]` and `values` are `[...]`. The solver takes long to compile, so it
@@ -124,12 +129,15 @@ def _solve(samples: Sequence[Array], values: Sequence[Array]) -> list[Solution]:
     """
     slots = max(x.shape[-1] for x in samples)
     padded = [jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, slots - x.shape[-1])]) for x in samples]
-    # Passed explicitly: the default depends on the padded length, and masks must not depend on it.
-    batch = subset_sum.solve(
+    instances = (
         jnp.concatenate([x.reshape(-1, slots) for x in padded]),
         jnp.concatenate([x.reshape(-1) for x in values]),
-        max_exact=subset_sum.PART,
     )
+    if most is None:
+        # `max_exact` is passed: its default depends on the padded length, and masks must not.
+        batch = subset_sum.solve(*instances, max_exact=subset_sum.PART)
+    else:
+        batch = subset_sum.solve_few(*instances, most=most)
     solutions, start = [], 0
     for x, value in zip(samples, values, strict=True):
         part = slice(start, start + value.size)

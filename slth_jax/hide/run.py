@@ -121,7 +121,7 @@ def make_spec(
         rule, fields["bands"], samples = bands.rule(), bands, 2**bands.bits
     else:
         rule = rules.for_samples(samples) if construction is None else rules.get(construction)
-        if rule.needs_target or rule.band is not None:
+        if rule.needs_target or rule.band is not None or rule.most is not None:
             # The ticket of a whole model contains the masks of free factors alone.
             allowed = "a rule of subset sums that assigns without the target"
             raise checks.fail("construction", allowed, rule.name)

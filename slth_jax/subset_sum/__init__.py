@@ -8,6 +8,7 @@ pair of two halves by merging. On CPUs `kernel` compiles the same computation fr
 """
 
 from slth_jax.subset_sum.batch import LANES
+from slth_jax.subset_sum.few import solve_few
 from slth_jax.subset_sum.solver import MAX_EXACT, MAX_SAMPLES, PART, Solution, solve
 
-__all__ = ["LANES", "MAX_EXACT", "MAX_SAMPLES", "PART", "Solution", "solve"]
+__all__ = ["LANES", "MAX_EXACT", "MAX_SAMPLES", "PART", "Solution", "solve", "solve_few"]

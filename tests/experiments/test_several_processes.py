@@ -1,4 +1,7 @@
-"""Every experiment on two processes of a device each, against one process of two devices."""
+"""Every experiment on processes of a device each, against one process of all devices.
+
+`SLTH_EVERY_EXPERIMENT=1` runs all experiments, `SLTH_PROCESSES=4` with four processes.
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ from slth_jax import ticket
 # A single run, so that the rows of its batches are split.
 ROWS = {"language rows": ("language", 1, ("methods=dense",))}
 TIMED = ("tokens_per_second",)
+PROCESSES = int(os.environ.get("SLTH_PROCESSES", "2"))
 
 
 def measured(folder):
@@ -40,14 +44,14 @@ def case(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case(name) for name in (*SMALLEST, *ROWS)])
-def test_two_processes_have_the_rows_of_one(case, text_folder, small_network, tmp_path):
+def test_several_processes_have_the_rows_of_one(case, text_folder, small_network, tmp_path):
     name, seeds, more = ROWS.get(case, (case, 2, ()))
     options = [*SMALLEST[name], *more]
     if name in TRAINED:
         options += [f"data={text_folder}", f"cache={tmp_path}/cache"]
     if name == "trained-target":
         options.append(f"weights={small_network[1][0]}")
-    folders = {count: tmp_path / f"{count}" for count in (1, 2)}
+    folders = {count: tmp_path / f"{count}" for count in (1, PROCESSES)}
     for count, folder in folders.items():
 
         def arguments(index, port, count=count, folder=folder):
@@ -55,15 +59,15 @@ def test_two_processes_have_the_rows_of_one(case, text_folder, small_network, tm
             words += [word for option in options for word in ("--set", option)]
             return words + ["--distributed", f"localhost:{port},{index}/{count}"] * (count > 1)
 
-        statuses, texts = finish(start(arguments, count, devices=2 // count), 280)
+        statuses, texts = finish(start(arguments, count, devices=PROCESSES // count), 900)
         assert statuses == [0] * count, texts
-    ours, theirs = measured(folders[2]), measured(folders[1])
+    ours, theirs = measured(folders[PROCESSES]), measured(folders[1])
     if name in TRAINED:
         for row, reference in zip(ours, theirs, strict=True):
             same(row, reference)
     else:
         assert ours == theirs
-    tickets = sorted((folders[2] / "tickets").glob("*.ticket.safetensors"))
+    tickets = sorted((folders[PROCESSES] / "tickets").glob("*.ticket.safetensors"))
     assert len(tickets) == len(list((folders[1] / "tickets").glob("*.ticket.safetensors")))
     for path in tickets:
         assert ticket.verify(path).num_kept > 0

@@ -6,6 +6,7 @@ from slth_jax.construction.rules import by_size, fitted, proof, shift_units
 from slth_jax.construction.rules.band import band
 from slth_jax.construction.rules.rule import Assignment, Rule, Search
 from slth_jax.construction.rules.shift_units import for_samples, shift
+from slth_jax.construction.rules.sparse import sparse
 
 RULES: dict[str, Rule] = {
     rule.name: rule
@@ -39,4 +40,15 @@ def parse(text: str) -> Rule:
     return shift(int(units), int(columns))
 
 
-__all__ = ["RULES", "Assignment", "Rule", "Search", "band", "for_samples", "get", "parse", "shift"]
+__all__ = [
+    "RULES",
+    "Assignment",
+    "Rule",
+    "Search",
+    "band",
+    "for_samples",
+    "get",
+    "parse",
+    "shift",
+    "sparse",
+]

@@ -116,6 +116,7 @@ class Rule:
       either_side: if true, the factor with the smaller outer dimension is the grouped factor; if
         false, `right` always is.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
+      most: the largest number of samples per entry that are kept; None for no limit.
       band: the shape of the grouped factor's mask if rows are solved by shortest paths
         (`construction.trellis`); None if they are solved by subset sums.
     """
@@ -127,6 +128,7 @@ class Rule:
     search: Search = Search()
     either_side: bool = False
     needs_target: bool = False
+    most: int | None = None
     band: Band | None = None
 
     def for_relu(self) -> "Rule":

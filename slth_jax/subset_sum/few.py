@@ -1,0 +1,119 @@
+"""Subset sums that keep few samples: the closest subset with at most k elements."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from slth_jax import checks
+from slth_jax.subset_sum.solver import Solution
+
+# Subsets of one half that are compared per instance.
+_MOST_SUBSETS = 1 << 16
+_TOGETHER = 64  # instances that are solved at once
+
+
+def solve_few(
+    samples: Float[ArrayLike, "*batch n"], value: Float[ArrayLike, "*batch"], *, most: int
+) -> Solution:
+    """Return the subset of at most `most` samples whose sum is closest to `value`.
+
+    `mask` minimises ``|value - sum_i mask_i samples_i|`` over the masks with at most `most` ones
+    (subset sums of fixed size: da Cunha et al. 2023, Natale et al. 2024). For each number of
+    samples from the first half, every sum of the first half is compared with the nearest sum of the
+    second half, so the time grows as the number of subsets of a half.
+
+    Args:
+      samples: float32 or float64 of shape [..., n].
+      value: the number to hit, of the leading shape [...].
+      most: k, the largest number of samples that are kept.
+
+    Returns:
+      As `solve`. `optimal` is true: no subset with at most k elements is closer, for samples
+      rounded to multiples of ``2^-29 sum |samples|``. Zeros are never kept.
+
+    Raises:
+      ValueError: shapes that do not fit, NaN or infinite numbers, k below 1, or more than 65,536
+        subsets of a half.
+
+    Examples:
+      >>> solution = solve_few(jnp.array([[0.5, -0.2, 0.125, 0.75]]), jnp.array([0.6]), most=1)
+      >>> solution.mask.tolist()
+      [[True, False, False, False]]
+    """
+    most = checks.integer("most", most, low=1)
+    samples = checks.array("samples", samples, min_ndim=1, kind="wide")
+    value = checks.array("value", value, shape=samples.shape[:-1], kind="wide")
+    n = samples.shape[-1]
+    if n == 0:
+        raise checks.fail("samples", "at least one number per instance", f"shape {samples.shape}")
+    count = sum(len(masks) for masks in _masks(-(-n // 2), most))
+    if count > _MOST_SUBSETS:
+        allowed = f"a number with at most {_MOST_SUBSETS} subsets of half of the {n} samples"
+        raise checks.fail("most", allowed, f"{most}, with {count}")
+    dtype = jnp.promote_types(samples.dtype, value.dtype)
+    return _solve_few(samples.astype(dtype), value.astype(dtype), most=most)
+
+
+def _masks(n: int, most: int) -> list[Bool[np.ndarray, "subsets n"]]:
+    """Return the masks of n samples with exactly 0, 1, ... ones, up to `most`."""
+    tables = []
+    for count in range(min(most, n) + 1):
+        chosen = np.array(
+            list(itertools.islice(itertools.combinations(range(n), count), _MOST_SUBSETS + 1)), int
+        )
+        masks = np.zeros((len(chosen), n), bool)
+        masks[np.arange(len(chosen))[:, None], chosen.reshape(len(chosen), count)] = True
+        tables.append(masks)
+    return tables
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def _solve_few(
+    samples: Float[Array, "*batch n"], value: Float[Array, "*batch"], *, most: int
+) -> Solution:
+    samples, value = lax.stop_gradient((samples, value))
+    n = samples.shape[-1]
+    flat = samples.reshape(-1, n)
+    # Integers, so that sums do not depend on their order; the unit is 2^-29 of the sum of all.
+    unit = jnp.sum(jnp.abs(flat), axis=-1, keepdims=True) * 2.0**-29
+    unit = jnp.where(unit > 0, unit, 1)
+    integers = jnp.round(flat / unit).astype(jnp.int32)
+    aim = jnp.round(jnp.clip(value.reshape(-1, 1) / unit, -(2.0**30), 2.0**30)).astype(jnp.int32)
+    mask = lax.map(
+        lambda instance: _closest(*instance, most=most), (integers, aim[:, 0]), batch_size=_TOGETHER
+    )
+    mask = (mask & (flat != 0)).reshape(samples.shape)
+    total = jnp.sum(jnp.where(mask, samples, 0), axis=-1)
+    return Solution(mask, total, jnp.abs(value - total), jnp.ones(value.shape, bool))
+
+
+def _closest(samples: Int[Array, " n"], value: Int[Array, ""], *, most: int) -> Bool[Array, " n"]:
+    half = -(-len(samples) // 2)
+    first, second = _masks(half, most), _masks(len(samples) - half, most)
+    error = jnp.int32(2**31 - 1)
+    best = jnp.zeros(len(samples), bool)
+    for count, masks in enumerate(first):
+        others = np.concatenate(second[: most - count + 1])
+        rest = value - _sums(masks, samples[:half])  # [subsets]
+        sums = _sums(others, samples[half:])
+        order = jnp.argsort(sums)
+        above = jnp.clip(jnp.searchsorted(sums[order], rest), 0, len(others) - 1)
+        for place in (jnp.maximum(above - 1, 0), above):
+            distance = jnp.abs(rest - sums[order[place]])
+            at = jnp.argmin(distance)
+            mask = jnp.concatenate([jnp.asarray(masks)[at], jnp.asarray(others)[order[place[at]]]])
+            closer = distance[at] < error
+            error = jnp.where(closer, distance[at], error)
+            best = jnp.where(closer, mask, best)
+    return best
+
+
+def _sums(
+    masks: Bool[np.ndarray, "subsets n"], samples: Int[Array, " n"]
+) -> Int[Array, " subsets"]:
+    return jnp.sum(jnp.where(masks, samples, 0), axis=-1)
