@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.pages import (
     bits,
     guarantees,
+    language,
     law,
     models,
     paper_scale,
@@ -17,7 +18,7 @@ from experiments.pages import (
 from experiments.pages.blocks import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = (law, results, guarantees, supermasks, bits, models, trust, paper_scale)
+MODULES = (law, results, language, guarantees, supermasks, bits, models, trust, paper_scale)
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
