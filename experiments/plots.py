@@ -1,4 +1,4 @@
-"""Shared parts of the experiments' figures: means with bands, curves of formulas, captions."""
+"""Draw the parts that figures share: means with bands, curves of formulas, captions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from slth_jax.plots import COLORS, PAPER, band, figure, save, several, two
 
-if TYPE_CHECKING:  # help and estimates work without matplotlib
+if TYPE_CHECKING:  # --help and --dry-run work without matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 

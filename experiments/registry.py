@@ -1,4 +1,4 @@
-"""The experiments by name. The list needs no import of an experiment's module."""
+"""List the experiments by name, without importing their modules."""
 
 import importlib
 import types
@@ -9,7 +9,7 @@ from slth_jax import checks
 
 
 class Experiment(NamedTuple):
-    """An experiment's module, and sentences for its help and its report."""
+    """An experiment's module, and the sentences that its help and its report contain."""
 
     module: str
     shows: str  # the subject, for the list of experiments

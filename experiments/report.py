@@ -1,4 +1,4 @@
-"""One page about finished runs: prose, figures, comparisons with the paper, tables, settings.
+"""Write one page about finished runs: text, figures, comparisons with the paper, tables.
 
 `gather` reads a run's folder, `render` makes the page, and `write` saves the page. The page is one
 file, which contains all pictures and no scripts. Its only links to other files lead to the raw
@@ -21,14 +21,14 @@ KINDS = {"svg": "image/svg+xml", "png": "image/png"}
 
 
 class Figure(NamedTuple):
-    """A picture as a data URL, and its description."""
+    """A picture as a data URL, and the picture's description."""
 
     source: str
     words: str
 
 
 class Run(NamedTuple):
-    """The contents of a run's folder that the page shows."""
+    """The parts of a run's folder that the page shows."""
 
     path: storage.Place
     name: str
@@ -46,19 +46,19 @@ class Run(NamedTuple):
 
     @property
     def facts(self) -> list[str]:
-        """Lines with the fits, the paper's numbers and properties of the target."""
+        """Lines of text with the fits, the paper's numbers and the target's properties."""
         parts = [(name, self.summary.get(name)) for name in ("fit", "fit_drawn", "paper", "target")]
         return [line for name, value in parts if value for line in tables.lines(name, value)]
 
     @property
     def legend(self) -> list[str]:
-        """Lines that explain names on the page."""
+        """Lines of text that explain the names on the page."""
         words = [word.strip(",:") for line in self.facts for word in line.split()]
         return tables.legend([*self.columns, *words])
 
     @property
     def machine(self) -> dict[str, Any]:
-        """The preset, the date, the device, the versions, the time and the memory by name."""
+        """A dict with the preset, date, device, versions, time and memory of the run."""
         facts = {name: self.summary.get(name) for name in ("preset", "date", "device")}
         facts |= self.summary.get("versions", {})
         facts["time"] = machine.duration(self.summary["seconds"])
@@ -107,7 +107,7 @@ def gather(path: storage.Place) -> Run:
     known = registry.EXPERIMENTS.get(name)
     shows, see = (known.shows, known.see) if known else (name, "")
     words = summary.get("figures", {})
-    # Figures in the order in which they were drawn; older versions recorded no order.
+    # Figures are shown in the order in which they were drawn; older versions recorded no order.
     stems = list(words) or sorted({file.stem for file in path.glob("*.png")})
     return Run(
         path,
@@ -157,14 +157,14 @@ def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str])
 
 
 def _link(file: storage.Place, folder: storage.Place) -> str:
-    """Return the link from a folder to a file; relative if both are on a disk or in a bucket."""
+    """Return a link from `folder` to `file`, relative if both are on a disk or in a bucket."""
     if type(file) is not type(folder):
         return str(file)
     return Path(os.path.relpath(file, folder)).as_posix()
 
 
 def _embedded(path: storage.Place, stem: str) -> str:
-    """Return a picture as a data URL: the SVG, which prints better, or the PNG if there is none."""
+    """Return a picture as a data URL: the SVG, which prints better, or else the PNG."""
     kind = next((kind for kind in KINDS if (path / f"{stem}.{kind}").exists()), "png")
     data = base64.b64encode(storage.read_bytes(path / f"{stem}.{kind}")).decode()
     return f"data:{KINDS[kind]};base64,{data}"

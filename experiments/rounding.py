@@ -1,4 +1,4 @@
-"""Rounding of weights to few bits, the storage with which tickets are compared."""
+"""Round weights to few bits each; tickets are compared with models stored this way."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rounded(target: Any, bits: int, group: int = 128) -> Any:
-    """Return an array whose entries are rounded to equally spaced values, per group of entries.
+    """Round the entries of an array to equally spaced values; the step size differs by group.
 
     For each group the best of 27 step sizes is used; entries beyond the largest value are clipped.
 

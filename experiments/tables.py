@@ -1,4 +1,4 @@
-"""The short table that a run prints when it ends."""
+"""Print the short table with which a run ends."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +63,9 @@ MEANINGS = {
 def show(
     name: str, summary: Mapping[str, Any], path: storage.Place, *, finished: bool = False
 ) -> None:
-    """Print a summary's rows, its fits beside the paper's numbers, and the folder of its files.
+    """Print a summary's rows, its fits with the paper's numbers, and the path of the run's folder.
 
-    If the run was `finished` before this call, its date is printed too.
+    If `finished`, the run was complete before this call, and its date is printed too.
     """
     rows = summary["rows"]
     console = Console()
@@ -77,7 +77,8 @@ def show(
             table.add_column(column, justify="right", overflow="fold")
         for row in rows:
             table.add_row(*(text(row.get(column, "")) for column in columns))
-        # Names and numbers are never cut: a file gets the full width, a terminal folded cells.
+        # Names and numbers are never cut: in a file lines are as long as needed, in a terminal
+        # cells are folded.
         full = Console(width=1000).measure(table).maximum
         console = Console(width=None if sys.stdout.isatty() else max(full, 100))
         console.print(table)
@@ -114,7 +115,7 @@ def legend(names: Sequence[str]) -> list[str]:
 
 
 def lines(name: str, value: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line ``name: entries``, then lines for each entry that is itself a mapping."""
+    """Yield a line ``name: entries``, then further lines for each entry that is a mapping."""
     nested = {key: entry for key, entry in value.items() if isinstance(entry, Mapping)}
     plain = {key: entry for key, entry in value.items() if key not in nested}
     if plain:

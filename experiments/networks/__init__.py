@@ -1,9 +1,9 @@
-"""Networks and layers of other libraries: this library reads each correctly, or refuses it.
+"""Check that networks and layers of other libraries are read correctly or refused.
 
     python -m experiments.networks [--draws 40] [--seed 0] [--only llama,gguf] [--out FILE.json]
 
-A case consists of a file or a layer, this library's outputs, and the outputs of the library that
-the network comes from (its maker). `judge` compares the outputs: a case is read (the verdict
-contains the largest difference), refused (the verdict contains the message), or a fault.
-`hugging_face`, `archives`, `single_files` and `layers` define named cases, and draw random ones.
+A case consists of a file or a layer, this library's outputs, and the outputs of the original
+library, from which the network comes. `judge` compares the outputs. Its verdict is "read", with the
+largest difference; "refused", with the message; or a fault. `hugging_face`, `archives`,
+`single_files` and `layers` define named cases, and draw random cases.
 """

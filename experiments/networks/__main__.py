@@ -1,4 +1,4 @@
-"""The command line; the package describes it."""
+"""The command line `python -m experiments.networks`; the package's docstring describes it."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from experiments import networks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge the named and the drawn cases; return 1 if a verdict is a fault, else 0."""
+    """Judge all named cases and the drawn cases; return 1 if a verdict is a fault, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.networks",
         description=networks.__doc__,

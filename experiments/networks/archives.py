@@ -1,4 +1,4 @@
-"""Archives of TransformerLens, compared with its network (`transformer_lens`)."""
+"""Cases: archives of TransformerLens, compared with a copy of the network TransformerLens."""
 
 import json
 import random
@@ -47,16 +47,16 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
 
 
 def write(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> Path:
-    """Write an archive and, beside it, its configuration; return the archive's path."""
+    """Write an archive, and its configuration into a second file; return the archive's path."""
     np.savez(folder / "net.npz", **arrays)
     (folder / "net.json").write_text(json.dumps(config))
     return folder / "net.npz"
 
 
 def refused_keys(config: dict[str, Any]) -> list[str]:
-    """Return the keys whose values must be refused according to `TABLE`.
+    """Return the keys of a configuration whose values must be refused according to `TABLE`.
 
-    Keys without an effect in this configuration are left out.
+    Keys that have no effect in this configuration are left out.
     """
     effect = {
         "rotary_base": config.get("positional_embedding_type") == "rotary",
@@ -69,7 +69,7 @@ def refused_keys(config: dict[str, Any]) -> list[str]:
 def changed(
     words: str, changes: dict[str, Any], change: Callable[[dict[str, Any]], Any] | None = None
 ) -> Case:
-    """Return a case: the configuration `BASE` with `changes`, and arrays altered by `change`."""
+    """Return a case: an archive of `BASE` with `changes`, whose arrays `change` has altered."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         config = BASE | changes

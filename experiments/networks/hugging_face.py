@@ -1,9 +1,9 @@
-"""Folders of Hugging Face: this library is compared with `transformers` on the same folder.
+"""Cases: Hugging Face folders, on which this library is compared with `transformers`.
 
-`draw` changes one to four keys of a configuration: a key gets a value of the tables below or a
-value that no configuration should have, or the key is removed; keys of other families occur too.
-The arrays have the shapes of the changed configuration if `transformers` accepts it, else of the
-unchanged one.
+`draw` changes one to four keys of a configuration. A key gets a value from the tables below or a
+value that no configuration should have, or the key is removed. Keys of other families of models
+occur too. If `transformers` accepts the changed configuration, the arrays have its shapes; if not,
+they have the shapes of the unchanged configuration.
 """
 
 import json
@@ -146,7 +146,7 @@ _STRANGE: list[Any] = [None, True, False, 0, 1, 2, -1, 0.5, "x", [], {}, 1e-5, 1
 
 
 def write(folder: Path, kind: str, config: Any, seed: int = 0) -> Path:
-    """Write a folder of random weights; biases and gains are perturbed too, so all matter."""
+    """Write a folder of random weights; biases and gains are random too, so all have an effect."""
     auto = transformers.AutoModel if kind in ENCODERS else transformers.AutoModelForCausalLM
     net = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +158,7 @@ def write(folder: Path, kind: str, config: Any, seed: int = 0) -> Path:
 
 
 def edit(folder: Path, **changes: Any) -> Path:
-    """Write changes into config.json; a key whose value is `...` is removed."""
+    """Change keys of config.json; if the new value is `...`, the key is removed."""
     path = folder / "config.json"
     fields = {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not ...}
     path.write_text(json.dumps(fields))
@@ -166,7 +166,7 @@ def edit(folder: Path, **changes: Any) -> Path:
 
 
 def reference(folder: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
-    """Return the logits of a folder by transformers; for an encoder, the last states."""
+    """Compute the logits of a folder (the last states of an encoder) with transformers."""
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     auto = transformers.AutoModel if kind in ENCODERS else transformers.AutoModelForCausalLM
     net = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
@@ -183,12 +183,12 @@ def logits(path: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
 
 
 def both(folder: Path) -> tuple[Outputs, Outputs]:
-    """Return two functions, for the outputs of this library and of transformers on a folder."""
+    """Return two functions that compute the outputs of a folder: this library's, transformers'."""
     return (lambda: logits(folder)), (lambda: reference(folder))
 
 
 def draw(kind: str, seed: str) -> Case:
-    """Draw a case: a configuration of the family `kind` with random changes."""
+    """Draw a case: a folder of the family `kind` whose configuration is changed at random."""
     rng = random.Random(f"{seed} {kind}")
     base, table = FAMILIES[kind]
     keys = sorted({*base, *table})
@@ -209,7 +209,7 @@ def _written(folder: Path, kind: str, base: dict, changes: dict) -> tuple[Output
     fields = {k: v for k, v in (base | changes).items() if v is not ...}
     try:
         write(folder, kind, transformers.AutoConfig.for_model(kind, **fields))
-    except Exception:  # transformers refuses the configuration: use arrays of the unchanged one
+    except Exception:  # transformers refuses it: use the arrays of the unchanged configuration
         write(folder, kind, transformers.AutoConfig.for_model(kind, **base))
     (folder / "config.json").write_text(json.dumps(fields | {"model_type": kind}))
     return both(folder)
@@ -231,13 +231,13 @@ def _case(
     build: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Case:
-    """Return a named case.
+    """Return a named case: a folder of the family `kind` with changes.
 
     Args:
-      kind: the `model_type`.
-      name: the case in words.
-      change: changes the arrays in place; None to leave them unchanged.
-      build: fields of the configuration from which the arrays are built.
+      kind: the `model_type` of the configuration.
+      name: the description of the case.
+      change: a function that changes the arrays in place; None to leave the arrays unchanged.
+      build: fields that are changed in the configuration before the arrays are built.
       **fields: fields of config.json that are changed after the arrays are built.
     """
 

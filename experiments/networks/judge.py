@@ -1,4 +1,4 @@
-"""Cases, and the verdict on a case."""
+"""Define cases, and reach a verdict on a case."""
 
 import dataclasses
 import traceback
@@ -11,7 +11,7 @@ import numpy as np
 from slth_jax.storage import CheckpointError
 
 Outputs = Callable[[], Any]
-# Relative to max(1, largest output): float32 sums depend on the order of summation.
+# The tolerance, relative to max(1, largest output): float32 sums depend on the order of summation.
 TOLERANCE = 2e-4
 
 
@@ -21,10 +21,9 @@ class Case:
 
     Attributes:
       name: a description of the network.
-      make: the function that writes the network into an empty folder and returns two functions,
-        for this library's outputs and for the outputs of the original library.
-      tolerance: the largest accepted difference of outputs, as a multiple of the largest output or
-        of 1, whichever is larger.
+      make: the function that writes the network into an empty folder and returns two functions; the
+        first computes this library's outputs, the second computes the original library's outputs.
+      tolerance: the largest accepted difference of outputs, divided by max(1, largest output).
     """
 
     name: str
@@ -40,9 +39,9 @@ class Verdict:
       name: the name of the case.
       kind: 'read', 'refused', or a fault: 'other outputs', 'trace' (an unexpected exception) or
         'lines' (a message that is not one printable line of at most 600 characters).
-      difference: the largest difference of outputs, as a multiple of the original library's largest
-        output or of 1, whichever is larger; None if no outputs were compared.
-      line: the message of a refusal, or a description of the fault.
+      difference: the largest difference of outputs, divided by max(1, largest output of the
+        original library); None if no outputs were compared.
+      line: the error message of a refusal, or a description of the fault.
     """
 
     name: str
@@ -80,6 +79,6 @@ def judge(case: Case, folder: Path) -> Verdict:
         return Verdict(case.name, "other outputs", line=line)
     scale = max(1.0, float(np.max(np.abs(expected), initial=0)))
     difference = float(np.max(np.abs(outputs - expected), initial=0)) / scale
-    if not difference <= case.tolerance:  # NaN too
+    if not difference <= case.tolerance:  # true if NaN, too
         return Verdict(case.name, "other outputs", difference, "other outputs than its maker's")
     return Verdict(case.name, "read", difference)

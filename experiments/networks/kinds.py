@@ -1,4 +1,4 @@
-"""The kinds of networks and layers, their named cases, and counts of verdicts."""
+"""Collect the kinds of networks and layers, their named cases, and counts of verdicts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,19 +21,19 @@ CASES = (*hugging_face.CASES, *archives.CASES, *single_files.CASES, *layers.CASE
 
 
 def named(only: Sequence[str]) -> Iterator[Callable[[Path], Verdict]]:
-    """Yield a function per named case of the kinds `only`; the function returns the verdict."""
+    """Yield a function for each named case of the kinds `only`; it returns the case's verdict."""
     for case in CASES:
         if case.name.partition(":")[0] in only:
             yield partial(judge, case)
 
 
 def drawn(kind: str, seed: str) -> Callable[[Path], Verdict]:
-    """Draw a case; return a function that returns the verdict on it."""
+    """Draw a case; return a function that returns the verdict on this case."""
     return partial(judge, DRAWS[kind](seed))
 
 
 def counts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return the number of verdicts of each kind, and the largest difference of any read case."""
+    """Count the verdicts of each kind, and find the largest difference in a case that was read."""
     read = [v.difference for v in verdicts if v.kind == "read" and v.difference is not None]
     return {
         "drawn": len(verdicts),

@@ -1,4 +1,4 @@
-"""Attention layers of `torch.nn`, `flax.linen` and `flax.nnx`, with all their options."""
+"""Cases: attention layers of `torch.nn`, `flax.linen` and `flax.nnx` with all options."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ def _ours(read: Callable[[], attention.AttentionParams], *others: np.ndarray) ->
 
 
 def torch_case(words: str, **options: Any) -> Case:
-    """Return the case of a `torch.nn.MultiheadAttention` or of its state dict."""
+    """Return the case of a `torch.nn.MultiheadAttention` layer or of a state dict of the layer."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         given: dict[str, Any] = {
@@ -127,7 +127,8 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
         rows = _rows(given.get("in_kv_features") or M)
 
         def makers() -> np.ndarray:
-            # Reference in float32, because dtype only sets the precision of the computation.
+            # The reference runs in float32, because dtype only sets the precision of the
+            # computation.
             whole = nnx.MultiHeadAttention(
                 heads, M, **given | {"param_dtype": jnp.float32}, decode=False, deterministic=True,
                 rngs=nnx.Rngs(0),
@@ -141,9 +142,10 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
 
 
 def _linen(heads: int, dtype: Any, given: dict[str, Any]) -> tuple[Outputs, Outputs]:
-    """Return the outputs of a linen layer.
+    """Return two functions that compute the outputs of a linen layer, as in `Case.make`.
 
-    Only the parameters are read. They do not depend on `attention_fn`, so it is left out.
+    This library reads only the parameters. They do not depend on the option `attention_fn`, so this
+    option is left out.
     """
     given.pop("attention_fn", None)
     layer = flax.linen.MultiHeadDotProductAttention(heads, **given, dtype=dtype, deterministic=True)
@@ -173,7 +175,7 @@ def draw(kind: str, seed: str) -> Case:
 
 
 def _float16(folder: Path) -> tuple[Outputs, Outputs]:
-    """Return the outputs of a layer whose logits overflow float16.
+    """Return two functions that compute the outputs of a layer whose logits overflow float16.
 
     All entries of queries and keys are 38.4, so their dot product over 64 units is 94,000.
     """
@@ -203,7 +205,7 @@ class _Doubled(torch.nn.MultiheadAttention):
 
 
 def _of_module(change: Callable[[torch.nn.Module], Any]) -> Callable[[Path], tuple]:
-    """Return the `make` of a case: a PyTorch layer that `change` modifies or replaces."""
+    """Return the `make` of a case in which `change` has modified or replaced a PyTorch layer."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         layer = torch.nn.MultiheadAttention(M, 3, bias=False).eval()
@@ -224,7 +226,7 @@ def _hooked(layer: torch.nn.Module) -> None:
 
 
 def _state(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], tuple]:
-    """Return the `make` of a case: a state dict whose tensors `change` has converted."""
+    """Return the `make` of a case in which `change` has converted the tensors of a state dict."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         layer = torch.nn.MultiheadAttention(M, 3, bias=False)

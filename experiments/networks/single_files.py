@@ -1,7 +1,8 @@
-"""Single files, llama2.c and GGUF, compared with a NumPy version of llama2.c's program.
+"""Cases: llama2.c and GGUF files, compared with llama2.c's program rewritten in NumPy.
 
-A GGUF file of the Llama type has its rows in llama2.c's order. llama.cpp computes the same function
-of the arrays as llama2.c, but reads the rotary base, the position factor and eps from the file.
+In a GGUF file of the Llama type the rows of the matrices are in llama2.c's order. llama.cpp
+computes the same function of the arrays as llama2.c, except that it reads the rotary base, the
+position factor and eps from the file.
 """
 
 import random
@@ -25,7 +26,7 @@ SIZES = {
 
 
 def arrays_of(sizes: dict[str, Any], seed: int = 0) -> Arrays:
-    """Return random arrays under llama2.c's names, ``[out, in]``, blocks on the first axis."""
+    """Return random arrays with llama2.c's names and shapes ``[block, out, in]``."""
     rng = np.random.default_rng(seed)
     d, f, b = sizes["width"], sizes["hidden"], sizes["blocks"]
     kv = d // sizes["heads"] * sizes["kv_heads"]
@@ -50,14 +51,14 @@ def run_c(
     eps: float = 1e-5,
     factor: float = 1.0,
 ) -> np.ndarray:
-    """Return the logits of llama2.c's `forward`, which processes token after token, in float64.
+    """Compute llama2.c's `forward` in float64, one token after another; return the logits.
 
     Args:
       arrays: the weights; see `arrays_of`.
       sizes: the sizes of the network; see `SIZES`.
       tokens: the tokens, `[n, t]`.
       base: the rotary base; the default is llama2.c's.
-      eps: the constant in the norms; the default is llama2.c's.
+      eps: the constant that norms add to the mean square; the default is llama2.c's.
       factor: the divisor of positions; llama2.c has none.
     """
     a = {name: value.astype(np.float64) for name, value in arrays.items()}
@@ -100,7 +101,7 @@ def run_c(
 
 
 def write_bin(path: Path, arrays: Arrays, sizes: dict[str, Any], version: int) -> Arrays:
-    """Write a file as llama2.c's export.py does; return the arrays that the file contains."""
+    """Write a file in the format of llama2.c's export.py; return the arrays in the file."""
     s, tied = sizes, sizes["tied"]
     numbers = [s["width"], s["hidden"], s["blocks"], s["heads"], s["kv_heads"]]
     norms = [arrays["attention_norm"], arrays["ffn_norm"]]
@@ -136,7 +137,7 @@ def write_bin(path: Path, arrays: Arrays, sizes: dict[str, Any], version: int) -
 
 
 def llama2c(words: str, version: int, **changes: Any) -> Case:
-    """Return the case of a llama2.c file."""
+    """Return the case of a llama2.c file, in which `changes` replace sizes of `SIZES`."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         sizes = SIZES | changes
@@ -198,7 +199,7 @@ def write_gguf(
 
 
 def gguf_case(words: str, kind: str = "F32", fields: Any = None, **changes: Any) -> Case:
-    """Return the case of a GGUF file."""
+    """Return the case of a GGUF file whose matrices have the type `kind`."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         sizes, keys = SIZES | changes, dict(fields or {})
@@ -216,9 +217,10 @@ def gguf_case(words: str, kind: str = "F32", fields: Any = None, **changes: Any)
 
 
 def draw(kind: str, seed: str) -> Case:
-    """Draw a case: a 'llama2.c' or 'gguf' file with random sizes, and a random version or type.
+    """Draw a case: a file of the kind 'llama2.c' or 'gguf' with random sizes.
 
-    A 'gguf' file gets up to two random keys too.
+    A 'llama2.c' file has a random version. A 'gguf' file has matrices of a random type and up to
+    two random keys.
     """
     rng = random.Random(f"{seed} {kind}")
     heads = rng.choice((2, 4))

@@ -1,4 +1,4 @@
-"""TransformerLens's network (release 2.18) rewritten with torch, and random state dicts for it."""
+"""Rewrite TransformerLens's network (release 2.18) with torch, and draw state dicts of it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +67,7 @@ def arrays_of(config: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
 def reference(
     config: Mapping[str, Any], arrays: Mapping[str, Any], tokens: np.ndarray
 ) -> np.ndarray:
-    """Return the logits of the network with the configuration `config` and the weights `arrays`."""
+    """Compute the logits of a network with configuration `config` and weights `arrays`."""
     c: dict[str, Any] = {
         "normalization_type": "LN",
         "eps": 1e-5,

@@ -1,4 +1,4 @@
-"""Blocks of README and pages with numbers, generated from committed results.
+"""Generate the blocks of README and pages that contain numbers, from committed results.
 
     python -m experiments.pages            # rewrite all blocks
     python -m experiments.pages --check    # exit with 1 if a page differs

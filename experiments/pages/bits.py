@@ -1,4 +1,4 @@
-"""Blocks of the page on mask bits."""
+"""Generate the blocks of the page on mask bits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +58,7 @@ def bits_models() -> str:
 
 
 def _stored(run: dict[str, Any]) -> str:
-    """Return the bits, the bytes, the time and the command of a model hidden in bands."""
+    """Return a sentence on a model hidden in bands: its bits, bytes, time and command."""
     cost = run["hide"]
     bands, weights = cost["bands"], cost["target_bytes"] // 4
     others = "".join(f", {bits} for {kind}" for kind, bits in bands["others"])
@@ -77,7 +77,7 @@ def _stored(run: dict[str, Any]) -> str:
 
 
 def bits_errors() -> str:
-    """Return the table of relative squared errors of Gaussian entries by method and bits."""
+    """Return the table of relative squared errors for Gaussian entries: methods against bits."""
     result = read("bits")
     rows = [row for row in result["rows"] if row["target"] == "gaussian"]
     columns = sorted({row["nominal"] for row in rows})
@@ -98,7 +98,7 @@ def bits_errors() -> str:
 
 
 def bits_stories() -> str:
-    """Return the table of bytes, perplexity and equal texts of stories260K by bits."""
+    """Return the table, by bits, of bytes, perplexity and equal texts of stories260K."""
     rows = sorted(read("bits_stories")["rows"], key=lambda row: (row["method"], row["bytes"]))
     lines = []
     for row in rows:

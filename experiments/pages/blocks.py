@@ -1,4 +1,4 @@
-"""Committed results, and the formats of numbers, tables and paragraphs in generated blocks."""
+"""Read committed results, and format numbers, tables and paragraphs for generated blocks."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @functools.cache
 def read(name: str) -> Any:
-    """Return a committed result.
+    """Return a committed result, parsed from JSON.
 
     Args:
       name: the name, without '.json', of a file in `figures/` or `benchmarks/results/`.
@@ -38,7 +38,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def wrapped(text: str, width: int = 104) -> str:
-    """Return a paragraph in lines of at most `width` characters."""
+    """Return a paragraph with line breaks, so that each line has at most `width` characters."""
     lines, line = [], ""
     for word in text.split():
         if line and len(line) + 1 + len(word) > width:
@@ -69,7 +69,7 @@ def interval(low: float, high: float, digits: int = 2) -> str:
 
 
 def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    """Return the only row with these values."""
+    """Return the row that has these values; it is an error if there is not exactly one."""
     chosen = [row for row in rows if all(row.get(name) == v for name, v in values.items())]
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows with {values}")

@@ -1,4 +1,4 @@
-"""Blocks of the page on guarantees."""
+"""Generate the blocks of the page on guarantees."""
 
 import math
 
@@ -6,7 +6,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def bounds() -> str:
-    """Return the table of ratios of bound to error, and of shares of vacuous bounds, by depth."""
+    """Return the table, by depth, of ratios of bound to error and of shares of vacuous bounds."""
     result = read("bounds_paper")
     rows = [
         (
@@ -28,7 +28,7 @@ def bounds() -> str:
 
 
 def bound_slopes() -> str:
-    """Return the paragraph on the growth of error and bounds with depth, input bound and length."""
+    """Return the paragraph on how error and bounds grow with depth, input bound and length."""
     result = read("bounds_paper")
     fit = result["fit"]
     kinds = ("error", "bound_on", "bound")

@@ -1,4 +1,4 @@
-"""Blocks of the page on the law of widths."""
+"""Generate the blocks of the page on the law of widths."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def _law(rule: str = MAIN) -> dict[str, Any]:
 
 
 def law_bits() -> str:
-    """Return the common slope in bits, and the table of each shape's slopes and constant."""
+    """Return the slope in bits that all shapes share, and a table of each shape's own fit."""
     bits = _law()["bits"]
     widths = [
         row
@@ -45,13 +45,13 @@ def law_bits() -> str:
 
 
 def _slope(widths: list[dict[str, Any]]) -> float:
-    """Return the slope of n / d in log(1 / eps)."""
+    """Return the slope of n / d against log(1 / eps), fitted to `widths`."""
     x = [-math.log(row["eps"]) for row in widths]
     return float(np.polyfit(x, [row["width"] / row["d"] for row in widths], 1)[0])
 
 
 def law_forms() -> str:
-    """Return the table of slope, residual and R^2 of every form, fitted to all errors."""
+    """Return the table of each form's slope, residual and R^2, fitted to all errors."""
     law = _law()
     lines = {line["form"]: line for line in (law["line"], *law["rivals"])}
     notes = {"H d^(3/2) / eps": ", the paper's", "d^(3/2) / eps": ", without H"}
@@ -83,7 +83,7 @@ def law_forms() -> str:
 
 
 def law_powers() -> str:
-    """Return the paragraph on the powers of d and H, and on the fit for the proof's rule."""
+    """Return the paragraph on the fitted powers of d and H, and on the fit for the rule "proof"."""
     claims = read("width_law")["claims"]
     d, heads = (
         next(c for c in claims if f"power of {name}" in c["what"]) for name in ("d", "heads")
@@ -97,7 +97,7 @@ def law_powers() -> str:
 
 
 def bend() -> str:
-    """Return the paragraph on the share of sources that miss a value, by width."""
+    """Return the paragraph on the share of sources, at each width, that cannot reach a value."""
     rows = read("hidden_dim")["bend"]
     parts = [row for row in rows if row["beyond"] > 0]
     last = parts[-1]
@@ -116,7 +116,7 @@ def bend() -> str:
 
 
 def law_ratios() -> str:
-    """Return the table of ratios of the default rule's width to the width of the proof's rule."""
+    """Return the table of width ratios: the default rule's width divided by the rule "proof"'s."""
     errors = (0.1, 0.01, 0.001)
     wide = read("law_theory")
     rows = []
@@ -147,7 +147,7 @@ def _most_units(result: dict[str, Any]) -> float:
 
 
 def law_theory() -> str:
-    """Return the table of units per input that both rules need for large theory targets."""
+    """Return the table of units per input coordinate that two rules need for theory targets."""
     result = read("law_theory")
     rows = []
     for d in (4, 8, 16, 32):
@@ -159,7 +159,7 @@ def law_theory() -> str:
 
 
 def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
-    """Return the least width in units per input, or a bound if it is outside the measured range."""
+    """Return the least width in units per input coordinate, or "> ..." or "< ..." if unmeasured."""
     for row in result["widths"]:
         if (row["construction"], row["d"], row["eps"]) == (rule, d, eps):
             return f"{row['width'] / d:.1f}"
@@ -173,7 +173,7 @@ def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
 
 
 def law_failures() -> str:
-    """Return the paragraph on entries that fail at output error 1, by rule and target."""
+    """Return the paragraph on the entries that fail at output error 1, for each rule and target."""
 
     def counts(name: str, target: str, rule: str) -> dict[str, Any]:
         return pick(read(name)["failures"], target=target, construction=rule, level=1.0)
@@ -197,7 +197,7 @@ def _share(counts: dict[str, Any]) -> str:
 
 
 def law_check() -> str:
-    """Return the paragraph on the check of the law at points off the grid."""
+    """Return the paragraph on the check of the law at points to which it was not fitted."""
     check = read("law_check")
     count = len(check["points"])
     return wrapped(

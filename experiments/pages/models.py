@@ -1,4 +1,4 @@
-"""Blocks on published models of which all weights are hidden."""
+"""Generate the blocks on published models whose weights are all hidden."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from experiments.pages.blocks import g, read, wrapped
 
 
 def readme_models() -> str:
-    """Return the README's paragraph on a sentence encoder and a chat model."""
+    """Return the README's paragraph on a hidden sentence encoder and a hidden chat model."""
     encoder, chat = read("real_minilm"), read("real_chat")
     close, same = encoder["compare"], chat["compare"]
     return wrapped(
@@ -26,7 +26,7 @@ def readme_models() -> str:
 
 
 def scales_of_rows() -> str:
-    """Return the errors of all-MiniLM-L6-v2 with a scale per row and with a scale per matrix."""
+    """Return the sentence on all-MiniLM-L6-v2's errors with a scale per row or per matrix."""
     rows, matrix = read("real_minilm"), read("real_minilm_matrix")
     errors = [run["hide"]["relative_error"] for run in (rows, matrix)]
     return wrapped(
@@ -40,7 +40,7 @@ def scales_of_rows() -> str:
 
 
 def hide_large() -> str:
-    """Return the cost of a model with a billion weights, and of hiding some of its blocks."""
+    """Return the paragraph on the cost of hiding a model with a billion weights."""
     run = read("hide_large")
     whole, blocks = run["whole"], run["blocks"]
     return wrapped(
@@ -58,7 +58,7 @@ def hide_large() -> str:
 
 
 def key_biases() -> str:
-    """Return the errors of a random Qwen2 with large key biases."""
+    """Return the paragraph on the errors of a hidden random Qwen2 with large key biases."""
     run = read("key_biases")
     runs, samples = run["runs"], run["samples"]
     (none,), (slow, slow_finer), (every, every_finer) = (runs[n] for n in ("none", "slow", "all"))

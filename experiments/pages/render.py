@@ -1,4 +1,4 @@
-"""Replacement of the generated blocks of pages."""
+"""Replace the generated blocks of pages."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(page: Path) -> str:
-    """Return the text of a page with all its blocks generated again.
+    """Generate all blocks of a page again; return the text of the page.
 
     Raises:
       ValueError: no function, or more than one, has the name of a block.

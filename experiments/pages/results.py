@@ -1,4 +1,4 @@
-"""Blocks of the README and of the page of results."""
+"""Generate blocks of the README and of the page of results."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def readme_figure_4() -> str:
 
 
 def readme_claims() -> str:
-    """Return the table of claims and their limits, with the bytes of a hidden language model."""
+    """Return the table of claims and of limits of claims; it contains a hidden model's bytes."""
     row = pick(read("hide_stories")["rows"], samples=20, attention="factored")
     bits = 8 * row["ticket_bytes"] / WEIGHTS
     rows = [
@@ -134,7 +134,7 @@ def figures_4_to_6() -> str:
 
 
 def figure_4_target() -> str:
-    """Return the paragraph on the trained target, and on another draw of targets."""
+    """Return the paragraph on figure 4's trained target, and on a second draw of targets."""
     target = read("hidden_dim")["target"]
     other = read("hidden_dim_other_targets")["fit_drawn"]
     return wrapped(
@@ -148,7 +148,7 @@ def figure_4_target() -> str:
 
 
 def figure_6_note() -> str:
-    """Return the paragraph on the distance of figure 6's points from the common line."""
+    """Return the paragraph on how far figure 6's points lie from the fitted line."""
     blocks = read("blocks")["fit"]["blocks"]
     residual = max(part["residual"] for part in blocks.values())
     agree = sum(part["agrees"] for part in blocks.values())
@@ -161,7 +161,7 @@ def figure_6_note() -> str:
 
 
 def trained_target() -> str:
-    """Return the table of a published trained network, for the proof's and the default rule."""
+    """Return the table of a published network's tickets, by the rules "proof" and "fitted"."""
     proof, fitted = read("trained_target"), read("trained_fitted")
     rows = []
     for name, run in (("proof", proof), ("fitted", fitted)):
@@ -193,7 +193,7 @@ def trained_target() -> str:
 
 
 def hidden_stories() -> str:
-    """Return the table of agreement between stories260K and its tickets, by samples and rule."""
+    """Return the table that compares stories260K with its tickets, by samples and rule."""
     result = read("hide_stories")["rows"]
     kinds = [
         *[(rule, "linear", "merged") for rule in ("proof", "reach", "shift")],
@@ -254,7 +254,7 @@ def _agree(row: dict[str, Any]) -> str:
 
 
 def weight_scale() -> str:
-    """Return the table of a small version of figure 8."""
+    """Return the table with the results of a small version of figure 8."""
     run = read("weight_scale_quick")
     differences = {row["scale"]: row for row in run["paired"]}
     rows = []
@@ -276,7 +276,7 @@ def weight_scale() -> str:
 
 
 def language() -> str:
-    """Return the table of a small version of figure 7."""
+    """Return the table with the results of a small version of figure 7."""
     run = read("language_quick")
     rows = []
     for width in sorted({row["width_multiplier"] for row in run["rows"]}):
@@ -294,7 +294,7 @@ def language() -> str:
 
 
 def edge_popup_step() -> str:
-    """Return the paragraph on the time of a masked step and of other steps."""
+    """Return the paragraph that compares the times of a masked training step and other steps."""
     step = {row["step"]: row["ours_over_this"] for row in read("edge_popup_step")["rows"]}
     return wrapped(
         f"`experiments/benchmarks/edge_popup.py` measures steps of a model with 5.3 million parameters. "
@@ -307,7 +307,7 @@ def edge_popup_step() -> str:
 
 
 def subset_sums() -> str:
-    """Return the table of microseconds per subset sum for all solvers."""
+    """Return the table of microseconds per subset sum, for every solver."""
     result = read("subset_sum")
     solvers = (
         ("slth_jax", "slth_jax, one device"), ("slth_jax, sharded", "sharded, a device per core"),
@@ -342,7 +342,7 @@ def subset_sums() -> str:
 
 
 def sweeps() -> str:
-    """Return the paragraph on the time of sweeps and loops, on memory and on kills."""
+    """Return the paragraph on sweeps: time compared with loops, memory, and kills."""
     result = read("sweep")
     kills = [report for report in read("kills")["reports"] if report["work"] == "sweep"]
     killed, in_saves = (sum(report[n] for report in kills) for n in ("kills", "kills_in_a_save"))

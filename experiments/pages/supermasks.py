@@ -1,4 +1,4 @@
-"""Blocks of the page on learned masks."""
+"""Generate the blocks of the page on learned masks."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from experiments.pages.blocks import pick, read, table, wrapped
 
 
 def convolutions_accuracy() -> str:
-    """Return the table of accuracies by network, method and kept share, and its conditions."""
+    """Return the table of accuracies, and a paragraph on how they were measured."""
     run = read("convolutions")
     preset, rows = run["preset"], run["accuracy"]
     header = ["network", "mask", *(f"keep {keep:g}" for keep in preset["keeps"]), "dense"]
@@ -36,7 +36,7 @@ def convolutions_accuracy() -> str:
 
 
 def digits_table() -> str:
-    """Return the table of the example on digits, and its conditions."""
+    """Return the digits example's results as a table, and a paragraph on how they were measured."""
     run = read("digits_table")
     words = {"edge-popup": "learned", "dense": "none", "random": "random, weights trained"}
     lines = [
@@ -60,7 +60,7 @@ def digits_table() -> str:
 
 
 def convolutions_speed() -> str:
-    """Return the table of speeds of a training step, for a single run and for several runs."""
+    """Return the table of training steps per second, for a single run and for several runs."""
     run = read("convolutions")
     rows = run["speed"]
     names = list(dict.fromkeys(row["step"] for row in rows))
@@ -75,7 +75,7 @@ def convolutions_speed() -> str:
 
 
 def edge_popup_seeds() -> str:
-    """Return the table of speeds of eight runs of a small GPT-2, at once and in sequence."""
+    """Return the table of speeds for eight runs of a small GPT-2, at once and in sequence."""
     run = read("edge_popup_seeds")
     lines = [
         [row["step"], f"{row['steps_per_second']:.1f}", f"{row['ours_over_this']:.2f}"]

@@ -1,4 +1,4 @@
-"""Blocks of the page on damaged files and bad arguments."""
+"""Generate the blocks of the page on damaged files and bad arguments."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def fuzz_counts() -> str:
-    """Return the table of counts of the fuzzer's cases, and the conditions of the run."""
+    """Return the table that counts the fuzzer's cases, and a paragraph on how the fuzzer ran."""
     run = read("fuzz")
     kinds = ("refused", "same", "read")
     rows = [
@@ -30,7 +30,7 @@ def fuzz_counts() -> str:
 
 
 def networks_drawn() -> str:
-    """Return the table of counts of drawn networks and layers, and the conditions of the run."""
+    """Return the table that counts drawn networks and layers, and a paragraph on how it was run."""
     run = read("networks")
     rows = [
         [name, c["drawn"], c["read"], c["refused"], g(c["largest_difference"]) if c["read"] else ""]
@@ -58,13 +58,13 @@ def networks_named() -> str:
 
 
 def shortened(text: str, length: int = 150) -> str:
-    """Return a text for a cell of a table, shortened to `length` characters."""
+    """Return a text, shortened to `length` characters, for a cell of a table."""
     text = text.replace("|", "/").replace("`", "'")
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def kills() -> str:
-    """Return the table of kills in runs of a single process, and its conditions."""
+    """Return the table of kills in single-process runs, and a paragraph on how they were made."""
     run = read("kills")
     reports = [report for report in run["reports"] if WORK[report["work"]].processes == 1]
     rows = _sums(reports)
@@ -79,7 +79,7 @@ def kills() -> str:
 
 
 def kills_of_processes() -> str:
-    """Return the table of kills in runs of several processes, and its conditions."""
+    """Return the table of kills in multi-process runs, and a paragraph on how they were made."""
     run = read("kills")
     reports = [report for report in run["reports"] if WORK[report["work"]].processes > 1]
     rows = []
@@ -100,7 +100,7 @@ def kills_of_processes() -> str:
 
 
 def _sums(reports: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Return per run: its name, and the kills, kills in a save and runs, summed over seeds."""
+    """Return per run its name, and sums over seeds: kills, kills during a save, repeated runs."""
     columns = ("kills", "kills_in_a_save", "runs")
     return [
         [name, *(sum(r[column] for r in reports if r["work"] == name) for column in columns)]

@@ -31,7 +31,7 @@ class Config:
 
     Attributes:
       seeds: random sources per width; the seeds are 0, 1, ...
-      max_blocks: blocks of the deepest transformer; every smaller depth is measured too.
+      max_blocks: number of blocks of the deepest transformer; every smaller number is measured too.
       widths: the hidden widths n_MHA = n_FC of the source.
       d: the width of the transformer.
       d_k: the width of the target's queries, keys and values.
@@ -74,7 +74,7 @@ PRESETS = {
 def make_trial(target: Sequence[Block], x: Array, rule: str):
     """Return the trial function: draw a source, prune it, measure the error on `x [s, t, m]`.
 
-    The metric `error` has an entry per block: the error after that block.
+    The metric `error` has an entry for each block: the error of the outputs of that block.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -111,7 +111,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Run the sweep, fit a common decay rate of all depths, and draw the figure."""
+    """Run the sweep, fit a decay rate that all depths share, and draw the figure."""
     (sweep,) = sweeps(config)
     results = out.sweep(sweep)
     depths = range(1, config.max_blocks + 1)
@@ -135,12 +135,12 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
     """Fit the decay rate to the shallowest transformer, and only gamma to deeper transformers.
 
     Only widths whose mean error is at least ten times the rounding error are used. The rounding
-    error is the least median over all widths, since rare values out of reach do not change a
-    median. Lines are fitted to logarithms, because the means span many decades. `residual` is the
-    root mean square of the residuals of the logarithms. `own_delta` is the rate of a separate fit.
-    A depth agrees if the difference between its separate rate and the shared rate lies within
-    Student's 95 % interval around 0, which uses both standard errors; `one_rate_serves` is true if
-    all depths agree.
+    error is estimated by the least median error over all widths, since rare values out of reach do
+    not change a median. Lines are fitted to logarithms, because the means span many decades.
+    `residual` is the root mean square of the residuals of the logarithms. `own_delta` is the rate
+    of a separate fit for a depth. A depth agrees if Student's 95 % interval of the difference
+    between its separate rate and the shared rate, which uses both standard errors, contains 0;
+    `one_rate_serves` is true if all depths agree.
     """
     depths: dict[str, Any] = {}
     shared: dict[str, float] = {}
@@ -178,7 +178,7 @@ def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def compare(rows: Sequence[dict[str, Any]], fit: dict[str, Any]) -> list[claims.Claim]:
-    """Compare each depth's separate rate, and the order of the depths, with the paper."""
+    """Compare each depth's separate rate, and the order of the depths' errors, with the paper."""
     compared = [
         claims.statement(
             f"decay rate fitted on {depth} blocks alone",

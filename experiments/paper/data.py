@@ -1,4 +1,4 @@
-"""The synthetic data of the paper: points that rotate with a constant angular velocity."""
+"""Make the paper's synthetic data: points that rotate with a constant angular velocity."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from slth_jax.types import Array, Key
 
-# Variance of w ~ U[-pi, pi]: the squared error of always answering zero.
+# The variance of w ~ U[-pi, pi], which is the mean squared error of the constant answer 0.
 VELOCITY_VARIANCE = math.pi**2 / 3
 
 
@@ -32,7 +32,7 @@ def angular_velocity(
     """
     dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
     for_w, for_theta, for_length = jax.random.split(key, 3)
-    # Drawn in float32, so that the data do not depend on JAX's 64-bit mode.
+    # w and theta are drawn in float32, so that they do not depend on JAX's 64-bit mode.
     w = jax.random.uniform(for_w, (count,), jnp.float32, -math.pi, math.pi).astype(dtype)
     theta = jax.random.uniform(for_theta, (count,), jnp.float32, 0, math.pi).astype(dtype)
     doublings = 0 if min_length is None else (length // min_length).bit_length() - 1
@@ -46,6 +46,6 @@ def angular_velocity(
 
 
 def with_token(token: Array, x: Array) -> Array:
-    """Put the regression token `[2]` before every sequence `[s, t, 2]`: `[s, t + 1, 2]`."""
+    """Put the regression token `[2]` before every sequence `[s, t, 2]`; return `[s, t + 1, 2]`."""
     first = jnp.broadcast_to(token.astype(x.dtype)[None, None], (x.shape[0], 1, x.shape[2]))
     return jnp.concatenate([first, x], axis=1)

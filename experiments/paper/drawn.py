@@ -1,4 +1,4 @@
-"""Targets that are drawn from the theory's distribution and not trained, and fits of errors."""
+"""Draw untrained targets from the theory's distribution, and fit the errors of their tickets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from experiments import curves, measure
 from slth_jax import initializers
 from slth_jax.types import Projections
 
-WIDTH = 8  # d_K = d_V of a target; equal to the trained target's
+WIDTH = 8  # d_K = d_V of a target, as in the trained target
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def key_of(seed: int) -> Key[Array, ""]:
-    """Return the key with which the targets are drawn; seed 0 is the first comparison's."""
+    """Return the key with which targets are drawn; seed 0 gives the targets of the first runs."""
     return jax.random.key(11 + seed, impl="threefry2x32")
 
 
@@ -34,7 +34,7 @@ def draw(key: Key[Array, ""], count: int) -> Projections:
 def means(
     rows: Sequence[dict[str, Any]], by: str
 ) -> tuple[list[Any], Float[np.ndarray, "points targets"]]:
-    """Return the values of the column `by`, and at each value the mean error of each target."""
+    """Return the values of the column `by`, and for each value the mean error of each target."""
     points = sorted({row[by] for row in rows})
     targets = sorted({row["target_index"] for row in rows})
     errors: dict[tuple[Any, int], list[float]] = {}
@@ -46,11 +46,11 @@ def means(
 def with_band(
     summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], by: str
 ) -> list[dict[str, Any]]:
-    """Add columns to each row of a summary: a band over targets, and the mean's standard error.
+    """Add columns to each row of a summary: a band over targets, and a mean's standard error.
 
-    `targets_low` and `targets_high` are the 10th and 90th percentile, over targets, of the mean
-    error of a target. `mean_se` is the standard error of the mean over all trials, clustered by
-    target and by source; it has `mean_free` degrees of freedom.
+    `targets_low` and `targets_high` are the 10th and the 90th percentile of the targets' mean
+    errors. `mean_se` is the standard error of the mean over all trials, clustered by target and by
+    source; this standard error has `mean_free` degrees of freedom.
     """
     points, of_targets = means(rows, by)
     low, high = np.quantile(of_targets, (measure.BAND[0], measure.BAND[-1]), axis=1)
@@ -71,8 +71,9 @@ def fit(rows: Sequence[dict[str, Any]], *, floor: float = 0.0) -> dict[str, Any]
 
     The line through the logarithms uses the means above `floor`.
 
-    Returns the fit of the means over all targets (see `curves.exponential`); `targets`, the number
-    of targets; and `single`, the quantiles over targets of gamma and delta.
+    The returned dict contains the fit of the means over all targets (see `curves.exponential`);
+    `targets`, the number of targets; and `single`, the quantiles of gamma and delta over the fits
+    of single targets.
     """
     widths, of_targets = means(rows, "width")
     single = [curves.exponential(widths, column) for column in of_targets.T]

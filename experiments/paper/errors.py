@@ -1,4 +1,4 @@
-"""Measured and guaranteed errors of tickets, and ticket files."""
+"""Measure and bound the errors of tickets, and write ticket files."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,11 +24,11 @@ def first_of_each_width(
     *,
     sources: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Bound the error of the first seed's ticket at every width; save the widest tickets.
+    """Bound the errors of the tickets of seed 0 at every width; save the widest tickets.
 
-    Returns a row per source and width. `error` is the measured error for the first target. `bound`
-    holds for every input whose tokens have at most the largest norm of a token of `x [s, t, m]`,
-    if the networks are computed in the dtype of `x`.
+    Returns a row for each distribution of sources and each width. `error` is the measured error for
+    the first target. `bound` holds for every input in which no token's norm exceeds the largest
+    norm of a token of `x [s, t, m]`, if the networks are computed in the dtype of `x`.
     """
     max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
     rows = results.rows
@@ -41,7 +41,7 @@ def first_of_each_width(
     }
     guarantees = []
     for source_name in sources:
-        # All sources have the padded width; the first n units are the source of width n.
+        # All sources are drawn with the padded width; the source of width n is their first n units.
         draw = jax.jit(partial(initializers.ATTENTION[source_name], padded=widest, **shape))
         for index, row in enumerate(rows):
             if row["seed"] != seed or row["source"] != source_name:
@@ -74,7 +74,7 @@ def first_of_each_width(
                     weights=source,
                     metadata={
                         "error": error,
-                        "dtype": str(x.dtype),  # the precision of the measurement
+                        "dtype": str(x.dtype),  # the precision in which errors are measured
                         "bound": bound.error,
                         "max_norm": max_norm,
                     },
@@ -83,7 +83,7 @@ def first_of_each_width(
 
 
 def merged_norms(params: Projections) -> tuple[float, float]:
-    """Return the largest spectral norms over heads of the merged ``w_qk`` and ``w_vo``."""
+    """Return, for the merged ``w_qk`` and ``w_vo``, the largest spectral norm over the heads."""
     merged = attention.merge(params)
     qk, vo = (max(float(np.linalg.norm(np.asarray(w), 2)) for w in part) for part in merged)
     return qk, vo

@@ -29,15 +29,15 @@ class Config:
     Attributes:
       seeds: random sources per setting; the seeds are 0, 1, ...
       widths: the hidden widths n_K = n_V of the source.
-      sources: distributions of the source's weights, names in `initializers.ATTENTION`.
-      target: kinds of targets: trained (as the paper describes) and drawn (from the theory's
+      sources: distributions of the source's weights, given as names in `initializers.ATTENTION`.
+      target: kinds of targets: trained (as in the paper) and drawn (at random from the theory's
         distribution, not trained).
       targets: the number of drawn targets; every source is pruned for each of them.
       construction: the rule that assigns hidden units to input coordinates.
       length: tokens per test sequence, without the regression token.
       test_sequences: the number of test sequences, over which errors are averaged.
       target_seed: the seed of the targets and of the test sequences.
-      epochs: epochs for which the trained target is trained.
+      epochs: the number of epochs for which the trained target is trained.
     """
 
     seeds: int = 100
@@ -65,12 +65,12 @@ class Config:
 
 
 class Targets(NamedTuple):
-    """g target layers, stacked on the first axis; a trained target is the first."""
+    """The g target layers, stacked on the first axis; if a target is trained, it comes first."""
 
     params: Projections  # [g, ...]
     tokens: Array  # [g, 2], regression tokens
-    losses: Array  # [g], mean squared test errors; 0 for drawn targets
-    kinds: tuple[tuple[str, int], ...]  # per target: 'trained' or 'drawn', and a count per kind
+    losses: Array  # [g], mean squared errors on test data; 0 for drawn targets
+    kinds: tuple[tuple[str, int], ...]  # per target: 'trained' or 'drawn', and a number
 
 
 PRESETS = {
@@ -115,10 +115,10 @@ def draw_source(key: Key, hparams: Hparams) -> Projections:
 
 
 def make_trial(targets: Targets, sequences: Array, rule: str):
-    """Return the trial function: draw a source, compute a ticket and its error for each target.
+    """Return the trial function: draw a source, then compute a ticket and its error per target.
 
-    The metrics of a trial are arrays `[g]`, with an entry per target. The trial returns the masks
-    of the first target's ticket.
+    The metrics of a trial are arrays `[g]`, with an entry for each target. The trial also returns
+    the masks of the ticket for the first target.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -160,7 +160,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Run the sweep, fit the exponential, bound tickets, and draw the figures."""
+    """Run the sweep, fit exponentials to the errors, bound tickets, and draw the figures."""
     targets = make_targets(config)
     results = out.sweep(_sweep(config, targets))
     trials = of_each_target(results.rows, targets.kinds)
@@ -202,7 +202,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def of_each_target(
     rows: Sequence[dict[str, Any]], kinds: Sequence[tuple[str, int]]
 ) -> list[dict[str, Any]]:
-    """Return a row per trial and target, from rows whose metrics are arrays `[g]`."""
+    """Split rows whose metrics are arrays `[g]`: return a row for each trial and target."""
     return [
         {"target": kind, "target_index": index}
         | {k: v[place] if isinstance(v, list | np.ndarray) else v for k, v in row.items()}
@@ -212,7 +212,7 @@ def of_each_target(
 
 
 def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fits for the trained target by source, and the fit for the drawn targets."""
+    """Fit the trained target's errors for each source distribution, and the drawn targets'."""
     if len(config.widths) < 3:
         return {}
     main = config.sources[0]
@@ -234,7 +234,7 @@ def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dic
 
 
 def above_rounding(rows: Sequence[dict[str, Any]]) -> float:
-    """Return ten times the rounding error, which is the least median error over all widths."""
+    """Return ten times the rounding error, estimated by the least median error over all widths."""
     return 10 * min(row["median"] for row in rows)
 
 
@@ -251,10 +251,11 @@ def describe_target(target: Projections, loss: float) -> dict[str, float]:
 
 
 def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Split the mean error at each width by whether a source can reach all values.
+    """Split the mean error at each width: sources that reach all values, and sources that do not.
 
-    `beyond` is the share of sources for which a value is larger than the sum of all samples of its
-    sign. The means satisfy ``mean = beyond * mean_beyond + (1 - beyond) * mean_within``.
+    A source does not reach a value that is larger than the sum of all samples of the value's sign.
+    `beyond` is the share of sources that do not reach some value. The means satisfy ``mean = beyond
+    * mean_beyond + (1 - beyond) * mean_within``.
     """
     split = []
     for width in sorted({row["width"] for row in trials}):
@@ -274,7 +275,7 @@ def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare(summary: dict[str, Any], source: str) -> list[claims.Claim]:
-    """Compare fits, the order of widths, and the error at the largest width with the paper."""
+    """Compare the paper with the fits, the order of the widths, and the largest width's error."""
     compared = []
     if "fit_drawn" in summary:
         for name in ("gamma", "delta"):

@@ -29,9 +29,9 @@ class Config:
       target: kinds of targets: trained (as the paper describes) and drawn (from the theory's
         distribution, not trained).
       targets: the number of drawn targets; every source is pruned for each of them.
-      test_sequences: the number of test sequences per length, over which errors are averaged.
-      query_rows: the number of tokens at which outputs are compared, evenly spaced from the
-        regression token on; 0 for all tokens.
+      test_sequences: the number of test sequences of each length, over which errors are averaged.
+      query_rows: the number of tokens at which outputs are compared; these tokens are evenly spaced
+        and begin with the regression token. 0 for all tokens.
       construction: the rule that assigns hidden units to input coordinates.
       target_seed: the seed of the targets and of the test sequences.
       epochs: epochs for which the trained target is trained.
@@ -64,9 +64,9 @@ PRESETS = {
 
 
 def make_trial(config: Config, targets: Targets, inputs: Sequence[Array]):
-    """Return the trial function: prune a source for each target, measure errors at every length.
+    """Return the trial function: prune a source for each target, and measure errors per length.
 
-    The metric `error` is `[g, lengths]` for g targets.
+    The metric `error` has the shape `[g, lengths]`, where g is the number of targets.
     """
 
     def trial(key: Key, hparams: Hparams):
@@ -111,7 +111,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Measure errors at all lengths, regress them on log T, and draw the figure."""
+    """Measure errors at all lengths T, fit their slopes on log T, and draw the figure."""
     targets = hidden_dim.make_targets(config)
     results = out.sweep(_sweep(config, targets))
     of_targets = hidden_dim.of_each_target(results.rows, targets.kinds)
@@ -148,7 +148,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 def compare(
     rows: Sequence[dict[str, Any]], slopes: Mapping[str, dict[str, float]]
 ) -> list[claims.Claim]:
-    """Compare the slopes on log T, and the order of the widths, with the paper."""
+    """Compare the slopes on log T, and the order of the widths' errors, with the paper."""
     compared = [
         claims.statement(
             f"slope of the error on log T, {name}",
@@ -173,7 +173,7 @@ def compare(
 
 
 def query_rows(tokens: int, count: int) -> jax.Array | None:
-    """Return `count` evenly spaced token indices that begin with 0; None means all tokens."""
+    """Return `count` evenly spaced token indices from 0 on; None, for all tokens, if 0."""
     if count == 0 or tokens <= count:
         return None
     return jnp.asarray(np.unique(np.linspace(0, tokens - 1, count).round().astype(np.int32)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"drawn": "targets drawn from the theory", "trained": "the trained target"}
-# The lower end of the error axis.
+# The lower end of the axis of errors.
 LEAST = 1e-9
 
 Rows = Sequence[Mapping[str, Any]]
@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 def hidden_dim(
     config: Any, series: Mapping[tuple[str, str], Rows], summary: Mapping[str, Any]
 ) -> Figure:
-    """Draw figure 4: mean error against width, in a panel per kind of target."""
+    """Draw figure 4: mean error against width, with one panel for each kind of target."""
     kinds = [kind for kind in TITLES if kind in config.target]
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -51,7 +51,7 @@ def hidden_dim(
 
 
 def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
-    """Draw figure 5: mean error against input length, in a panel per kind of target."""
+    """Draw figure 5: mean error against input length, with one panel for each kind of target."""
     kinds = [kind for kind in TITLES if kind in config.target]
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -95,7 +95,7 @@ def blocks(seeds: int, rows: Rows, fit: Mapping[str, Any], paper_range: tuple[in
 
 
 def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the mean error by whether a source reaches all values, and the share that does not."""
+    """Draw mean errors of sources that do and do not reach all values, and the latter's share."""
     figure, (left, right) = plots.two(7.6, 4.4)
     for name, label, color in (
         ("mean", "all sources", plots.PAPER),
@@ -132,7 +132,7 @@ def _panels(kinds: Sequence[str]) -> tuple[Figure, list[Axes]]:
 
 
 def _means(axes, by, rows, kind, config, index, label) -> None:
-    """Draw means and a band of quantiles, over sources or over the mean errors of targets."""
+    """Draw means with a band of quantiles: over sources or, for drawn targets, over targets."""
     x = [row[by] for row in rows]
     if kind == "drawn":
         count = f"mean of {config.targets} targets x {config.seeds} sources"
@@ -145,7 +145,7 @@ def _means(axes, by, rows, kind, config, index, label) -> None:
 
 
 def _guarantees(axes: Axes, rows: Rows) -> None:
-    """Draw, at each width, the guaranteed and the measured error of the ticket of seed 0."""
+    """Draw the guaranteed and the measured error of seed 0's ticket against the width."""
     x = [row["width"] for row in rows]
     for name, marker, label in (("bound", "v", "guaranteed"), ("error", "x", "measured")):
         y = [row[name] for row in rows]

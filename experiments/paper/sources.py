@@ -1,4 +1,4 @@
-"""Random sources for whole transformers."""
+"""Draw random sources for whole transformers."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ def random_source(
     n_fc: Sequence[ArrayLike],
     padded: tuple[int, Sequence[int]],
 ) -> tuple[Block, ...]:
-    """Draw a source for `target`: attention of the theory, and two layers per ReLU layer.
+    """Draw a source for `target`: theory attention, and two random layers for each ReLU layer.
 
     Args:
       key: a typed PRNG key.
-      target: the target's blocks, from which the source has its shapes and biases.
+      target: the target's blocks, which determine the source's shapes and biases.
       n_mha: the attention width n_k = n_v of every block; may be traced.
-      n_fc: for each layer of a block, the hidden units between its two source layers; may be
-        traced.
+      n_fc: for each layer of a block, the number of hidden units between the two source layers that
+        replace it; may be traced.
       padded: the static sizes to which `n_mha` and each entry of `n_fc` are padded.
     """
     h, m, _ = target[0].attention.w_q.shape
@@ -46,8 +46,8 @@ def random_source(
 def random_layers(
     key: Key, target: Sequence[Linear], *, widths: Sequence[ArrayLike], padded: Sequence[int]
 ) -> tuple[Linear, ...]:
-    """Draw two layers with entries ``U[-1, 1]`` per layer of `target`; biases are the target's."""
-    if not target:  # blocks without ReLU layers
+    """Draw two layers, with entries ``U[-1, 1]`` and the target's biases, per layer of `target`."""
+    if not target:  # no block has ReLU layers
         return ()
     shape = (target[0].w.shape[1], *(layer.w.shape[0] for layer in target))
     drawn = initializers.theory_layers(key, shape, padded)
@@ -62,13 +62,13 @@ def random_layers(
 
 
 def narrow(params: Projections, width: int) -> AttentionParams:
-    """Return the first `width` hidden units of padded projections or masks."""
+    """Keep only the first `width` hidden units of padded projections, or of their masks."""
     assert isinstance(params, PaddedAttention)
     return params.narrow(width, width)
 
 
 def narrow_layers(layers: Sequence[Linear], widths: Sequence[int]) -> tuple[Linear, ...]:
-    """Return the first hidden units of padded pairs of layers, or of the masks of such layers."""
+    """Keep only the first hidden units of padded pairs of layers, or of the layers' masks."""
     narrowed: list[Linear] = []
     for first, second, width in zip(layers[::2], layers[1::2], widths, strict=True):
         narrowed += [Linear(first.w[:width]), Linear(second.w[:, :width], second.b)]

@@ -1,4 +1,4 @@
-"""Target networks: the attention layer that the paper trains, and random transformers."""
+"""Train the attention layer that is the paper's target, and draw random transformers."""
 
 import dataclasses
 from functools import partial
@@ -24,7 +24,7 @@ class Training:
 
     d_k: int = 8
     d_v: int = 8
-    sequences: int = 10_000  # each for training, validation and test
+    sequences: int = 10_000  # in each of training, validation and test data
     min_length: int = 4
     max_length: int = 256
     batch: int = 1024
@@ -42,7 +42,7 @@ class AngularTarget(NamedTuple):
 
 
 def train_angular(key: Key, training: Training) -> AngularTarget:
-    """Train one head, ``d_in = 2, d_out = 1``, to output the velocity at the regression token.
+    """Train a head (``d_in = 2, d_out = 1``) to answer, at the regression token, the velocity.
 
     AdamW minimises the squared error; the weights of the epoch with the least validation loss are
     returned.
@@ -91,7 +91,7 @@ def _train(key: Key, training: Training) -> AngularTarget:
 
 
 def _loss(net: tuple[Projections, Array], sequences: data.Sequences) -> Array:
-    """Return the mean squared error of the answer at the regression token, in float32."""
+    """Compute, in float32, the mean squared error of the output at the regression token."""
     params, token = net
     x = data.with_token(token, sequences.x.astype(jnp.float32))
     merged = attention.merge(params)
@@ -108,7 +108,8 @@ def random_transformer(
 ) -> tuple[Block, ...]:
     """Draw an untrained transformer as in figure 6.
 
-    Attention has the theory's distribution, and every block has one layer with entries U[-1, 1].
+    The attention weights have the theory's distribution, and every block has one ReLU layer with
+    entries U[-1, 1].
     """
     blocks = []
     for block_key in jax.random.split(key, num_blocks):

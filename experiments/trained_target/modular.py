@@ -1,4 +1,4 @@
-"""A small network that adds modulo p. It is trained in the run, so it needs no files."""
+"""Train a small network that adds modulo p. The run itself trains it, so no file is needed."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from slth_jax.types import Array, AttentionParams, Key
 def train(
     key: Key, *, modulus: int = 23, d: int = 48, heads: int = 4, hidden: int = 96, steps: int = 600
 ) -> Network:
-    """Train one block without normalisation with AdamW; every batch has all ``p^2`` questions.
+    """Train one block without normalisation by AdamW; every batch is all ``p^2`` questions.
 
     The architecture is a smaller version of the network of Nanda et al. (2023): causal attention
     and a ReLU network with biases.

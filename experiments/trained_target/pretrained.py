@@ -1,4 +1,4 @@
-"""Published trained transformers without normalisation, and their tasks."""
+"""Read published transformers without normalisation, and define the tasks that they solve."""
 
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from slth_jax.types import Array, AttentionParams
 
 
 class Network(NamedTuple):
-    """A causal transformer: embedding, blocks without normalisation, unembedding."""
+    """A causal transformer: an embedding, blocks without normalisation, and an unembedding."""
 
     w_e: Array  # [vocabulary, m]
     w_pos: Array  # [position, m]
@@ -25,7 +25,7 @@ class Network(NamedTuple):
 class Task(NamedTuple):
     """Questions and their answers.
 
-    The answers are read at `positions`, from the first `choices` logits.
+    An answer is the largest of the first `choices` logits at a position of `positions`.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Task(NamedTuple):
 def load(path: str) -> Network:
     """Read a published network from a NumPy archive.
 
-    The archive has the layout of TransformerLens or of Nanda et al. (2023), with the names
+    The arrays have the layout of TransformerLens or of Nanda et al. (2023), and the names
     `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q` (or `attn_blocks.N...`),
     `blocks.N.mlp.W_in`, `unembed.W_U`.
 
     Raises:
       ValueError: the file or an array is missing, or the network has normalisation or attention
-        biases, which the theory does not cover.
+        biases. The theory covers neither.
     """
     where = storage.fetched(storage.place(path))
     if not where.is_file():
@@ -65,7 +65,7 @@ def load(path: str) -> Network:
 
 
 def _network(arrays: dict[str, np.ndarray]) -> Network:
-    # W_pos is [position, m] in both layouts; m shows which other arrays are transposed.
+    # W_pos is [position, m] in both layouts; from m follows which other arrays are transposed.
     w_pos = arrays["pos_embed.W_pos"]
     m = w_pos.shape[1]
     prefix = "attn_blocks" if "attn_blocks.0.attn.W_Q" in arrays else "blocks"
@@ -95,7 +95,7 @@ def _network(arrays: dict[str, np.ndarray]) -> Network:
 
 
 def _last(w: np.ndarray, m: int) -> np.ndarray:
-    """Return a projection `[h, m, k]` from `[h, m, k]` or `[h, k, m]`."""
+    """Return a projection as `[h, m, k]`; `w` is `[h, m, k]` or `[h, k, m]`."""
     return w if w.shape[1] == m else w.transpose(0, 2, 1)
 
 
@@ -112,7 +112,7 @@ def task_of(network: Network, *, seed: int = 0, sequences: int = 64) -> Task:
         tokens = np.stack([a, b, np.full_like(a, p)], axis=1)
         answers = ((a + b) % p)[:, None]
         return _task(f"addition modulo {p}", tokens, np.array([2]), answers, p)
-    half = 3 * positions // 8  # the published network is less accurate near the end of its context
+    half = 3 * positions // 8  # the network is less accurate near the end of its context
     first = np.random.default_rng(seed).integers(0, vocabulary, (sequences, half))
     tokens = np.concatenate([first, first], axis=1)
     where = np.arange(half, 2 * half - 1)
@@ -131,14 +131,14 @@ def read_out(
     *,
     batch: int = 512,
 ) -> Array:
-    """Return the last block's outputs at the positions of the answers, `[n, q, m]`."""
+    """Compute the last block's outputs at the positions of the answers, `[n, q, m]`."""
     mask = causal_mask(task.tokens.shape[1])
     apply = partial(transformer.apply, blocks, attn_mask=mask, queries=task.positions)
     return jax.lax.map(lambda x: apply(x=x), embed(network, task.tokens), batch_size=batch)
 
 
 def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
-    """Return the accuracy, the mean cross-entropy, and the smallest margin of the right answer."""
+    """Return the accuracy, the mean cross-entropy, and the least margin of a right answer."""
     with jax.default_matmul_precision("highest"):
         logits = jnp.einsum("nqm,mv->nqv", rows, network.w_u)[..., : task.choices]
     right = jnp.take_along_axis(logits, task.answers[..., None], axis=-1)[..., 0]
@@ -152,7 +152,7 @@ def score(network: Network, task: Task, rows: Array) -> dict[str, Array]:
 
 
 def certain(network: Network, task: Task, rows: Array, bound: np.ndarray) -> np.ndarray:
-    """Return whether each answer stays right under every change of rows within a bound, `[n, q]`.
+    """Return whether each answer stays right for all changes of `rows` within `bound`: `[n, q]`.
 
     In exact arithmetic, if an output row changes by at most r, the difference between the logits of
     the answer a and another token b changes by at most ``r ||u_a - u_b||``, where u are the columns
@@ -162,7 +162,7 @@ def certain(network: Network, task: Task, rows: Array, bound: np.ndarray) -> np.
       network: the network.
       task: the questions.
       rows: the output rows of the network, `[n, q, m]`.
-      bound: the bound on the change of each row, `[n, q]`.
+      bound: the bound on the 2-norm of the change of each row, `[n, q]`.
     """
     u = np.asarray(network.w_u, np.float64)[:, : task.choices]
     logits = np.asarray(rows, np.float64) @ u

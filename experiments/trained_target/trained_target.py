@@ -35,7 +35,8 @@ class Config:
       weights: the path of a published network (.npz); none to train a small network that adds
         modulo 23.
       attention_units: hidden units of attention per input coordinate.
-      relu_units: hidden units of ReLU layers per input coordinate, half of them for each sign.
+      relu_units: hidden units of ReLU layers per input coordinate; half of the units have each
+        sign.
       construction: the rule that assigns hidden units to input coordinates.
       target_seed: the seed with which the small network is trained.
     """
@@ -63,7 +64,7 @@ PRESETS = {
 
 
 class Target(NamedTuple):
-    """A trained network, its task, and its last block's outputs at the answers' positions."""
+    """A trained network, its task, and the network's last outputs at the answers' positions."""
 
     network: Network
     task: Task
@@ -93,7 +94,7 @@ def _sweeps(config: Config, target: Target) -> list[Sweep]:
             make_trial(target, config.construction),
             grid=grid,
             padded=tuple(grid),
-            # One trial at a time, because a trial has 131,072 subset sums or more.
+            # Trials run one at a time, because a trial has 131,072 subset sums or more.
             batch=1,
             chunk=1,
             part=part,
@@ -108,7 +109,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Prune attention alone, then attention and ReLU layers, and score both on the task."""
+    """Prune attention only, then attention and ReLU layers; score both tickets on the task."""
     target = load(config)
     x = pretrained.embed(target.network, target.task.tokens)
     max_norm = float(jnp.max(jnp.linalg.norm(x, axis=-1)))
@@ -136,7 +137,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def make_trial(target: Target, rule: str):
-    """Return the trial function: draw a source, prune it to the network's blocks, score the task.
+    """Return the trial function: draw a source, compute a ticket, and score it on the task.
 
     If the trial's values contain `relu_units`, the ReLU layers are pruned too. If not, the ticket
     contains the target's ReLU layers.
@@ -187,8 +188,8 @@ def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str
     """Return the guarantees for a ticket on the task's questions, at the answers' positions.
 
     `bound_on` bounds the error of every output row. `relative_on` bounds the error of every row
-    divided by the row's norm; this bound is vacuous from 1 on. `certain` is the share of answers
-    that are proved to stay right.
+    divided by the row's norm; a bound of 1 or more is vacuous. `certain` is the share of answers
+    that are proved to be right for the ticket.
     """
     network, task, rows = target
     mask = attention.causal_mask(x.shape[1])
@@ -205,7 +206,7 @@ def _on_questions(source: Any, masks: Any, target: Target, x: Array) -> dict[str
 def _ticket_of(
     row: Mapping[str, Any], stored: Mapping[str, Any], network: Network, largest: Mapping[str, int]
 ) -> tuple[Any, Any]:
-    """Return the source and the masks of one trial without padding, for `guarantee.guarantee`."""
+    """Draw the source of a trial again; return it and the trial's masks, without padding."""
     key = jax.random.key(row["seed"], impl=ticket.IMPL)
     drawn, (n_mha, n_fc) = draw(key, network.blocks, {**row, **largest})
     source, masks = [], []
@@ -243,7 +244,7 @@ def _save(
 def _summary(
     out: RunFolder, rows: list[dict[str, Any]], target: Target, max_norm: float
 ) -> dict[str, Any]:
-    """Return the summary: a row per part and width, and the scores of the target."""
+    """Return the summary: a row for each part and width, and the target's scores."""
     summary = measure.summarize(
         rows,
         ("part", "units", "width"),
