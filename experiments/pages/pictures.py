@@ -95,6 +95,12 @@ PICTURES = {
     "benchmarks/results/language_quick": Picture(
         "language_quick", lambda run: language.against_size(run["rows"])
     ),
+    "benchmarks/results/language_tuned": Picture(
+        "language_tuned", lambda run: language.against_size(run["rows"])
+    ),
+    "benchmarks/results/language_bytes": Picture(
+        "language_tuned", lambda run: language.against_bytes(run["bytes"])
+    ),
     "benchmarks/results/weight_scale_quick": Picture(
         "weight_scale_quick",
         lambda run: language.against_scale(run["rows"], run["unigram_entropy"]),
