@@ -1,11 +1,11 @@
-"""Distributions of source weights.
+"""Draw the weights of random sources.
 
 The random numbers of a source do not depend on its width: hidden unit j of attention projection p
-(0, 1, 2, 3 for q, k, v, o) is drawn from the key ``fold_in(key, 4 j + p)``. So a source of width n
-consists of the first n units of any wider source with the same key, up to the scale. A program that
-pads widths draws the same weights.
+(0, 1, 2, 3 for q, k, v, o) is drawn from the key ``fold_in(key, 4 j + p)``. Therefore, up to the
+scale, a source of width n consists of the first n units of any wider source with the same key. A
+program that pads widths draws the same weights.
 
-Each distribution of attention weights is one function and one entry of `ATTENTION`.
+Each distribution of attention weights is a function with an entry in `ATTENTION`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from slth_jax.types import (
 
 DTypeLike = jax.typing.DTypeLike
 _LAYERS = 2**31  # the ReLU layers of block b are drawn from fold_in(key, 2^31 + b)
-# Draws random numbers of mean zero: ``draw(key, shape, dtype)``.
+# A function ``draw(key, shape, dtype)`` that draws random numbers with mean zero.
 Draw = Callable[[Key, tuple[int, ...], DTypeLike], Array]
 
 _LARGEST = 2**31 - 1  # the largest size of a dimension
@@ -39,12 +39,12 @@ _LARGEST = 2**31 - 1  # the largest size of a dimension
 
 def uniform(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "*shape"]:
     """Draw ``U[-1, 1]``."""
-    # 2u - 1 is exact for JAX's u, so compiled and eager draws agree to the bit.
+    # 2u - 1 is exact for the u that JAX draws, so compiled and eager draws are bit-identical.
     return 2 * jax.random.uniform(key, shape, dtype) - 1
 
 
 def normal(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "*shape"]:
-    """Draw standard normal numbers; their last bits may differ between releases of JAX."""
+    """Draw standard normal numbers, whose last bits may differ between JAX releases."""
     return jax.random.normal(key, shape, dtype)
 
 
@@ -65,18 +65,18 @@ def theory_attention(
     padded: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Projections:
-    """Draw the random source of the theory (paper, section 2).
+    """Draw a random attention layer as the paper's theory assumes (section 2).
 
     Entries of `w_q, w_k` are ``U[-n_k^(1/4), n_k^(1/4)]``, entries of `w_v, w_o` are ``U[-1, 1]``.
 
     Args:
       key: a typed PRNG key.
-      num_heads, d_in, d_out: h, m and o of the target.
-      n_k, n_v: source widths of keys and values; may be traced if `padded` is given.
+      num_heads, d_in, d_out: the target's number of heads h, input width m and output width o.
+      n_k, n_v: the source's key width and value width; may be traced if `padded` is given.
       d_memory: for cross-attention, the input width of keys and values, or a pair of both widths;
         None for d_in.
-      padded: the static width of the projections, whose units from `n_k` (or `n_v`) on are zeros.
-        None draws widths `n_k` and `n_v`.
+      padded: the static width of the arrays, in which units from number `n_k` (or `n_v`) on are
+        zeros. None for arrays of widths `n_k` and `n_v` without padding.
       dtype: the dtype of the weights.
 
     Returns:
@@ -85,7 +85,7 @@ def theory_attention(
       stores the widths n_k and n_v.
 
     Raises:
-      ValueError: a width below 1, or above `padded`.
+      ValueError: a width is below 1 or above `padded`.
     """
     shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
     return _draw_attention(uniform, key, shape, (_fourth_root(shape.n_k),) * 2 + (shape.unit,) * 2)
@@ -106,7 +106,7 @@ def xavier_attention(
 ) -> Projections:
     """Draw a Xavier-uniform source: ``U[-b, b]``, ``b = sqrt(6 / (fan_in + fan_out))`` per head.
 
-    With ``scale_qk=True`` the query and key weights are multiplied by ``n_k^(1/4)`` (paper,
+    If `scale_qk` is true, the query and key weights are multiplied by ``n_k^(1/4)`` (paper,
     appendix). The other arguments, the shapes and the errors are as in `theory_attention`.
     """
     shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
@@ -158,8 +158,8 @@ def signed_constant_attention(
 ) -> Projections:
     """Draw weights ``+-n_k^(1/4)`` for `w_q, w_k` and ``+-1`` for `w_v, w_o`, with random signs.
 
-    This is the signed constant of Ramanujan et al. (2020) at the theory's scales. Arguments, shapes
-    and errors are as in `theory_attention`.
+    This is the signed-constant distribution of Ramanujan et al. (2020), with the scales of
+    `theory_attention`. Arguments, shapes and errors are as in `theory_attention`.
     """
     shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
     return _draw_attention(signs, key, shape, (_fourth_root(shape.n_k),) * 2 + (shape.unit,) * 2)
@@ -190,15 +190,15 @@ def theory_blocks(
 
 
 def theory_layers(key: Key, widths: Sequence[int], units: Sequence[int]) -> tuple[Linear, ...]:
-    """Draw two layers with entries ``U[-1, 1]`` for each layer of a ReLU network (Lemma 2).
+    """Draw two layers, with entries ``U[-1, 1]``, per layer of the target ReLU net (Lemma 2).
 
     Args:
       key: a typed PRNG key; unit j of pair l is drawn from ``fold_in(fold_in(key, l), j)``.
-      widths: the network's number of inputs, then the number of outputs of each layer.
-      units: the number of hidden units of each pair of layers.
+      widths: the target's number of inputs, then the number of outputs of each of its layers.
+      units: the number of hidden units between the two layers of each pair.
 
     Returns:
-      Layers without biases: for each pair first `[n, i]`, then `[o, n]`.
+      Layers without biases, two per layer of the target: first `[n, i]`, then `[o, n]`.
     """
     key = checks.key("key", key)
     for name, sizes in (("widths", widths), ("units", units)):
@@ -224,11 +224,11 @@ def theory_transformer(
     units: Sequence[int],
     **options: Any,
 ) -> tuple[Block, ...]:
-    """Draw the random transformer of the theory (paper, Theorems 11 and 14), without biases.
+    """Draw a random transformer as the theory assumes (paper, Theorems 11 and 14), without biases.
 
     Block b has the attention weights of `theory_blocks` and the layers that `theory_layers` draws
-    from ``fold_in(key, 2^31 + b)`` for a ReLU network with d inputs, d outputs and the widths
-    `hidden` in between.
+    from ``fold_in(key, 2^31 + b)`` for a ReLU network with d inputs, d outputs and hidden layers of
+    the widths `hidden`.
 
     Args:
       key: a typed PRNG key.
@@ -262,7 +262,7 @@ SOURCES: dict[str, Callable[..., PyTree]] = {
 def uniform_units(
     key: Key, count: int, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Array:
-    """Draw `count` hidden units with entries ``U[-1, 1]``: `[count, *shape]`."""
+    """Draw `count` hidden units with entries ``U[-1, 1]``; return `[count, *shape]`."""
     return units(uniform, key, count, shape, dtype)
 
 
@@ -273,17 +273,17 @@ def units(
     shape: tuple[int, ...],
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
-    """Draw `count` hidden units of `shape`, unit j from ``fold_in(key, j)``: `[count, *shape]`."""
+    """Draw hidden units of `shape`, unit j from ``fold_in(key, j)``; return `[count, *shape]`."""
     keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(count))
     return jax.vmap(lambda unit_key: draw(unit_key, shape, dtype))(keys)
 
 
 class _Shape(NamedTuple):
-    """The validated shape of an attention layer; sizes are arrays of the weights' dtype."""
+    """The validated shape of an attention layer; sizes are arrays in the weights' dtype."""
 
     heads_and_width: tuple[int, int]  # h, and the largest of the widths
     widths: tuple[int, int, int, int]  # the outer dimension of w_q, w_k, w_v and w_o
-    real: tuple[Array, Array]  # for keys and for values: whether each unit is real
+    real: tuple[Array, Array]  # whether each unit of keys and of values is not padding
     d_in: Array
     d_keys: Array
     d_values: Array
@@ -338,7 +338,7 @@ def _shape(
 def _draw_attention(
     draw: Draw, key: Key, shape: _Shape, scales: tuple[Array, Array, Array, Array]
 ) -> Projections:
-    """Draw the four projections with their scales."""
+    """Draw the four projections, multiplied by their scales."""
     key = checks.key("key", key)
     real_k, real_v = shape.real
     count, dtype = max(real_k.size, real_v.size), shape.n_k.dtype
@@ -365,12 +365,12 @@ def _projections(
 
 
 def _fourth_root(n: Float[Array, ""]) -> Float[Array, ""]:
-    # Square roots are correctly rounded everywhere; a general power is not.
+    # Square roots are correctly rounded on every device; a general power is not.
     return jnp.sqrt(jnp.sqrt(n))
 
 
 def _checked_size(name: str, size: ArrayLike) -> int:
-    """Return the size of a dimension, which JAX counts in 32 bits."""
+    """Return the size of a dimension; refuse sizes above 2^31 - 1, the limit of JAX."""
     checked = checks.integer(name, size, low=1)
     if checked > _LARGEST:
         raise checks.fail(name, f"at most {_LARGEST}", checked)

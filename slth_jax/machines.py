@@ -1,8 +1,8 @@
-"""Compile programs for machines that are not at hand: do they fit, and how fast could they be?
+"""Compile programs for machines that are not present, to learn their memory and least time.
 
 The compilers for TPUs (`pip install "jax[tpu]"`) and NVIDIA GPUs (`"jax[cuda12]"`) run on any
-machine. `compile_for("v5e:4x4", trace)` compiles a program for that topology and reports its memory
-per chip, operations, collectives and a lower bound of its running time.
+machine. `compile_for("v5e:4x4", trace)` compiles a program for that topology. It reports the memory
+per chip, the operations, the collectives and a lower bound on the running time.
 """
 
 import os
@@ -27,12 +27,12 @@ _BYTES |= {"s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 
 
 class Chip(NamedTuple):
-    """A kind of chip, with the numbers of its maker's data sheet.
+    """A kind of chip, with numbers from the manufacturer's data sheet.
 
     Attributes:
       platform: 'tpu' or 'cuda'.
-      kind: the name of a slice of four chips in Google's API; empty for GPUs.
-      memory: bytes per chip.
+      kind: the name in Google's API of a slice of four such chips; empty for GPUs.
+      memory: the number of bytes per chip.
       flops: dense bfloat16 operations per second.
       bandwidth: bytes per second between chip and memory.
     """
@@ -51,7 +51,7 @@ CHIPS = {
     "h100": Chip("cuda", "", 79 * 2**30, 989e12, 3352e9),
 }
 
-# The properties of a GPU. XLA reads them from the device if there is one.
+# The properties of a GPU, which XLA would otherwise read from the device.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -70,21 +70,21 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 class Report(NamedTuple):
-    """A program compiled for a machine; memory, operations and bytes are those of one chip.
+    """A program compiled for a machine; memory, operations and bytes are per chip.
 
     Attributes:
-      on: the machine, as in `compile_for`.
+      on: the machine, such as 'v5e:2x2' (see `compile_for`).
       chips: the number of chips.
-      arguments, temporary, results: bytes per chip. A result that reuses an argument's memory
-        counts as an argument only.
-      capacity: bytes of memory that a chip has.
+      arguments, temporary, results: the bytes per chip of arguments, temporary arrays and results.
+        A result that reuses an argument's memory counts only as an argument.
+      capacity: the number of bytes of a chip's memory.
       flops: floating-point operations of matrix products per call, see `product_flops`.
-      collectives: the number of collectives in the program, by kind. Collectives of single numbers,
-        by which devices agree to continue a loop, count as 'scalar'.
-      callbacks: the number of calls to the host in the program.
-      seconds: a lower bound of the time per call: the time of the matrix products at the chip's
-        peak, or of one pass over arguments and results at its bandwidth, whichever is longer.
-        Elementwise operations are not counted.
+      collectives: a dict from the kind of collective to its number in the program. Collectives of
+        single numbers, with which devices agree to continue a loop, have the kind 'scalar'.
+      callbacks: the number of callbacks to the host in the program.
+      seconds: a lower bound on the time per call. It is the time of all matrix products at the
+        chip's peak rate, or the time of one pass over arguments and results at the chip's
+        bandwidth, whichever is longer. Elementwise operations are not counted.
       compile_seconds: the time that compiling took on this machine.
       text: the compiled program.
     """
@@ -113,7 +113,7 @@ class Report(NamedTuple):
         return self.memory <= self.capacity
 
     def lines(self, help_if_too_large: str = "") -> list[str]:
-        """Return the report as lines; `help_if_too_large` is advice on how to save memory."""
+        """Return the report as lines of text; `help_if_too_large` is advice on saving memory."""
         gib = 2**30
         lines = [
             f"  {self.memory / gib:.2f} GiB of {self.capacity / gib:.0f} GiB per chip "
@@ -145,13 +145,13 @@ def devices_of(on: str) -> tuple[Chip, list[Any]]:
         raise checks.fail("on", "a chip and its topology, as v5e:4x4 or h100:8", on)
     try:
         if chip.platform == "tpu":
-            # These variables only keep libtpu from asking a metadata server.
+            # These variables only prevent libtpu from asking a metadata server.
             for variable, value in (
                 ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", chip.kind),
                 ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0"),
             ):  # fmt: skip
                 os.environ.setdefault(variable, value)
-            # A host has four chips unless the bounds say otherwise.
+            # A host has four chips unless the bounds are set otherwise.
             single = {"chips_per_host_bounds": [1, 1, 1]} if set(shape) <= set("1x") else {}
             described = topologies.get_topology_desc(on, platform="tpu", **single)
             return chip, list(described.devices)
@@ -170,19 +170,19 @@ def devices_of(on: str) -> tuple[Chip, list[Any]]:
 def mesh_of(
     devices: Sequence[Any], sizes: Sequence[int] | None = None, names: Sequence[str] = ("trial",)
 ) -> Mesh:
-    """Return a mesh of `sizes` over a topology's devices, along one axis by default."""
+    """Return a mesh of `sizes` over a topology's devices; by default it has one axis."""
     shape = tuple(sizes) if sizes else (len(devices),)
     kinds = (AxisType.Auto,) * len(shape)
     return Mesh(np.array(devices, dtype=object).reshape(shape), tuple(names), axis_types=kinds)
 
 
 def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
-    """Compile a program for a machine that is not at hand.
+    """Compile a program for a machine that is not present.
 
     Args:
-      on: a chip and its topology: 'v5e:2x2', 'v6e:16x16', 'h100:8'.
-      trace: given the topology's devices, returns ``jax.jit(f).trace(*shapes)``, with shapes
-        whose shardings are on these devices.
+      on: a kind of chip and a topology, such as 'v5e:2x2', 'v6e:16x16' or 'h100:8'.
+      trace: a function that receives the topology's devices and returns
+        ``jax.jit(f).trace(*shapes)``, where the shardings of the shapes are on these devices.
 
     Returns:
       A `Report` of memory, operations, collectives and time.
@@ -221,9 +221,9 @@ def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
 
 @contextmanager
 def _known_platform(platform: str) -> Iterator[None]:
-    """Let JAX lower for CUDA without a GPU; otherwise JAX requires a device of that platform.
+    """Let JAX lower a program for CUDA on a machine without a GPU.
 
-    No public way exists (jax-ml/jax#23971).
+    JAX has no public function for this (jax-ml/jax#23971).
     """
     from jax._src import xla_bridge
 
@@ -240,8 +240,9 @@ def _known_platform(platform: str) -> Iterator[None]:
 def product_flops(jaxpr: Any) -> float:
     """Return the floating-point operations of all matrix products of a jaxpr.
 
-    The body of a scan counts once per iteration, the body of a `while` loop counts once. Operations
-    inside `shard_map` are per device, so they are multiplied by the number of devices of its mesh.
+    The body of a scan counts once per iteration; the body of a `while` loop counts only once.
+    Operations inside `shard_map` are per device, so they are multiplied by the number of devices in
+    the mesh.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -265,9 +266,9 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def loop_traffic(text: str) -> int:
-    """Return the bytes that a TPU program's loops write to high-bandwidth memory per round.
+    """Return the bytes that one iteration of a TPU program's loops writes to main memory.
 
-    The sum is over results of operations whose layout is outside the vector memory, `S(1)`.
+    These are the results whose layout is not in the vector memory, `S(1)`.
     """
     body = ""
     written: dict[str, int] = {}
@@ -285,7 +286,7 @@ _NO_TRAFFIC = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "c
 
 
 def _bytes_outside(shape: str) -> int:
-    """Return the bytes of an HLO shape's arrays that are not in the vector memory."""
+    """Return the bytes of those arrays of an HLO shape that are not in the vector memory."""
     total = 0
     for kind, sizes, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
         if kind in _BYTES and "S(1)" not in layout:

@@ -73,7 +73,8 @@ def fit(
       SystemExit: with status 143, after SIGTERM, once the current step is finished and saved in
         `out`.
 
-    Examples: A map keeps half of a random matrix. Learn from the map's outputs which half:
+    Examples:
+      A map uses half of a random matrix. Learn from the outputs of the map which half:
 
       >>> from slth_jax import supermask
       >>> w = jax.random.normal(jax.random.key(1), (16, 4))

@@ -19,8 +19,8 @@ from slth_jax.edge_popup.step import Loss, step
 from slth_jax.edge_popup.variants import Variant
 from slth_jax.types import ArrayLike, Key, PyTree
 
-_STEP = 1 << 23  # folded into a run's key, for the keys of its steps
-# Names of other columns of logs and tables.
+_STEP = 1 << 23  # folded into a run's key to make the keys of the run's steps
+# Measurements must not have these names, which other columns of logs and tables have.
 _COLUMNS = ("step", "steps_per_second", "validation", "method", "keep", "seed", "count")
 
 
@@ -33,10 +33,12 @@ class Task:
         ``loss(params, state, batch, key) -> (scalar, state)``.
       optimizer: any optimiser of Optax.
       variant: the form of edge-popup.
-      measure: the evaluation, ``measure(params, batch)``, or ``measure(params, state, batch)`` for
-        a model with mutable state. It returns a loss, or a dictionary of scalars that contains
-        'loss'. None evaluates `loss` if the model has no mutable state.
-      accumulate: the number of parts of a batch that go through the model one after another.
+      measure: the function of an evaluation, ``measure(params, batch)``, or ``measure(params,
+        state, batch)`` for a model with mutable state. It returns a loss, or a dictionary of
+        scalars that contains 'loss'. None uses `loss`, which is possible only if the model has no
+        mutable state.
+      accumulate: the number of parts into which a batch is split; the parts are computed one after
+        another.
     """
 
     loss: Loss
@@ -46,7 +48,7 @@ class Task:
     accumulate: int = 1
 
     def evaluate(self, params: PyTree, model: PyTree, batch: PyTree) -> dict[str, Array]:
-        """Return the measurements of an evaluation by name."""
+        """Return the measurements of an evaluation as a dict from name to value."""
         if model is None:
             value = (self.measure or self.loss)(params, batch)
         elif self.measure is None:
@@ -67,21 +69,22 @@ class Program:
     Args:
       task: the functions and constants that the runs share.
       runs: the number of runs.
-      keep: the fraction that all runs keep, as Python numbers, which are compiled in and exact.
-        None if runs keep different fractions: these are traced and rounded to millionths.
+      keep: the fraction that all runs keep, as a Python number (or a dictionary of them), which is
+        a constant of the program and exact. None if runs keep different fractions, which are then
+        traced and rounded to millionths.
       shared: whether all runs see the same batches `[step, row, ...]`; if not, batches are
         `[run, step, row, ...]`.
-      mesh: devices along axes 'run', 'data' and 'model'.
+      mesh: a mesh of devices with axes 'run', 'data' and 'model'; None for a single device.
       shapes: the shapes of the state of all runs, if `mesh` is given.
-      together: the number of runs that are computed at a time; None for all.
+      together: the number of runs in one vmap; None for all runs.
 
     Attributes:
       shapes: shapes and shardings of the state of all runs; None without a mesh.
-      advance: ``(keys, state, batches, keep, control) -> (state,
-        metrics)`` makes a stretch of steps; metrics are `[run, step]`. The memory of the old state
-        is reused.
-      evaluate: ``(state, masks, batch, control) -> measurements`` on one batch for all runs.
-      masks, packed: ``(keys, state, keep, control) -> masks``, as booleans and as bits.
+      advance: ``(keys, state, batches, keep, control) -> (state, metrics)`` makes several steps,
+        one per batch; metrics are `[run, step]`. The memory of the input state is reused.
+      evaluate: ``(state, masks, batch, control) -> measurements`` evaluates all runs on one batch.
+      masks, packed: ``(keys, state, keep, control) -> masks`` return the masks, `masks` as booleans
+        and `packed` as bits.
       redraw: ``(keys, state, fresh, keep, control) -> state``, see `edge_popup.redraw`.
     """
 
@@ -126,20 +129,20 @@ class Program:
         return len({device.process_index for device in self._mesh.devices.flat})
 
     def stacked(self, start: Callable[[int], State]) -> State:
-        """Return the state of all runs from ``start(run)``, on the mesh."""
+        """Call ``start(run)`` for each run; return the stacked states, placed on the mesh."""
         if self.shapes is None:
             states = [start(run) for run in range(self.runs)]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return placement.stacked(start, self.shapes)
 
     def place(self, tree: PyTree) -> PyTree:
-        """Place arrays with a first axis of runs, equal on every process, on the mesh."""
+        """Place arrays on the mesh; their first axis is the run, and all processes have them."""
         if self._mesh is None:
             return tree
         return placement.put(tree, placement.of(tree, self._mesh, runs=True))
 
     def like(self, shapes: PyTree) -> PyTree:
-        """Return shapes with their shardings on the mesh, or zeros if there is no mesh."""
+        """Add to shapes their shardings on the mesh; without a mesh return zeros instead."""
         if self._mesh is None:
             return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.tree.map(
@@ -148,13 +151,13 @@ class Program:
         )
 
     def alone(self, function: Callable[..., PyTree], run: int, *trees: PyTree) -> PyTree:
-        """Return ``function(run, *trees)``, arrays without an axis of runs.
+        """Return ``function(run, *trees)`` for one run; the result has no axis of runs.
 
         Every process gets whole arrays, unless the mesh splits them along 'model'.
         """
         if self._mesh is None:
             return jax.jit(function)(run, *trees)
-        # The run is a constant, so that XLA does not gather the other runs.
+        # The run's number is a constant, so that XLA does not gather the other runs.
         of_run = functools.partial(function, run)
         places = placement.of(jax.eval_shape(of_run, *trees), self._mesh)
         return placement.of_this_process(jax.jit(of_run, out_shardings=places)(*trees))
@@ -164,9 +167,10 @@ class Program:
         return self._placed(batches, runs=not self._shared, steps=True)
 
     def trace(self, keys: PyTree, batches: PyTree) -> Any:
-        """Return `advance` traced for shapes of keys and batches, on a mesh; nothing is computed.
+        """Trace `advance` for the shapes of keys and batches, on a mesh, without computing
+        anything.
 
-        The mesh may be of devices that are not at hand, see `machines.compile_for`.
+        The devices of the mesh need not be present, see `machines.compile_for`.
         """
         if self._mesh is None:
             raise checks.fail("mesh", "given, to trace a program for it", None)
@@ -191,7 +195,7 @@ class Program:
     def _lifted(
         self, function: Callable, axes: tuple[int | None, ...], **options: Any
     ) -> Callable[..., Any]:
-        """Compile a function of one run for all of them, `together` at a time."""
+        """Compile a function of one run into a function of all runs, `together` runs per vmap."""
         compiled = jax.jit(jax.vmap(function, in_axes=axes), **options)
         size = self.runs if self._together is None else self._together
         if size == self.runs:
@@ -246,7 +250,7 @@ class Program:
 
         if self._together is None:
             return jax.lax.scan(advance, state, batches)
-        # Written out: a CPU computes convolutions inside a loop 20 times slower than outside.
+        # The groups are not a loop: a CPU computes convolutions inside a loop 20 times slower.
         metrics = []
         for index in range(jax.tree.leaves(batches)[0].shape[0]):
             state, measured = advance(state, jax.tree.map(lambda x, i=index: x[i], batches))
@@ -281,7 +285,7 @@ def _scalar(name: str, value: Any) -> Array:
 
 
 def _form(value: Any) -> str:
-    """Return dtype and shape of an array, or the value itself."""
+    """Return a text with an array's dtype and shape, or with the value itself."""
     array = hasattr(value, "dtype")
     return f"{value.dtype} of shape {value.shape}" if array else repr(value)
 

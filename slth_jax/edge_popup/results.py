@@ -11,7 +11,7 @@ import numpy as np
 from slth_jax.edge_popup.scores import Keep
 from slth_jax.types import PyTree
 
-_TIMING = "steps_per_second"  # differs from machine to machine
+_TIMING = "steps_per_second"  # the only measurement that differs between machines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Setting:
     """The choices by which a run of `fit` differs from the others.
 
     Attributes:
-      method: 'edge-popup', or a control with trained weights: 'dense' without masks, or 'random'
-        under random masks.
-      keep: the fraction kept; 1 for a dense run.
-      seed: the number of the seed, from which the run's key is folded.
-      hyperparameters: the values of the swept hyperparameters by name.
+      method: 'edge-popup', or the name of a control whose weights are trained: 'dense' (without
+        masks) or 'random' (under random masks).
+      keep: the fraction of connections that is kept; 1 for a dense run.
+      seed: the number of the seed, which is folded into the key of `fit`.
+      hyperparameters: a dict from the name of each swept hyperparameter to its value.
     """
 
     method: str
@@ -42,14 +42,14 @@ class Fit:
 
     Attributes:
       setting: method, keep, seed and swept hyperparameters.
-      masks: the masks of the best evaluation: booleans in the tree of the parameters, with None for
-        arrays without a mask. For a module they are in nested dictionaries.
-      ticket: source weights times masks, in the form of the given model: a tree of parameters, or a
-        module. For a control run, trained weights take the place of the source weights.
-      best_loss, best_step: loss and step of the evaluation at which `masks` were taken.
-      log: an entry per evaluation: 'step', 'loss' (the mean training loss since the previous
-        evaluation), and 'validation' and other measurements by name, if validation batches were
-        given.
+      masks: the masks at the best evaluation: booleans in the tree of the parameters, with None for
+        arrays without a mask. If the model is a Flax module, they are in nested dictionaries.
+      ticket: source weights times masks, in the form in which the model was given: a tree of
+        parameters, or a module. For a control run the trained weights replace the source weights.
+      best_loss, best_step: the loss and the step of the best evaluation.
+      log: one dict per evaluation. Its keys are 'step', 'loss' (the mean training loss since the
+        previous evaluation) and, if validation batches were given, 'validation' and the names of
+        other measurements.
     """
 
     setting: Setting
@@ -61,7 +61,7 @@ class Fit:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The settings, and the measurements of the best evaluation, by name."""
+        """A dict with the run's settings and the measurements of its best evaluation."""
         chosen = next((e for e in self.log if e["step"] == self.best_step), {})
         rest = {n: v for n, v in chosen.items() if n not in ("step", "loss", "validation")}
         fields = {"method": self.setting.method, "keep": self.setting.keep}
@@ -99,11 +99,11 @@ class Fits(Sequence[Fit]):
         return iter(self._fits)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a dictionary per run: settings and measurements, ready for a data frame."""
+        """Return one dict of settings and measurements per run, ready for a data frame."""
         return [fit.row for fit in self._fits]
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a dictionary per setting: its values, `count`, and (mean, sd) over the seeds."""
+        """Return one dict per setting: its values, number of runs, (mean, sd) over the seeds."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for fit in self._fits:
             same = dataclasses.replace(fit.setting, seed=0)
@@ -136,7 +136,7 @@ class Fits(Sequence[Fit]):
 
 
 def log_of(log: Sequence[Mapping[str, Any]], run: int) -> list[dict[str, float]]:
-    """Return the log of one run, without the values that differ from machine to machine."""
+    """Return the log of one run, without the values that differ between machines."""
     return [
         {name: value if name == "step" else value[run] for name, value in entry.items()}
         for entry in ({n: v for n, v in e.items() if n != _TIMING} for e in log)

@@ -1,4 +1,4 @@
-"""The runs that train together in one program."""
+"""Runs that are trained together by one program."""
 
 import dataclasses
 import functools
@@ -13,28 +13,29 @@ from slth_jax.edge_popup.program import Program
 from slth_jax.edge_popup.scores import Keep, Named, State
 from slth_jax.types import Key, PyTree
 
-_REDRAW = 1 << 21  # folded into a run's key
+_REDRAW = 1 << 21  # folded into a run's key to make the keys of re-drawings
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Runs that are trained together; all arrays have a first axis [run].
+    """Runs that are trained together; the first axis of all arrays is the run.
 
     Attributes:
-      program: the compiled functions.
-      keys: typed PRNG keys `[run]`, for re-drawing, sampled masks and losses that draw.
-      keep: fractions `[run]`, or a dictionary of such arrays by name.
-      steps: optimiser steps of each run.
+      program: the compiled functions of the runs.
+      keys: typed PRNG keys `[run]`, for re-drawing weights, sampling masks and random losses.
+      keep: the fractions to keep `[run]`, or a dict from array name to such fractions.
+      steps: the number of optimiser steps of each run.
       start: a function that returns the state before the first step.
       batches: ``batches(begin, end)`` returns the batches of steps ``begin, ..., end - 1``, see
-        `Program`; it returns the same batches at every call.
-      validation: batches, the same for all runs; an evaluation is the mean over them.
-      draw: ``draw(keys) -> weights by name`` from the source's distribution, for variants that
-        re-draw weights.
+        `Program`. Repeated calls with the same arguments return the same batches.
+      validation: the validation batches, the same for all runs; an evaluation is the mean over
+        batches.
+      draw: ``draw(keys)`` draws new weights, a dict by name, from the source's distribution, for
+        variants that re-draw weights.
       control: whether each run is a control, `[run]`; None if no run is.
       stretch: the largest number of steps per call of the program; None for all steps up to the
         next evaluation.
-      names: ``names(index)``, the name of a run for messages.
+      names: ``names(index)`` returns a run's name for error messages.
     """
 
     program: Program
@@ -57,13 +58,13 @@ class Runs:
 
     @functools.cached_property
     def _placed(self) -> tuple[Key, Keep, Bool[Array, " run"] | None]:
-        """Keys, fractions and controls, placed on the mesh."""
+        """The keys, fractions and control flags of all runs, placed on the mesh."""
         return self.program.place((self.keys, self.keep, self.control))
 
     def advance(
         self, state: State, begin: int, end: int
     ) -> tuple[State, dict[str, Float[Array, "run step"]]]:
-        """Make steps ``begin, ..., end - 1``, re-drawing weights first if the variant does so."""
+        """Make steps ``begin, ..., end - 1``; re-draw weights first if the variant requires it."""
         every = self.program.task.variant.redraw_every
         if self.draw is not None and every and begin and begin % every == 0:
             for_fresh, for_choice = self._split(begin)
@@ -75,14 +76,14 @@ class Runs:
         return self.program.advance(keys, state, batches, keep, control)
 
     def end_of_stretch(self, begin: int, until: int) -> int:
-        """Return the step at which one call ends: at most `until`, and not beyond a re-drawing."""
+        """Return the last step of one call: at most `until`, and at most the next re-drawing."""
         every = self.program.task.variant.redraw_every or until
         return min(until, (begin // every + 1) * every, begin + (self.stretch or until))
 
     def evaluate(
         self, state: State, masks: Named | None = None
     ) -> dict[str, Shaped[np.ndarray, " run"]]:
-        """Return the mean measurements on the validation batches, under other `masks` if given."""
+        """Return the mean measurements on the validation batches, with `masks` if given."""
         keys, keep, control = self._placed
         if masks is None:
             masks = self.program.masks(keys, state, keep, control)
@@ -96,7 +97,7 @@ class Runs:
         return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
 
     def packed(self, state: State) -> dict[str, UInt8[Array, "run bytes"]]:
-        """Return the masks by name, one bit per connection."""
+        """Return a dict from array name to packed mask, one bit per connection."""
         keys, keep, control = self._placed
         return self.program.packed(keys, state, keep, control)
 

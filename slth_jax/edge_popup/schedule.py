@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 from slth_jax import checks
 from slth_jax.types import ArrayLike, PyTree
 
-VECTORS = {"bias", "scale", "gain"}  # names of parameters that are no matrices, whatever their rank
+VECTORS = {"bias", "scale", "gain"}  # never matrices, whatever their rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Schedule:
     """AdamW with linear warm-up and cosine decay (paper, section 4).
 
     Attributes:
-      steps: optimiser steps, warm-up included.
-      warmup: steps of the linear warm-up from 0.
-      final: last learning rate as a fraction of the highest; 0.1 in the paper.
-      weight_decay: AdamW's decay of scores and of matrices that train; biases and gains do not
-        decay. The paper does not state a value; the default is PyTorch's.
-      b1, b2: decay rates of the two moments.
+      steps: the number of optimiser steps, including the warm-up.
+      warmup: the number of steps of the linear warm-up, which starts at rate 0.
+      final: the last learning rate divided by the highest learning rate; 0.1 in the paper.
+      weight_decay: AdamW's weight decay of the scores and of trained matrices; biases and gains do
+        not decay. The paper does not state a value. The default is PyTorch's.
+      b1, b2: AdamW's decay rates of the first and second moment.
     """
 
     steps: int
@@ -40,14 +40,15 @@ class Schedule:
         checks.number("weight_decay", self.weight_decay, low=0)
 
     def rate(self, step: ArrayLike) -> Float[Array, ""]:
-        """Return the learning rate before `step`'s update as a fraction of the highest."""
+        """Return the learning rate of update number `step`, divided by the highest rate."""
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, self.steps, self.final)
         return schedule(step)
 
     def optimizer(self, learning_rate: ArrayLike) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser; its state stores `learning_rate`, the highest rate.
 
-        So runs of one program may have different rates (see `optax.inject_hyperparams`).
+        Therefore runs of one program may have different learning rates (see
+        `optax.inject_hyperparams`).
         """
         return optax.inject_hyperparams(self._adamw)(learning_rate=learning_rate)
 
@@ -62,11 +63,11 @@ class Schedule:
 
 
 def _decays(params: PyTree) -> PyTree:
-    """Return which arrays decay; the decay of a gain would scale its whole layer down."""
+    """Return whether each array decays; a decaying gain would scale its whole layer down."""
 
     def is_matrix(path: tuple[Any, ...], array: Shaped[Array, "..."]) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        name = name.removesuffix(".value")  # of a Flax variable
+        name = name.removesuffix(".value")  # the suffix of a Flax variable
         return array.ndim >= 2 and name.rpartition(".")[2] not in VECTORS
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,8 +1,8 @@
-"""Scores, the masks that they make, and the parameters under those masks, by name.
+"""Turn scores into masks, and masks into masked parameters; all are dicts of arrays by name.
 
-A run may be a *control*, which trains weights under a mask that stays. In a control weights and
-scores have changed places: `State.weights` holds the scores that make the mask, and the optimiser
-changes the weights. So tickets and controls are runs of one program.
+A run may be a *control*, which trains weights under a fixed mask. In a control the weights and the
+scores are exchanged: `State.weights` holds the scores that determine the mask, and the optimiser
+changes the weights. Therefore one program can run tickets and controls.
 """
 
 import functools
@@ -19,16 +19,16 @@ from slth_jax.types import ArrayLike, Key, PyTree
 
 Named = Mapping[str, Shaped[Array, "..."]]
 Masks = dict[str, Bool[Array, "..."]]
-# A fraction for all arrays, or a fraction per array by name.
+# One fraction for all arrays, or a dict from array name to fraction.
 Keep = ArrayLike | Mapping[str, ArrayLike]
-# Whether a run is a control; None in a program without controls.
+# True if a run is a control; None in a program without controls.
 Control = Bool[Array, ""] | None
 
 
 class Trainable(NamedTuple):
-    """The arrays that the optimiser changes: scores by array name, and learned parameters.
+    """The arrays that the optimiser changes: the scores by array name, and learned parameters.
 
-    With no scores and all parameters `learned` this is ordinary training.
+    If there are no scores and all parameters are `learned`, this is ordinary training.
     """
 
     scores: dict[str, Float[Array, "..."]]
@@ -36,11 +36,11 @@ class Trainable(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two steps.
+    """The state of a run between two steps.
 
     Attributes:
-      step: the number of steps made.
-      weights: the source; only re-drawing ever changes it.
+      step: the number of finished steps.
+      weights: the source weights; only re-drawing changes them.
       trainable: the arrays that the optimiser changes.
       opt_state: the optimiser's state.
       model: the model's mutable state (batch statistics, counters of dropout); None for a model
@@ -54,25 +54,24 @@ class State(NamedTuple):
     model: PyTree = None
 
 
-# The variants by which controls are masked, whatever the variant of the other runs.
+# Controls are masked by these variants, whatever the variant of the other runs.
 _PLAIN = {scope: Variant(scope=scope) for scope in SCOPES}
 
 
 def init_scores(
     key: Key, weights: Named, variant: Variant, *, fan_in: Mapping[str, int] | None = None
 ) -> dict[str, Float[Array, "..."]]:
-    """Draw the first scores, one for every entry of every array of `weights`, in its dtype.
+    """Draw the initial scores, one per entry of each array of `weights`, in the array's dtype.
 
-    Scores of float16 weights are float32: an optimiser's small constants, such as Adam's 1e-8, are
-    0 in float16, and the score of a connection without gradient would become 0 / 0.
+    The scores of float16 weights are float32. In float16 an optimiser's small constants, such as
+    Adam's 1e-8, would be 0, and the score of a connection without gradient would become 0 / 0.
 
     Args:
-      key: a typed PRNG key; each array draws from a key folded from its index among the sorted
-        names.
+      key: a typed PRNG key. The index of each array among the sorted names is folded into it.
       weights: arrays of at least two dimensions.
       variant: the variant whose `init` draws the scores.
-      fan_in: the number of inputs per output by name, for arrays for which `Variant.fan_in` is
-        wrong.
+      fan_in: a dict from array name to the number of inputs per output, for arrays for which
+        `Variant.fan_in` would be wrong.
     """
     scores = {}
     for index, name in enumerate(sorted(weights)):
@@ -85,16 +84,16 @@ def init_scores(
 
 
 def masks(key: Key | None, scores: Named, weights: Named, keep: Keep, variant: Variant) -> Masks:
-    """Return the masks of `scores`: the `num_kept` best of each array, or of all together.
+    """Return masks that keep the `num_kept` best scores of each array, or of all arrays together.
 
     Args:
-      key: for variants that sample masks; None for others.
-      scores, weights: arrays by name; there may be weights without scores.
+      key: a typed PRNG key for variants that sample masks; None for other variants.
+      scores, weights: dicts from name to array; weights may have names that scores lack.
       keep: fraction kept, or a fraction per name.
       variant: the form of edge-popup, which turns scores into masks.
 
     Raises:
-      ValueError: `keep` outside (0, 1], or fractions per name although the scope is 'global'.
+      ValueError: `keep` is outside (0, 1], or is a dict although the scope is 'global'.
     """
     source = {name: weights[name] for name in scores} if weights else dict(scores)
     if variant.scope == "global":
@@ -111,7 +110,7 @@ def masks(key: Key | None, scores: Named, weights: Named, keep: Keep, variant: V
 
 
 def _checked(masks: PyTree, scores: dict[str, Array]) -> Masks:
-    """Return masks of a variant, which must be booleans of the shapes of the scores."""
+    """Return the masks of a variant; refuse masks that are not booleans in the scores' shapes."""
     forms = jax.tree.map(lambda mask: f"{mask.dtype}{list(mask.shape)}", masks)
     allowed = {name: f"bool{list(value.shape)}" for name, value in scores.items()}
     if forms != allowed:
@@ -122,7 +121,7 @@ def _checked(masks: PyTree, scores: dict[str, Array]) -> Masks:
 def _array_mask(
     key: Key | None, scores: Array, weights: Array, keep: ArrayLike, variant: Variant
 ) -> Bool[Array, "..."]:
-    """Return the mask of an array, ranked as a whole or matrix by matrix of a stack."""
+    """Return the mask of an array; entries are ranked in the array or in each stacked matrix."""
     stack = scores.shape[:-2] if variant.scope == "matrix" else ()
     mask = functools.partial(variant.masks, keep=keep)
     if not stack:
@@ -143,9 +142,10 @@ def ticket(
     *,
     control: Control = None,
 ) -> dict[str, Shaped[Array, "..."]]:
-    """Return the parameters that a run uses: weights times masks, and parameters that learn.
+    """Return the parameters that a run uses: weights times masks, and learned parameters.
 
-    The result is differentiable with respect to `trainable`, by `variant.through`.
+    The result is differentiable with respect to `trainable`; `variant.through` defines the
+    derivative.
     """
     scores, source = _places(weights, trainable, control)
     params = unmasked(weights, trainable, control)
@@ -179,7 +179,7 @@ def unmasked(
 ) -> dict[str, Shaped[Array, "..."]]:
     """Return all parameters, with no mask applied.
 
-    In runs that are no controls, parameters that only controls train have the source's values.
+    Parameters that only controls train have the source's values in all other runs.
     """
     params = {**weights, **trainable.learned}
     if control is not None:
@@ -189,7 +189,7 @@ def unmasked(
 
 
 def _places(weights: Named, trainable: Trainable, control: Control) -> tuple[Named, Named]:
-    """Return (scores, weights) of the masked arrays, which are exchanged in a control."""
+    """Return (scores, weights) of the masked arrays; undo the exchange that a control makes."""
     moving = trainable.scores
     still = {name: weights[name] for name in moving}
     if control is None:
@@ -211,13 +211,13 @@ def _masks(
 def redraw(
     key: Key, state: State, fresh: Named, keep: Keep, variant: Variant, control: Control = None
 ) -> State:
-    """Re-draw a share `redraw_rate` of the weights not kept (IteRand, Chijiwa et al. 2021).
+    """Re-draw the fraction `redraw_rate` of the dropped weights (IteRand, Chijiwa et al. 2021).
 
     Args:
-      key: a typed PRNG key, a different key for every step at which weights are re-drawn.
-      state: a run; a control keeps its weights.
-      fresh: weights from the source's distribution, drawn from another key.
-      keep, variant, control: as in training.
+      key: a typed PRNG key; it must differ between the steps at which weights are re-drawn.
+      state: the state of a run; the weights of a control are not re-drawn.
+      fresh: new weights from the source's distribution, drawn from another key.
+      keep, variant, control: the arguments with which the run is trained.
     """
     weights = dict(state.weights)
     mask = kept(key, state, keep, variant, control)
@@ -233,7 +233,7 @@ def redraw(
 
 
 def shuffled(key: Key, mask: Mapping[str, Array]) -> Masks:
-    """Return masks with the entries of each matrix in random order: a control for tickets."""
+    """Shuffle the entries of each matrix of a mask, to compare a ticket with a random mask."""
     result = {}
     for index, name in enumerate(sorted(mask)):
         matrices = mask[name].reshape(-1, *mask[name].shape[-2:])

@@ -1,8 +1,9 @@
 """One optimiser step of edge-popup on named arrays (Ramanujan et al. 2020).
 
-Every connection has a score; the forward pass keeps the `num_kept` largest, and gradients reach the
-scores straight through the mask. It works on any model whose parameters are a dictionary of named
-arrays. The functions are written for one run; lift them over seeds and settings with `jax.vmap`.
+Every connection has a score. The forward pass keeps the connections with the `num_kept` largest
+scores, and gradients pass straight through the mask to the scores. Any model whose parameters are a
+dictionary of named arrays can be trained. The functions are written for one run; use `jax.vmap` for
+several seeds and settings.
 """
 
 from collections.abc import Callable
@@ -46,25 +47,25 @@ def step(
     accumulate: int = 1,
     control: Control = None,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """Make one optimiser step; the source weights pass through untouched.
+    """Make one optimiser step, which does not change the source weights.
 
     Args:
-      key: a typed PRNG key, a different key at every step; used for sampled masks and for the loss.
+      key: a typed PRNG key for sampled masks and for the loss; it must differ between steps.
       state: the state that `start` or the previous step returned.
-      batch: the argument of `loss`; with `accumulate` > 1 the leaves' first axis is split into that
-        many parts, whose gradients are averaged.
-      keep: fraction kept, or a fraction per name; may be traced.
+      batch: the batch that is passed to `loss`. The first axis of its leaves is split into
+        `accumulate` parts, whose gradients are averaged.
+      keep: the fraction kept, or a dict from array name to fraction; may be traced.
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a model with mutable state
         ``loss(params, state, batch, key) -> (scalar, state)``.
-      optimizer: any optimiser of Optax; it updates a `Trainable`. For line searches it also
-        receives `value` (the loss), `grad` (its gradient) and `value_fn` (the loss as a function of
-        a `Trainable`).
+      optimizer: any optimiser of Optax, which updates a `Trainable`. For line searches the
+        optimiser also receives `value` (the loss), `grad` (its gradient) and `value_fn` (the loss
+        as a function of a `Trainable`).
       variant: the form of edge-popup.
-      accumulate: the number of parts of a batch that go through the model one after another.
+      accumulate: the number of parts of a batch that are computed one after another.
       control: whether this run is a control; None for a program without controls.
 
     Returns:
-      The next state, and metrics `loss` (before the update) and `grad_norm`.
+      The next state, and a dict with 'loss' (before the update) and 'grad_norm'.
 
     Raises:
       ValueError: the variant re-draws weights, which a single step cannot do. Use `fit` or `train`,
@@ -114,7 +115,7 @@ def update(
 
 
 def _uniform(loss: Loss, fixed: dict[str, Array], model: PyTree) -> Loss:
-    """Return the loss as ``(params, state, batch, key) -> (loss, state)`` of the moving arrays."""
+    """Return ``(params, state, batch, key) -> (loss, state)``; `params` are the trained arrays."""
 
     def call(params, state, batch, key):
         everything = {**fixed, **params}
@@ -128,7 +129,7 @@ def _uniform(loss: Loss, fixed: dict[str, Array], model: PyTree) -> Loss:
 def _gradient(
     loss: Loss, params: dict[str, Array], model: PyTree, batch: PyTree, key: Key, accumulate: int
 ) -> tuple[Float[Array, ""], dict[str, Array], PyTree]:
-    """Return loss and gradient, averaged over parts of the batch, and the model's next state."""
+    """Return loss and gradient (means over the parts of the batch), and the model's next state."""
     call = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
         (value, model), gradient = call(params, model, batch, key)

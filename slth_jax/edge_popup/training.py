@@ -1,4 +1,4 @@
-"""The settings by which the runs of a fit are trained and evaluated."""
+"""The settings of training and evaluation that all runs of a fit share."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,29 +16,30 @@ from slth_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The settings by which runs are trained and evaluated.
+    """The settings of training and evaluation that all runs of a fit share.
 
     Attributes:
-      steps: optimiser steps of each run.
-      optimizer: any optimiser of Optax, such as ``Schedule(steps).optimizer(0.05)``, the paper's.
-        It updates a `Trainable`, so its masks and labels are functions of that tree.
-      sweep: values of hyperparameters in the optimiser's state (`optax.inject_hyperparams`) by
-        name, such as ``{"learning_rate": [0.01, 0.1]}``: there are runs for all combinations, and
-        controls too.
-      accumulate: the number of parts of a batch that go through the model one after another.
-      validation: batches; the masks with the least mean loss on them are the result. If there are
-        none, the mean training loss since the previous evaluation decides.
-      evaluate: ``evaluate(params, batch)``, the loss of an evaluation, or a dictionary of
-        measurements with 'loss' among them; None for the loss of the training. For a model with
-        mutable state the call is ``evaluate(params, state, batch)``; a module is passed after
-        ``.eval()``.
-      evaluate_every: steps between evaluations, each followed by a checkpoint.
-      evaluate_first: whether to begin the log with an evaluation of the first scores, that is, of
-        untrained weights under random masks.
-      progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry,
-        whose losses are lists over runs.
-      mesh: devices along axes 'run', 'data' and 'model'; None for the default device or, if there
-        are several processes, for all devices, split along runs first and then along rows.
+      steps: the number of optimiser steps of each run.
+      optimizer: any optimiser of Optax, such as the paper's ``Schedule(steps).optimizer(0.05)``. It
+        updates a `Trainable`, so Optax's masks and labels must be functions of a `Trainable`.
+      sweep: a dict from the name of a hyperparameter in the optimiser's state
+        (`optax.inject_hyperparams`) to its values, such as ``{"learning_rate": [0.01, 0.1]}``.
+        There is a run for every combination of values, and so are there controls.
+      accumulate: the number of parts of a batch that are computed one after another.
+      validation: the validation batches. The result has the masks with the least mean loss on these
+        batches or, if there are no batches, with the least mean training loss since the previous
+        evaluation.
+      evaluate: ``evaluate(params, batch)`` returns the loss of an evaluation, or a dictionary of
+        measurements that contains 'loss'. None uses the training loss. For a `Stateful` model the
+        call is ``evaluate(params, state, batch)``. A Flax module is passed after ``.eval()``.
+      evaluate_every: the number of steps between evaluations; each evaluation is followed by a
+        checkpoint.
+      evaluate_first: whether to evaluate also before the first step, when masks are still random.
+      progress: ``progress(step, steps, entry)`` is called after each evaluation. The losses in the
+        log entry `entry` are lists with one value per run.
+      mesh: a mesh of devices with axes 'run', 'data' and 'model'. None uses the default device if
+        there is one process. If there are several processes, None uses all devices, and splits runs
+        first and then the rows of batches.
     """
 
     steps: int
@@ -72,7 +73,7 @@ class Training:
 
 
 def listed(name: str, values: Any) -> Sequence[Any]:
-    """Return values as a sequence: a list, a tuple, or an array of one dimension."""
+    """Return `values` if they are a list, a tuple or a one-dimensional array; refuse others."""
     if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 1:
         return list(np.asarray(values))
     return checks.sequence(name, values)

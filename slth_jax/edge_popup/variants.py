@@ -1,7 +1,7 @@
-"""Variants of edge-popup: how scores start, become masks, and get their gradient.
+"""Variants of edge-popup: how scores are initialised, turned into masks and given gradients.
 
-A variant is an object made of functions, which is passed to `fit`. This one ranks by |weight x
-score|::
+A variant is an object of functions that is passed to `fit`. The following variant ranks connections
+by |weight x score|::
 
     def masks(key, scores, weights, keep):
         sizes = jax.tree.map(jnp.multiply, scores, weights)
@@ -57,19 +57,20 @@ class Variant:
     """A form of edge-popup.
 
     Attributes:
-      masks: ``masks(key, scores, weights, keep) -> booleans``. Scores and weights are an array
-        each, or dictionaries of all arrays if `scope` is 'global'. `key` is different at every
-        step, for masks that are sampled.
-      through: ``through(scores, mask) -> mask in the dtype of scores``, the factor of the weights
-        in the forward pass. Gradients reach the scores through its derivative.
-      init: ``init(key, shape, dtype, fan_in) -> first scores``.
-      scope: the entries that are ranked together: an 'array' as a whole, such as a convolution's
-        kernel; a 'matrix', the last two axes of an array whose other axes are a stack; or all
-        arrays ('global').
-      keep_at: ``keep_at(keep, step) -> fraction that training keeps at a step``; None for `keep`
-        at every step. Evaluations and tickets always keep `keep`.
-      redraw_every: steps between re-drawings of weights that are not kept; 0 for never.
-      redraw_rate: the share of these weights that is re-drawn each time.
+      masks: ``masks(key, scores, weights, keep) -> booleans``. `scores` and `weights` are one array
+        each or, if `scope` is 'global', dictionaries of all arrays. `key` differs at every step, so
+        that masks can be sampled.
+      through: ``through(scores, mask)`` returns the mask in the dtype of the scores. The forward
+        pass multiplies the weights by the result, and gradients reach the scores through its
+        derivative.
+      init: ``init(key, shape, dtype, fan_in)`` returns the initial scores.
+      scope: the entries that are ranked together. 'array': all entries of an array, such as a
+        convolution's kernel. 'matrix': the entries of each matrix, if arrays are stacks of matrices
+        in the last two axes. 'global': the entries of all arrays.
+      keep_at: ``keep_at(keep, step)`` returns the fraction that training keeps at a step; None
+        means `keep` at every step. Evaluations and tickets always keep the fraction `keep`.
+      redraw_every: the number of steps between two re-drawings of dropped weights; 0 for never.
+      redraw_rate: the fraction of the dropped weights that is re-drawn each time.
     """
 
     masks: Masks = largest
@@ -90,7 +91,7 @@ class Variant:
         checks.number("redraw_rate", self.redraw_rate, low=0, high=1)
 
     def fan_in(self, shape: tuple[int, ...]) -> int:
-        """Return the number of inputs of an output: all axes but the last, without a stack."""
+        """Return the number of inputs per output: all axes but the last, without a stack."""
         return shape[-2] if self.scope == "matrix" else math.prod(shape[:-1])
 
 
@@ -107,7 +108,7 @@ and the original with weights re-drawn (IteRand, Chijiwa et al. 2021)."""
 
 
 def variant_of(variant: Variant | str) -> Variant:
-    """Return a variant; a name is looked up in `VARIANTS`."""
+    """Return `variant`, or the variant in `VARIANTS` if it is a name."""
     if isinstance(variant, Variant):
         return variant
     return VARIANTS[checks.choice("variant", variant, VARIANTS)]

@@ -1,9 +1,9 @@
-"""A transformer as products of random matrices: the source 'decoder' of tickets.
+"""A random transformer made of products of matrices, which is the source 'decoder' of tickets.
 
-`spec` lists the parts of the network (`part`), `network` adds seed and scales, `products` draws
-their random factors row by row, `solve` finds the masks of rows, `assemble` turns masked parts into
-the parameters of `models.decoder`, and `source` makes the weights of a ticket from its header and
-masks.
+`spec` lists the parts of the network (`part`), `network` adds a seed and scales, `products` draws
+the parts' random factors row by row, `solve` finds the masks of rows, and `assemble` turns masked
+parts into parameters of `models.decoder`. `source` computes the weights of a ticket from its header
+and masks.
 """
 
 from slth_jax.factored.network import Network

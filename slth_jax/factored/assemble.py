@@ -1,12 +1,12 @@
 """Assemble parts into a model, as parameters of `models.decoder`.
 
-There are two forms. *Merged*: every product is multiplied out; attention is then multi-query
-attention whose keys and values are the normalised rows themselves (identity projections). *As it
-is*: the masked factors stay separate; attention has wide heads, and the other maps are products of
-two matrices.
+There are two forms. In the *merged* form every product is multiplied out. Attention is then
+multi-query attention whose keys and values are the normalised rows z themselves (identity
+projections). In the *unmerged* form the masked factors stay separate. Attention then has wide
+heads, and the other maps are products of two matrices.
 
-Letters in shapes: d the width, o = d (+ 1 with the constant coordinate) the inputs of a map, h
-query heads, g key/value heads, f rotary frequencies, n hidden units.
+The letters in shapes are: d the width, o the inputs of a map (d, or d + 1 if there is a constant
+coordinate), h query heads, g key/value heads, f rotary frequencies, n hidden units.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from slth_jax.models import Settings
 from slth_jax.models.weights import stacked
 
 Arrays = dict[str, np.ndarray]
-# A function that returns the matrices `[count, rows, columns]` of a part.
+# The type of a function that returns the matrices `[count, rows, columns]` of a part.
 Entries = Callable[[Part], np.ndarray]
-# A function that returns the masked factors of a part,
-# ``left [count, rows, n], right [count, n, columns]``.
+# The type of a function that returns the masked factors of a part, ``left [count, rows, n], right
+# [count, n, columns]``.
 Factors = Callable[[Part], tuple[np.ndarray, np.ndarray]]
-ONE_HOT = ("wte", "wpe", "wtt")  # maps of one-hot inputs, without constant coordinate
+ONE_HOT = ("wte", "wpe", "wtt")  # maps with one-hot inputs, which have no constant coordinate
 _NAMES = {
     "in": "mlp.in", "gate": "mlp.gate", "out": "mlp.out",
     "q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o",
@@ -51,7 +51,7 @@ def merged_settings(spec: Spec) -> Settings:
 
 
 def merged_block(spec: Spec, block: int, entries: Entries) -> Arrays:
-    """Return the parameters of a block with every product multiplied out."""
+    """Return the parameters of one block of the merged model."""
     params: Arrays = {}
     for part in (part for part in spec.every_part if part.block == block):
         w = entries(part)
@@ -66,7 +66,7 @@ def merged_block(spec: Spec, block: int, entries: Entries) -> Arrays:
 
 
 def merged_ends(spec: Spec, entries: Entries) -> Arrays:
-    """Return the parameters outside the blocks with every product multiplied out."""
+    """Return the parameters of the merged model that lie outside the blocks."""
     params: Arrays = {}
     for part in (part for part in spec.every_part if part.block is None):
         w = _inputs_first(part, entries(part))
@@ -80,7 +80,7 @@ def merged_ends(spec: Spec, entries: Entries) -> Arrays:
 
 
 def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
-    """Return the weights of queries `[o, h width]` and of keys `[o, width]`; keys are z itself."""
+    """Return the query weights `[o, h width]` and the key weights `[o, width]`; keys equal z."""
     s, o = spec.settings, spec.inputs
     if s.positions != "rotary":
         # [h, o, d] to [o, (h, d)]
@@ -95,7 +95,7 @@ def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
 
 
 def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays:
-    """Return the weights of values, which are z itself, and of outputs `[h d, d]`."""
+    """Return the value weights (values equal z) and the output weights `[h d, d]`."""
     d = spec.settings.width
     w = w.reshape(spec.settings.num_heads, d, spec.inputs)  # [head, output, input]
     params = {"attn.v": np.eye(d), "attn.o": w[:, :, :d].transpose(0, 2, 1).reshape(-1, d)}
@@ -105,7 +105,7 @@ def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays
 
 
 def masked_settings(spec: Spec) -> Settings:
-    """Return the settings of the masked source as it is."""
+    """Return the settings of the unmerged model, whose masked factors stay separate."""
     s = dataclasses.replace(spec.settings, factor=spec.form, tied=False)
     if spec.attention == "factored":
         return s
@@ -121,7 +121,7 @@ def masked_settings(spec: Spec) -> Settings:
 
 
 def masked(spec: Spec, factors: Factors) -> Arrays:
-    """Return all parameters of the masked source as it is, blocks stacked."""
+    """Return all parameters of the unmerged model, with the blocks stacked."""
     ends: Arrays = {}
     blocks: list[Arrays] = [{} for _ in range(spec.settings.num_blocks)]
     for part in spec.parts:
@@ -132,7 +132,7 @@ def masked(spec: Spec, factors: Factors) -> Arrays:
         elif part.kind == "vo":
             params = _factored_vo(spec, left, right)
         elif part.kind == "gain":
-            # The last map is gain times the transposed embedding: a product of four factors.
+            # The last map is the gain times the transposed embedding, so it has four factors.
             params = _two_factors("unembed.first", part, left[0], right[0], spec)
             params["unembed.second.first"] = ends["wte.second"].T
             params["unembed.second.second"] = ends["wte.first"].T
@@ -145,7 +145,7 @@ def masked(spec: Spec, factors: Factors) -> Arrays:
 def _factored_qk(
     spec: Spec, left: Float[np.ndarray, "count rows n"], right: Float[np.ndarray, "count n columns"]
 ):
-    """Return the weights of keys `[o, g width]` and of queries `[o, h width]`."""
+    """Return the key weights `[o, g width]` and the query weights `[o, h width]`."""
     s, o = spec.settings, spec.inputs
     g, n = s.num_kv_heads, right.shape[1]
     if s.positions != "rotary":
@@ -189,7 +189,7 @@ def _inputs_first(
 
 
 def _split(name: str, w: Float[np.ndarray, "o outputs"], spec: Spec) -> Arrays:
-    """Return a matrix as weights `[d, outputs]` and, if there is a constant, a bias `[outputs]`."""
+    """Split a matrix into weights `[d, outputs]` and, with a constant, a bias `[outputs]`."""
     return {name: w[:-1], f"{name}.bias": w[-1]} if spec.constant else {name: w}
 
 

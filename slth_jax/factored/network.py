@@ -15,11 +15,11 @@ LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.fl
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A random network: a spec, a seed, and the scale of each free factor by part and product.
+    """A random network: a spec, a seed, and a scale for the free factor of each part's products.
 
-    `levels` has the levels of the rows' scales `[count, rows]` by part, if `Spec.row_scales` is
-    true. `columns` has the levels of the columns' scales `[count, columns]` by part, if columns
-    have scales.
+    If `Spec.row_scales` is true, `levels` maps the name of each part to the levels of its rows'
+    scales, `[count, rows]`. If columns have scales, `columns` maps the name of each part to the
+    levels of its columns' scales, `[count, columns]`.
     """
 
     spec: Spec
@@ -29,21 +29,21 @@ class Network:
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def row_scales(self, part: Part, g: int) -> Float[np.ndarray, " rows"]:
-        """Return the scales of the rows of a free factor."""
+        """Return the scale of each row of the free factor of product `g`."""
         scale = np.float32(self.scales[part.name][g])
         if part.name not in self.levels:
             return np.full(part.rows, scale)
         return scale * LEVELS[self.levels[part.name][g]]
 
     def column_scales(self, part: Part, g: int) -> Float[np.ndarray, " columns"] | None:
-        """Return the scales of the columns of a grouped factor; None if they are all 1."""
+        """Return the scale of each column of product `g`'s grouped factor; None if all are 1."""
         levels = self.columns.get(part.name)
         return None if levels is None else LEVELS[levels[g]]
 
     def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
-        """Return the numbers from which the rows of a free factor are drawn.
+        """Return, for each row of a free factor, the number that is folded into its random key.
 
-        If scales are chosen row by row, the random weights of a row depend on its level.
+        If scales are chosen row by row, this number depends on the row's level.
         """
         rows = np.arange(part.rows)
         if self.spec.scaling != "rows":

@@ -1,14 +1,15 @@
-"""The random factors of a part, drawn row by row, and the matrices that masks make of them.
+"""Draw the random factors of a part row by row, and compute the entries of masked products.
 
-A part's weights need never be in memory all at once: product g of the part has its own key,
-and row i of its free factor `left` is drawn from ``fold_in`` of i, so any rows can be drawn alone,
-on any device, in any order.
+A part's weights need never be in memory all at once. Every product g of the part has a key, and row
+i of the free factor `left` is drawn after folding i into this key. Therefore any row can be drawn
+alone, on any device, in any order.
 
-The grouped factor of a band has weights inside the band only: its diagonal t, the weights of all
-units to the t-th column from their start, is drawn from ``fold_in`` of t.
+The grouped factor of a band has weights inside the band only. Diagonal t of the band contains the
+weights of all units to the t-th column after their first column. It is drawn after folding t into
+the key.
 
-Letters in shapes: p rows of a free factor, r columns of the grouped factor, n hidden units; in a
-band M units start at each column, each connected to L columns.
+The letters in shapes are: p rows of a free factor, r columns of the grouped factor, n hidden units.
+In a band M units start at each column, and each unit is connected to L columns.
 """
 
 import hashlib
@@ -30,14 +31,14 @@ from slth_jax.factored.network import Network
 from slth_jax.factored.part import Part
 from slth_jax.types import Array, Key
 
-ROWS = 64  # rows of a free factor that a device works on at a time
+ROWS = 64  # the number of rows of a free factor that a device solves at a time
 
 
 class Product(NamedTuple):
     """A product of a part: its key, the grouped factor and the assignment of its units."""
 
     key: Key
-    right: Float[Array, "n r"] | Float[Array, "r M L"]  # the second for bands
+    right: Float[Array, "n r"] | Float[Array, "r M L"]  # `[r, M, L]` for a band
     assignment: Assignment | None  # None for a band
     halves: tuple[Assignment, Assignment] | None  # units by the sign of their weight, for a ReLU
 
@@ -53,13 +54,13 @@ def draw(
 
     `columns` are the scales of the columns of a band.
     """
-    # Inputs of a ReLU that may have either sign need units of either sign.
+    # If the inputs of a ReLU may have either sign, units of either sign are needed.
     signs = part.relu and not part.rows_are_inputs
     if part.relu:
         rule = rule.for_relu()
     key = product_key(seed, part, g)
     if part.band is not None:
-        right = _right(key, part.nameless)  # [r, M, L], by the column of the start
+        right = _right(key, part.nameless)  # [r, M, L], by the column at which units start
         if columns is not None:
             ends = np.arange(part.columns)[:, None] + np.arange(right.shape[2])
             right = right * columns[ends % part.columns][:, None]
@@ -82,7 +83,7 @@ def _grouped(
     assignment = rule.assignment(right, n)
     if not signs:
         return right, assignment, None
-    # Both signs get the same number of units: units of a column beyond this share are not used.
+    # Both signs get the same number of units; a column's units beyond this number are not used.
     share = n // r // 2
     positive, negative = (
         half._replace(units=half.units[:, :share], filled=half.filled[:, :share])
@@ -129,7 +130,7 @@ def band_entries(
     r, m, window = right.shape
     p = left.shape[0]
     left = jnp.take_along_axis(left.reshape(p, r, m), digits[..., None], axis=-1)  # [p, r, 1]
-    terms = left * right[jnp.arange(r)[None], digits]  # [p, r, L], by the column of the start
+    terms = left * right[jnp.arange(r)[None], digits]  # [p, r, L], by the units' first column
     total = terms[..., 0]
     for t in range(1, window):
         total = total + jnp.roll(terms[..., t], t, axis=1)
@@ -162,7 +163,7 @@ def masked_left(
     scales: Float[np.ndarray, " p"],
     bits: UInt8[np.ndarray, " bytes"],
 ) -> Float[np.ndarray, "p n"]:
-    """Return the free factor under packed masks; `Network` has the rows' numbers and scales."""
+    """Return the masked free factor; `Network` provides the rows' `numbers` and `scales`."""
     left = _left_rows(product.key, numbers, scales, part.nameless)
     packed = bits.reshape(part.rows, -1)
     if part.band is None:
@@ -189,7 +190,7 @@ def masked_right(product: Product, part: Part) -> Float[np.ndarray, "n r"]:
 def fingerprint(key: Key, part: Part, scale: float) -> str:
     """Return the SHA-256 of the grouped factor and the first and last row of the free factor.
 
-    `key` is the product's, see `product_key`.
+    `key` is the key of the product, see `product_key`.
     """
     ends = jnp.array([0, part.rows - 1])
     left = _left_rows(key, ends, jnp.full(2, scale, jnp.float32), part.nameless)
@@ -206,10 +207,10 @@ def mesh() -> Mesh:
 
 
 def over_rows(function: Callable, mesh: Mesh, num_rowwise: int) -> Callable:
-    """Compile `function`; its first `num_rowwise` arguments and all results are split by rows.
+    """Compile `function` to run on all devices of a mesh, each of which takes a part of the rows.
 
-    Every device runs the same program on its rows, so results do not depend on the number of
-    devices.
+    The first `num_rowwise` arguments and all results are split by rows. Every device runs the same
+    program on its rows, so results do not depend on the number of devices.
     """
     rows, whole = jax.P("rows"), jax.P()
 
@@ -228,7 +229,7 @@ def part_entries(
     """Return the entries of a part's masked products.
 
     Args:
-      network: the spec, seed and scales.
+      network: the random network, which has the spec, the seed and the scales.
       part: a random part of the network.
       bits: packed masks of the free factors, `Part.num_bytes` bytes.
       mesh: see `mesh`.

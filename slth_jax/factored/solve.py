@@ -1,4 +1,4 @@
-"""Find the masks of rows of a product: rows are drawn, solved and packed on the devices."""
+"""Find the masks of a product's rows; the devices draw, solve and pack the rows."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,21 +22,21 @@ from slth_jax.factored.part import Part
 from slth_jax.factored.products import Product
 from slth_jax.types import Array
 
-# The largest error of a row that is accepted, in units of scale / 2^(samples - 1).
+# The largest accepted error of a row, as a multiple of scale / 2^(samples - 1).
 _TOLERANCE = 32.0
-_FEW = 8  # rows that a device solves again at a time
+_FEW = 8  # the number of rows that a device solves again at a time
 
 
 class Problem(NamedTuple):
     """A product whose free factor is to be masked.
 
     Attributes:
-      product: the grouped factor and the assignment of its units.
+      product: the grouped factor, and the assignment of the hidden units to its columns.
       part: the part to which the product belongs.
       rule: the rule that made the assignment.
-      scale: the largest possible entry of the free factor; for a band, the scale of the free
-        factor.
-      samples: the number of samples per subset sum, or of units per column of a band.
+      scale: the scale of the free factor. Except for bands it is the factor's largest possible
+        entry.
+      samples: the number of samples per subset sum or, for a band, of units per column.
     """
 
     product: Product
@@ -71,7 +71,7 @@ def rows(
     """Return the masks of rows ``start, start + 1, ...`` of the free factor.
 
     If a rule with few re-rolls leaves an entry with an unusually large error, the entry's row is
-    solved again with all patterns, because a handful of entries would make most of a network's
+    solved again with all patterns. Otherwise a few such entries would cause most of a network's
     error.
 
     Args:
@@ -100,19 +100,19 @@ def rows(
     return masks
 
 
-# The first scale of a row is _OF_LARGEST times its largest entry plus _OF_SIZE times its root mean
-# square, which gave the least error at 16 samples on six matrices of SmolLM2-135M. A fifth of the
-# rows then need a coarser scale, and are solved again.
+# The first scale of a row is _OF_LARGEST times the row's largest entry plus _OF_SIZE times the
+# row's root mean square. These factors gave the least error at 16 samples on six matrices of
+# SmolLM2-135M. With them a fifth of the rows need a coarser scale and are solved again.
 _OF_LARGEST, _OF_SIZE = 0.5, 1.5
-# The root mean square error of entries within reach, in units of scale / 2^samples, measured on the
+# The root mean square error of entries within reach, divided by scale / 2^samples; measured on the
 # same matrices.
 _ERROR = 4.5
-# The root mean square error of a band's entries at coarse scales, in units of 2^-bits times the
-# standard deviation of a sum of all terms: measured as 0.68 to 0.87 on Gaussian entries at 4 to 6
-# bits and 2^6 to 2^12 states.
+# The root mean square error of a band's entries at coarse scales, divided by 2^-bits times the
+# standard deviation of a sum of all terms. It was measured as 0.68 to 0.87 on Gaussian entries at 4
+# to 6 bits and 2^6 to 2^12 states.
 _BAND_ERROR = 0.8
-# The number of levels by which rows of a band that have an outlier may be coarser than their size
-# requires: up to four times the scale.
+# If a row of a band has an outlier, its scale may be coarser by this number of levels than its root
+# mean square requires, that is, up to four times as large.
 HEADROOM = 4
 
 
@@ -125,21 +125,22 @@ def rows_with_scales(
     levels: Levels | None = None,
     columns: Float[np.ndarray, " r"] | None = None,
 ) -> tuple[Masks, Levels]:
-    """Return the masks of rows that have different scales, and the levels of these scales.
+    """Choose a scale for each row; return the masks of the rows, and the levels of the scales.
 
     The error of an entry within reach is proportional to the scale, but a fine scale leaves large
-    entries out of reach. So a row begins with a fine scale. While the error to expect at the next
-    coarser scale is below the error of the row, the row is also solved at that scale, and the
-    better masks are kept. For subset sums the random weights of a row depend on its level, since an
-    entry whose samples have the wrong sign is out of reach at every scale.
+    entries out of reach. Each row is therefore solved at a fine scale first. As long as the error
+    expected at the next coarser scale is below the row's error, the row is also solved at that
+    scale, and the better masks are kept. For subset sums each level gives a row different random
+    weights. Otherwise an entry whose samples all have the wrong sign would be out of reach at every
+    scale.
 
     Args:
       problem: the product; `problem.scale` is the scale of level 0, the coarsest.
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
-      levels: the first levels of a band's rows; None for subset sums.
-      columns: the scales of a band's columns.
+      levels: the levels at which the rows of a band are solved first; None for subset sums.
+      columns: the scales of a band's columns; None if all are 1.
     """
     part = problem.part
     if part.band is None:
@@ -158,7 +159,7 @@ def rows_with_scales(
     active = np.arange(len(target))
     masks = at(levels, active, products.ROWS)
     trial = levels.copy()
-    # Entries that are zero have no error, or nearly none.
+    # An entry that is zero has no error, or nearly none.
     entries = np.sum((target != 0) * (1.0 if columns is None else np.square(columns)), axis=1)
     while True:
         coarser = problem.scale * LEVELS[np.maximum(trial[active], 1) - 1]
@@ -175,10 +176,10 @@ def rows_with_scales(
             old[chosen] = new[better]
 
 
-# The scales that are tried: standard deviations of a sum of L terms, in units of the root mean
-# square of the target's entries.
+# The scales that are tried. Each is given as the standard deviation of a sum of L terms divided by
+# the root mean square of the target's entries.
 _SPREADS = (0.9, 1.05, 1.2, 1.4, 1.65, 2.0, 2.5, 3.2)
-_TRIED = 16  # rows on which scales are tried, evenly spaced
+_TRIED = 16  # the number of rows, evenly spaced, on which scales are tried
 
 
 def band_scale(
@@ -190,16 +191,16 @@ def band_scale(
     sizes: Float[np.ndarray, " p"],
     of_most: bool = False,
 ) -> float:
-    """Return the scale of a band's free factor with the least squared error on some rows.
+    """Return the scale of a band's free factor that gives the least squared error on some rows.
 
     Args:
       problem: the product; `problem.scale` is not read.
       target: all rows of the matrix.
       mesh: see `products.mesh`.
       levels: the levels of the rows' scales; None if all rows have the same scale.
-      sizes: the root mean square of each row, after entries are divided by the columns' scales.
-      of_most: whether to minimise the median of the rows' relative errors, which rows with outliers
-        hardly change, instead of the sum of squared errors.
+      sizes: the root mean square of each row after its entries are divided by the columns' scales.
+      of_most: if true, the median of the rows' relative errors is minimised, which rows with
+        outliers hardly affect; if false, the sum of squared errors is minimised.
     """
     if levels is None:
         levels = np.zeros(len(target), np.uint8)
@@ -212,7 +213,7 @@ def band_scale(
     numbers = np.unique(np.linspace(0, len(target) - 1, _TRIED).astype(int))
     errors = {}
     for spread in _SPREADS:
-        scale = float(f"{spread * size / terms**0.5:.3g}")  # short in the file
+        scale = float(f"{spread * size / terms**0.5:.3g}")  # few digits keep the file short
         trial = problem._replace(scale=scale)
         masks = _in_steps(trial, target[numbers], numbers, levels[numbers], mesh, _TRIED)
         squares = masks.squared_error.astype(np.float64)
@@ -222,7 +223,7 @@ def band_scale(
 
 
 def _terms(part: Part) -> float:
-    """Return the variance of the sum of all terms of a band's entry, at scale 1."""
+    """Return the variance of one entry of a band, the sum of all its terms, at scale 1."""
     assert part.band is not None
     return min(part.band.window, part.columns) * SOURCES[part.weights][2]
 
@@ -233,14 +234,14 @@ def row_sizes(target: Float[np.ndarray, "p r"]) -> Float[np.ndarray, " p"]:
 
 
 def levels_of(sizes: Float[np.ndarray, " p"]) -> Levels:
-    """Return the levels of scales that are proportional to the sizes of rows or columns."""
+    """Return the levels of scales proportional to `sizes`, the root mean squares of rows."""
     return _levels(sizes / max(float(sizes.max()), 1e-30))
 
 
 def _levels(share: Float[np.ndarray, " p"]) -> Levels:
-    """Return the level nearest to each share of the coarsest scale."""
-    # The border of two levels is the mean of their scales. Negated, since searchsorted needs rising
-    # numbers.
+    """Return the levels nearest to scales that are given as fractions of the coarsest scale."""
+    # The border between two levels is the mean of their scales. The numbers are negated, since
+    # searchsorted needs increasing numbers.
     borders = (LEVELS[1:] + LEVELS[:-1]) / 2
     return np.searchsorted(-borders, -share).astype(np.uint8)
 
@@ -265,7 +266,7 @@ def _in_steps(
         padded_numbers = np.pad(numbers[first : first + step], (0, empty))
         padded_scales = np.pad(scales[first : first + step], (0, empty))
         running.append((solve(padded_numbers, padded, padded_scales, problem.product), len(block)))
-        if len(running) > 1:  # one step ahead: devices never wait, and memory stays bounded
+        if len(running) > 1:  # one step runs ahead: devices never wait, and memory stays bounded
             fetched.append(_fetch(*running.pop(0)))
     fetched += [_fetch(*last) for last in running]
     return Masks(*(np.concatenate(blocks) for blocks in zip(*fetched, strict=True)))
@@ -276,9 +277,9 @@ def _fetch(masks: Masks, count: int) -> Masks:
 
 
 def trace(part: Part, rule: Rule, devices: Sequence[Any]) -> Any:
-    """Return the step of `rows` on `products.ROWS` rows per device, traced for these devices.
+    """Trace, for these devices, the step of `rows` that solves `products.ROWS` rows per device.
 
-    The devices need not be at hand, see `machines.compile_for`.
+    The devices need not be present, see `machines.compile_for`.
     """
     mesh = machines.mesh_of(devices, names=("rows",))
     count = products.ROWS * len(devices)
@@ -300,7 +301,7 @@ def trace(part: Part, rule: Rule, devices: Sequence[Any]) -> Any:
 
 @cache
 def _program(part: Part, rule: Rule, mesh: Mesh) -> Callable[..., Masks]:
-    """Return the compiled step for parts of one shape."""
+    """Return the compiled step of `rows`, which all parts of the same shape share."""
     rule = rule.for_relu() if part.relu else rule
 
     def step(numbers: Array, target: Array, scales: Array, product: Product) -> Masks:
@@ -310,7 +311,7 @@ def _program(part: Part, rule: Rule, mesh: Mesh) -> Callable[..., Masks]:
         chex.assert_shape(product.right, (part.units, part.columns))
         chex.assert_shape(target, (left.shape[0], part.columns))
         if part.relu and part.rows_are_inputs:
-            left = jax.nn.relu(left)  # inputs are one-hot: only the positive weights pass
+            left = jax.nn.relu(left)  # inputs are one-hot, so only positive weights pass the ReLU
         assert product.assignment is not None
         assignments = product.halves or (product.assignment,)
         solve = partial(engine.solve_rows, left, product.right, target, rule=rule)
@@ -339,7 +340,7 @@ def _walks(
     target: Float[Array, "p r"],
     bits: int,
 ) -> Masks:
-    """Return the masks of rows in a band, by shortest walks."""
+    """Find the masks of a band's rows as shortest walks (see `construction.trellis`)."""
     p, r = target.shape
     digits = trellis.shortest(left.reshape(p, r, -1), right, target, 1 << bits)
     error = jnp.abs(products.band_entries(left, digits, right) - target)
@@ -353,5 +354,5 @@ def _walks(
 
 
 def _worst_column(error: Float[Array, "p halves_r"], columns: int) -> Int[Array, " p"]:
-    """Return the column of the largest error; across a ReLU each column has two sums."""
+    """Return the column of the largest error; with a ReLU each column has two subset sums."""
     return (jnp.argmax(error, axis=1) % columns).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""A whole random transformer as the source of a ticket: its weights times the masks."""
+"""The weights of a ticket whose source is a whole random transformer."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,32 +15,32 @@ from slth_jax.factored.spec import Spec, from_json
 from slth_jax.models import Settings
 from slth_jax.storage import CheckpointError, reason
 
-KEPT = "kept."  # begins the names of matrices copied from the target
-ROWS = "rows"  # the name of the levels of all rows, part by part
-COLUMNS = "columns"  # the name of the levels of all columns
+KEPT = "kept."  # the prefix of the names of matrices copied from the target
+ROWS = "rows"  # the name of the array with the scale levels of all rows, part by part
+COLUMNS = "columns"  # the name of the array with the scale levels of all columns
 
 
 def packed_levels(levels: UInt8[np.ndarray, " rows"]) -> UInt8[np.ndarray, " bytes"]:
-    """Return levels, two per byte."""
+    """Pack levels of 4 bits, two per byte."""
     pairs = np.pad(levels, (0, levels.size % 2)).reshape(-1, 2)
     return pairs[:, 0] << 4 | pairs[:, 1]
 
 
 def of_ticket(ticket: Any) -> Network:
-    """Return the network of a `ticket.Ticket`, after checking that masks and options agree.
+    """Return the network of a `ticket.Ticket`, after a check that its masks fit its options.
 
-    The size of the file bounds the size of the network: the file has a mask or a kept matrix for
+    A small file cannot describe a huge network: the file must contain a mask or a kept matrix for
     every part.
 
     Raises:
-      CheckpointError: the options are no spec, or the ticket's masks, kept matrices or scales do
+      CheckpointError: the options are not a spec, or the ticket's masks, kept matrices or scales do
         not fit the parts of the spec.
     """
     try:
         fields = dict(ticket.options)
         scales = fields.pop("scales")
         kept = {name: ticket.bits[name].size for name in ticket.bits if name.startswith(KEPT)}
-        # Checked first: the number of blocks must not exceed the number of masks in the file.
+        # Checked first, so that the number of blocks cannot exceed the number of masks in the file.
         num_blocks, most = fields["settings"]["num_blocks"], len(ticket.shapes) + len(kept)
         if not isinstance(num_blocks, int) or num_blocks > most:
             raise checks.fail("num_blocks", f"at most {most}, the number of masks", num_blocks)
@@ -77,7 +77,7 @@ def of_ticket(ticket: Any) -> Network:
 def _levels(
     ticket: Any, name: str, spec: Spec, counts: Sequence[int]
 ) -> dict[str, UInt8[np.ndarray, "count levels"]]:
-    """Return the levels of rows or columns by part."""
+    """Return a dict from the name of each part to the levels of its rows or columns."""
     if not any(counts):
         return {}
     packed = ticket.bits[name]
@@ -94,7 +94,7 @@ def _compare(what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 
 def fingerprint(network: Network) -> str:
-    """Return the SHA-256 of all products' fingerprints, see `products.fingerprint`."""
+    """Return one SHA-256 of the fingerprints of all products, see `products.fingerprint`."""
     digest = hashlib.sha256()
     for part in network.spec.parts:
         for g, scale in enumerate(network.scales[part.name]):
@@ -107,14 +107,14 @@ def fingerprint(network: Network) -> str:
 def materialize(
     network: Network, bits: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], Settings]:
-    """Return the masked source as it is, that is, weights times masks, and its settings.
+    """Return the weights times the masks, with separate factors, and the model's settings.
 
-    The parameters are for `models.decoder`: the width of attention's heads is the number of hidden
-    units, and the other maps are products of two matrices. Everything is in memory at once, so this
-    is for small models.
+    The result can be passed to `models.decoder`. The heads of attention are as wide as the number
+    of hidden units, and the other maps are products of two matrices. All parameters are in memory
+    at once, so this function is for small models.
 
     Raises:
-      CheckpointError: some parts are copied from the target and have no factors.
+      CheckpointError: some parts were copied from the target, so they have no factors.
     """
     spec = network.spec
     if spec.keep:

@@ -1,24 +1,25 @@
-"""A random transformer made of products: its parts, and the spec from which they are drawn.
+"""Describe a random transformer made of products: the spec, and the parts that it lists.
 
-A model of the family in `models.decoder` depends on its weights through these matrices alone, with
-z the normalised row, extended by a constant coordinate 1 if there are biases or shifts:
+A model of the family in `models.decoder` depends on its weights only through the matrices below. In
+the table z is a normalised row, extended by a constant coordinate 1 if there are biases or shifts:
 
     wte, wpe, wtt    one-hot token, position or token type to row    [vocabulary, d], ...
     B.qk        z_i W z_j^T, a matrix per query head; with rotary positions two per frequency
     B.vo        z_j W, a matrix per query head
     B.in, B.gate, B.out, unembed   the other linear maps
 
-where B is the number of a block. If attention is factored, the projections themselves, B.q, B.k,
-B.v and B.o, take the place of B.qk and B.vo. If the embedding is tied, unembed can be the product
-of `gain`, which is the last normalisation's gain and shift as a map, and the transpose of wte.
+where B is the number of a block.
 
-Norms behind the residual sums (BERT) have gains and shifts within the residual stream. These are
-linear maps of their own, ln_e, B.ln_1 and B.ln_2, and z is their output.
+If attention is factored, the four projections B.q, B.k, B.v and B.o replace B.qk and B.vo. If the
+embedding is tied, unembed can be the product of `gain` and the transpose of wte, where `gain` is
+the map that applies the last norm's gain and shift. If norms follow the residual sums (BERT), their
+gains and shifts are inside the residual stream. They are then separate linear maps, ln_e, B.ln_1
+and B.ln_2, and z is the output of such a map.
 
 Each matrix is approximated by a product ``left right`` of two random matrices: `right [n, r]` is
 the grouped factor, whose mask is set by a rule (`construction.rules`); `left [p, n]` is the free
-factor, whose mask is stored in the ticket. Query heads that share a key/value head share `right`:
-their matrices stand one below the other in one product.
+factor, whose mask is stored in the ticket. Query heads that share a key/value head share `right`,
+because their matrices are stacked vertically in one product.
 """
 
 import dataclasses
@@ -33,9 +34,9 @@ from slth_jax.models import Settings
 
 FORMS = ("linear", "relu")
 ATTENTION = ("merged", "factored")
-SCALINGS = ("largest", "spread", "rows")  # 'spread' is read, and no longer written
+SCALINGS = ("largest", "spread", "rows")  # 'spread' occurs only in tickets of an earlier version
 NORMS = ("ln_e", "ln_1", "ln_2")
-_SAMPLES = 16  # per subset sum of a norm's map, if bands are used
+_SAMPLES = 16  # the number of samples per subset sum of a norm's map, if bands are used
 KEEP = {
     "embedding": ("wte", "wpe", "wtt"),
     "unembedding": ("unembed",),
@@ -52,26 +53,27 @@ class Spec:
 
     Attributes:
       settings: the settings of the model to hide.
-      samples: the number of random samples per subset sum. Without a ReLU between the factors these
-        are all hidden units of a column of the grouped factor. With a ReLU there are twice as many
-        units, since an entry is two sums, one over units of positive and one over units of negative
-        weight.
+      samples: the number of random samples per subset sum. If no ReLU stands between the factors, a
+        column of the grouped factor has this number of hidden units. With a ReLU it has twice as
+        many, since an entry is two sums: one over units of positive weight and one over units of
+        negative weight.
       construction: the rule that assigns units to columns.
-      form: 'linear' if nothing stands between the two factors; 'relu' if a ReLU stands between the
-        factors of the maps outside of attention (Lemma 2).
-      constant: whether rows are extended by a constant coordinate, to carry biases and shifts.
-      layers: whether there are fully connected layers.
+      form: 'linear' if nothing stands between the two factors of any map; 'relu' if a ReLU stands
+        between the factors of each map outside attention (Lemma 2).
+      constant: whether rows are extended by a constant coordinate, for biases and shifts.
+      layers: whether the model has fully connected layers.
       keep: the parts that are copied from the target unchanged: 'embedding', 'unembedding',
         'attention', 'layers', 'norms'.
-      attention: 'merged', products for the merged query-key and value-output matrices of each head
-        (the paper's construction), or 'factored', a product per projection.
-      shared: whether a tied embedding is one product, used for the first and the last map.
-      scaling: the scale of a free factor: 'largest', a fixed multiple of the matrix's largest
-        entry; or 'rows', a scale per row (see `network.LEVELS`). Tickets of an earlier version may
-        have 'spread', which is less than 'largest' if the largest entry is far above the root mean
-        square.
+      attention: 'merged' if the merged query-key and value-output matrices of each head are
+        products (the paper's construction); 'factored' if each projection is a product.
+      shared: whether one product is used for both the first and the last map of a tied embedding.
+      scaling: the choice of a free factor's scale. 'largest': a fixed multiple of the matrix's
+        largest entry. 'rows': one scale per row (see `network.LEVELS`). Tickets of an earlier
+        version may have 'spread', which gives a smaller scale than 'largest' if the largest entry
+        is far above the root mean square.
       bands: the settings of bands, for which ``samples = 2^bits``; None for subset sums.
-      finer: exceptions: pairs of a matrix's name, such as '3.k', and its samples per subset sum.
+      finer: exceptions from `samples`, as pairs: the name of a matrix, such as '3.k', and its
+        number of samples per subset sum.
     """
 
     settings: Settings
@@ -113,7 +115,7 @@ class Spec:
             checks.integer(f"the samples of {name}", samples, low=2, high=64)
 
     def samples_of(self, name: str) -> int:
-        """Return the samples per subset sum of a matrix by its name, such as '3.q'."""
+        """Return the number of samples per subset sum of the matrix `name`, such as '3.q'."""
         return dict(self.finer).get(name, self.samples)
 
     def _check_bands(self) -> None:
@@ -134,17 +136,17 @@ class Spec:
 
     @property
     def row_scales(self) -> bool:
-        """Whether each row of a free factor has a scale."""
+        """Whether each row of a free factor has a separate scale."""
         return self.scaling == "rows" or (self.bands is not None and self.bands.row_scales)
 
     @property
     def inputs(self) -> int:
-        """The number of inputs of a map that reads rows of the stream: d, or d + 1."""
+        """The number of inputs of a map that reads the residual stream: d, or d + 1."""
         return self.settings.width + int(self.constant)
 
     @property
     def every_part(self) -> tuple[Part, ...]:
-        """All parts in the order in which the model uses them, kept or not."""
+        """All parts, random or kept, in the order in which the model uses them."""
         return tuple(
             dataclasses.replace(part, index=index) for index, part in enumerate(self._parts())
         )
@@ -164,7 +166,7 @@ class Spec:
         return {kind for name in self.keep for kind in KEEP[name]}
 
     def diagonal(self, part: Part) -> bool:
-        """Return whether the part is a norm's gain and shift: a diagonal and a constant row."""
+        """Return whether the part is a norm's map: a diagonal (gain) and a last row (shift)."""
         return self._diagonal(part.kind)
 
     def _diagonal(self, kind: str) -> bool:
@@ -173,9 +175,10 @@ class Spec:
         return kind in NORMS or (kind == "gain" and self.scaling != "largest")
 
     def rule(self, part: Part) -> Rule:
-        """Return the rule of a part: subset sums without shift units if it is diagonal.
+        """Return the rule of a part; a diagonal part takes subset sums without shift units.
 
-        Without shift units the zeros outside a diagonal are exact: their subsets are empty.
+        Without shift units the zeros outside the diagonal are exact, because their subsets are
+        empty.
         """
         if not self.diagonal(part):
             return self.construction
@@ -231,17 +234,17 @@ class Spec:
             return
         group = s.num_heads // s.num_kv_heads  # query heads per key/value head
         if s.positions == "rotary":
-            # Two matrices per query head and frequency, for the cosine and the sine.
+            # There are two matrices per query head and frequency: for the cosine and for the sine.
             shape = s.num_kv_heads * len(s.rotary), group * 2 * self.inputs, self.inputs
         else:
-            # Keys need no constant: it would add the same number to all logits of a row.
+            # Keys need no constant, which would add the same number to all logits of a row.
             shape = s.num_kv_heads, group * self.inputs, s.width
         yield self._part(block, "qk", shape, True, False)
         shape = s.num_kv_heads, group * s.width, self.inputs
         yield self._part(block, "vo", shape, False, False)
 
     def _linear(self, block: int | None, kind: str, inputs: int, outputs: int) -> Part:
-        # Across a ReLU units are grouped over inputs, as in Lemma 2; else over the smaller side.
+        # With a ReLU units are grouped over inputs, as in Lemma 2; else over the smaller side.
         relu = self.form == "relu"
         if relu or inputs <= outputs:
             return self._part(block, kind, (1, outputs, inputs), False, relu)
@@ -263,7 +266,7 @@ class Spec:
         return Part(block, kind, 0, count, rows, columns, units, inputs, relu, band, weights)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as values that JSON can store."""
+        """Return the spec as a dict of values that JSON can store."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {
             "settings": dataclasses.asdict(self.settings),
@@ -281,7 +284,7 @@ def from_json(fields: Mapping[str, Any]) -> Spec:
     """Return the spec that `Spec.to_json` wrote."""
     construction = dict(fields["construction"])
     rule = rules.get(construction.pop("name"))
-    # Older files store the fields of `Search` beside the name, and the oldest without `centred`.
+    # Older files also store the fields of `Search`; the oldest of them lack `centred`.
     search = Search(**construction.get("search", construction))
     rotary = tuple(checks.number("rotary", value) for value in fields["settings"]["rotary"])
     settings = {**fields["settings"], "rotary": rotary}
@@ -306,7 +309,7 @@ def _bands(fields: Mapping[str, Any] | None) -> Bands | None:
 
 
 def can_share(settings: Settings, form: str, keep: Iterable[str]) -> bool:
-    """Return whether one product can serve as the embedding and, transposed, as the last map."""
+    """Return whether one product can be the embedding and, transposed, also the last map."""
     return settings.tied and form == "linear" and not {"embedding", "unembedding"} & set(keep)
 
 

@@ -1,9 +1,10 @@
-"""A bound on the error of a ticket for all inputs up to a norm.
+"""A bound on the error of a ticket that holds for all inputs up to a given norm.
 
-The printed theorems need norms at most 1 and unknown constants. This is the same argument with the
-numbers of one ticket: the largest input norm alpha, the spectral norms of the target's merged
-matrices and of their differences from the ticket's, the sharper softmax bound ``2 tanh(e / 2)``
-(`theory.sharp_softmax_error`), and a term for round-off. Symbols are listed in `pairs`.
+The theorems in the paper assume norms of at most 1 and contain unknown constants. This module
+applies the same argument to the numbers of one ticket: the largest input norm alpha, the spectral
+norms of the target's merged matrices and of the differences between target and ticket, the sharper
+softmax bound ``2 tanh(e / 2)`` (`theory.sharp_softmax_error`), and a term for round-off. Symbols
+are listed in `pairs`.
 """
 
 from collections.abc import Sequence
@@ -20,25 +21,25 @@ from slth_jax.types import Projections
 
 
 class Guarantee(NamedTuple):
-    """A bound on ``max_i ||ticket(x)_i - target(x)_i||`` for inputs with rows of bounded norm."""
+    """A bound on ``max_i ||ticket(x)_i - target(x)_i||`` for all x whose rows have bounded norm."""
 
-    error: float  # the bound, round-off included
+    error: float  # the bound, including round-off
     round_off: float  # the part of `error` that is due to rounding
-    size: float  # a bound on the norm of the target's rows
-    blocks: tuple[float, ...] = ()  # for a transformer: the bound behind each block
+    size: float  # a bound on the norm of the rows of the target's output
+    blocks: tuple[float, ...] = ()  # for a transformer, the bound after each block
 
     @property
     def vacuous(self) -> bool:
-        """Whether `error` is not below `size`; the error of an output of zeros is within `size`."""
+        """Whether `error` >= `size`: then an output of all zeros has an error as small."""
         return not self.error < self.size
 
 
 class Steps(NamedTuple):
-    """The bound behind each block, for sequences with rows of norms up to alpha."""
+    """The error bound after each block, for sequences s whose rows have norms up to alpha[s]."""
 
     errors: Float[Floats, "b s"]
-    round_off: Float[Floats, " s"]  # the part that is due to rounding, added up over blocks
-    size: Float[Floats, " s"]  # a bound on the norm of the target's rows behind the last block
+    round_off: Float[Floats, " s"]  # the part that is due to rounding, summed over blocks
+    size: Float[Floats, " s"]  # a bound on the norm of the target's rows after the last block
 
 
 def guaranteed_error(
@@ -52,43 +53,44 @@ def guaranteed_error(
 ) -> float:
     """Bound the error of a ticket on all inputs whose rows have 2-norm at most `max_norm`.
 
-    For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha
-    ||V||`` with ``e = alpha^2 ||D||``, ``alpha = max_norm``; the bounds of heads are added. Norms
-    and errors are carried from block to block. The bound holds for every attention mask and, except
-    for its round-off term, every number of tokens. For cross-attention
-    `max_norm` also bounds the rows of the memory.
+    For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha ||V||`` with
+    ``e = alpha^2 ||D||``, ``alpha = max_norm``; the bounds of all heads are added. Each block's
+    bounds on norms and errors are the next block's assumptions. The bound holds for every attention
+    mask. Except for its round-off term, it also holds for every number of tokens. For
+    cross-attention `max_norm` also bounds the rows of the memory.
 
     Args:
-      source: the unmasked random weights; attention, or a sequence of transformer blocks.
-      masks: the masks that `construction` returned for them. A block whose masks have no layers
-        has the target's own ReLU network.
+      source: the unmasked random weights, either of attention or of a sequence of transformer
+        blocks.
+      masks: the masks that `construction` returned for `source`. If the masks of a block have no
+        layers, the ticket uses the target's ReLU network in this block.
       target: the network to approximate.
-      max_norm: a bound on the 2-norm of the rows of the input.
-      num_tokens: the largest number of tokens; only the round-off term depends on it.
-      dtype: the dtype in which ticket and target are computed (round-off is bounded to first order,
-        for full-precision matrix products). None takes the dtype that the weights have in JAX,
-        where NumPy's float64 becomes float32 unless JAX's 64-bit mode is on.
+      max_norm: the largest 2-norm of a row of the input.
+      num_tokens: the largest number of tokens, which only affects the round-off term.
+      dtype: the dtype in which ticket and target are computed. None takes the dtype that JAX gives
+        the weights: NumPy's float64 becomes float32 unless JAX's 64-bit mode is on. Round-off is
+        bounded to first order, for full-precision matrix products.
 
     Returns:
-      The bound. `guarantee` also returns its parts; `is_vacuous` returns whether the bound is not
-      below the bound on the target's output norm.
+      The bound. `guarantee` also returns the terms of the bound, and `is_vacuous` returns whether
+      it is too large to be useful.
 
     Raises:
-      ValueError: shapes that do not fit, weights that are not finite, masks that are not booleans,
-        or a negative `max_norm`.
+      ValueError: shapes do not fit, weights are not finite, masks are not booleans, or `max_norm`
+        is negative.
     """
     return guarantee(source, masks, target, max_norm, num_tokens=num_tokens, dtype=dtype).error
 
 
 def is_vacuous(source, masks, target, max_norm: float, **options) -> bool:
-    """Return whether `guaranteed_error` is not below the bound on the target's output norm."""
+    """Return whether `guaranteed_error` is at least the bound on the target's output norm."""
     return guarantee(source, masks, target, max_norm, **options).vacuous
 
 
 def guarantee(
     source, masks, target, max_norm: float, *, num_tokens: int = 1024, dtype: Any = None
 ) -> Guarantee:
-    """Return the bound of `guaranteed_error` with its parts; the arguments are the same."""
+    """Return the bound of `guaranteed_error` with its terms; the arguments are the same."""
     max_norm = checks.number("max_norm", max_norm, low=0)
     checks.integer("num_tokens", num_tokens, low=1)
     network = pairs.compare(source, masks, target, dtype)
@@ -99,7 +101,7 @@ def guarantee(
 
 
 def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> Steps:
-    """Bound, from block to block, the target's norm (first alpha), the distance and round-off."""
+    """Bound, after each block, the target's norm (alpha before the first), error and round-off."""
     error, rounding = np.zeros_like(alpha), np.zeros_like(alpha)
     errors, unit = [], network.unit
     for pair in network.pairs:
@@ -109,7 +111,8 @@ def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> 
         rounding = rounding + round_off
         if not network.residual:
             return Steps(step[None], rounding, alpha * norm_W)
-        # The ticket's rows are up to `error` away, which would change the target's attention, too.
+        # The ticket's rows are up to `error` away from the target's. With rows so far away even the
+        # target would compute another attention.
         logits = pair.T.norm_A[:, None] * error * (reached + alpha)  # [h, s]
         moved = np.sum((_average(logits, reached) + error) * pair.T.norm_W[:, None], axis=0)
         both = reached * (1 + np.sum(pair.S.norm_W) + norm_W)
@@ -123,7 +126,7 @@ def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> 
 def _attention(
     pair: Pair, alpha: Float[Floats, " s"], num_tokens: int, unit: float
 ) -> tuple[Float[Floats, " s"], Float[Floats, " s"]]:
-    """Bound the difference of ticket and target on equal rows; return it and its round-off part."""
+    """Bound the difference of ticket and target on equal rows; return bound and round-off."""
     moved = _average(alpha**2 * pair.norm_D[:, None], alpha)  # [h, s]
     difference = np.sum(moved * pair.T.norm_W[:, None] + alpha * pair.norm_V[:, None], axis=0)
     round_off = pair.round_off(alpha, num_tokens, unit)
@@ -131,14 +134,14 @@ def _attention(
 
 
 def _average(e: Float[Floats, "h s"], alpha: Float[Floats, " s"]) -> Float[Floats, "h s"]:
-    """Bound the change of an average of rows of norm alpha if its logits change by e."""
+    """Bound the change of a softmax average of rows with norm alpha if its logits change by e."""
     return 2 * np.tanh(e / 2) * alpha
 
 
 def _layers(
     layers: Sequence[Layer], error: Float[Floats, " s"], norm: Float[Floats, " s"], unit: float
 ) -> tuple[Float[Floats, " s"], Float[Floats, " s"], Float[Floats, " s"]]:
-    """Return error, norm and round-off of ``F(y) + y`` for rows y of given error and norm."""
+    """Bound error, norm and round-off of ``F(y) + y`` for rows y with bounded error and norm."""
     in_error, in_norm, rounding = error, norm, np.zeros_like(norm)
     if not layers:
         return error, norm, rounding

@@ -1,9 +1,9 @@
-"""A bound on the error of a ticket on given inputs: valid for these only, and much tighter.
+"""A bound on the error of a ticket that holds for given inputs only, and is much tighter.
 
-The target is computed on the inputs, the ticket is not. The effect of the weight differences is
-computed exactly on the target's own activations y. The deviation of the ticket's activations from
-them, at most eps, is bounded by norms taken at those activations. The numbered steps and their
-proofs are in ``docs/guarantee.md``; symbols are listed in `pairs`.
+The target is computed on the inputs; the ticket is not. The effect of the weight differences is
+computed exactly on the target's activations y. The ticket's activations differ from y by at most
+eps, which is bounded by means of norms taken at y. The numbered steps and their proofs are in
+``docs/guarantee.md``; symbols are listed in `pairs`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,30 +18,30 @@ from slth_jax.guarantee.pairs import Floats, Layer, Network, Pair
 from slth_jax.transformer import Block
 from slth_jax.types import ArrayLike, Projections
 
-# Entries of the largest array of one slice of the sequences: 2^23 are 64 MiB.
+# The largest number of entries of an array; sequences are sliced accordingly. 2^23 are 64 MiB.
 _ENTRIES = 1 << 23
 
 
 class OnInputs(NamedTuple):
     """Bounds on ``||ticket(x)_i - target(x)_i||`` for the rows i of given sequences x."""
 
-    blocks: Float[Floats, "b s t"]  # the bound of each row behind each block, round-off included
-    norms: Float[Floats, "b s t"]  # the norm of the target's row
-    round_off: Float[Floats, " s"]  # the part that is due to rounding, added up over blocks
+    blocks: Float[Floats, "b s t"]  # the error bound of each row after each block, with round-off
+    norms: Float[Floats, "b s t"]  # the norms of the target's rows
+    round_off: Float[Floats, " s"]  # the part that is due to rounding, summed over blocks
 
     @property
     def rows(self) -> Float[Floats, "s t"]:
-        """The bound of each row of the output."""
+        """The error bound of each row of the output."""
         return self.blocks[-1]
 
     @property
     def error(self) -> Float[Floats, " s"]:
-        """The bound on the largest error of a row."""
+        """The bound on the largest error of a row, per sequence."""
         return self.rows.max(axis=-1)
 
     @property
     def vacuous(self) -> Bool[np.ndarray, " s"]:
-        """Whether the bound of a row is not below the norm of the target's row."""
+        """Whether the bound of any row of a sequence is at least the norm of the target's row."""
         return ~np.all(self.rows < self.norms[-1], axis=-1)
 
 
@@ -54,34 +54,34 @@ def guaranteed_error_on(
     *,
     dtype: Any = None,
 ) -> Any:
-    """Bound the error of a ticket on given sequences: ``max_i ||ticket(x)_i - target(x)_i||``.
+    """Bound ``max_i ||ticket(x)_i - target(x)_i||``, the error of a ticket, on given sequences x.
 
-    `guaranteed_error` holds for every input up to a norm; this bound holds for `inputs` only and is
-    never larger, usually far smaller. On the target's own rows y, logits change by ``y_i D y_j``,
-    and the resulting change of attention weights is bounded for the target's own attention weights.
-    ReLU units count only if they may be active. Errors of earlier blocks enter by norms taken at
-    the target's rows.
+    `guaranteed_error` holds for every input up to a norm. This bound holds for `inputs` only. It is
+    never larger, and usually far smaller. On the target's rows y the logits change by ``y_i D
+    y_j``, and the resulting change of attention weights is bounded for the target's attention
+    weights. ReLU units count only if they may be active. The effect of errors in earlier blocks is
+    bounded by norms taken at the target's rows.
 
     Args:
       source, masks, target: the arguments of `guaranteed_error` with these names.
       inputs: sequences `[s, t, m]`, or one sequence `[t, m]`.
-      attn_mask: booleans `[t, t]`, True = may attend, as in `attention.apply`; None for all.
+      attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may.
       dtype: as in `guaranteed_error`.
 
     Returns:
-      The bound of each sequence, `[s]` (a scalar for one sequence), NumPy float64. `guarantee_on`
-      returns the bound of each row behind each block.
+      The bound of each sequence, `[s]` (a scalar for one sequence), in NumPy float64.
+      `guarantee_on` returns the bound of each row after each block.
 
     Raises:
-      ValueError: shapes that do not fit, a row of `attn_mask` that attends to nothing, or a
-        target whose keys and values have inputs of other widths than queries.
+      ValueError: shapes do not fit, a row of `attn_mask` attends to nothing, or the inputs of the
+        target's keys and values have other widths than those of its queries.
     """
     bounds = guarantee_on(source, masks, target, inputs, attn_mask, dtype=dtype).error
     return bounds[0] if np.ndim(inputs) == 2 else bounds
 
 
 def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = None) -> OnInputs:
-    """Return the bound of `guaranteed_error_on` for each row and block, from the same arguments."""
+    """Return the bound of `guaranteed_error_on` per row and block; the arguments are the same."""
     network = pairs.compare(source, masks, target, dtype)
     x = np.asarray(np.asarray(inputs, network.dtype), np.float64)
     x = x[None] if x.ndim == 2 else x
@@ -123,8 +123,8 @@ def _bounds(network: Network, y: Float[Floats, "s t m"], allowed: Bool[np.ndarra
         if pair.layers:
             y, eps, step_off = _layers(pair.layers, y, eps, unit)
             round_off = round_off + step_off
-        # If errors are large, norms taken at single rows may add up to more than the bound for all
-        # inputs.
+        # If errors are large, the sum of norms taken at single rows may exceed the bound that holds
+        # for all inputs.
         eps = np.minimum(eps, limit[:, None])
         bounds.append(eps)
         norms.append(_norm(y))
@@ -138,7 +138,7 @@ def _attention(
     allowed: Bool[np.ndarray, "t t"],
     unit: float,
 ) -> tuple[Float[Floats, "s t o"], Float[Floats, "s t"], Float[Floats, " s"]]:
-    """Return the target's attention output at its rows y, the ticket's distance, and round-off.
+    """Return the target's attention output at rows y, the ticket's distance, and round-off.
 
     These are steps 1 to 3 of ``docs/guarantee.md``. The ticket's rows lie within eps of the
     target's rows.
@@ -146,9 +146,9 @@ def _attention(
     y_T = np.swapaxes(y, 1, 2)  # [s, m, t]
     S, T = pair.S, pair.T
     attended = np.zeros((*y.shape[:2], T.W.shape[-1]))
-    differ = np.zeros_like(attended)  # sum_h sum_j p_ij y_j V: effect of V
-    moved = np.zeros(y.shape[:2])  # effect of changed attention weights
-    q = []  # [h] of [s, t]: effect of earlier blocks' errors
+    differ = np.zeros_like(attended)  # sum_h sum_j p_ij y_j V, the effect of V
+    moved = np.zeros(y.shape[:2])  # the effect of changed attention weights
+    q = []  # per head [s, t]: the effect of errors in earlier blocks
     for h, norm_A_S in enumerate(S.norm_A):
         logits = np.where(allowed, y @ T.A[h] @ y_T, -np.inf)  # [s, t, t]
         p = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
@@ -176,7 +176,7 @@ def _attention(
 
 
 def _norm_of_stack(W: Float[Floats, "h m o"]) -> Float[Floats, ""]:
-    """Return the norm of the matrices of all heads, one below the other."""
+    """Return the spectral norm of the matrices of all heads, stacked vertically."""
     return pairs.spectral(W.reshape(-1, W.shape[-1]))
 
 
@@ -187,11 +187,11 @@ def _weights_moved(
     r: Float[Floats, "s t t"],
     allowed: Bool[np.ndarray, "t t"],
 ) -> tuple[Float[Floats, "s t t"], Float[Floats, "s t"]]:
-    """Bound the change of softmax weights p if their logits change by d, up to r (step 2).
+    """Bound the change of softmax weights p if logits change by d, known up to r (step 2).
 
     Returns:
-      m: the bound for each weight. s: the bound for the sum over a row, which may be smaller than
-      the sum of m:
+      m, the bound for each weight; and s, the bound for the sum over a row, which may be smaller
+      than the sum of m:
         ``2 tanh((max hi - min lo) / 4)``.
     """
     several = allowed.sum(axis=-1) > 1
@@ -199,7 +199,7 @@ def _weights_moved(
     lo = np.where(allowed, logits + d - r, -np.inf)
     top = np.max(hi, axis=-1, keepdims=True)
     exp_hi, exp_lo = np.exp(hi - top), np.exp(lo - top)
-    # A weight is largest if its own logit is high and all other logits are low.
+    # A weight is largest if its logit is as high and all other logits are as low as possible.
     other_hi = np.maximum(np.sum(exp_hi, axis=-1, keepdims=True) - exp_hi, 0)
     other_lo = np.maximum(np.sum(exp_lo, axis=-1, keepdims=True) - exp_lo, 0)
     most = np.divide(exp_hi, exp_hi + other_lo, out=np.ones_like(p), where=exp_hi + other_lo > 0)
@@ -217,7 +217,7 @@ def _layers(
     """Return the target's ``F(y) + y``, the ticket's distance from it, and round-off (step 4)."""
     x, in_eps, total = y, eps, np.zeros(len(y))
     for l, layer in enumerate(layers):
-        u = np.maximum(x, 0) @ layer.D_plus.T  # the pair's error on the target's row, [s, t, o]
+        u = np.maximum(x, 0) @ layer.D_plus.T  # the source layers' error on these rows, [s, t, o]
         if layer.D_minus is not None:
             u = u + np.minimum(x, 0) @ layer.D_minus.T
         round_off = layer.round_off(np.max(_norm(x) + eps, axis=-1), unit)  # [s]
@@ -229,7 +229,7 @@ def _layers(
             continue
         slopes = np.linalg.norm(layer.W, axis=1) + np.linalg.norm(layer.differences, axis=1)
         t = eps[..., None] * slopes + np.abs(u) + round_off[:, None, None]  # [s, t, units]
-        # A unit that is off in both networks passes nothing on.
+        # A unit that is inactive in both networks passes nothing on.
         passed = np.where(x > 0, t, np.maximum(x + t, 0))
         whole = slope * eps + _norm(np.where(passed > 0, u, 0)) + round_off[:, None]
         eps = np.minimum(whole, _norm(passed))

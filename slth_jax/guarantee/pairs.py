@@ -1,6 +1,7 @@
-"""A ticket beside its target, in NumPy float64: merged matrices, their differences and norms.
+"""The merged matrices of a ticket and its target, their differences and norms, in float64.
 
-These do not depend on any input. Symbols of docs/guarantee.md in the whole subpackage:
+These do not depend on any input. In the whole subpackage, the symbols of docs/guarantee.md have
+these names:
 
 | symbol | name |
 | --- | --- |
@@ -26,25 +27,25 @@ from slth_jax.transformer import Block, Linear, validate_biases
 from slth_jax.types import Projections
 
 Floats = np.ndarray
-# The largest relative error of exp in XLA's back ends, in units of round-off.
+# The largest relative error of exp in XLA's back ends, as a multiple of the unit round-off.
 _EXP_ULPS = 4
 
 
 class Merged(NamedTuple):
-    """The merged matrices of one attention layer and their norms; the first axis is heads."""
+    """The merged matrices of one attention layer, and their norms; the first axis is the head."""
 
     A: Float[Floats, "h m n"]  # w_q w_k^T / sqrt(k)
     W: Float[Floats, "h l o"]  # w_v w_o
     norm_A: Float[Floats, " h"]
     norm_W: Float[Floats, " h"]
-    norm_abs_A: Float[Floats, " h"]  # norm of the product of the factors' absolute values
+    norm_abs_A: Float[Floats, " h"]  # the norm of |w_q| |w_k|^T / sqrt(k)
     norm_abs_W: Float[Floats, " h"]
     widths: tuple[int, int]  # k and v
 
     def round_off(self, alpha: Any, num_tokens: int, unit: float) -> Float[Floats, "*s"]:
-        """Bound the rounding of `attention.apply`, first order in the unit round-off.
+        """Bound the round-off of `attention.apply` to first order in the unit round-off.
 
-        `alpha` is the largest norm of a row: a number, or one per sequence.
+        `alpha` is the largest norm of a row, as one number or as one number per sequence.
         """
         (k, v), (h, m, n), l = self.widths, self.A.shape, self.W.shape[1]
         alpha = np.asarray(alpha, np.float64)[..., None]  # [*s, h]
@@ -57,22 +58,23 @@ class Merged(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A target's ReLU layer W, and the pair of source layers that stands for it.
+    """A ReLU layer W of the target, and the two source layers that approximate it.
 
-    The pair computes ``P x+ + M x-`` with ``x+ = max(x, 0)``, ``x- = min(x, 0)``: every unit is
-    connected to one coordinate, and ``relu(a x)`` is ``a x+`` for ``a > 0`` and ``a x-`` else.
+    The two source layers compute ``P x+ + M x-`` with ``x+ = max(x, 0)``, ``x- = min(x, 0)``,
+    because every unit is connected to one coordinate, and ``relu(a x)`` is ``a x+`` if ``a > 0``
+    and ``a x-`` otherwise.
     """
 
     W: Float[Floats, "o i"]
     b: Float[Floats, " o"]
     D_plus: Float[Floats, "o i"]  # P - W
     D_minus: Float[Floats, "o i"] | None  # M - W; None if the input is never negative
-    absolute: float  # norms of the absolute values, ticket plus target
+    absolute: float  # the norms of the matrices' absolute values, ticket plus target
     terms: int  # the number of terms in the longest sum of products
 
     @property
     def norm(self) -> float:
-        """The spectral norm of W."""
+        """The spectral norm of the target's matrix W."""
         return float(spectral(self.W))
 
     @property
@@ -87,7 +89,7 @@ class Layer(NamedTuple):
         return float(spectral(self.differences))
 
     def round_off(self, alpha: Any, unit: float) -> Any:
-        """Bound the round-off, of ticket and target together, for rows of norm `alpha`."""
+        """Bound the sum of the round-off of ticket and target, for rows of norm `alpha`."""
         return gamma(self.terms, unit) * self.absolute * alpha + 2 * unit * np.linalg.norm(self.b)
 
 
@@ -103,30 +105,30 @@ class Pair(NamedTuple):
     layers: tuple[Layer, ...]
 
     def round_off(self, alpha: Any, num_tokens: int, unit: float) -> Float[Floats, "*s"]:
-        """Bound the round-off of both attention layers, for rows of norm `alpha`."""
+        """Bound the sum of both attention layers' round-off, for rows of norm `alpha`."""
         return self.S.round_off(alpha, num_tokens, unit) + self.T.round_off(alpha, num_tokens, unit)
 
 
 class Network(NamedTuple):
-    """All blocks of ticket and target, and the arithmetic in which both are computed."""
+    """All blocks of ticket and target, and the dtype in which both are computed."""
 
     pairs: tuple[Pair, ...]
-    residual: bool  # False: attention alone, without residual and layers
+    residual: bool  # False for attention alone, without residual sums and layers
     dtype: np.dtype  # the dtype of the computation
-    unit: float  # its unit round-off
+    unit: float  # the unit round-off of the dtype
 
 
 def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
-    """Return ticket and target side by side, with weights rounded as in the computation.
+    """Pair the blocks of ticket and target, with weights rounded to the dtype of computation.
 
     Args:
-      source, masks, target: attention, or sequences of blocks; as in `guaranteed_error`.
-      dtype: the dtype in which networks are computed; None for the dtype in which JAX computes with
-        these weights: NumPy's float64 becomes float32 unless JAX's 64-bit mode is on.
+      source, masks, target: attention or sequences of blocks, as in `guaranteed_error`.
+      dtype: the dtype in which the networks are computed. None takes the dtype that JAX gives the
+        weights: NumPy's float64 becomes float32 unless JAX's 64-bit mode is on.
 
     Raises:
-      ValueError: networks of different depth, shapes that do not fit, or a ReLU unit that is
-        connected to more than one coordinate.
+      ValueError: the networks have different depths, shapes do not fit, or a ReLU unit is connected
+        to more than one coordinate.
     """
     alone = isinstance(target, Projections)
     networks = {"source": source, "masks": masks, "target": target}
@@ -219,7 +221,7 @@ def _layers(
     for l, layer in enumerate(target):
         W = _weights(layer.w, None, dtype)
         b = np.zeros(len(W)) if layer.b is None else _weights(layer.b, None, dtype)
-        if not masks:  # the target's own layer only propagates errors
+        if not masks:  # the ticket uses the target's layer, which only propagates errors
             absolute = 2 * float(spectral(abs(W)))
             layers.append(Layer(W, b, np.zeros_like(W), None, absolute, W.shape[1] + 2))
             continue
@@ -232,14 +234,14 @@ def _layers(
             raise checks.fail("masks", "one coordinate a ReLU unit", f"a unit with {most}")
         P, M = w2 @ np.where(w1 > 0, w1, 0), w2 @ np.where(w1 < 0, w1, 0)
         absolute = float(spectral(abs(w2) @ abs(w1)) + spectral(abs(W)))
-        # Behind a ReLU the input is never negative.
+        # The output of a ReLU is never negative.
         D_minus = M - W if l == 0 else None
         layers.append(Layer(W, b, P - W, D_minus, absolute, sum(w1.shape) + 4))
     return layers
 
 
 def _weights(weight: Any, mask: Any, dtype: np.dtype) -> Floats:
-    """Return a weight, rounded as in the computation, times its mask, in float64."""
+    """Round a weight to `dtype`, multiply it by its mask, and return the result in float64."""
     with np.errstate(over="ignore"):  # refused below
         weight = np.asarray(np.asarray(weight).astype(dtype), np.float64)
     if not np.all(np.isfinite(weight)):
@@ -259,5 +261,5 @@ def spectral(matrices: Float[Floats, "*h a b"]) -> Float[Floats, "*h"]:
 
 
 def gamma(n: int, unit: float) -> float:
-    """Return Higham's ``n u / (1 - n u)``: relative error of a sum of n products."""
+    """Return Higham's bound ``n u / (1 - n u)`` on the relative error of a sum of n products."""
     return n * unit / (1 - n * unit) if n * unit < 1 else np.inf

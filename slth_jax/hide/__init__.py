@@ -1,10 +1,10 @@
 """Hide a whole trained model in random numbers: a seed and masks.
 
-`targets` gives the parts of a model as matrices (normalisation and biases folded in). `pieces` cuts
-them into units of work, and `run` solves the pieces, resumably, and writes the ticket; `estimate`
-predicts the cost of a run. `model` reads a target or a ticket block by block, `compare` compares
-the two, and `export` writes a ticket's network for `transformers`. The random network and the
-search for its masks are in `slth_jax.factored`.
+`targets` returns the parts of a model as matrices, into which normalisation and biases are folded.
+`pieces` cuts the parts into units of work. `run` solves the pieces, resumes a stopped run and
+writes the ticket. `estimate` predicts the cost of a run. `model` reads a target or a ticket block
+by block, `compare` compares a target with its ticket, and `export` writes a ticket's network for
+`transformers`. The random network and the search for its masks are in `slth_jax.factored`.
 
 In a notebook::
 

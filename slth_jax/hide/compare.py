@@ -13,7 +13,7 @@ from slth_jax.hide.model import Model
 from slth_jax.models import Settings, decoder, encoder
 from slth_jax.types import Array, ArrayLike
 
-# The number of attention logits, or of output logits, that are computed at once.
+# The largest number of attention logits, or of output logits, that are computed at once.
 _ENTRIES = 1 << 26
 _LENGTHS = 32  # texts are padded to multiples of this length
 
@@ -24,8 +24,8 @@ def read_tokens(
     """Return the tokens in a NumPy file.
 
     Raises:
-      ValueError: the file has no such integers, or the model's vocabulary or context is too small
-        for them.
+      ValueError: the file does not contain integers `[batch, length]`, or the model's vocabulary or
+        context is too small for them.
       CheckpointError: the file is missing or damaged.
     """
     tokens = storage.read_numpy(path)
@@ -41,7 +41,7 @@ def logits(
     *,
     kept: Bool[ArrayLike, "batch length"] | None = None,
 ) -> Float[np.ndarray, "batch length outputs"]:
-    """Return the logits, or the states of an encoder, float32, computed block after block.
+    """Return the logits (of an encoder, the states) in float32, computed block by block.
 
     Args:
       model: the model.
@@ -60,12 +60,12 @@ def embeddings(
     pooling: str = "mean",
     normalise: bool = True,
 ) -> Float[np.ndarray, "batch width"]:
-    """Return the embeddings of texts as `models.embeddings` does, computed block after block.
+    """Return the same embeddings of texts as `models.embeddings`, computed block by block.
 
-    Texts of about the same length are computed together, so padding takes little time.
+    Texts of similar length are computed together, so little time is spent on padding.
 
     Raises:
-      ValueError: the model is a decoder, or arguments do not fit.
+      ValueError: the model is a decoder, or the arguments do not fit.
     """
     encoder.check(model.settings, pooling)
     tokens, kept = _checked(model, tokens, kept)
@@ -95,7 +95,7 @@ def _checked(
 def _outputs(
     model: Model, batches: Sequence[tuple[np.ndarray, ArrayLike | None]]
 ) -> list[np.ndarray]:
-    """Return the logits or states of batches of tokens, each with its mask of padding or None."""
+    """Return the logits or states of batches; each batch is tokens and a padding mask or None."""
     settings = model.settings
     groups: list[tuple[int, Array, Array | None]] = []  # batch, tokens, mask
     for number, (tokens, kept) in enumerate(batches):
@@ -127,10 +127,11 @@ def measures(
     ticket: Float[np.ndarray, "n t outputs"],
     tokens: Int[ArrayLike, "n t"] | None,
 ) -> dict[str, Any]:
-    """Return the distances of a ticket's logits from the target's, and the top-1 agreement.
+    """Return distances between the logits of ticket and target, and their top-1 agreement.
 
-    The top-1 agreement is the share of positions at which both have the same likeliest token. If
-    the tokens of a causal language model are given, both perplexities are returned, too.
+    The top-1 agreement is the fraction of positions at which both models have the same likeliest
+    token. If the tokens of a causal language model are given, the perplexities of both models are
+    returned too.
     """
     target = np.asarray(checks.array("target", target, ndim=3))
     ticket = np.asarray(checks.array("ticket", ticket, shape=target.shape))
@@ -142,7 +143,7 @@ def measures(
         if tokens.min() < 0 or tokens.max() >= limit:
             raise checks.fail("tokens", f"in [0, {limit - 1}]", f"{tokens.min()} to {tokens.max()}")
     largest, squared, absolute, agree = 0.0, 0.0, 0.0, 0
-    for a, b in zip(target, ticket, strict=True):  # sequence by sequence: these may be large
+    for a, b in zip(target, ticket, strict=True):  # sequence by sequence, since logits may be large
         difference = b.astype(np.float64) - a
         largest = max(largest, float(np.abs(difference).max()))
         squared += float(np.square(difference).sum())
@@ -173,6 +174,6 @@ def perplexity(logits: Float[np.ndarray, "n t outputs"], tokens: Int[np.ndarray,
 
 
 def equal_tokens(target: Sequence[int], ticket: Sequence[int]) -> int:
-    """Return the number of equal tokens at the beginning of two texts."""
+    """Return the number of tokens, counted from the beginning, in which two texts agree."""
     pairs = zip(target, ticket, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(target), len(ticket)))

@@ -1,4 +1,4 @@
-"""Estimate the cost of a run before it begins: subset sums, bytes, and time on this machine."""
+"""Estimate, before a run, its number of subset sums, bytes, and time on this machine."""
 
 import time
 from functools import partial
@@ -13,19 +13,19 @@ from slth_jax.hide.pieces import Piece
 from slth_jax.hide.targets import Targets
 from slth_jax.models.weights import Reader
 
-_FIRST, _TIMED = 64, 1024  # rows of a part to solve for compiling, and for timing
+_FIRST, _TIMED = 64, 1024  # rows of a part that are solved to compile, and to measure time
 
 
 class Estimate(NamedTuple):
-    """The cost of a run.
+    """The estimated cost of a run.
 
     Attributes:
-      num_sums: the number of subset sums, or of entries of bands.
+      num_sums: the number of subset sums or, for bands, of matrix entries.
       random_weights: the number of random weights.
-      ticket_bytes: the bytes of masks, levels of rows and columns, and kept matrices; the file has
-        some more. The masks of diagonals are compressed, so only their ones count.
-      seconds: the time on this machine, measured on some rows of parts of each shape.
-      compile_seconds: the part of `seconds` for compiling.
+      ticket_bytes: the number of bytes of masks, scale levels and kept matrices; the file is
+        slightly larger. The masks of diagonals are compressed, so only their ones are counted.
+      seconds: the time on this machine, estimated from some rows of parts of each shape.
+      compile_seconds: the part of `seconds` that is spent on compiling.
     """
 
     num_sums: int
@@ -36,13 +36,13 @@ class Estimate(NamedTuple):
 
 
 def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
-    """Return the cost of `solve`, measured on the first rows of some parts.
+    """Return the cost of `solve`, estimated from the first rows of some parts.
 
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      shapes: the number of shapes of parts to measure, beginning with the shapes that have most
-        entries. Parts of other shapes count with the mean time per entry.
+      shapes: the number of different part shapes to measure; shapes with the most entries come
+        first. For parts of other shapes the mean time per entry is assumed.
     """
     by_shape: dict[Part, list[Part]] = {}
     for part in spec.parts:
@@ -79,13 +79,13 @@ def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
 
 
 class Ahead(NamedTuple):
-    """One program of a run on another machine.
+    """A program of a run, compiled for another machine.
 
     Attributes:
-      report: the memory per chip and the compile time. Its lower bound of the running time counts
-        one pass over arguments and results, but not the comparisons of the search.
+      report: the memory per chip and the compile time. The report's lower bound on the running time
+        includes one pass over arguments and results, but not the comparisons of the search.
       parts: the names of the parts that the program solves.
-      calls: the number of calls of the program, without calls for rows that are solved again.
+      calls: the number of times that a run calls the program, apart from rows solved again.
     """
 
     report: machines.Report
@@ -94,10 +94,10 @@ class Ahead(NamedTuple):
 
 
 def compile_for(on: str, spec: Spec) -> list[Ahead]:
-    """Return a report per program of `solve` on a machine such as 'v5e:4x4'.
+    """Compile the programs of `solve` for a machine such as 'v5e:4x4'; return their reports.
 
     Args:
-      on: see `machines.compile_for`.
+      on: the machine, see `machines.compile_for`.
       spec: see `make_spec`.
     """
     by_program: dict[tuple[Part, Rule], list[Part]] = {}
@@ -113,10 +113,10 @@ def compile_for(on: str, spec: Spec) -> list[Ahead]:
 
 
 def _stored(spec: Spec, part: Part) -> int:
-    """Return the bytes of a part's masks in the file."""
+    """Return the number of bytes that a part's masks take in the file."""
     if not spec.diagonal(part):
         return part.num_bytes
-    # Half of the samples of the diagonal and of the constant row are kept; zlib takes about ten
-    # bits for each.
+    # Half of the samples of the diagonal and of the constant row are kept; zlib stores each kept
+    # sample in about ten bits.
     ones = (part.rows + part.columns) * (part.units // part.columns) // 2
     return part.count * ones * 10 // 8

@@ -1,7 +1,8 @@
 """Write a ticket's network as a folder that `transformers` loads.
 
-The merged matrices of a ticket with factored attention have the shapes of the target's own. Gains
-and shifts are folded into them, so norms in front of maps get gains of 1 and shifts of 0.
+If attention is factored, the merged matrices of a ticket have the same shapes as the target's
+matrices. Gains and shifts are folded into these matrices, so norms that precede maps get gains of 1
+and shifts of 0.
 """
 
 import os
@@ -17,19 +18,19 @@ from slth_jax.models.settings import vector_shapes
 from slth_jax.models.weights import stacked
 
 Arrays = dict[str, np.ndarray]
-# The largest residual that is accepted for the output layer's bias, in units of the root mean
-# square norm of the layer's columns.
+# The largest accepted residual of the output layer's bias, divided by the root mean square norm of
+# the layer's columns.
 _RESIDUAL = 0.01
 
 
 def to_huggingface(ticket: str | os.PathLike[str], out: str | os.PathLike[str]) -> Opened:
-    """Write the merged network of the ticket at `ticket` to the folder `out`; return the ticket.
+    """Write the merged network of a ticket's file to the folder `out`; return the opened ticket.
 
     The network must be of the type Llama, GPT-2 or BERT. Tokenizer files beside the ticket are
     copied.
 
     Raises:
-      ValueError: the attention is merged, or none of these types has such a network.
+      ValueError: the ticket's attention is merged, or the network fits none of these types.
       CheckpointError: the ticket is damaged, or the folder cannot be written to.
     """
     whole = opened(ticket)
@@ -52,7 +53,7 @@ def to_huggingface(ticket: str | os.PathLike[str], out: str | os.PathLike[str]) 
 
 
 def _norms(params: Arrays, settings: Settings) -> None:
-    """Replace norms' maps by gains and shifts; add gains of 1 and shifts of 0 to other norms."""
+    """Replace norms' maps by gains and shifts; give other norms gains of 1 and shifts of 0."""
     for norm in NORMS:
         name = norm if norm == "ln_e" else f"h.{norm}"
         if f"{name}.map" not in params:
@@ -71,12 +72,12 @@ def _norms(params: Arrays, settings: Settings) -> None:
 
 
 def _output_bias(params: Arrays, settings: Settings) -> None:
-    """Replace the output layer's bias, which these types lack, by a shift of the last norm.
+    """Replace the output layer's bias by a shift of the last norm, since no type has this bias.
 
-    The shift s solves ``s W = bias`` in least squares. RMS norms have no shift, so s is 0.
+    The shift s is the least-squares solution of ``s W = bias``. RMS norms have no shift, so s is 0.
 
     Raises:
-      ValueError: the residual of the bias would change logits.
+      ValueError: the residual ``s W - bias`` is so large that it would change logits.
     """
     bias = params.pop("unembed.bias", None)
     if bias is None:
@@ -92,5 +93,5 @@ def _output_bias(params: Arrays, settings: Settings) -> None:
 
 
 def _column_norm(w: Float[np.ndarray, "d outputs"]) -> float:
-    """Return the root mean square of the columns' norms."""
+    """Return the root mean square of the norms of all columns."""
     return float(np.sqrt(np.square(w).sum() / w.shape[1]))

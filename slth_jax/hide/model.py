@@ -21,20 +21,20 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Model(NamedTuple):
-    """A model that is read block by block: memory does not grow with its depth."""
+    """A model that is read block by block, so that memory does not grow with its depth."""
 
     settings: Settings
     ends: Callable[[], Arrays]
     block: Callable[[int], Arrays]
 
     def load(self) -> dict[str, Array]:
-        """Return all parameters, blocks stacked."""
+        """Return all parameters, with the blocks stacked."""
         params = stacked(self.ends(), map(self.block, range(self.settings.num_blocks)))
         return {name: jnp.asarray(value) for name, value in params.items()}
 
 
 class Opened(NamedTuple):
-    """The ticket of a whole model; its masks are read when they are needed."""
+    """The opened ticket of a whole model; its masks are read when they are needed."""
 
     ticket: Ticket
     network: Network
@@ -45,9 +45,9 @@ class Opened(NamedTuple):
         return self.network.spec
 
     def entries(self, part: Part) -> Float[np.ndarray, "count rows columns"]:
-        """Return the matrices of a part; its factors are generated, masked and multiplied.
+        """Generate, mask and multiply the factors of a part; return the resulting matrices.
 
-        Matrices that were copied from the target are read from the ticket.
+        Matrices that were copied from the target are read from the ticket instead.
         """
         if part in self.spec.kept_parts:
             raw = self.ticket.bits[source.KEPT + part.name]
@@ -56,7 +56,7 @@ class Opened(NamedTuple):
         return products.part_entries(self.network, part, bits, products.mesh())
 
     def __repr__(self) -> str:
-        """Return the size in one line."""
+        """Return one line that describes the ticket's size."""
         s, weights = self.spec.settings, sum(part.num_weights for part in self.spec.parts)
         return (
             f"Opened({s.num_blocks} blocks of width {s.width} in {weights:,} random "
@@ -67,12 +67,13 @@ class Opened(NamedTuple):
 def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
     """Return the ticket of a whole model at `path`.
 
-    If `check` is true, the checksum of its masks is verified, and so is the fingerprint of the
-    weights that this machine draws.
+    If `check` is true, two checks are made: of the masks' checksum, and of the fingerprint of the
+    random weights that this machine draws.
 
     Raises:
-      ValueError: the ticket has another source.
-      CheckpointError: the file is missing or damaged, or this machine draws other weights.
+      ValueError: the source of the ticket is not 'decoder'.
+      CheckpointError: the file is missing or damaged, or this machine draws different random
+        weights.
     """
     opened_ticket = ticket.open(path, check=check)
     if opened_ticket.source != SOURCE:
@@ -83,14 +84,14 @@ def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
 
 
 def of_target(reader: Reader) -> Model:
-    """Return the model in a file of weights."""
+    """Return the trained model that `reader` reads, as a `Model`."""
     return Model(reader.settings, reader.ends, reader.block)
 
 
 def of_ticket(ticket: Opened | str | os.PathLike[str]) -> Model:
-    """Return the merged model in a ticket; a block is generated from the seed when it is needed.
+    """Return the merged model of a ticket; each block is generated when it is needed.
 
-    If a path is given, `opened` checks the file before the first weight is used.
+    If `ticket` is a path, the file is checked first, see `opened`.
     """
     model = ticket if isinstance(ticket, Opened) else opened(ticket)
     spec = model.spec

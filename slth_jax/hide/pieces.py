@@ -1,4 +1,4 @@
-"""The unit of work of a run: rows of one part, solved and saved before the next piece begins."""
+"""Pieces, the units of work of a run: rows of one part that are solved and saved together."""
 
 from typing import Any, NamedTuple
 
@@ -11,13 +11,14 @@ from slth_jax.factored import Part, Spec, products, solve
 from slth_jax.factored.network import LEVELS
 from slth_jax.hide.targets import Targets
 
-# Entries per piece: some seconds of work, which is the most that is computed again after a kill.
+# The number of entries per piece, which is some seconds of work. After a kill at most this work is
+# lost.
 _SUMS = 1 << 22
 _STEP = 512  # large products are cut at multiples of this number of rows
 
 
 class Piece(NamedTuple):
-    """Rows ``start ... stop - 1`` of a part, whose products are stacked."""
+    """Rows ``start ... stop - 1`` of a part; the rows of its products are numbered in order."""
 
     part: Part
     start: int
@@ -25,12 +26,12 @@ class Piece(NamedTuple):
 
     @property
     def num_sums(self) -> int:
-        """The number of entries of these rows."""
+        """The number of matrix entries in these rows."""
         return (self.stop - self.start) * self.part.columns
 
     @property
     def name(self) -> str:
-        """The name in the folder of the run."""
+        """The piece's file name in the run's folder."""
         return f"{self.part.name}-{self.start:09d}"
 
     def spans(self) -> list[tuple[int, int, int]]:
@@ -43,7 +44,7 @@ class Piece(NamedTuple):
 
 
 def cut(spec: Spec) -> list[Piece]:
-    """Return all pieces, in the order of the parts; the same on every machine."""
+    """Cut all parts into pieces, in the order of the parts and equally on every machine."""
     pieces = []
     for part in spec.parts:
         whole = part.rows * part.columns
@@ -61,25 +62,26 @@ def cut(spec: Spec) -> list[Piece]:
 
 
 def scale_factor(rule: Rule) -> float:
-    """Return the largest product of two weights, in units of the largest entry of the target.
+    """Return the ratio of a matrix's scale to the largest entry of the target.
 
-    Both factors were measured at 8 to 20 samples. Shift units bring the few largest entries within
-    reach, so smaller and therefore finer samples are better (with factors below 0.8, single entries
-    get out of reach). Without shift units the range of reachable sums is the limit.
+    The ratios were optimised by measurements at 8 to 20 samples. Shift units bring the few largest
+    entries within reach, so smaller samples, which are finer, are better. With ratios below 0.8
+    single entries would be out of reach. Without shift units the range of reachable sums limits the
+    ratio.
     """
     return 0.9 if rule.search.shift_units else 1.25
 
 
-# The factor for a norm's map: its zeros are exact, and each entry of its diagonal must be within
-# reach.
+# The ratio for a norm's map. It is large because each entry of the diagonal must be within reach;
+# the zeros outside the diagonal are exact at any scale.
 _DIAGONAL = 2.5
-# The factor for the coarsest scale of rows, which few rows need (see
+# The ratio for the coarsest scale of rows, which few rows need (see
 # `factored.solve.rows_with_scales`).
 _COARSEST = 4.0
 
 
 def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
-    """Return the scale of the free factor that approximates a matrix."""
+    """Return the scale of the free factor with which to approximate a matrix."""
     rule = spec.rule(part)
     most = float(np.max(np.abs(matrix)))
     if most == 0:
@@ -95,7 +97,7 @@ def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
 def compute(
     piece: Piece, spec: Spec, seed: int, targets: Targets, mesh: Mesh
 ) -> tuple[dict[str, UInt8[np.ndarray, "rows ..."]], dict[str, Any]]:
-    """Return the arrays of a piece (packed masks, and levels of scales if any) and its report."""
+    """Solve a piece; return its arrays (packed masks, and scale levels if any) and its report."""
     part = piece.part
     rule = spec.rule(part)
     arrays: dict[str, list[np.ndarray]] = {"bits": []}
@@ -160,9 +162,9 @@ def compute(
 def _worst_entry(
     masks: solve.Masks, matrix: Float[np.ndarray, "rows columns"], first: int
 ) -> dict[str, Any]:
-    """Return the position, error and size of the entry with the largest error of some rows.
+    """Find the entry with the largest error among rows; return its position, error and magnitude.
 
-    Error and size are divided by the root mean square of the matrix.
+    Error and magnitude are divided by the root mean square of the matrix.
     """
     i = int(masks.largest_error.argmax())
     row, column = first + i, int(masks.worst_column[i])

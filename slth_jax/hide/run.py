@@ -1,4 +1,4 @@
-"""Hide a model: the resumable run from the model's weights to the file of a ticket."""
+"""Hide a model: a resumable run that reads the model's weights and writes a ticket's file."""
 
 import dataclasses
 import hashlib
@@ -25,21 +25,21 @@ from slth_jax.models.weights import Reader
 from slth_jax.storage import Place, RunFolder
 from slth_jax.ticket import Tensor, Ticket
 
-# More subset sums than this take a rule with fewer re-rolls.
+# If there are more subset sums than this, the rule makes fewer re-rolls.
 _MANY = 1 << 23
-SCALES = ("matrix", "rows")  # for bands also "both", rows and columns
+SCALES = ("matrix", "rows")  # bands also allow "both": scales of rows and of columns
 
-# Called with (subset sums done, subset sums in all).
+# A function that is called with the numbers of finished and of all subset sums.
 Progress = Callable[[int, int], None]
 
 
 class Unfinished(Exception):
-    """This shard is complete; pieces of other shards are missing."""
+    """Raised if this shard is complete, but pieces of other shards are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A model, the random network to hide it in, and the folder of the results."""
+    """A model, the random network in which it is hidden, and the folder of the results."""
 
     reader: Reader
     spec: Spec
@@ -65,12 +65,12 @@ class _Run:
 
 
 class _Folder(RunFolder):
-    """The folder of a run; folders of the first version call the spec 'recipe'."""
+    """The folder of a run; in folders of the first version the spec is called 'recipe'."""
 
     def recorded(self) -> dict[str, Any] | None:
         config = super().recorded()
         if config is not None and {"recipe", "spec"} & config.keys():
-            # Fields that an older version did not have get their defaults.
+            # Fields that an older version lacked get their default values.
             spec = from_json(config.pop("recipe", None) or config["spec"])
             config["spec"] = storage.plain(spec.to_json())
         return config
@@ -88,26 +88,26 @@ def make_spec(
     bits: int | Bands | None = None,
     scales: str | None = None,
 ) -> Spec:
-    """Return the spec of a random network for the model of `reader` (see `factored.Spec`).
+    """Return the spec of a random network in which the model of `reader` can be hidden.
 
     Args:
       reader: the model to hide.
       samples, form, keep: see `factored.Spec`.
-      construction: a rule or its name; None for the rule and the scales that were best in
-        measurements at this number of samples and entries.
-      attention: 'merged' or 'factored'; None for the form with fewer subset sums or, if `bits` is
-        given, 'factored'.
-      tied: 'once' for one product that serves as tied embedding and as last map, if that is
-        possible (see `factored.spec.can_share`); 'twice' for two products.
-      bits: the number of mask bits per entry of bands (`construction.rules.band`), or all settings
-        of bands. None for subset sums.
+      construction: a rule or its name. None takes the rule and the scales that measurements showed
+        to be best at this number of samples and entries.
+      attention: 'merged' or 'factored'. None takes 'factored' if `bits` is given, and otherwise the
+        form with fewer subset sums.
+      tied: 'once' if a tied embedding and the last map should be one product where this is possible
+        (see `factored.spec.can_share`); 'twice' for two products.
+      bits: to use bands (`construction.rules.band`), the number of mask bits per entry, or a
+        `factored.Bands` with all settings. None for subset sums.
       scales: the scales for subset sums: 'rows' for one scale of 4 bits per row of a free factor,
         or 'matrix' for one scale per free factor, as in the paper. None means 'matrix' if
-        `construction` is given or `attention` is 'merged', and 'rows' otherwise. For bands,
-        `factored.Bands` has the settings of scales.
+        `construction` is given or `attention` is 'merged', and 'rows' otherwise. For bands the
+        scales are set in `factored.Bands`.
 
     Raises:
-      ValueError: arguments that cannot be used, or a model that cannot be hidden.
+      ValueError: an argument cannot be used, or the model cannot be hidden.
     """
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
@@ -122,7 +122,7 @@ def make_spec(
     else:
         rule = rules.for_samples(samples) if construction is None else rules.get(construction)
         if rule.needs_target or rule.band is not None or rule.most is not None:
-            # The ticket of a whole model contains the masks of free factors alone.
+            # The ticket of a whole model contains only the masks of free factors.
             allowed = "a rule of subset sums that assigns without the target"
             raise checks.fail("construction", allowed, rule.name)
     checks.choice("tied", tied, ("once", "twice"))
@@ -166,20 +166,23 @@ def solve(
 ) -> Place:
     """Find the masks of all parts and write ``out/ticket.safetensors``; resume a stopped run.
 
-    Parts are drawn, solved and written in pieces of some seconds. A piece is durable before the
-    next one begins, and depends on nothing but the model, the spec and the seed, so neither a
-    kill nor the number of devices or machines changes a bit.
+    Parts are drawn, solved and written in pieces of some seconds. Each piece is safely on disk
+    before the next piece begins. A piece depends only on the model, the spec and the seed, so
+    neither a kill nor the number of devices or machines changes a bit of the result.
 
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      out: a folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
+      out: a new folder or the folder of the same run, on this machine or in a bucket (gs://,
+        s3://).
       seed: the seed of the source, in [0, 2^32).
-      identity: a text that identifies the model, such as the result of `identity_of`; it is
-        compared when resuming.
-      shard: 'i/n' computes every n-th piece from the i-th on; shards share `out`, and the shard
-        that finds all pieces complete writes the ticket.
-      progress: called after each piece with the numbers of finished entries and of all entries.
+      identity: a text that identifies the model, such as the result of `identity_of`. A run is
+        resumed only if the text is the same.
+      shard: the text 'i/n', with which this call computes every n-th piece from the i-th on. All
+        shards share `out`, and the shard that finds all pieces complete writes the ticket. None for
+        all pieces.
+      progress: a function that is called after each piece with the numbers of finished and of all
+        entries.
 
     Returns:
       The path of the ticket.
@@ -197,7 +200,7 @@ def solve(
     todo = pieces.cut(spec)
     with folder.claim():
         if run.path.exists():
-            _Folder(out, config, pieces=None).compare()  # the pieces may be gone
+            _Folder(out, config, pieces=None).compare()  # the pieces may have been removed
             ticket.open(run.path, check=True)
             return run.path
         _check_space(run, [piece for piece in todo if not folder.has(piece.name)])
@@ -226,7 +229,7 @@ def clean(out: str | os.PathLike[str]) -> None:
 
 
 def identity_of(model: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a model's files."""
+    """Return one SHA-256 of all files of a model."""
     path = Path(model)
     suffixes = (".json", ".safetensors")
     files = sorted(f for f in path.iterdir() if f.suffix in suffixes) if path.is_dir() else [path]
@@ -253,7 +256,7 @@ def _compute(run: _Run, mine: list[Piece], progress: Progress | None) -> None:
 
 
 def _join(run: _Run, todo: list[Piece]) -> None:
-    """Write the ticket from all pieces."""
+    """Join all pieces into the ticket's file."""
     by_part: dict[str, list[Piece]] = {part.name: [] for part in run.spec.parts}
     for piece in todo:
         by_part[piece.part.name].append(piece)
@@ -263,7 +266,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
     prints, total = hashlib.sha256(), 0.0
     for name, parts in by_part.items():
         reports = [run.report(piece) for piece in parts]
-        # Pieces of earlier versions have no such entry.
+        # Pieces of earlier versions lack this entry.
         entries = [report["worst_entry"] for report in reports if "worst_entry" in report]
         worst += [{"matrix": name, "block": parts[0].part.block, **entry} for entry in entries]
         by_product = {int(g): s for report in reports for g, s in report["scales"].items()}
@@ -287,7 +290,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
         return (matrices.product(part, g) for g in range(part.count))
 
     tensors = {
-        # The masks of a diagonal are nearly all zero.
+        # Compressed, since the masks of a diagonal are nearly all zero.
         part.name: Tensor(
             part.num_bytes, partial(blocks, "bits", part.name), compressed=run.spec.diagonal(part)
         )
@@ -325,7 +328,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
 
 
 def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the errors of a part from the reports of its pieces."""
+    """Combine the reports of a part's pieces into the errors of the part."""
     target = sum(report["squared_target"] for report in reports)
     error = sum(report["squared_error"] for report in reports)
     return {
@@ -335,7 +338,7 @@ def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _worst_entry(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the entry of all matrices with the largest relative error, as a field of metadata."""
+    """Return, as metadata, the entry with the largest relative error among all matrices."""
     if not entries:
         return {}
     worst = max(entries, key=lambda entry: entry["relative_error"])
@@ -357,7 +360,7 @@ def _metadata(run: _Run, errors: dict[str, dict[str, Any]], seconds: float) -> d
         "num_sums": sum(part.num_sums for part in spec.parts),
         "random_weights": sum(part.num_weights for part in spec.parts),
         "mask_bits": num_bits(spec.parts),
-        # Numbers in the ticket besides the seed, the settings and the masks.
+        # The numbers that the ticket contains besides the seed, the settings and the masks.
         "numbers": {
             "scales": sum(part.count for part in spec.parts),
             "row_scales": _num_levels(spec),
@@ -374,7 +377,7 @@ def _num_levels(spec: Spec) -> int:
 
 
 def _check_space(run: _Run, missing: list[Piece]) -> None:
-    """Refuse a disk that cannot store the missing pieces and the ticket."""
+    """Refuse a disk without space for the missing pieces and the ticket."""
     rows = [((piece.stop - piece.start), piece.part) for piece in missing]
     masks = sum(count * part.num_bytes // (part.count * part.rows) for count, part in rows)
     kept = 4 * sum(part.num_sums for part in run.spec.kept_parts)

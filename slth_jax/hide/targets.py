@@ -1,7 +1,7 @@
-"""The parts of a trained model as matrices: the targets of a random network's products.
+"""The parts of a trained model as matrices, which a random network's products approximate.
 
-Gains and shifts of norms in front of maps are folded into these maps; gains and shifts of norms
-behind residual sums become maps of their own. Biases become the row of the constant coordinate.
+If a norm precedes maps, its gain and shift are folded into these maps. If a norm follows a residual
+sum, its gain and shift become a separate map. Biases become the row of the constant coordinate.
 Everything is computed in NumPy float64. `factored.spec` lists the parts.
 """
 
@@ -16,7 +16,7 @@ from slth_jax.factored import Part, Spec, assemble
 from slth_jax.models.weights import Reader
 
 Arrays = Mapping[str, np.ndarray]
-# The name of the matrix, and the norm in front of it, by kind of part.
+# Maps the kind of a part to the name of the matrix and of the norm that precedes it.
 _MAPS = {
     "q": ("attn.q", "ln_1"),
     "k": ("attn.k", "ln_1"),
@@ -31,13 +31,12 @@ _MAPS = {
     "ln_1": ("identity", "ln_1"),
     "ln_2": ("identity", "ln_2"),
 }
-# The norms whose gain and shift are folded into other maps only if the norms are in front of these
-# maps.
+# The gain and shift of these norms are folded into other maps only if the norms precede these maps.
 _IN_BLOCKS = ("ln_1", "ln_2")
 
 
 def traits(reader: Reader) -> dict[str, bool]:
-    """Return the fields of `Spec` that depend on a model's arrays: 'constant' and 'layers'."""
+    """Return the fields 'constant' and 'layers' of `Spec`, which depend on the model's arrays."""
     names = {*reader.ends(), *reader.block(0)}
     constant = any(name.endswith(".bias") for name in names)
     return {"constant": constant, "layers": "mlp.in" in names}
@@ -51,19 +50,19 @@ def check(reader: Reader) -> None:
     reader.check_entries()
 
 
-# The biases of a rotary query or key are outliers if the ratio of their norm to the norm of the
-# matrix is above this number. Each further sample halves their error, so samples are added until
-# the ratio, halved once per sample, is at most half of this number. It was measured on a random
+# The biases of a rotary query or key are outliers if their norm divided by the matrix's norm is
+# above this number. Each additional sample halves their error. Samples are added until the ratio,
+# halved once per added sample, is at most half of this number. The number was measured on a random
 # Qwen2 with biases of 100.
 _OUTLIER = 12.0
 
 
 def finer(reader: Reader, spec: Spec) -> tuple[tuple[str, int], ...]:
-    """Return the matrices whose biases are outliers, and the samples that these matrices need.
+    """Return the names of matrices whose biases are outliers, and the samples that they need.
 
-    A bias of 100 in a query or key has an error a hundred times that of an ordinary entry, and if
-    positions are rotary, all of that error reaches the logits of attention. Only factored attention
-    has such matrices.
+    A bias of 100 in a query or key has a hundred times the error of an ordinary entry. If positions
+    are rotary, all of this error reaches the logits of attention. Such matrices occur only if
+    attention is factored.
     """
     rotary = spec.settings.positions == "rotary"
     if not (rotary and spec.constant and spec.attention == "factored" and spec.bands is None):
@@ -83,15 +82,15 @@ def finer(reader: Reader, spec: Spec) -> tuple[tuple[str, int], ...]:
 
 
 class Targets:
-    """The matrices of the parts of one model, computed when needed; one block is cached."""
+    """The matrices of a model's parts, computed when needed; one block is cached."""
 
     def __init__(self, reader: Reader, spec: Spec):
-        """Read nothing yet."""
+        """Store the arguments; nothing is read yet."""
         self._reader, self._spec = reader, spec
         self._cached: tuple[int | None, Arrays] | None = None
 
     def product(self, part: Part, g: int) -> Float[np.ndarray, "rows columns"]:
-        """Return the matrix of product `g` of a part, float32.
+        """Return the matrix of product `g` of a part in float32.
 
         Raises:
           ValueError: an entry overflows float32.
@@ -117,12 +116,12 @@ class Targets:
             arrays = self._reader.ends() if block is None else self._reader.block(block)
             arrays["identity"] = np.eye(self._spec.settings.width, dtype=np.float32)
             if block is None:
-                arrays.setdefault("unembed", arrays["wte"].T)  # tied
+                arrays.setdefault("unembed", arrays["wte"].T)  # the embedding is tied
             self._cached = block, arrays
         return self._cached[1]
 
     def _query_key(self, arrays: Arrays, g: int) -> np.ndarray:
-        """Return the query-key matrices of a key/value head's query heads (at one frequency)."""
+        """Return the query-key matrices of the query heads that share a key/value head."""
         s = self._spec.settings
         rotary = s.positions == "rotary"
         kv_head, f = divmod(g, len(s.rotary)) if rotary else (g, 0)
@@ -145,7 +144,7 @@ class Targets:
         return np.concatenate(matrices)
 
     def _value_output(self, arrays: Arrays, kv_head: int) -> np.ndarray:
-        """Return the value-output matrices of the query heads of one key/value head."""
+        """Return the value-output matrices of the query heads that share a key/value head."""
         s = self._spec.settings
         values = self._folded(arrays, "attn.v", "ln_1")
         v = values[:, kv_head * s.value_width : (kv_head + 1) * s.value_width]  # [o, v]
@@ -153,7 +152,7 @@ class Targets:
         for head in self._heads_of(kv_head):
             w_o = np.asarray(arrays["attn.o"], np.float64)
             merged = v @ w_o[head * s.value_width : (head + 1) * s.value_width]
-            if "attn.o.bias" in arrays:  # attention weights sum to one; each head takes its share
+            if "attn.o.bias" in arrays:  # attention weights sum to one; each head takes a share
                 merged[-1] += arrays["attn.o.bias"] / s.num_heads
             matrices.append(merged.T)
         return np.concatenate(matrices)
@@ -163,10 +162,10 @@ class Targets:
         return range(kv_head * group, (kv_head + 1) * group)
 
     def _folded(self, arrays: Arrays, name: str, norm: str) -> Float[np.ndarray, "inputs outputs"]:
-        """Return ``[gain W; shift W + b]`` in float64, with the last row only for the constant."""
+        """Return ``[gain W; shift W + b]`` in float64; the last row exists only with a constant."""
         w = np.asarray(arrays[name], np.float64)
         if self._spec.settings.post_norm and norm in _IN_BLOCKS and name != "identity":
-            norm = ""  # the map reads rows that have gain and shift already
+            norm = ""  # gain and shift have already been applied to the rows that the map reads
         rows = w * arrays[f"{norm}.gain"][:, None] if f"{norm}.gain" in arrays else w
         if not self._spec.constant:
             return rows

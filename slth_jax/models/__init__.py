@@ -1,9 +1,9 @@
-"""Transformers as one family of pure functions on named arrays, without masks.
+"""Transformers as pure functions on named arrays, which take no weight masks.
 
-`settings` describes a network, `initial` draws its initial weights, and `presets` has both by name.
-`layers` and `decoder` compute logits, `encoder` computes embeddings of texts, `cache` computes
-logits token by token, and `generate` continues a prompt. `weights` reads and writes files block by
-block; `tokens` converts text to tokens and back.
+`settings` describes a network, `initial` draws its initial weights, and `presets` provides named
+settings and weights. `layers` and `decoder` compute logits, `encoder` computes embeddings of texts,
+`cache` computes logits token by token, and `generate` continues a prompt. `weights` reads and
+writes files block by block; `tokens` converts text to tokens and back.
 """
 
 from slth_jax.models import cache, decoder, tokens, weights
