@@ -23,15 +23,18 @@ def readme_bits() -> str:
     )
     coded = np.pi * np.e / 6 * 2.0**-8  # uniform steps, entropy-coded, at small errors
     return wrapped(
-        f"Masks can be as small as a quantised model. With `hide --bits B` each row of a factor keeps "
-        f"one of 2^B units per column; a shortest path selects the units. At 4 bits per weight the squared "
-        f"error of Gaussian weights is {g(float(band))} times their variance; a scalar quantiser fitted "
-        f"to the same weights has {g(float(lloyd))} (with entropy coding about {g(coded)}). A ticket of "
-        f"stories260K with {small['bytes'] / 1e6:.3f} MB has perplexity {small['perplexity']:.2f} (target "
-        f"{small['target_perplexity']:.2f}; rounded weights with {peer['bytes'] / 1e6:.3f} MB "
-        f"{peer['perplexity']:.2f}). A ticket with {close['bytes'] / 1e6:.2f} MB has the target's top-1 "
-        f"token at {100 * close['top1_agreement']:.1f} % of the positions. The page on "
-        f"[bits](docs/bits.md) contains the code, a bound with its proof, and comparisons."
+        f"Masks can be as small as a quantised model. With `hide --bits B` each row of a factor "
+        f"keeps one of 2^B units per column; a shortest-path search selects the units. With 4 bits "
+        f"per weight, the squared error of Gaussian weights is {g(float(band))} times their "
+        f"variance. For a scalar quantiser that is fitted to the same weights this ratio is "
+        f"{g(float(lloyd))}, or about {g(coded)} with entropy coding. A ticket of stories260K with "
+        f"{small['bytes'] / 1e6:.3f} MB has perplexity {small['perplexity']:.2f}; stories260K "
+        f"itself has {small['target_perplexity']:.2f}, and its weights rounded to "
+        f"{peer['bytes'] / 1e6:.3f} MB have {peer['perplexity']:.2f}. A ticket with "
+        f"{close['bytes'] / 1e6:.2f} MB has the target's top-1 token at "
+        f"{100 * close['top1_agreement']:.1f} % of the positions. The page on "
+        f"[bits](docs/bits.md) explains this code, proves a lower bound on the error, and compares "
+        f"other methods."
     )
 
 
@@ -45,14 +48,16 @@ def bits_models() -> str:
         for text in (
             f"all-MiniLM-L6-v2 was hidden with {_stored(encoder)}. On {close['sentences']:,} lines of "
             f"WikiText-2 the cosine between the sentence embeddings of ticket and target is "
-            f"{close['mean_cosine']:.5f} on average and at least {close['least_cosine']:.4f}; the nearest "
-            f"neighbours of {close['equal_nearest']} of {close['queries']} queries are equal.",
+            f"{close['mean_cosine']:.5f} on average and at least {close['least_cosine']:.4f}. "
+            f"Ticket and target find the same nearest neighbour for {close['equal_nearest']} of "
+            f"{close['queries']} queries.",
             f"SmolLM2-135M-Instruct was hidden with {_stored(chat)}. On {near['tokens']:,} tokens of "
             f"WikiText-2 the ticket's "
             f"perplexity is {near['ticket_perplexity']:.2f} (target {near['target_perplexity']:.2f}, "
             f"{100 * parts:+.1f} %), and its top-1 token is the target's at "
             f"{100 * near['top1_agreement']:.1f} % of the positions. "
-            f"{near['equal_answers']} of {len(near['answers'])} answers to questions are equal.",
+            f"Ticket and target give equal answers to {near['equal_answers']} of "
+            f"{len(near['answers'])} questions.",
         )
     )
 
@@ -69,8 +74,8 @@ def _stored(run: dict[str, Any]) -> str:
     )
     return (
         f"{bands['bits']} bits per entry{others}, in {minutes}. The ticket has "
-        f"{cost['ticket_bytes'] / 1e6:.1f} MB, in all {8 * cost['ticket_bytes'] / weights:.2f} bits for "
-        f"each of the {weights / 1e6:.1f} million weights (`python -m "
+        f"{cost['ticket_bytes'] / 1e6:.1f} MB, which is {8 * cost['ticket_bytes'] / weights:.2f} "
+        f"bits for each of the {weights / 1e6:.1f} million weights (`python -m "
         f"experiments.benchmarks.real_models {run['command']}`, "
         f"{run['device']}, {run['date']}{', ' + run['note'] if run['note'] else ''})"
     )

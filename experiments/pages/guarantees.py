@@ -21,8 +21,9 @@ def bounds() -> str:
         f"{result['trials']:,} tickets were measured at {len(result['by_depth'])} depths. Of "
         f"{result['comparisons']:,} measured errors {result['violations']} are above the bound for all "
         f"inputs and {result['violations_on']} are above the bound for the given input. The bound for the "
-        f"given input is above the bound for all inputs in {result['on_inputs_above_all']} cases. The "
-        f"table contains the medians of bound / measured error, and the share of vacuous bounds:"
+        f"given input is above the bound for all inputs in {result['on_inputs_above_all']} cases. "
+        f"The table contains, for each bound, the median of the ratio of the bound to the measured "
+        f"error, and the share of vacuous bounds:"
     )
     return f"{wrapped(note)}\n\n{table(names, rows)}"
 
@@ -42,13 +43,16 @@ def bound_slopes() -> str:
         [part["length"]["slope"] for part in fit[kind]["by_depth"].values()] for kind in kinds
     ]
     return wrapped(
-        f"A further block multiplies the measured error by {blocks[0]:.2f}, the bound for the given "
-        f"input by {blocks[1]:.1f} and the bound for all inputs by {blocks[2]:.1f} (means of logarithms). "
-        f"For one block the slopes on log alpha are {alpha[0]:.2f} for the measured error, {alpha[1]:.2f} "
-        f"for the bound for the given input and {alpha[2]:.2f} for the bound for all inputs. So all three "
-        f"are nearly linear in alpha, like value-output and ReLU layers. For {deepest} blocks the slopes "
-        f"are {deep[0]:.2f}, {deep[1]:.2f} and {deep[2]:.2f}. The slopes on log T are "
-        f"{min(lengths[0]):.2f} to {max(lengths[0]):.2f} for the measured error (which is the largest over "
-        f"the T tokens), {min(lengths[1]):.2f} to {max(lengths[1]):.2f} for the bound for the given input, "
+        f"Each further block multiplies the measured error by {blocks[0]:.2f}, the bound for the "
+        f"given input by {blocks[1]:.1f} and the bound for all inputs by {blocks[2]:.1f} "
+        f"(geometric means). Slopes are slopes of the logarithm of the error or bound. For one "
+        f"block the slopes on log alpha are {alpha[0]:.2f} for the measured error, {alpha[1]:.2f} "
+        f"for the bound for the given input and {alpha[2]:.2f} for the bound for all inputs. So "
+        f"the error and both bounds are nearly linear in alpha, like value-output and ReLU layers. "
+        f"For {deepest} blocks these slopes are {deep[0]:.2f}, {deep[1]:.2f} and {deep[2]:.2f}. "
+        f"The slopes on log T are "
+        f"{min(lengths[0]):.2f} to {max(lengths[0]):.2f} for the measured error (the error is the "
+        f"largest over the T tokens), {min(lengths[1]):.2f} to {max(lengths[1]):.2f} for the bound "
+        f"for the given input, "
         f"and at most {max(map(abs, lengths[2])):.2f} for the bound for all inputs."
     )

@@ -23,10 +23,12 @@ def law_bits() -> str:
         if f"{row['target']}, {row['construction']}" == MAIN
     ]
     text = (
-        f"The common slope is {bits['slope']:.2f} {interval(bits['low'], bits['high'])} units per bit "
-        f"(95 %, clustered by shape), and the median of the slopes of single shapes is "
-        f"{bits['median_slope']:.2f}. At a slope of exactly 1 the root mean square residual is "
-        f"{bits['rms']:.2f} units. The fit uses {bits['count']} widths of {len(bits['shapes'])} shapes:"
+        f"One slope was fitted to all shapes: {bits['slope']:.2f} "
+        f"{interval(bits['low'], bits['high'])} units per bit (95 % interval, clustered by shape). "
+        f"The median of the slopes that were fitted to single shapes is "
+        f"{bits['median_slope']:.2f}. If the slope is set to 1, the root mean square residual is "
+        f"{bits['rms']:.2f} units. The fit uses {bits['count']} widths of {len(bits['shapes'])} "
+        f"shapes:"
     )
     rows = [
         (
@@ -40,7 +42,9 @@ def law_bits() -> str:
         "d", "H", "c(d, H)", "slope in bits", "slope in log(1 / eps)",
         "the same, all errors", "worst-case bound of that slope, H = 1",
     )  # fmt: skip
-    coarse = "d = 128 was measured in steps of four units and more, so its constant is a rough one."
+    coarse = (
+        "At d = 128 widths were measured in steps of four units or more, so this constant is rough."
+    )
     return f"{wrapped(text)}\n\n{table(names, rows)}\n\n{coarse}"
 
 
@@ -90,9 +94,10 @@ def law_powers() -> str:
     )
     proof = _law("spectral, proof")["measured"]
     return wrapped(
-        f"With each power free, the power of d is {d['here']:.2f} {interval(d['low'], d['high'])} and the "
-        f"power of H is {heads['here']:.2f} {interval(heads['low'], heads['high'])}. For the proof's rule "
-        f"the last form has R^2 {proof['r2']:.2f} and slope {proof['slope']:.2f}."
+        f"If both powers are fitted, the power of d is {d['here']:.2f} "
+        f"{interval(d['low'], d['high'])} and the power of H is {heads['here']:.2f} "
+        f"{interval(heads['low'], heads['high'])}. For the rule `proof`, the last form of the "
+        f"table has R^2 {proof['r2']:.2f} and slope {proof['slope']:.2f}."
     )
 
 
@@ -107,11 +112,12 @@ def bend() -> str:
         f"{100 * at[n]['beyond']:.0f} % at n = {n}" for n in sorted(at) if n in (20, 36)
     )
     return wrapped(
-        f"The mean error in figure 4 (trained target) is the share of sources that miss a value, times "
-        f"the mean error of these sources, about {g(parts[0]['mean_beyond'], 1)} to "
-        f"{g(last['mean_beyond'], 1)}. The share is {inside}; {100 * last['beyond']:.0f} % at "
-        f"n = {last['width']}. At n = {after['width']} no source misses a value, and the mean error falls "
-        f"from {g(last['mean'])} to {g(after['mean'])}."
+        f"In figure 4 (trained target) the mean error is nearly the product of the share of "
+        f"sources that cannot reach a value and the mean error of these sources, which is about "
+        f"{g(parts[0]['mean_beyond'], 1)} to {g(last['mean_beyond'], 1)}. The share is {inside}; "
+        f"{100 * last['beyond']:.0f} % at "
+        f"n = {last['width']}. At n = {after['width']} every source reaches all values, and the "
+        f"mean error falls from {g(last['mean'])} to {g(after['mean'])}."
     )
 
 
@@ -183,12 +189,13 @@ def law_failures() -> str:
     return wrapped(
         f"Which entries have large errors? The entries that fail at output error 1 were counted in "
         f"tickets near the transition (whose error is within a factor of three of 1). With theory targets "
-        f"and the proof's rule, {proof['beyond']} of {proof['failed']} failing entries are out of reach: "
-        f"the value is larger than the sum of all samples of its sign. {proof['beyond_of_small_samples']} "
+        f"and the rule `proof`, {proof['beyond']} of {proof['failed']} failing entries are out of "
+        f"reach, which means that the target value is larger than the sum of all samples with its "
+        f"sign. {proof['beyond_of_small_samples']} "
         f"of these entries belong to groups whose samples are all small. With `fitted`, "
         f"{fitted['beyond']} of {fitted['failed']} failing entries are out of reach. With spectral "
-        f"targets, {_share(small)} of the failing entries are out of reach for the proof's rule, and "
-        f"{_share(best)} for `fitted`."
+        f"targets, {_share(small)} of the failing entries are out of reach with `proof`, and "
+        f"{_share(best)} with `fitted`."
     )
 
 
@@ -201,8 +208,9 @@ def law_check() -> str:
     check = read("law_check")
     count = len(check["points"])
     return wrapped(
-        f"`python -m experiments.benchmarks.law_check` measures {count} points whose d is not on the grid, "
-        f"with {check['seeds']} new sources each. The law's width has a mean error of at most epsilon "
-        f"at {check['met']} of {count} points, and half of that width at {check['half_met']} points "
+        f"`python -m experiments.benchmarks.law_check` measures {count} points (d, H, epsilon) "
+        f"whose d was not used to fit the law, with {check['seeds']} new sources at each point. At "
+        f"the law's width the mean error is at most epsilon at {check['met']} of {count} points; "
+        f"at half of that width, at {check['half_met']} points "
         f"(`experiments/benchmarks/results/law_check.json`)."
     )

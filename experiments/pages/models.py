@@ -10,18 +10,21 @@ def readme_models() -> str:
     encoder, chat = read("real_minilm"), read("real_chat")
     close, same = encoder["compare"], chat["compare"]
     return wrapped(
-        f"Larger models were hidden with every matrix random and {encoder['hide']['samples']} samples "
-        f"per entry ({chat['device']}, {chat['date']}). all-MiniLM-L6-v2 (22.6 million weights) takes "
-        f"{_minutes(encoder)} minutes and {_megabytes(encoder)} MB of masks and scales. On "
+        f"Larger models were hidden with {encoder['hide']['samples']} samples per entry "
+        f"({chat['device']}, {chat['date']}); every matrix of these tickets is random. "
+        f"Hiding all-MiniLM-L6-v2 (22.6 million weights) takes {_minutes(encoder)} minutes, and "
+        f"its masks and scales need {_megabytes(encoder)} MB. On "
         f"{close['sentences']:,} lines of WikiText-2 the cosine between the sentence embeddings of ticket "
-        f"and target is {close['mean_cosine']:.8f} on average, and the nearest neighbours of "
-        f"{close['equal_nearest']} of {close['queries']} queries are equal. SmolLM2-135M-Instruct "
-        f"takes {_minutes(chat)} minutes, including a kill, and {_megabytes(chat)} MB, the same as in "
-        f"bfloat16. On {same['tokens']:,} tokens of WikiText-2 the top-1 token is equal at "
-        f"{100 * same['top1_agreement']:.1f} % of the positions, and the perplexity is "
-        f"{same['ticket_perplexity']:.3f} (target {same['target_perplexity']:.3f}). "
-        f"{same['equal_answers']} of {len(same['answers'])} chat answers are equal, to their end or for "
-        f"48 tokens (`python -m experiments.benchmarks.real_models minilm|chat FOLDER`)."
+        f"and target is {close['mean_cosine']:.8f} on average, and ticket and target find the same "
+        f"nearest neighbour for {close['equal_nearest']} of {close['queries']} queries. Hiding "
+        f"SmolLM2-135M-Instruct takes {_minutes(chat)} minutes, although the run was killed and "
+        f"resumed once, and its masks and scales need {_megabytes(chat)} MB, as much as its "
+        f"weights in bfloat16. On {same['tokens']:,} tokens of WikiText-2 ticket and target have "
+        f"the same top-1 token at {100 * same['top1_agreement']:.1f} % of the positions, and the "
+        f"ticket's perplexity is {same['ticket_perplexity']:.3f} (target "
+        f"{same['target_perplexity']:.3f}). {same['equal_answers']} of {len(same['answers'])} chat "
+        f"answers are equal up to their end or their 48th token (`python -m "
+        f"experiments.benchmarks.real_models minilm|chat FOLDER`)."
     )
 
 
@@ -30,12 +33,14 @@ def scales_of_rows() -> str:
     rows, matrix = read("real_minilm"), read("real_minilm_matrix")
     errors = [run["hide"]["relative_error"] for run in (rows, matrix)]
     return wrapped(
-        f"Both were measured on all-MiniLM-L6-v2 at {rows['hide']['samples']} samples "
-        f"({rows['device']}, {rows['date']}). With a scale per row the relative error of a matrix is "
-        f"{g(errors[0]['median'])} in the median and at most {g(errors[0]['largest'])}; with a scale per "
-        f"matrix it is {g(errors[1]['median'])} and {g(errors[1]['largest'])}. The files have "
-        f"{rows['hide']['ticket_bytes']:,} and {matrix['hide']['ticket_bytes']:,} bytes, and the runs "
-        f"take {rows['hide']['seconds']:.0f} and {matrix['hide']['seconds']:.0f} s."
+        f"Scales of rows and scales of matrices were compared on all-MiniLM-L6-v2 with "
+        f"{rows['hide']['samples']} samples ({rows['device']}, {rows['date']}). With a scale per "
+        f"row, the relative error of a matrix is {g(errors[0]['median'])} in the median and at "
+        f"most {g(errors[0]['largest'])}, the file has {rows['hide']['ticket_bytes']:,} bytes, and "
+        f"the run takes {rows['hide']['seconds']:.0f} s. With a scale per matrix, the relative "
+        f"error is {g(errors[1]['median'])} in the median and at most {g(errors[1]['largest'])}, "
+        f"the file has {matrix['hide']['ticket_bytes']:,} bytes, and the run takes "
+        f"{matrix['hide']['seconds']:.0f} s."
     )
 
 
@@ -44,16 +49,19 @@ def hide_large() -> str:
     run = read("hide_large")
     whole, blocks = run["whole"], run["blocks"]
     return wrapped(
-        f"The cost of a random Llama with the shape of Llama-3.2-1B ({whole['parameters'] / 1e9:.2f} "
-        f"billion weights) was measured at {run['samples']} samples (`python -m "
-        f"experiments.benchmarks.hide_large`, {run['device']}, {run['date']}, beside other programs). The "
-        f"dry run estimates {whole['num_sums'] / 1e9:.2f} billion subset sums, a ticket of "
+        f"The cost of hiding a random Llama with the shape of Llama-3.2-1B "
+        f"({whole['parameters'] / 1e9:.2f} "
+        f"billion weights) was measured with {run['samples']} samples per entry (`python -m "
+        f"experiments.benchmarks.hide_large`, {run['device']}, {run['date']}, while other programs "
+        f"ran). The dry run estimates {whole['num_sums'] / 1e9:.2f} billion subset sums, a ticket "
+        f"of "
         f"{whole['ticket_bytes'] / 1e9:.2f} GB and {g(whole['hours'])} hours. "
-        f"Then {blocks['blocks']} blocks were hidden: {blocks['num_sums'] / 1e6:.0f} million subset sums "
-        f"in {blocks['seconds'] / 60:.0f} minutes ({blocks['sums_per_second'] / 1000:.0f} thousand per "
-        f"second) and {blocks['peak_bytes'] / 2**30:.1f} GiB. At this rate the whole model takes "
-        f"{g(whole['num_sums'] / blocks['sums_per_second'] / 3600)} hours. The largest relative "
-        f"error of a matrix is {g(blocks['largest_relative_error'])}."
+        f"Then {blocks['blocks']} blocks were hidden. This took {blocks['seconds'] / 60:.0f} "
+        f"minutes for {blocks['num_sums'] / 1e6:.0f} million subset sums "
+        f"({blocks['sums_per_second'] / 1000:.0f} thousand per second) and "
+        f"{blocks['peak_bytes'] / 2**30:.1f} GiB of memory. At this rate, hiding the whole model "
+        f"takes {g(whole['num_sums'] / blocks['sums_per_second'] / 3600)} hours. The largest "
+        f"relative error of a hidden matrix is {g(blocks['largest_relative_error'])}."
     )
 
 
@@ -66,16 +74,18 @@ def key_biases() -> str:
     bits = 100 * (slow_finer["mask_bits"] / slow["mask_bits"] - 1)
     exact = every_finer["error_of_exact_queries_and_keys"]
     return wrapped(
-        f"This was measured on a random Qwen2 with two blocks and width 64 at {samples} samples "
+        f"The effect of large key biases was measured on a random Qwen2 with two blocks and width "
+        f"64, hidden with {samples} samples "
         f"(`python -m experiments.benchmarks.key_biases`, {run['device']}, {run['date']}). The root "
         f"mean square error of the logits, divided by their standard deviation, is {g(none['error'])} "
         f"without large biases. With key biases of {run['size']:.0f} at the coordinates that rotate "
-        f"slowly, it is {g(slow['error'])} with {samples} samples for all matrices, and "
-        f"{g(slow_finer['error'])} with {more} samples for the keys, which need {bits:.1f} % more mask "
-        f"bits. With such biases at all coordinates it is {g(every['error'])} and "
-        f"{g(every_finer['error'])}. Even with exact queries and keys it would be {g(exact)}, because "
-        f"these biases multiply the errors in the inputs of attention, which no finer encoding of "
-        f"queries and keys removes."
+        f"slowly, the error is {g(slow['error'])} with {samples} samples for all matrices, and "
+        f"{g(slow_finer['error'])} with {more} samples for the keys; the ticket then has "
+        f"{bits:.1f} % more mask bits. With such biases at all coordinates, the error is "
+        f"{g(every['error'])} with {samples} samples for all matrices and "
+        f"{g(every_finer['error'])} with {more} samples for the keys. Even with exact queries and "
+        f"keys it would be {g(exact)}: these biases multiply the errors in the inputs of "
+        f"attention, and a finer encoding of queries and keys does not reduce those errors."
     )
 
 

@@ -17,13 +17,14 @@ def readme_figure_4() -> str:
     drawn, trained = run["fit_drawn"], run["fit"]
     other = read("hidden_dim_other_targets")["fit_drawn"]
     return wrapped(
-        f"Figure 4 of the paper, 100 random sources per width: the wider the random layer, the closer "
-        f"the constructed subnetwork comes to its target, down to rounding. For {drawn['targets']} "
+        f"This is figure 4 of the paper, with 100 random sources per width. The wider the random "
+        f"layer, the smaller the error of the constructed subnetwork, until only rounding errors "
+        f"remain. For {drawn['targets']} "
         f"targets drawn from the theory's distribution the mean error follows {drawn['gamma']:.2f} "
         f"exp(-{drawn['delta']:.3f} n); for {other['targets']} other targets it follows "
         f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). The paper's fit is 0.8 exp(-0.06 n). The "
-        f"trained target ({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier: its task "
-        f"can hardly be learned, so training shrinks it."
+        f"trained target ({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier to "
+        f"approximate, because its task can hardly be learned and training makes its weights small."
     )
 
 
@@ -34,15 +35,16 @@ def readme_claims() -> str:
     rows = [
         (
             "No weight of a constructed ticket was trained.",
-            f"That a ticket contains no trained information, or is small. stories260K ({WEIGHTS:,} "
-            f"weights of 32 bits) becomes a file of {row['ticket_bytes'] / 1e6:.2f} MB: "
+            f"That a ticket contains no trained information, or that a ticket is small. "
+            f"stories260K ({WEIGHTS:,} "
+            f"weights of 32 bits) becomes a file of {row['ticket_bytes'] / 1e6:.2f} MB, which is "
             f"{bits:.0f} bits of masks and scales per trained weight. Each scale is derived from the "
             f"largest entry of a matrix, and 4 bits per row choose among 16 random rows.",
         ),
         (
             "A ticket approximates its target with high probability; each ticket's error is measured "
             "or bounded.",
-            "Equality; a probability for one given ticket.",
+            "That a ticket equals its target; that a given ticket has a known probability of success.",
         ),
         (
             "Bounds for a given ticket hold for every input up to a given norm, or for given inputs. "
@@ -129,7 +131,7 @@ def figures_4_to_6() -> str:
         f"figure {n} {_seconds(name)}"
         for n, name in ((4, "hidden_dim"), (5, "input_length"), (6, "blocks"))
     )
-    note = f"Times on two cores that other programs shared: {times}. Errors after ± are standard errors."
+    note = f"Times on two cores that other programs used too: {times}. Numbers after ± are standard errors."
     return f"{table(('', 'here', 'paper'), rows)}\n\n{wrapped(note)}"
 
 
@@ -138,12 +140,13 @@ def figure_4_target() -> str:
     target = read("hidden_dim")["target"]
     other = read("hidden_dim_other_targets")["fit_drawn"]
     return wrapped(
-        f"The trained target explains {100 * target['explained_variance']:.1f} % of the answers' "
-        f"variance (mean squared error {target['test_loss']:.2f} of {target['answer_variance']:.2f}), "
-        f"so training shrinks it; its merged value-output matrix has norm {target['w_vo_norm']:.2f}. The "
-        f"fits of drawn targets depend on the draw: {other['targets']} other targets give "
-        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). These other targets were run first; the "
-        f"targets in the figure were chosen after that result was known."
+        f"The trained target explains {100 * target['explained_variance']:.1f} % of the variance "
+        f"of the right answers (its mean squared error is {target['test_loss']:.2f}, the variance "
+        f"{target['answer_variance']:.2f}). Training therefore makes its weights small: its merged "
+        f"value-output matrix has norm {target['w_vo_norm']:.2f}. The fit for drawn targets "
+        f"depends on which targets are drawn: {other['targets']} other targets give "
+        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). These other targets were measured "
+        f"first. The seed of the targets in the figure was chosen after that result was known."
     )
 
 
@@ -153,10 +156,12 @@ def figure_6_note() -> str:
     residual = max(part["residual"] for part in blocks.values())
     agree = sum(part["agrees"] for part in blocks.values())
     return wrapped(
-        f"In figure 6 the rates of {agree} of {len(blocks)} depths agree with the common rate within "
-        f"Student's 95 % interval. The root mean square distance of the logarithms from the common line "
-        f"is at most {residual:.2f}. All depths use the same sources and the same target: a shallower "
-        f"transformer consists of the first blocks of the deepest."
+        f"In figure 6 a common rate was fitted to the shallowest transformer. The separate rates "
+        f"of {agree} of {len(blocks)} depths agree with this rate within Student's 95 % interval. The "
+        f"root mean square distance of the logarithms of the errors from a line with the common "
+        f"rate is at most {residual:.2f} at every depth. All depths use the same sources and the "
+        f"same target, because a shallower transformer consists of the first blocks of the deepest "
+        f"transformer."
     )
 
 
@@ -181,12 +186,14 @@ def trained_target() -> str:
     best = min(fitted["rows"], key=lambda row: row["relative_on"])
     last = max((r for r in fitted["rows"] if r["part"] == "attention"), key=lambda r: r["units"])
     note = (
-        f"Tokens have norm {proof['target']['alpha']:.1f} and the merged value-output matrices norm "
-        f"{proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above the errors. With `fitted` at {last['units']} units the largest error "
-        f"of an output row is {g(last['mean'])} (attention alone). The guarantee proves no answer at any "
-        f"width, because it contains the round-off of float32 in the worst case, which grows with the "
-        f"width. The bound for the given inputs is smallest at {best['units']} units, where it is "
-        f"{best['relative_on']:.2f} times a row's norm "
+        f"Tokens have norm {proof['target']['alpha']:.1f} and the merged value-output matrices "
+        f"norm {proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above the "
+        f"errors. If only attention is pruned by the rule `fitted` with {last['units']} units per "
+        f"input, the largest error of an output row is {g(last['mean'])}. At no width is the "
+        f"guarantee small enough to prove that an answer is right: it contains the worst case of "
+        f"float32's round-off, which grows with the width. Relative to the norm of an output row, "
+        f"the bound for the given inputs is smallest at {best['units']} units, where it is "
+        f"{best['relative_on']:.2f} "
         f"(`experiments/benchmarks/results/trained_fitted.json`)."
     )
     return f"{table(names, rows)}\n\n{wrapped(note)}"
@@ -230,22 +237,25 @@ def hidden_notes() -> str:
     add, induction, brackets = read("hide_published")["rows"]
     bits = 8 * best["ticket_bytes"] / WEIGHTS
     return wrapped(
-        f"At 20 samples the default run solves {best['num_sums'] / 1e6:.1f} million subset "
-        f"sums. The ticket's perplexity is {best['ticket_perplexity']:.5f} (target "
+        f"With 20 samples and the default options, `hide` solves {best['num_sums'] / 1e6:.1f} "
+        f"million subset sums. The ticket's perplexity is {best['ticket_perplexity']:.5f} (target "
         f"{best['target_perplexity']:.5f}), and the ticket has {bits:.0f} bits per trained weight. "
         f"GPT-2 small with random initialisation (124 million weights) was hidden with "
-        f"{small['samples']} samples, `--construction shift:4,4`, merged attention and embeddings hidden "
-        f"twice. The run solved {small['num_sums'] / 1e6:.0f} million subset sums in "
-        f"{small['random_weights'] / 1e9:.1f} billion random weights. It was killed once, and took "
-        f"{small['seconds'] / 60:.0f} minutes after it was resumed, and {small['peak_bytes'] / 2**30:.1f} "
-        f"GiB. The ticket has {small['ticket_bytes'] / 1e6:.0f} MB, the float32 file "
-        f"{small['target_bytes'] / 1e6:.0f} MB. The mean difference of logits is "
-        f"{100 * small['mean_logit_difference'] / small['logit_sd']:.1f} % of their standard deviation "
+        f"{small['samples']} samples and the options `--construction shift:4,4 --attention merged "
+        f"--tied twice`. The run solved {small['num_sums'] / 1e6:.0f} million subset sums over "
+        f"{small['random_weights'] / 1e9:.1f} billion random weights. The run was killed once; "
+        f"after it was resumed, it took {small['seconds'] / 60:.0f} minutes and "
+        f"{small['peak_bytes'] / 2**30:.1f} GiB of memory. The ticket has "
+        f"{small['ticket_bytes'] / 1e6:.0f} MB, and the model's float32 file has "
+        f"{small['target_bytes'] / 1e6:.0f} MB. The mean difference between the logits of ticket "
+        f"and target is {100 * small['mean_logit_difference'] / small['logit_sd']:.1f} % of the "
+        f"logits' standard deviation "
         f"(`experiments/benchmarks/results/hide_gpt2_small.json`). Small published networks were hidden "
-        f"with {add['samples']} samples (`experiments/benchmarks/hide_published.py`). Ticket and network "
-        f"agree on {_agree(add)} questions of addition modulo 113, at {_agree(induction)} positions for "
-        f"an attention-only network with two layers, and on {_agree(brackets)} inputs for a bracket "
-        f"classifier (LayerNorm, biases)."
+        f"with {add['samples']} samples (`experiments/benchmarks/hide_published.py`). For the "
+        f"network that adds modulo 113, ticket and network give the same answer to {_agree(add)} "
+        f"questions; for an attention-only network with two layers, at {_agree(induction)} "
+        f"positions; and for a bracket classifier (with LayerNorm and biases), on "
+        f"{_agree(brackets)} inputs."
     )
 
 
@@ -298,11 +308,12 @@ def edge_popup_step() -> str:
     step = {row["step"]: row["ours_over_this"] for row in read("edge_popup_step")["rows"]}
     return wrapped(
         f"`experiments/benchmarks/edge_popup.py` measures steps of a model with 5.3 million parameters. "
-        f"The time of this library's step with masks is {step['ours, dense']:.2f} times the time of its "
-        f"dense step, {step['PyTorch, sort per layer']:.2f} times the time of a PyTorch step that sorts "
-        f"per layer as published code does, and {step['JAX, sort']:.2f} times the time of the same "
-        f"program with a sort in JAX. PyTorch's dense step is the fastest: the step with masks takes "
-        f"{step['PyTorch, dense']:.2f} times as long."
+        f"This library's step with masks takes {step['ours, dense']:.2f} times the time of its "
+        f"dense step (the same step without masks), {step['PyTorch, sort per layer']:.2f} times "
+        f"the time of a PyTorch step with one sort per layer, as in published code, and "
+        f"{step['JAX, sort']:.2f} times the time of the same JAX program with a sort. PyTorch's "
+        f"dense step is the fastest: this library's step with masks takes "
+        f"{step['PyTorch, dense']:.2f} times its time."
     )
 
 
@@ -332,10 +343,11 @@ def subset_sums() -> str:
     published, million = result["published"], result["million"]
     note = (
         f"At n = 20 slth_jax is {g(times['Gurobi'])} times faster than Gurobi and "
-        f"{g(times['HiGHS'])} times faster than HiGHS, with no larger error on the five "
-        f"instances that all solvers were given. The case of [Pensia et al. (2020)](bibliography.md#pensia), "
-        f"{published['what']}, took them {published['published_seconds']:,} s on "
-        f"{published['published_cores']} cores, and takes slth_jax {published['seconds']:.1f} s. The peak "
+        f"{g(times['HiGHS'])} times faster than HiGHS, and its error is not larger on any of the "
+        f"five instances that all solvers solved. For the case of [Pensia et al. "
+        f"(2020)](bibliography.md#pensia), {published['what']}, these authors report "
+        f"{published['published_seconds']:,} s on {published['published_cores']} cores; slth_jax "
+        f"takes {published['seconds']:.1f} s. The peak "
         f"memory for a million instances at n = {million['n']} is {million['peak_gib']:.1f} GiB."
     )
     return f"{table(('n', *(label for _, label in solvers)), rows)}\n\n{wrapped(note)}"
@@ -352,15 +364,18 @@ def sweeps() -> str:
     same = [pair["trials_with_equal_masks"] for pair in result["pairs"]]
     return wrapped(
         f"`python -m experiments.benchmarks.sweep pair` runs {trials:,} trials of figure 4 (100 seeds, 12 "
-        f"widths) twice: as a sweep with a device per core, and as a loop over single jitted trials that "
-        f"compiles once per width. The sweep is {medians['ratio_with_compilation']:.1f} times faster with "
+        f"widths) twice: as a sweep with one device per core, and as a loop over single jitted "
+        f"trials. The loop compiles one program per width. The sweep is "
+        f"{medians['ratio_with_compilation']:.1f} times faster with "
         f"compilation ({medians['batched']['total']:.1f} s against "
         f"{medians['one_by_one']['total']:.0f} s) and {medians['ratio_without']:.1f} times faster without "
         f"compilation ({medians['batched']['run']:.2f} s against {medians['one_by_one']['run']:.1f} s); "
-        f"these are medians of {len(result['pairs'])} pairs. The masks of {min(same)} of {trials:,} trials "
-        f"were equal. The loop compiles different programs, and a sweep guarantees equal bits only between "
-        f"different devices, chunks and processes of a sweep. 100,000 trials that are saved to disk take "
-        f"{scale[100_000]['seconds']:.0f} s; the peak memory is at most {most:.0f} MiB at all sizes. Sweeps "
-        f"were killed {killed} times, {in_saves} times in the middle of a save; they ended with the results "
-        f"and masks of an undisturbed sweep, bit for bit ([kills](trust.md#kills))."
+        f"these are medians of {len(result['pairs'])} pairs. In {min(same)} of {trials:,} trials "
+        f"sweep and loop found equal masks. Other masks may differ because the loop compiles "
+        f"different programs; only sweeps with other numbers of devices, chunks or processes are "
+        f"guaranteed to have equal bits. 100,000 trials that are saved to disk take "
+        f"{scale[100_000]['seconds']:.0f} s. The peak memory is at most {most:.0f} MiB, from 1,000 "
+        f"to 100,000 trials. Sweeps were killed {killed} times, {in_saves} of them in the middle "
+        f"of a save; after they were resumed, their results and masks were equal, bit for bit, to "
+        f"those of an undisturbed sweep ([kills](trust.md#kills))."
     )

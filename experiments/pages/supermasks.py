@@ -26,11 +26,12 @@ def convolutions_accuracy() -> str:
     text = wrapped(
         f"The table contains test accuracies in per cent, with 95 % intervals over {preset['seeds']} seeds; "
         f"each seed has different weights. Widths are {preset['width']:g} times the paper's. Training takes "
-        f"{preset['steps']} steps of Adam with cosine decay, on batches of {preset['rows']}. The learning "
-        f"rate of each cell, also of controls, is the best of {rates} by the mean validation accuracy. In "
-        f"{at_edge} of {len(rows)} cells it is the smallest or the largest rate of the grid, so a wider grid "
-        f"may give higher accuracies. "
-        f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']} with a load of {run['load_average']:.0f}."
+        f"{preset['steps']} steps of Adam with cosine decay, on batches of {preset['rows']}. For "
+        f"each cell, including the controls, the learning rate with the best mean validation "
+        f"accuracy was chosen from {rates}. In {at_edge} of {len(rows)} cells the smallest or the "
+        f"largest rate was chosen, so more rates may give higher accuracies. "
+        f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']}, with a load average "
+        f"of {run['load_average']:.0f}."
     )
     return f"{table(header, lines)}\n\n{text}"
 
@@ -49,11 +50,12 @@ def digits_table() -> str:
         for row in run["table"]
     ]
     text = wrapped(
-        f"The table contains the accuracy in per cent and the cross-entropy on images of other writers, at "
-        f"the evaluation with the least cross-entropy of each run: mean and standard deviation over "
-        f"{run['seeds']} seeds, after up to {run['steps']} steps. Lion's rate is 0.001 for all runs and was "
+        f"The table contains the accuracy in per cent and the cross-entropy on images of other "
+        f"writers, as mean and standard deviation over {run['seeds']} seeds. Each run has up to "
+        f"{run['steps']} steps and is measured at the evaluation at which its cross-entropy is "
+        f"lowest. Lion's rate is 0.001 for all runs and was "
         f"not tuned. All {run['seeds'] * len(run['table'])} runs took {run['seconds']:.0f} s on "
-        f"{run['device']} ({run['date']}; load {run['load_average']:.1f} at the start)."
+        f"{run['device']} ({run['date']}; the load average was {run['load_average']:.1f} at the start)."
     )
     header = ["mask", "keep", "accuracy", "cross-entropy"]
     return f"{table(header, lines)}\n\n{text}"

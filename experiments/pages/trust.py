@@ -23,8 +23,9 @@ def fuzz_counts() -> str:
         "read with another valid result",
     ]
     text = wrapped(
-        f"{total:,} cases with seed {run['seed']} had {len(run['failures'])} failures; {run['date']}, "
-        f"{run['device']}, {run['seconds'] / 60:.0f} minutes beside other programs."
+        f"{total:,} cases with seed {run['seed']} had {len(run['failures'])} failures. They took "
+        f"{run['seconds'] / 60:.0f} minutes while other programs ran ({run['date']}, "
+        f"{run['device']})."
     )
     return f"{table(header, rows)}\n\n{text}"
 
@@ -38,9 +39,9 @@ def networks_drawn() -> str:
     ]
     header = ["kind", "drawn", "read", "refused in one line", "largest difference"]
     text = wrapped(
-        f"There were {sum(row[1] for row in rows):,} draws with seed {run['seed']} and "
-        f"{len(run['named'])} named networks, of which {len(run['faults'])} were read wrongly; "
-        f"{run['date']}, {run['device']}."
+        f"Of {sum(row[1] for row in rows):,} networks drawn with seed {run['seed']} and "
+        f"{len(run['named'])} named networks, {len(run['faults'])} were read wrongly "
+        f"({run['date']}, {run['device']})."
     )
     return f"{table(header, rows)}\n\n{text}"
 
@@ -72,8 +73,8 @@ def kills() -> str:
     header = ["run", "kills", "kills in the middle of a save", "runs, all with equal bits"]
     text = wrapped(
         f"After {total} kills, the results of every run were equal, bit for bit, to the results of an "
-        f"undisturbed run. The sweeps computed {again:,} trials again, at most one chunk of {CHUNK} per "
-        f"kill. {run['date']}, {run['device']}, beside other programs."
+        f"undisturbed run. The sweeps computed {again:,} trials again, at most one chunk of "
+        f"{CHUNK} per kill ({run['date']}, {run['device']}, while other programs ran)."
     )
     return f"{table(header, rows)}\n\n{text}"
 
@@ -92,9 +93,10 @@ def kills_of_processes() -> str:
         "at most", "runs, all with equal bits",
     ]  # fmt: skip
     text = wrapped(
-        f"Random processes were killed {sum(row[1] for row in rows)} times, at random moments after "
-        f"both had started; {run['device']}, beside other programs. The results of every resumed run "
-        "were equal, bit for bit, to the results of a single undisturbed process."
+        f"A process, chosen at random, was killed a random time after both had started, "
+        f"{sum(row[1] for row in rows)} times in all ({run['device']}, while other programs ran). "
+        f"The results of every resumed run were equal, bit for bit, to the results of a single "
+        f"undisturbed process."
     )
     return f"{table(header, rows)}\n\n{text}"
 
