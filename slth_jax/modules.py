@@ -1,7 +1,7 @@
-"""Flax NNX modules: supermask scores as parameters of any model, and the layers of the theory.
+"""Flax NNX modules: a wrapper that masks any model by trained scores, and the theory's layers.
 
 `Supermask` wraps a module. The module's matrices become `Frozen` variables, each with a `Score`.
-The wrapper is called like the module, and is trained like any module::
+The wrapper is called and trained like the module itself::
 
     model = Supermask(CNN(rngs=rngs), keep=0.3, rngs=rngs)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Score)
@@ -36,38 +36,38 @@ class Frozen(nnx.Variable):
 
 
 class Score(nnx.Param):
-    """The scores of an array of weights; training changes them."""
+    """The scores of an array of weights, which training changes."""
 
 
 class Fraction(nnx.Variable):
-    """A fraction to keep, stored as an array so that JAX can trace it."""
+    """A fraction of connections to keep, stored as an array so that JAX can trace it."""
 
 
 class Supermask(nnx.Module):
-    """A module with frozen matrices under masks that keep the `num_kept` largest scores.
+    """A module whose frozen matrices are masked; masks keep the `num_kept` largest scores.
 
-    Gradients reach the scores straight through the masks. Biases, gains and other parameters stay
-    `nnx.Param`: an optimiser with ``wrt=Score`` does not change them, an optimiser with
-    ``wrt=nnx.Param`` trains them together with the scores. Batch statistics, dropout and
-    ``.train()``, ``.eval()`` work as in the module. An array that several layers share has one
-    mask.
+    Gradients pass straight through the masks to the scores. Biases, gains and other parameters stay
+    `nnx.Param`. An optimiser with ``wrt=Score`` does not change these parameters, whereas an
+    optimiser with ``wrt=nnx.Param`` trains them together with the scores. Batch statistics,
+    dropout, ``.train()`` and ``.eval()`` work as in the original module. An array that several
+    layers share has one mask.
 
     Args:
-      model: any module; the wrapper works on a copy.
-      keep: fraction of each array that is kept, or a dictionary of fractions whose keys are names
-        of arrays or beginnings of names ('conv' for 'conv.kernel'). Fractions that are JAX arrays
-        may be traced; traced fractions are rounded to millionths.
-      rngs: random streams. The first scores are drawn from 'params', and the masks of variants that
-        sample them from 'masks'.
-      variant: a form of edge-popup, or its name in `edge_popup.VARIANTS`. Choose the scope 'array',
-        or 'matrix' if arrays are stacks of matrices. Forms that depend on the step, by `keep_at` or
-        `redraw_every`, need `edge_popup.fit`.
-      mask: a function; ``mask(name, array)`` returns whether a parameter is masked, see
+      model: the module to mask; the wrapper uses a copy of it.
+      keep: the fraction of each array that is kept, or a dictionary of fractions whose keys are
+        names of arrays or beginnings of names ('conv' for 'conv.kernel'). Fractions may be JAX
+        arrays, which can be traced; traced fractions are rounded to millionths.
+      rngs: the random streams. Initial scores are drawn from the stream 'params'. If the variant
+        samples masks, they are drawn from the stream 'masks'.
+      variant: a form of edge-popup, or the name of a form in `edge_popup.VARIANTS`. Its scope must
+        be 'array' or, if arrays are stacks of matrices, 'matrix'. Forms with `keep_at` or
+        `redraw_every` depend on the step, and can only be used with `edge_popup.fit`.
+      mask: a function ``mask(name, array)`` that returns whether a parameter is masked, see
         `edge_popup.Masking`.
 
     Raises:
-      ValueError: a fraction outside (0, 1], a name that no array has, nothing to mask, or a variant
-        that depends on the step.
+      ValueError: a fraction is outside (0, 1], no array has a given name, no array is masked, or
+        the variant depends on the step.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class Supermask(nnx.Module):
         self.rngs = nnx.Rngs(masks=rngs.masks()) if drawn else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module under the masks."""
+        """Call the module with masked weights."""
         ticket = self.ticket()
         result = ticket(*args, **kwargs)
         self._take_state(ticket)
         return result
 
     def ticket(self) -> nnx.Module:
-        """Return a plain module with weights times masks; differentiable in the scores."""
+        """Return a plain module whose weights are multiplied by masks; scores receive gradients."""
         graph, params, rest = _split(self.model)
         weights = {_name(path): v.get_value() for path, v in params if isinstance(v, Frozen)}
         trainable = edge_popup.Trainable(self._scores(), {})
@@ -139,7 +139,7 @@ class Supermask(nnx.Module):
         return {name: score[...] for name, score in self.scores.items()}
 
     def _keep(self) -> Any:
-        """Return the fraction, or the fractions by name, as numbers or arrays."""
+        """Return the fraction to keep, or a dict from name to fraction, as numbers or arrays."""
         if not isinstance(self.keep, Mapping):
             return value_of(self.keep)
         return {name: value_of(share) for name, share in self.keep.items()}
@@ -148,21 +148,21 @@ class Supermask(nnx.Module):
         return None if self.rngs is None else self.rngs.masks()
 
     def _take_state(self, ticket: nnx.Module) -> None:
-        """Copy the mutable state of the plain module after a call."""
+        """Copy the mutable state of `ticket`, the plain module, after a call."""
         before = dict(_split(self.model)[2])
         for path, leaf in _split(ticket)[2]:
             if path in before and value_of(leaf) is value_of(before[path]):
                 continue
             if path in before and isinstance(leaf, nnx.Variable):
                 before[path].set_value(leaf.get_value())
-            else:  # sown by the call, or an array outside a variable
+            else:  # stored by the call (`sow`), or an array outside a variable
                 _set(self.model, path, leaf)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of the theory, without biases.
+    """The theory's multi-head attention, without biases.
 
-    Queries and keys have width n_k, values width n_v.
+    Queries and keys have width n_k, and values have width n_v.
 
     The weights are drawn by `initializers.theory_attention`.
     """
@@ -178,13 +178,13 @@ class Attention(nnx.Module):
         self.w_v, self.w_o = nnx.Param(drawn.w_v), nnx.Param(drawn.w_o)
 
     def arrays(self) -> AttentionParams:
-        """Return the weights as the pure functions of `attention` take them."""
+        """Return the weights in the form that the functions in `attention` take."""
         return AttentionParams(self.w_q[...], self.w_k[...], self.w_v[...], self.w_o[...])
 
     def __call__(
         self, x: Float[Array, "*n t m"], attn_mask: Bool[Array, "t t"] | None = None
     ) -> Float[Array, "*n t o"]:
-        """Return the output of every sequence (see `attention.apply`)."""
+        """Return the output for every sequence (see `attention.apply`)."""
         apply = lambda rows: attention.apply(self.arrays(), rows, attn_mask)  # noqa: E731
         for _ in x.shape[:-2]:
             apply = jax.vmap(apply)
@@ -198,9 +198,9 @@ class Decoder(nnx.Module):
     whose scope is 'matrix'.
 
     Args:
-      params: parameters by name, as `models.initialise` draws or `models.weights` reads them; each
-        becomes an `nnx.Param` in `params`.
-      settings: the model's shape and settings.
+      params: a dict from name to array, as `models.initialise` or `models.weights` returns it. Each
+        array becomes an `nnx.Param` in the attribute `params`.
+      settings: the settings that describe the model.
       dtype: the dtype of the matrix products.
     """
 
@@ -216,7 +216,7 @@ class Decoder(nnx.Module):
         self.params = nnx.Dict({name: nnx.Param(value) for name, value in params.items()})
 
     def arrays(self) -> dict[str, Float[Array, "..."]]:
-        """Return the parameters as the pure functions of `models` take them."""
+        """Return the parameters in the form that the functions in `models` take."""
         return {name: param[...] for name, param in self.params.items()}
 
     def __call__(self, tokens: Int[Array, "n t"]) -> Float[Array, "n t v"]:
@@ -224,7 +224,7 @@ class Decoder(nnx.Module):
         return models.apply(self.arrays(), tokens, self.settings, dtype=self.dtype)
 
     def loss(self, tokens: Int[Array, "n t"]) -> Float[Array, ""]:
-        """Return the mean cross-entropy of each token after the first (see `models.loss`)."""
+        """Return the mean cross-entropy over all tokens but the first (see `models.loss`)."""
         return models.loss(self.arrays(), tokens, self.settings, dtype=self.dtype)
 
 
@@ -232,7 +232,7 @@ Flat = list[tuple[tuple, Any]]  # (path, variable), or (path, array) for an arra
 
 
 def _split(model: nnx.Module) -> tuple[Any, Flat, Flat]:
-    """Return the graph, the parameters (frozen ones among them), and all other variables."""
+    """Return the graph, the parameters (including frozen parameters), and all other variables."""
 
     def is_parameter(path: tuple, value: Any) -> bool:
         return isinstance(value, (Frozen, nnx.Param))
@@ -243,7 +243,7 @@ def _split(model: nnx.Module) -> tuple[Any, Flat, Flat]:
 
 
 def _merge(graph: Any, params: Flat, rest: Flat) -> nnx.Module:
-    """Return a module with copies of the variables: a call of it changes no other module."""
+    """Return a module with copies of the variables, so that a call changes no other module."""
 
     def copies(variables: Flat) -> Any:
         return nnx.from_flat_state(
@@ -262,14 +262,14 @@ def _retyped(variable: nnx.Variable, kind: type[nnx.Variable], **more: Any) -> A
 
 
 def _plain(frozen: Frozen, value: Array) -> nnx.Variable:
-    """Return a variable of the type that it had before it was frozen, with another value."""
+    """Return a variable with the type that `frozen` had before it was frozen, and a new value."""
     metadata = frozen.get_metadata()
     kind = metadata.pop("of")
     return kind(value, **metadata)
 
 
 def _kept(keep: Any, masked: Mapping[str, Any], variant: edge_popup.Variant) -> Any:
-    """Return the checked fractions. Arrays become variables, so that JAX can trace them."""
+    """Check and return the fractions; arrays become variables, so that JAX can trace them."""
     if not isinstance(keep, Mapping):
         checked = fraction(keep)
         return Fraction(jnp.asarray(keep)) if isinstance(keep, jax.Array) else checked
@@ -297,7 +297,7 @@ def _name(path: tuple) -> str:
 
 
 def _fan_in(model: nnx.Module, masked: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return the fan-in, by name, of arrays whose axes are not inputs followed by outputs."""
+    """Return a dict of the fan-in of arrays whose axes are not inputs followed by outputs."""
     result = {}
     for path, module in nnx.iter_modules(model):
         prefix = "".join(f"{part}." for part in path)

@@ -1,8 +1,8 @@
-"""How the arrays of a run are placed on a mesh of devices.
+"""Place the arrays of runs on a mesh of devices.
 
-A mesh may have the axes 'run' (many runs under one vmap), 'data' (rows of a batch) and 'model' (the
-last axis of parameters, scores and moments). GSPMD partitions the program accordingly. Masks are
-found by counting, so sharded scores are not moved between devices.
+A mesh may have the axes 'run' (many runs under one vmap), 'data' (the rows of a batch) and 'model'
+(the last axis of parameters, scores and optimiser moments). GSPMD partitions the program
+accordingly. Masks are found by counting, so sharded scores are not moved between devices.
 """
 
 import math
@@ -22,8 +22,8 @@ def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> M
 
     Args:
       runs: the number of runs.
-      rows: the number of rows that go through the model together.
-      devices: None for every device of every process.
+      rows: the number of batch rows that are computed together.
+      devices: the devices to use; None for all devices of all processes.
     """
     count = jax.device_count() if devices is None else len(devices)
     along_runs = math.gcd(runs, count)
@@ -32,7 +32,7 @@ def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> M
 
 
 def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh of these `sizes` along 'run', 'data' and 'model'; None takes all devices."""
+    """Return a mesh of these `sizes` along 'run', 'data' and 'model', by default of all devices."""
     kinds = (AxisType.Auto,) * 3
     return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=kinds, devices=devices)
 
@@ -40,8 +40,8 @@ def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> M
 def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:
     """Return a sharding for each leaf of a run's state.
 
-    The last axis of a leaf with two or more dimensions is split over 'model' if that axis of the
-    mesh divides its size.
+    If a leaf has two or more dimensions and the size of its last axis is divisible by the mesh axis
+    'model', the last axis is split over 'model'.
 
     Args:
       tree: arrays, or shapes.
@@ -66,10 +66,10 @@ def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = Fal
 
 
 def put(tree: PyTree, places: PyTree) -> PyTree:
-    """Return the arrays with the shardings `places`; each process copies its devices' shards.
+    """Place arrays with the shardings `places`; each process copies the shards of its devices.
 
     Args:
-      tree: arrays that are equal on every process, or that are already spread over the processes.
+      tree: arrays that are equal on every process, or that are already spread over all processes.
       places: a sharding for each leaf.
     """
 
@@ -77,7 +77,7 @@ def put(tree: PyTree, places: PyTree) -> PyTree:
         spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
         if spread or place.is_fully_addressable:
             return jax.device_put(leaf, place)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # no callback can return keys
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # callbacks cannot return keys
             return jax.jit(lambda: leaf, out_shardings=place)()
         return jax.make_array_from_callback(leaf.shape, place, np.asarray(leaf).__getitem__)
 
@@ -90,7 +90,7 @@ def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
     Each process starts the runs of its own devices one after another, and keeps their shards.
 
     Args:
-      start: returns the tree of one run.
+      start: a function that returns the tree of run number i.
       shapes: a `jax.ShapeDtypeStruct` with a sharding for each leaf of the result.
     """
     leaves, structure = jax.tree.flatten(shapes)
@@ -118,7 +118,7 @@ def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
 
 
 def of_this_process(tree: PyTree) -> PyTree:
-    """Return replicated arrays as arrays of this process alone; other arrays stay as they are."""
+    """Return replicated arrays as arrays of this process only; return other arrays unchanged."""
 
     def local(leaf):
         whole = leaf.is_fully_replicated and not leaf.is_fully_addressable
@@ -143,5 +143,5 @@ def _spec(shape: tuple[int, ...], mesh: Mesh, runs: bool) -> jax.P:
 
 
 def _axis(mesh: Mesh, name: str, size: int) -> str | None:
-    """Return `name` if the mesh has an axis of that name that divides `size`, else None."""
+    """Return `name` if the mesh has an axis with this name whose size divides `size`, else None."""
     return name if name in mesh.shape and size % mesh.shape[name] == 0 else None

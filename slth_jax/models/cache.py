@@ -1,4 +1,4 @@
-"""A key-value cache, to feed a network a few tokens at a time."""
+"""A key-value cache, with which a network reads a few tokens at a time."""
 
 import functools
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from slth_jax.types import ArrayLike
 
 
 class Cache(NamedTuple):
-    """Keys and values of earlier tokens, with space for `length` tokens; a pytree."""
+    """A pytree with the keys and values of earlier tokens, and with space for more tokens."""
 
     keys: Float[Array, "b n length g k"]
     values: Float[Array, "b n length g v"]
@@ -48,12 +48,12 @@ def extend(
 ) -> tuple[Float[Array, "n t outputs"], Cache]:
     """Read `tokens [n, t]` after the tokens in the cache; return their logits and the new cache.
 
-    Up to round-off, the logits equal those that `apply` computes for the whole sequence. Products
-    have the dtype of the cache.
+    Up to round-off, the logits equal those that `apply` computes for the whole sequence. Matrix
+    products are computed in the dtype of the cache.
 
     Raises:
-      ValueError: wrong tokens (see `decoder.apply`), or more tokens than the cache has space for.
-        If `used` is traced, this cannot be checked, and later positions overwrite earlier ones.
+      ValueError: the tokens are refused by `decoder.apply`, or the cache lacks space for them. If
+        `used` is traced, the space cannot be checked, and later tokens overwrite earlier tokens.
     """
     tokens = decoder.check_tokens(tokens, settings)
     decoder.check_params(params, settings)

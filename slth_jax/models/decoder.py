@@ -1,8 +1,7 @@
 """Transformers as pure functions on named arrays.
 
-One family computes GPT-2, Llama and BERT, the network that a ticket merges to, and the masked
-random source itself; these networks differ in their settings and in the parameters that they have
-(`settings`).
+The same functions compute GPT-2, Llama, BERT, the merged network of a ticket, and the masked random
+source. These networks differ only in their settings and in which parameters they have (`settings`).
 """
 
 import functools
@@ -20,7 +19,7 @@ from slth_jax.models.layers import Params
 from slth_jax.models.settings import Settings, matrix_shapes, vector_shapes
 from slth_jax.types import ArrayLike
 
-Mask = Bool[Array, "mask_n t t"]  # for one sequence, or for all n
+Mask = Bool[Array, "mask_n t t"]  # one mask for each of the n sequences, or one for all
 Cached = tuple[Float[Array, "n s g k"], Float[Array, "n s g v"]]
 
 
@@ -40,19 +39,21 @@ def apply(
       params: named arrays; see `settings` for names and shapes.
       tokens: integers `[n, t]`, t at most `settings.max_length`.
       settings: the network.
-      attn_mask: booleans `[t, t]` or `[n, t, t]`, True if row i may attend to column j; causal
-        settings apply in addition. A row that may attend to no column attends to all.
-      dtype: the dtype of the matrix products, at full precision if float32; norms and softmax are
-        computed in float32 at least. float64 needs JAX's x64 mode.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      attn_mask: booleans `[t, t]` or `[n, t, t]`, True if token i may attend to token j; causal
+        settings apply in addition. A token that may attend to nothing attends to all tokens.
+      dtype: the dtype of the matrix products; float32 products have full precision. Norms and
+        softmax are computed in float32 or, if `dtype` is float64, in float64, which needs JAX's x64
+        mode.
+      remat: whether the backward pass computes each block again instead of storing its activations.
       token_types: integers `[n, t]`, if the settings have token types; None for type 0.
 
     Returns:
-      Logits `[n, t, outputs]`, float32 at least.
+      The logits `[n, t, outputs]`, in float32 or float64.
 
     Raises:
-      ValueError: arrays of other shapes, tokens that are not integers `[n, t]`, or too many tokens;
-        and, unless values are traced, tokens outside the vocabulary or logits that overflow.
+      ValueError: an array has a wrong shape, or `tokens` are not integers `[n, t]` or are too many.
+        Unless values are traced, tokens outside the vocabulary and logits that overflow are refused
+        too.
     """
     tokens = check_tokens(tokens, settings)
     check_params(params, settings)
@@ -75,7 +76,8 @@ def loss(
 ) -> Float[Array, ""]:
     """Return the mean cross-entropy, in nats per token, of each token given the earlier tokens.
 
-    A row of `tokens [n, t + 1]` contains t inputs and, shifted by one, t targets.
+    In each row of `tokens [n, t + 1]` the first t tokens are inputs and the last t tokens are
+    targets.
     """
     tokens = checks.array("tokens", tokens, ndim=2, kind="int")
     if tokens.shape[0] < 1 or tokens.shape[1] < 2:
@@ -125,11 +127,12 @@ def block(
     If the settings have `post_norm`: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``.
 
     Args:
-      params: the block's parameters without the prefix: 'attn.q' `[d, h k]`, 'ln_1.gain' `[d]`, ...
-        If 'mlp.in' is absent (as a matrix and as factors), the second step is skipped.
+      params: the block's parameters, without the prefix 'h.' and the block axis: 'attn.q' `[d, h
+        k]`, 'ln_1.gain' `[d]`, ... If 'mlp.in' is absent (as a matrix and as factors), the second
+        step is skipped.
       x: the residual stream.
       settings: the network.
-      attn_mask: True = may attend.
+      attn_mask: True if token i may attend to token j.
     """
     x, _ = advance(params, x, jnp.arange(x.shape[1]), settings, attn_mask=attn_mask)
     return x
@@ -139,7 +142,7 @@ def block(
 def unembed(
     params: Params, x: Float[Array, "n t d"], settings: Settings
 ) -> Float[Array, "n t outputs"]:
-    """Return the logits of the last block's output, float32 at least.
+    """Return the logits for the last block's output `x`, in float32 or float64.
 
     The parameters used are `ln_f.*`, and `unembed` or (if tied) `wte`. If the settings have
     `states`, the result is `x` itself.
@@ -163,10 +166,10 @@ def advance(
     attn_mask: Bool[Array, "mask_n t s"] | None = None,
     past: Cached | None = None,
 ) -> tuple[Float[Array, "n t d"], Cached]:
-    """Apply one block to the rows at `positions`, given the keys and values of a cache.
+    """Apply one block to the tokens at `positions`, given the keys and values of a cache.
 
-    Returns the rows, and the keys and values of all positions in the cache or, without a cache, in
-    `x`.
+    Returns the output, and the keys and values of all positions in the cache or, without a cache,
+    in `x`.
     """
     n, t, _ = x.shape
     chex.assert_shape(positions, (t,))
@@ -209,7 +212,7 @@ def split(params: Params, dtype: jax.typing.DTypeLike) -> tuple[dict[str, Array]
 def check_types(
     token_types: ArrayLike | None, tokens: Int[Array, "n t"], settings: Settings
 ) -> Int[Array, "n t"] | None:
-    """Return token types after checking their shape and, unless traced, their range."""
+    """Check the shape of token types and, unless traced, their range; return the token types."""
     if token_types is None:
         return None
     if not settings.token_types:
@@ -241,7 +244,7 @@ def check_params(params: Params, settings: Settings) -> None:
 
 
 def check_tokens(tokens: ArrayLike, settings: Settings) -> Int[Array, "n t"]:
-    """Return tokens after checking their dtype, length and, unless traced, their range."""
+    """Check the dtype and length of tokens and, unless traced, their range; return the tokens."""
     checks.record("settings", settings, Settings)
     tokens = checks.array("tokens", tokens, ndim=2, kind="int")
     if tokens.shape[1] > settings.max_length:
@@ -280,7 +283,7 @@ def _apply(
 def padding_mask(
     tokens: Int[Array, "n t"], settings: Settings, attn_mask: Mask | None = None
 ) -> Mask | None:
-    """Return `attn_mask` without the columns of padding, if the settings have a padding token."""
+    """Return `attn_mask` in which, if the settings have a padding token, no token attends to it."""
     if settings.pad_token is None:
         return attn_mask
     n, t = tokens.shape

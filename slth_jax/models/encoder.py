@@ -1,4 +1,4 @@
-"""Embeddings of texts from the states of an encoder."""
+"""Compute embeddings of texts from the states of an encoder."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -22,19 +22,19 @@ def embeddings(
     pooling: str = "mean",
     normalise: bool = True,
 ) -> Float[Array, "n d"]:
-    """Return an embedding of each text: its states, pooled over tokens and scaled to norm 1.
+    """Return an embedding of each text: the states, pooled over tokens and scaled to norm 1.
 
     Args:
       params: named arrays; see `settings`.
-      tokens: integers `[n, t]`, shorter texts padded at their end.
-      settings: an encoder: not causal, with states as outputs.
+      tokens: integers `[n, t]`; shorter texts are padded at their end.
+      settings: the settings of an encoder, which is not causal and whose outputs are states.
       kept: booleans `[n, t]`, False at padding, which no token attends to; None for no padding.
       token_types: integers `[n, t]`; None for type 0.
       pooling: 'mean' over the kept tokens, or the 'first' token's state.
       normalise: whether to divide by the Euclidean norm.
 
     Raises:
-      ValueError: the settings are a decoder's, or arguments do not fit.
+      ValueError: the settings describe a decoder, or the arguments do not fit.
     """
     check(settings, pooling)
     tokens = decoder.check_tokens(tokens, settings)
@@ -70,7 +70,7 @@ def pool(
     pooling: str = "mean",
     normalise: bool = True,
 ) -> Float[Array, "n d"]:
-    """Return one row per text, from states `[n, t, d]`; see `embeddings`."""
+    """Pool states `[n, t, d]` into one embedding per text; see `embeddings`."""
     if pooling == "first":
         rows = states[:, 0]
     else:

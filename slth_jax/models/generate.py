@@ -31,15 +31,16 @@ def generate(
 
     Args:
       params, settings: see `decoder`.
-      prompt: at least one token.
+      prompt: the tokens of the prompt, at least one.
       length: the number of tokens to add; fewer are added if the model's context ends or a token in
         `stop` is drawn.
-      temperature: at least 0.
-      key: a typed PRNG key, needed for a temperature above 0.
+      temperature: a number of at least 0; 0 takes the likeliest token.
+      key: a typed PRNG key, required if the temperature is above 0.
       stop: tokens that end the text; they are not returned.
 
     Raises:
-      ValueError: an empty or too long prompt, tokens outside the vocabulary, no key.
+      ValueError: the prompt is empty or too long, a token is outside the vocabulary, or the
+        required key is missing.
     """
     checks.record("settings", settings, Settings)
     checks.integer("length", length, low=0)

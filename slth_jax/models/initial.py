@@ -15,7 +15,7 @@ from slth_jax.models.settings import Settings, matrix_shapes, vector_shapes
 from slth_jax.types import ArrayLike, Key
 
 MAPS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out", "mlp.gate", "unembed")
-# A matrix's key is folded from its index in this list: never reorder the list.
+# The index of a matrix in this list is folded into its key, so the list must never be reordered.
 _PLACES = (
     "wte", "wpe", "h.attn.q", "h.attn.k", "h.attn.v", "h.attn.o", "h.mlp.in", "h.mlp.out",
     "h.mlp.gate", "unembed", "wtt",
@@ -27,10 +27,10 @@ class Initial:
     """The distribution of a network's initial weights.
 
     Attributes:
-      sd: standard deviation of the entries of the matrices; 0.02 in GPT-2 and Llama.
-      embedding_sd: standard deviation of the entries of `wte`, `wpe` and `wtt`; None for `sd`.
+      sd: the standard deviation of all matrix entries; 0.02 in GPT-2 and Llama.
+      embedding_sd: the standard deviation of the entries of `wte`, `wpe` and `wtt`; None for `sd`.
       residual: whether `h.attn.o` and `h.mlp.out` are multiplied by ``(2 b)^(-1/2)`` (GPT-2).
-      biases: names in `MAPS` of the maps that have a bias.
+      biases: the names of the maps that have a bias, from `MAPS`.
     """
 
     sd: float = 0.02
@@ -61,18 +61,20 @@ def initialise(
     """Draw the initial weights, with query and key weights multiplied by `qk_scale`.
 
     Entries are ``N(0, sd^2)``, see `Initial`; gains are 1, shifts and biases 0. The key of a matrix
-    depends on its name alone, so its entries do not depend on the other matrices. Call this
-    function outside of compiled functions: then it is always the same program, with the same bits.
+    depends only on the matrix's name, so the entries do not depend on the other matrices. Call this
+    function outside compiled functions: only then is it always the same program, which gives the
+    same bits.
 
     Args:
       key: a typed PRNG key.
       settings: the network.
-      initial: the standard deviations, and the maps that have biases.
-      qk_scale: a number, which may be traced; the paper proposes ``n_K^(1/4)``.
+      initial: the distribution of the weights.
+      qk_scale: the factor of query and key weights, which may be traced; the paper proposes
+        ``n_K^(1/4)``.
       dtype: the dtype of the weights.
 
     Raises:
-      ValueError: an argument of another type.
+      ValueError: an argument has a wrong type.
     """
     checks.record("settings", settings, Settings)
     checks.record("initial", initial, Initial)

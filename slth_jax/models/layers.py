@@ -1,7 +1,7 @@
 """The layers of a block as pure functions on named arrays; an absent parameter is skipped.
 
-Axes: n sequences, t (queries) and s (keys) positions, d width, h query heads, g key/value heads,
-k and v head widths, f hidden width.
+The letters of axes are: n sequences, t (queries) and s (keys) positions, d width, h query heads, g
+key/value heads, k and v head widths, f hidden width.
 """
 
 import contextlib
@@ -16,34 +16,34 @@ from slth_jax.models.settings import ACTIVATIONS, FACTORS, Settings
 
 Params = Mapping[str, Array]
 
-# The number of attention logits computed at once: 2^27 entries are 512 MiB in float32.
+# The largest number of attention logits computed at once; 2^27 are 512 MiB in float32.
 _BLOCK_ENTRIES = 1 << 27
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Return the dtype of norms, softmax and logits: float64 if `dtype` is, else float32."""
+    """Return the dtype of norms, softmax and logits: float64 for `dtype` float64, else float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def full_precision(dtype: jax.typing.DTypeLike) -> contextlib.AbstractContextManager:
-    """Compute products of float32 in full precision, which accelerators reduce by default."""
+    """Set full precision for float32 products; JAX's default on accelerators is less precise."""
     if jnp.dtype(dtype) == wide(dtype):
         return jax.default_matmul_precision("highest")
     return contextlib.nullcontext()
 
 
 def has(params: Params, name: str) -> bool:
-    """Return whether `params` contain the matrix `name`, whole or as two factors."""
+    """Return whether `params` contain the matrix `name`, either whole or as two factors."""
     return name in params or f"{name}.first" in params
 
 
 def linear(
     params: Params, name: str, x: Float[Array, "*rows i"], settings: Settings
 ) -> Float[Array, "*rows o"]:
-    """Return ``x w + bias``.
+    """Return ``x w + bias``, where w is the matrix `name`.
 
-    If w is given as NAME.first `[i, u]` and NAME.second `[u, o]`, the product is
-    ``factor(x first) second`` with the function `Settings.factor`; each of the two may have a bias.
+    If w is given as two factors, NAME.first `[i, u]` and NAME.second `[u, o]`, the product is
+    ``factor(x first) second`` with the function `Settings.factor`. Each factor may have a bias.
     """
     if name in params:
         x = jnp.einsum("...i,io->...o", x, params[name])
@@ -56,7 +56,7 @@ def linear(
 def lookup(
     params: Params, name: str, index: Int[Array, "*rows"], settings: Settings
 ) -> Float[Array, "*rows d"]:
-    """Return the rows `index` of a table, which is `linear` for one-hot inputs."""
+    """Return the rows `index` of the table `name`; the result equals `linear` of one-hot inputs."""
     if name in params:
         return params[name][index]
     first = _plus(params[f"{name}.first"][index], params.get(f"{name}.first.bias"))
@@ -70,7 +70,7 @@ def norm(
     """Return x normalised over its last axis, times a gain, plus a shift.
 
     'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``. A linear map
-    NAME.map, whole or as two factors, can take the place of gain and shift.
+    NAME.map, either whole or as two factors, can replace gain and shift.
     """
     if settings.norm != "none":
         y = x.astype(wide(x.dtype))
@@ -88,7 +88,7 @@ def norm(
 def rotate(
     x: Float[Array, "n t heads k"], positions: Int[Array, " t"], settings: Settings
 ) -> Float[Array, "n t heads k"]:
-    """Rotate the pairs of each head by position times frequency (Su et al. 2021).
+    """Rotate each head's pairs by the angle position times frequency (Su et al. 2021).
 
     ``even' = even cos - odd sin``, ``odd' = odd cos + even sin``. As in `transformers`, the first
     half of a head contains the even components.
@@ -112,18 +112,18 @@ def attend(
 ) -> Float[Array, "n t h v"]:
     """Return ``softmax(scale q keys^T) values`` of every head.
 
-    It does not use `jax.nn.dot_product_attention`, which requires values as wide as keys and always
-    computes its softmax in float32. Long sequences are computed in blocks of queries, so that
-    memory grows with the number of keys, not with the square of that number.
+    `jax.nn.dot_product_attention` is not used, because it requires values as wide as keys and
+    always computes its softmax in float32. Long sequences are computed in blocks of queries, so
+    that memory grows with the number of keys and not with its square.
 
     Args:
       q: queries.
-      keys: keys of all positions; query head i uses key/value head ``i // (h / g)``.
-      values: values of all positions.
-      positions: the queries' positions among the keys; used if the settings are causal.
-      settings: scale and causality.
-      attn_mask: True = may attend, for one sequence or all n. A query that may attend to no key
-        attends to all keys equally.
+      keys: the keys of all positions; query head i uses key/value head ``i // (h / g)``.
+      values: the values of all positions.
+      positions: the position of each query among the keys, used only if the settings are causal.
+      settings: the settings that contain the logit scale and causality.
+      attn_mask: True if query t may attend to key s; one mask for all sequences, or one for each. A
+        query that may attend to no key attends to all keys equally.
     """
     n, count, h, k = q.shape
     length, g, v = values.shape[1:]

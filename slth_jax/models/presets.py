@@ -1,4 +1,4 @@
-"""Networks by name: settings and initialisation."""
+"""Named networks: their settings and the distribution of their initial weights."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from slth_jax.models.settings import Settings, make_settings
 
 
 class Preset(NamedTuple):
-    """A network that can be drawn: ``initialise(key, *preset)``."""
+    """A network's settings and initial distribution, for ``initialise(key, *preset)``."""
 
     settings: Settings
     initial: Initial
@@ -63,11 +63,11 @@ as GPT-2 small."""
 def preset(name: str, *, width_multiplier: float = 1.0, **settings: Any) -> Preset:
     """Return the named network, with `width_multiplier` times its width and number of heads.
 
-    The width of a head does not change, as in figure 7 of the paper; the hidden width is multiplied
-    too. `settings` replace other fields of `Settings`.
+    The width of each head does not change, as in figure 7 of the paper. The hidden width is
+    multiplied too. `settings` replace other fields of `Settings`.
 
     Raises:
-      ValueError: an unknown name, or a multiplier that gives a fractional number of heads.
+      ValueError: the name is unknown, or the multiplied number of heads is not a whole number.
     """
     base, initial = PRESETS[checks.choice("model", name, PRESETS)]
     checks.number("width_multiplier", width_multiplier, low=0, open_low=True)

@@ -1,16 +1,15 @@
-"""The settings of a network of the family, and the names and shapes of its parameters.
+"""The settings of a transformer, and the names and shapes of its parameters.
 
-Letters: b blocks, d width, h query heads, g key/value heads, k the width of a query and key head, v
-the width of a value head, f the hidden width, m the longest sequence. Every matrix is applied as
-``x @ w``. The parameters of the blocks are stacked along a first axis [b]::
+The letters in shapes are: b blocks, d width, h query heads, g key/value heads, k the width of a
+query and key head, v the width of a value head, f the hidden width, m the longest sequence. Every
+matrix is applied as ``x @ w``. The parameters of the blocks are stacked along a first axis [b]::
 
-    wte [vocabulary, d]   wpe [m, d]   ln_f.gain, ln_f.bias [d]   unembed [d, outputs]
-    wtt [token types, d]   ln_e.gain, ln_e.bias [d] (behind the embeddings)
-    h.ln_1.gain, h.ln_1.bias, h.ln_2.gain, h.ln_2.bias [b, d]
-    h.attn.q [b, d, h k]   h.attn.k [b, d, g k]   h.attn.v [b, d, g v]   h.attn.o [b, h v, d]
-    h.mlp.in, h.mlp.gate [b, d, f]   h.mlp.out [b, f, d]
+    wte [vocabulary, d]   wpe [m, d]   ln_f.gain, ln_f.bias [d]   unembed [d, outputs] wtt [token
+    types, d]   ln_e.gain, ln_e.bias [d] (after the embeddings) h.ln_1.gain, h.ln_1.bias,
+    h.ln_2.gain, h.ln_2.bias [b, d] h.attn.q [b, d, h k]   h.attn.k [b, d, g k]   h.attn.v [b, d, g
+    v]   h.attn.o [b, h v, d] h.mlp.in, h.mlp.gate [b, d, f]   h.mlp.out [b, f, d]
 
-and the biases of the maps, ``h.attn.q.bias [b, h k]`` and so on. Gains, shifts and biases are
+and the biases of the maps, such as ``h.attn.q.bias [b, h k]``. Gains, shifts and biases are
 optional: a parameter that is absent is skipped.
 """
 
@@ -45,12 +44,12 @@ POSITIONS = ("learned", "rotary", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a transformer, each given explicitly; `make_settings` derives most.
+    """All settings of a transformer, each given explicitly; `make_settings` derives most of them.
 
     Two networks are the same function of their parameters if and only if their settings are equal.
 
     Attributes:
-      vocab_size: number of tokens.
+      vocab_size: the number of different tokens.
       width: d, the width of the residual stream.
       num_blocks: b, the number of blocks.
       num_heads: h, the number of query heads.
@@ -59,27 +58,28 @@ class Settings:
       head_width: k, the width of a query and key head.
       value_width: v, the width of a value head.
       hidden_width: f, the hidden width of the fully connected layers.
-      outputs: number of logits.
+      outputs: the number of logits per token.
       logit_scale: the factor of the attention logits, usually ``1 / sqrt(k)``.
-      max_length: the longest sequence.
-      norm: 'layer', 'rms' or 'none'.
-      norm_eps: added to the variance.
-      positions: 'learned' (added to the embedding), 'rotary' or 'none'.
-      rotary: F frequencies in radians per position; empty unless positions are rotary. A head
-        contains the even components of its pairs, then the odd components.
+      max_length: the largest number of tokens in a sequence.
+      norm: the kind of normalisation: 'layer', 'rms' or 'none'.
+      norm_eps: the number that is added to the variance.
+      positions: the kind of positions: 'learned' (added to the embedding), 'rotary' or 'none'.
+      rotary: the F rotary frequencies in radians per position; empty unless positions are rotary. A
+        head contains first the even components of its pairs, then the odd components.
       rotary_repeat: the number of consecutive pairs that share a frequency;
         ``F rotary_repeat = k / 2``.
-      activation: a name in `ACTIVATIONS`.
+      activation: the name of the activation function, from `ACTIVATIONS`.
       gated: whether layers compute ``act(x gate) * (x in)`` instead of ``act(x in)``.
-      causal: whether a token attends to itself and to earlier tokens only.
-      pad_token: a token that no token attends to, or None.
+      causal: whether each token attends only to itself and to earlier tokens.
+      pad_token: the padding token, to which no token attends; None for none.
       tied: whether the output layer is the transposed `wte`; if not, it is `unembed`.
-      factor: a name in `FACTORS`: the function between the factors of a matrix.
-      post_norm: whether norms are behind the residual sums, ``norm(x + f(x))`` as in BERT, instead
-        of in front of the maps.
+      factor: the name of the function between the two factors of a matrix, from `FACTORS`.
+      post_norm: whether norms follow the residual sums, ``norm(x + f(x))`` as in BERT; if false,
+        they precede the maps, ``x + f(norm(x))``.
       states: whether the outputs are the states of the last block, without a final norm or an
         output layer.
-      token_types: the number of token types; the row of a type is added to the embedding.
+      token_types: the number of token types; the row of `wtt` for a token's type is added to the
+        embedding.
       embedding_norm: whether the sum of the embeddings is normalised (`ln_e`).
     """
 
@@ -150,13 +150,14 @@ def make_settings(
 ) -> Settings:
     """Return settings with the usual proportions, unless `options` override them.
 
-    ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
-    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000. If `states` is true,
-    ``outputs = d`` and the output layer is not tied. An option that is None is derived, too.
-    `dataclasses.replace` derives nothing, so for another width call this function again.
+    ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``, ``logit_scale = 1 /
+    sqrt(k)``, and rotary frequencies of base 10,000. If `states` is true, ``outputs = d`` and the
+    output layer is not tied. An option that is None is derived too. To change the width, call this
+    function again, since `dataclasses.replace` derives nothing.
 
     Raises:
-      ValueError: settings that no network can have; the line names the first.
+      ValueError: no network can have these settings; the error message names the first wrong
+        setting.
     """
     given = {name: value for name, value in options.items() if value is not None}
     checks.integer("num_heads", num_heads, low=1)
@@ -192,7 +193,7 @@ def rotary_frequencies(head_width: int, base: float = 10_000.0) -> tuple[float, 
 
 
 def matrix_shapes(settings: Settings) -> Shapes:
-    """Return the shapes of the matrices by name."""
+    """Return a dict from the name of each matrix to its shape."""
     s, b, d = settings, settings.num_blocks, settings.width
     shapes: Shapes = {
         "wte": (s.vocab_size, d),
@@ -217,7 +218,7 @@ def matrix_shapes(settings: Settings) -> Shapes:
 
 
 def vector_shapes(settings: Settings) -> Shapes:
-    """Return the shapes of the gains, shifts and biases that a network may have, by name."""
+    """Return a dict from name to shape of all gains, shifts and biases a network may have."""
     s, b, d = settings, settings.num_blocks, settings.width
     shapes: Shapes = {}
     parts = {"layer": ("gain", "bias"), "rms": ("gain",), "none": ()}[s.norm]

@@ -1,9 +1,9 @@
 """Draw pictures of tickets: functions take trees of arrays and return a matplotlib `Figure`.
 
-`style` holds colours, axes and `save`; `pictures` draws matrices (`masks`, `attention_maps`) and
-`curves` draws errors (`entry_errors`, `error_bands`). matplotlib, the extra `plots`, is imported
-when the first figure is made. No function shows or stores a figure. A notebook shows a figure that
-stands last in a cell, after ``%matplotlib inline``.
+`style` contains colours, axes and `save`. `pictures` draws matrices (`masks`, `attention_maps`),
+and `curves` draws errors (`entry_errors`, `error_bands`). matplotlib, which the extra `plots`
+installs, is imported when the first figure is made. The functions do not show figures. After
+``%matplotlib inline`` a notebook shows a figure that is the last expression of a cell.
 """
 
 from slth_jax.plots.curves import band, entry_errors, error_bands

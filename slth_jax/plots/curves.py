@@ -1,4 +1,4 @@
-"""Draw errors: of single matrix entries, and of outputs by width."""
+"""Draw the errors of single matrix entries, and the errors of outputs against the width."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def band(
     label: str,
     color: str,
 ) -> None:
-    """Draw the points `middle` joined by a line, and the band from `low` to `high`."""
+    """Draw the points `middle`, joined by a line, and the band between `low` and `high`."""
     axes.plot(x, middle, "o-", color=color, markersize=4, linewidth=1.4, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
@@ -39,17 +39,17 @@ def error_bands(
     ylabel: str = "error",
     log: bool = True,
 ) -> Figure:
-    """Draw the median over seeds by width, with bands of half and of nine tenths of the seeds.
+    """Draw the median over seeds against the width, and bands with 50 % and 90 % of the seeds.
 
     Args:
       widths: n widths, or n values of another variable, such as steps.
-      errors: `[seeds, n]`, or a dictionary of such arrays by the names of the curves.
+      errors: the errors `[seeds, n]`, or a dict from the name of a curve to such an array.
       xlabel: label of the horizontal axis.
       ylabel: label of the vertical axis.
       log: whether the vertical axis is logarithmic; errors of 0 are then left out.
 
     Raises:
-      ValueError: the numbers of columns and widths differ, or numbers are not finite.
+      ValueError: the errors do not have one column per width, or a number is not finite.
     """
     curves = errors if isinstance(errors, Mapping) else {"": errors}
     drawing, axes = style.figure()
@@ -79,20 +79,21 @@ def error_bands(
 def entry_errors(
     tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
 ) -> Figure:
-    """Draw, for every error, the share of merged matrix entries that have at most this error.
+    """Draw, for every error, the fraction of merged-matrix entries with at most this error.
 
     The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
-    in float64. A dashed line shows the rounding error of float32, ``2^-24`` times the target's
-    largest entry: half the distance between float32 numbers of this size.
+    in float64. A dashed line shows the rounding error of float32. It is ``2^-24`` times the
+    target's largest entry, which is half the distance between neighbouring float32 numbers of this
+    magnitude.
 
     Args:
-      tickets: a ticket (source times masks), or a dictionary of tickets by the names of the curves.
+      tickets: a ticket (source times masks), or a dict from the name of a curve to a ticket.
       target: attention with the same heads, inputs and outputs.
 
     Raises:
-      ValueError: shapes that differ from the target's.
+      ValueError: the shapes of a ticket do not match those of the target.
     """
-    # A NamedTuple of arrays is no mapping.
+    # A single ticket is a NamedTuple, which is not a mapping.
     several = tickets if isinstance(tickets, Mapping) else {"ticket": tickets}
     wished = _merged(target)
     drawing, panels = style.two(9.0, 3.6)
@@ -108,7 +109,7 @@ def entry_errors(
             errors = np.sort(np.abs(merged - wished[place]).ravel())
             share = np.arange(1, errors.size + 1) / errors.size
             color = style.COLORS[index % len(style.COLORS)]
-            # Exact entries are drawn at the left edge: a logarithmic axis has no 0.
+            # Exact entries are drawn at the left edge, because a logarithmic axis has no 0.
             axes.step(np.maximum(errors, floor / 100), share, where="post", color=color, label=name)
         axes.axvline(
             floor, color=style.PAPER, linestyle="--", linewidth=1.2, label="float32 rounding"

@@ -1,4 +1,4 @@
-"""Draw matrices: the connections of a ticket, and attention maps."""
+"""Draw matrices as pictures: the masks of a ticket, and attention maps."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEPT, _PRUNED = style.COLORS[0], "#dddddd"
-# The projections of attention: their names, and the meaning of the short side of each.
+# Maps the name of each projection of attention to the meaning of its short side.
 _NAMES = {"w_q": "query", "w_k": "key", "w_v": "value", "w_o": "output"}
 _SIDES = {"w_q": "input", "w_k": "input", "w_v": "input", "w_o": "output"}
-_CELLS = 1024  # more cells in a row exceed a screen
+_CELLS = 1024  # the largest number of cells per side, since a screen shows no more
 
 
 def masks(
     masks: PyTree, *, weights: PyTree | None = None, head: int = 0, limit: int = 12
 ) -> Figure:
-    """Draw masks, one below the other: a cell per connection, coloured if it is kept.
+    """Draw masks, one below the other, with a coloured cell for each kept connection.
 
-    The long side of a matrix is horizontal, so hidden units run to the right. Of larger matrices
-    only the first 1024 rows and columns are drawn, with a note in the picture.
+    The long side of a matrix is horizontal, so hidden units run to the right. If a matrix has more
+    than 1024 rows or columns, only the first 1024 are drawn, and the picture contains a note.
 
     Args:
-      masks: booleans in any tree: `AttentionParams [h, m, n]`, `ticket.masks(ticket)`, the masks of
-        `edge_popup.fit` (None for arrays without a mask). Arrays of one dimension are left out.
-      weights: the source in the same tree; kept cells then show the weight's sign and size.
-      head: the index of a matrix in a stack, such as the head.
-      limit: the largest number of masks to draw; the first masks are drawn.
+      masks: booleans in any tree, such as `AttentionParams [h, m, n]`, the result of
+        `ticket.masks(ticket)`, or the masks of `edge_popup.fit` (None for arrays without a mask).
+        Arrays of one dimension are left out.
+      weights: the source weights in the same tree; kept cells then show each weight's sign and
+        magnitude.
+      head: the index of the matrix to draw if an array is a stack, for example of heads.
+      limit: the largest number of masks to draw; if there are more, the first masks are drawn.
 
     Raises:
-      ValueError: no mask to draw, no such head, or weights of another shape.
+      ValueError: there is no mask to draw, no such head, or a weight has another shape than its
+        mask.
     """
     shown = {n: np.asarray(m) for n, m in storage.named_leaves(masks).items() if np.ndim(m) >= 2}
     if not shown:
@@ -56,10 +59,10 @@ def masks(
                 given = np.shape(numbers[name]) if name in numbers else "none"
                 raise checks.fail(f"weights.{name}", f"of shape {shown[name].shape}", given)
             weight = _matrix(np.asarray(numbers[name], np.float32), head, name)
-        # Cells that are wider than a pixel have sharp edges; narrower ones are averaged.
+        # Cells wider than a pixel are drawn with sharp edges; narrower cells are averaged.
         sharp = "nearest" if mask.shape[1] <= 512 else None
         axes.imshow(_cells(mask, weight), aspect="auto", interpolation=sharp)
-        # Flax names the array in a parameter "value": left out of the title.
+        # Flax calls the array in a parameter "value"; the title leaves this word out.
         place, _, last = name.removesuffix(".value").rpartition(".")
         title = " ".join(part for part in (place, _NAMES.get(last, last)) if part)
         part = f", head {head}" if last in _NAMES else f"[{head}]" if shown[name].ndim > 2 else ""
@@ -93,14 +96,16 @@ def attention_maps(
     """Draw the attention maps of target and ticket, and their difference (`attention.pattern`).
 
     Args:
-      target, ticket: attention of the same heads and inputs; a ticket is source times masks.
-      x: tokens `[t, m]`.
+      target, ticket: projections with equal numbers of heads and inputs; a ticket is source times
+        masks.
+      x: the tokens `[t, m]` of one sequence.
       head: the index of the head.
-      attn_mask: booleans `[t, t]`, True = may attend.
-      tokens: t words to write at the axes.
+      attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may.
+      tokens: the t words to write at the axes; None for none.
 
     Raises:
-      ValueError: input that `attention.pattern` refuses, no such head, or too few or many words.
+      ValueError: `attention.pattern` refuses the input, there is no such head, or there are not t
+        words.
     """
     maps = [np.asarray(attention.pattern(p, x, attn_mask)) for p in (target, ticket)]
     if maps[0].shape != maps[1].shape:
@@ -135,7 +140,7 @@ def attention_maps(
 
 
 def _matrix(stack: np.ndarray, head: int, name: str) -> np.ndarray:
-    """Return the matrix to draw, with its long side horizontal."""
+    """Return the matrix of `head`, with the long side horizontal."""
     matrices = stack.reshape(-1, *stack.shape[-2:])
     checks.integer(f"head of {name}", head if stack.ndim > 2 else 0, low=0, high=len(matrices) - 1)
     matrix = matrices[head if stack.ndim > 2 else 0]
@@ -143,7 +148,7 @@ def _matrix(stack: np.ndarray, head: int, name: str) -> np.ndarray:
 
 
 def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """Return colours `[rows, columns, 3]` of a mask, at most `_CELLS` per side."""
+    """Return the colours `[rows, columns, 3]` of a mask's cells, at most `_CELLS` per side."""
     from matplotlib.colors import to_rgb
 
     mask = mask[:_CELLS, :_CELLS].astype(bool)
@@ -156,7 +161,7 @@ def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
 
 
 def _signed() -> Any:
-    """Return the colours of weights, from the most negative through 0 to the largest."""
+    """Return the colour map of weights, from the most negative through 0 to the largest."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("signed", [style.COLORS[1], "white", style.COLORS[0]])

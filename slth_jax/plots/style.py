@@ -1,4 +1,4 @@
-"""Colours, axes and files of all figures."""
+"""Colours and axes of all figures, and a function that saves figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return a figure without axes; it is independent of pyplot.
+    """Return a figure without axes, which is independent of pyplot.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.
@@ -32,7 +32,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes in the common style; sizes in inches."""
+    """Return a figure with one pair of axes in the common style; sizes are in inches."""
     drawing = blank(width, height)
     axes = drawing.subplots()
     _style(axes)
@@ -40,7 +40,7 @@ def figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
 
 
 def two(width: float, height: float, *, shared: bool = False) -> tuple[Figure, tuple[Axes, Axes]]:
-    """Return a figure with two pairs of axes side by side; sizes in inches."""
+    """Return a figure with two pairs of axes side by side; sizes are in inches."""
     drawing, (left, right) = several(2, width, height, shared=shared)
     return drawing, (left, right)
 
@@ -48,9 +48,9 @@ def two(width: float, height: float, *, shared: bool = False) -> tuple[Figure, t
 def several(
     count: int, width: float, height: float, *, shared: bool = False
 ) -> tuple[Figure, tuple[Axes, ...]]:
-    """Return a figure with `count` >= 2 pairs of axes side by side; sizes in inches.
+    """Return a figure with `count` >= 2 pairs of axes side by side; sizes are in inches.
 
-    If `shared` is true, all have the same vertical axis.
+    If `shared` is true, all pairs share one vertical axis.
     """
     drawing = blank(width, height)
     panels = drawing.subplots(1, count, sharey=shared)
@@ -63,7 +63,7 @@ def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
     """Write a figure as PNG, SVG or PDF, atomically; `dpi` is the resolution of a PNG.
 
     Raises:
-      ValueError: `path` has another ending.
+      ValueError: `path` does not end in '.png', '.svg' or '.pdf'.
       CheckpointError: the file cannot be written.
     """
     path = storage.place(path)

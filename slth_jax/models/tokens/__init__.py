@@ -1,9 +1,10 @@
-"""Convert text to tokens and back, with the tokenizer files that models come with.
+"""Convert text to tokens and back, with the tokenizer files of models.
 
 `open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`), a
-folder with GPT-2's first two files (`gpt2`), or a GGUF file (`gguf`). Each tokenizer has `encode`,
-`decode` and `stop`, the tokens that end a text. If a model has no tokenizer, `numbers` takes its
-place. `sentences` makes padded batches of texts for encoders.
+folder with GPT-2's first two files (`gpt2`), or a GGUF file (`gguf`). Each tokenizer has the
+methods `encode` and `decode`, and `stop` contains the tokens that end a text. For a model without a
+tokenizer, `numbers` writes tokens as numbers. `sentences` makes padded batches of texts for
+encoders.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ _FOLDERS: dict[tuple[str, ...], type[FolderTokenizer] | type[BytePairs]] = {
     ("vocab.json", "merges.txt"): FolderTokenizer,
     ("vocab.bpe", "encoder.json"): BytePairs,
 }
-# Patterns for the names of all files that a tokenizer may have.
+# Patterns of the names of all files that a tokenizer may have.
 _NAMES = (*FILES, *sentences.FILES, "vocab.bpe", "encoder.json", "tok*.bin", "config.json")
 
 
@@ -67,7 +68,7 @@ def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
 def find(
     given: str | os.PathLike[str] | None, beside: str | os.PathLike[str], vocab_size: int
 ) -> Path | None:
-    """Return the path of a tokenizer: `given`, or else beside a model or a ticket, or else None."""
+    """Return the path `given`, or else that of a tokenizer beside a model or ticket, or None."""
     if given is not None:
         return storage.fetched(storage.place(given), _NAMES)
     path = storage.place(beside)
@@ -95,7 +96,8 @@ def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """
     source, folder = Path(path), storage.place(folder)
     if source.suffix == ".gguf":
-        # An unsupported tokenizer is refused only when a text needs it; a ticket can do without.
+        # An unsupported tokenizer is refused only when a text needs it; a ticket needs no
+        # tokenizer.
         with contextlib.suppress(ValueError):
             for name, content in gguf.folder_files(source).items():
                 storage.write_bytes(folder / name, content)

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders, through the library `tokenizers`, with chat templates."""
+"""Tokenizers and chat templates of Hugging Face folders, through the library `tokenizers`."""
 
 import json
 import re
@@ -15,7 +15,7 @@ FILES = (
     "special_tokens_map.json", "generation_config.json",
 )  # fmt: skip
 
-_LARGEST = 9999  # limit of powers and repetitions in a template
+_LARGEST = 9999  # the limit on powers and repetitions in a template
 
 
 class FolderTokenizer:
@@ -23,11 +23,11 @@ class FolderTokenizer:
 
     Attributes:
       stop: the tokens that end a text or a turn, according to the folder's configurations.
-      start: the token that stands for an empty text, or None.
+      start: the token with which generation from an empty text begins, or None.
     """
 
     def __init__(self, folder: Path, *, name: str | None = None):
-        """Read the files; messages call the folder `name`.
+        """Read the files of the folder; error messages call the folder `name`.
 
         Raises:
           CheckpointError: a file is missing or damaged.
@@ -93,11 +93,11 @@ class FolderTokenizer:
         return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
 
     def __repr__(self) -> str:
-        """Return the folder and the number of tokens."""
+        """Return a text with the folder and the number of tokens."""
         return f"FolderTokenizer({self._name!r}: {self._tokenizer.get_vocab_size()} tokens)"
 
     def _id(self, name: str) -> int | None:
-        """Return the number of a special token of the configuration."""
+        """Return the number of the special token `name` in the configuration, or None."""
         token = self._config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
@@ -111,7 +111,7 @@ class FolderTokenizer:
         template = self._config.get("chat_template")
         if path.exists():
             return storage.read_bytes(path).decode(errors="replace")
-        if isinstance(template, list):  # several, by name
+        if isinstance(template, list):  # several named templates
             named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
             template = named.get("default")
         if not isinstance(template, str):
@@ -138,7 +138,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
-    """Return a chat of one message as the template renders it, in a sandbox as in transformers."""
+    """Render a chat of one message with the template, in a sandbox as transformers does."""
     try:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -150,7 +150,7 @@ def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
         raise jinja2.exceptions.TemplateError(message)
 
     class Bounded(ImmutableSandboxedEnvironment):
-        """Limits products, powers and widths of numbers: a template must not take all memory."""
+        """Limits the size of products, powers and texts, so that no template takes all memory."""
 
         intercepted_binops = frozenset(("*", "**", "%"))
 
@@ -180,5 +180,5 @@ def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
     try:
         compiled = environment.from_string(template)
         return compiled.render(messages=messages, add_generation_prompt=True, tools=None, **tokens)
-    except Exception as error:  # whatever the template's code raises
+    except Exception as error:  # the template's code may raise any error
         raise checks.fail("the chat template", "one that renders", reason(error)) from error

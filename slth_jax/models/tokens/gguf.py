@@ -24,7 +24,7 @@ def _split(pattern: str) -> list[dict[str, Any]]:
     return [split | {"invert": False}, _BYTES | {"use_regex": False}]
 
 
-# The steps before the merges, by llama.cpp's name of the model's pattern.
+# Maps llama.cpp's name of a pattern to the steps that precede the merges.
 _STEPS: dict[str, list[dict[str, Any]]] = {
     "default": [_BYTES],
     "gpt-2": [_BYTES],
@@ -37,7 +37,7 @@ _CONTROL, _USER = 3, 4  # types of tokens that are not made by merges
 
 
 def open_gguf(path: Path) -> FolderTokenizer:
-    """Return the tokenizer in a GGUF file; errors are as in `folder_files`."""
+    """Return the tokenizer in a GGUF file; the errors are those of `folder_files`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in folder_files(path).items():
             (Path(folder) / name).write_bytes(content)
@@ -45,7 +45,7 @@ def open_gguf(path: Path) -> FolderTokenizer:
 
 
 def folder_files(path: Path) -> dict[str, bytes]:
-    """Return ``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json`` by name.
+    """Return the contents of the tokenizer's files, as a dict from file name to bytes.
 
     Raises:
       ValueError: the tokenizer is not of the supported type (byte-pair merges).

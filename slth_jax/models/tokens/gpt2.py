@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer from the two files of its first release, through the library tiktoken."""
+"""GPT-2's tokenizer, read from the two files of its first release with the library tiktoken."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class BytePairs:
         """Read ``encoder.json`` and ``vocab.bpe`` in `folder`.
 
         Raises:
-          CheckpointError: a file is missing, or the two are not a vocabulary of GPT-2.
+          CheckpointError: a file is missing, or the two files are not GPT-2's vocabulary.
         """
         try:
             import tiktoken

@@ -14,9 +14,9 @@ _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer(NamedTuple):
-    """Pieces of bytes with scores, merged by score.
+    """Pieces of bytes with scores; the pair with the best score is merged first.
 
-    Token 1 begins a text, and also ends it; tokens 3 to 258 are single bytes.
+    Token 1 begins a text and also ends it. Tokens 3 to 258 are single bytes.
     """
 
     pieces: tuple[bytes, ...]
@@ -24,10 +24,10 @@ class Tokenizer(NamedTuple):
     start: int = 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text`, the start token first; the best-scored pair merges first.
+        """Return the start token and the tokens of `text`; the best-scored pair is merged first.
 
         Raises:
-          ValueError: for a character there is neither a piece nor pieces for its bytes.
+          ValueError: a character of the text is not a piece, nor are its bytes.
         """
         lookup = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         tokens = [self.start]
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Return the tokenizer in a llama2.c tokenizer file (``tok512.bin``).
 
     Raises:
-      CheckpointError: the file is missing, or is no such tokenizer.
+      CheckpointError: the file is missing, or is not a llama2.c tokenizer.
     """
     data = storage.read_bytes(path)
     pieces: list[bytes] = []

@@ -6,13 +6,13 @@ from slth_jax import checks
 
 
 class Numbers:
-    """A text is the decimal numbers of its tokens, separated by spaces."""
+    """A tokenizer whose texts are the decimal numbers of tokens, separated by spaces."""
 
     start: int | None = None
     stop: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
-        """Return the numbers in `text`.
+        """Return the numbers in `text` as tokens.
 
         Raises:
           ValueError: `text` contains anything but numbers.
@@ -24,5 +24,5 @@ class Numbers:
         return [int(word) for word in words]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the numbers of `tokens`."""
+        """Return a text with the numbers of `tokens`, separated by spaces."""
         return " ".join(str(int(token)) for token in tokens)

@@ -1,4 +1,4 @@
-"""Read the files of a sentence encoder: convert texts to padded tokens, find the pooling."""
+"""Read a sentence encoder's tokenizer and pooling; convert texts to padded tokens."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from slth_jax import checks, storage
 from slth_jax.models.tokens.folder import FolderTokenizer, read_object
 
-# The files of the library sentence-transformers that change an embedding.
+# The files of a sentence-transformers folder that affect an embedding.
 FILES = (
     "sentence_bert_config.json", "1_Pooling/config.json", "modules.json",
     "config_sentence_transformers.json",
@@ -21,14 +21,14 @@ _WIDTHS = ("word_embedding_dimension", "embedding_dimension", "include_prompt")
 
 
 class Batch(NamedTuple):
-    """Texts as tokens, padded to one length; `kept` is False at padding."""
+    """A batch of texts as tokens, padded to the same length; `kept` is False at padding."""
 
     tokens: Int[np.ndarray, "n t"]
     kept: Bool[np.ndarray, "n t"]
 
 
 class Sentences:
-    """The tokenizer of a folder for texts to embed, and the folder's pooling.
+    """The tokenizer and the pooling in a sentence encoder's folder.
 
     Attributes:
       length: the largest number of tokens per text; longer texts are cut.
@@ -37,10 +37,10 @@ class Sentences:
     """
 
     def __init__(self, folder: Path, max_length: int):
-        """Read the files of the folder; `max_length` is the longest text of the model.
+        """Read the files of the folder; `max_length` is the model's largest number of tokens.
 
         Raises:
-          ValueError: a pooling, a step, a prompt or a preprocessing of texts is not supported.
+          ValueError: the pooling, a step, a prompt or a preprocessing of texts is not supported.
           CheckpointError: a file is missing or damaged.
         """
         self._tokenizer = FolderTokenizer(folder)
@@ -75,7 +75,7 @@ class Sentences:
 
 
 def _pooling(config: Mapping[str, Any]) -> str:
-    """Return the pooling that a configuration names; 'mean' if it is empty."""
+    """Return the pooling that a configuration names; 'mean' if the configuration is empty."""
     modes = [name for name in config if name.startswith("pooling_mode_")]
     for name in config.keys() - {*modes, *_WIDTHS}:
         raise checks.fail(repr(name)[:80], "absent from the pooling", repr(config[name])[:80])
@@ -86,7 +86,7 @@ def _pooling(config: Mapping[str, Any]) -> str:
 
 
 def _steps(path: Path) -> tuple[str, ...]:
-    """Return the steps of an encoder from its list of modules; all steps if there is no list."""
+    """Return the steps in an encoder's list of modules; return all steps if there is no list."""
     if not path.exists():
         return _STEPS
     modules = storage.read_json(path)
@@ -102,7 +102,7 @@ def _steps(path: Path) -> tuple[str, ...]:
 
 
 def _check_prompt(config: Mapping[str, Any]) -> None:
-    """Refuse a prompt that the library sentence-transformers puts before every text."""
+    """Refuse a configuration with a prompt, which sentence-transformers puts before all texts."""
     name, prompts = config.get("default_prompt_name"), config.get("prompts")
     empty = isinstance(prompts, dict) and isinstance(name, str) and prompts.get(name) == ""
     if name is not None and not empty:

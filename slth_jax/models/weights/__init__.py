@@ -1,11 +1,11 @@
 """Read and write weights: `open` recognises the kind of a path and returns a `Reader`.
 
-A `Reader` (`reader`) has the settings and reads arrays block by block, under the names of
-`models.settings`; `save` writes a folder. `folder` reads and writes Hugging Face folders, whose
+A `Reader` (`reader`) has the model's settings and reads its arrays block by block, under the names
+in `models.settings`. `save` writes a folder. `folder` reads and writes Hugging Face folders, whose
 architectures are tables of names and keys (`bert`, `roberta`, `gpt2`, `llama`, with `layout`,
 `keys` and `rope`); `llama2c` reads a ``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens
-``.npz``. A model is read as its maker's library reads it: every key of a configuration and every
-array is either used, known to have no effect, or refused with a message that names it.
+``.npz``. A model is read as the original library reads it. Every key of a configuration and every
+array is used, or known to have no effect, or refused with an error message that names it.
 """
 
 import os
@@ -25,7 +25,7 @@ from slth_jax.storage import CheckpointError, reason
 
 __all__ = ["Reader", "local_path", "open", "save", "stacked"]
 
-# Patterns for the files of a model's folder, without weights that `torch.load` reads.
+# Patterns of the files in a model's folder, except for weights that `torch.load` reads.
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 KINDS = "a Hugging Face folder, a llama2.c .bin, a .gguf or a TransformerLens .npz"
 
@@ -40,7 +40,7 @@ def open(  # always called as weights.open
         and weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
         ``.gguf`` of the Llama type, or a TransformerLens ``.npz``; on this machine or in a bucket
         (gs://, s3://).
-      config: the configuration of an ``.npz``, if there is no JSON file of the same name beside it.
+      config: the configuration for an ``.npz`` file; None if a JSON file with the same name exists.
 
     Raises:
       ValueError: the kind of file, a key, a value or an array is not supported.
@@ -63,7 +63,7 @@ def open(  # always called as weights.open
 
 
 def _from_bucket(path: storage.BucketPath) -> Path:
-    """Copy a model's folder, or its file and the files that may be beside it; return the path."""
+    """Copy a model's folder, or its file with accompanying files; return the local path."""
     if path.is_file():
         names = (path.name, f"{path.stem}.json", "tok*.bin")
         return storage.fetched(path.parent, names) / path.name
@@ -75,12 +75,12 @@ def _from_bucket(path: storage.BucketPath) -> Path:
 def local_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a model on this machine; download it from a bucket or the Hub if needed.
 
-    A name of the form OWNER/NAME that is no path on this machine is a name on the Hub. If the
-    library `huggingface_hub` is not installed, or there is no network and no copy, the error says
-    so.
+    A name of the form OWNER/NAME that is not a path on this machine is taken as a name on the Hub.
+    An error is raised if the library `huggingface_hub` is not installed, or if there is neither a
+    network nor a cached copy.
 
     Raises:
-      CheckpointError: there is no such model here or on the Hub.
+      CheckpointError: there is no such model on this machine or on the Hub.
     """
     local = storage.place(path)
     if isinstance(local, storage.BucketPath):
@@ -95,6 +95,6 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(line) from error
     try:
         return Path(snapshot_download(name, allow_patterns=_PATTERNS))
-    except Exception as error:  # of the network, the Hub, or the cache on disk
+    except Exception as error:  # an error of the network, the Hub, or the cache on disk
         line = f"cannot read {name}: no such folder here, and not on the Hub ({reason(error)})"
         raise CheckpointError(line) from error

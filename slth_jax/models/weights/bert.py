@@ -46,7 +46,7 @@ _NORMS = {"ln_1": "attention.output.LayerNorm", "ln_2": "output.LayerNorm"}
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names."""
+    """Return the table of array names (see `layout.Layout`)."""
     part, rows = "encoder.layer.{b}.", []
     for ours, theirs in _MAPS.items():
         rows.append(Row(ours, f"{part}{theirs}.weight", transposed=True))
@@ -70,7 +70,7 @@ def num_blocks(fields: Mapping[str, Any]) -> int:
 
 
 def sizes(fields: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """Return the sizes to compare with the arrays (see `layout.check_sizes`)."""
+    """Return the configured sizes that `layout.check_sizes` compares with the arrays."""
     values = keys.read(fields, KEYS, kind="bert")
     return {
         "vocab_size": ("wte", 0, keys.size(values, "vocab_size")),
@@ -85,7 +85,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a Hugging Face ``BertConfig``.
 
     Raises:
-      ValueError: a key or a value that this family does not support.
+      ValueError: a key or a value is not supported.
     """
     values = keys.read(fields, KEYS, kind="bert")
     activation = checks.choice("hidden_act", values["hidden_act"], ACTIVATIONS)
@@ -110,7 +110,7 @@ def fields(settings: Settings) -> dict[str, Any]:
     """Return the fields of a Hugging Face ``BertConfig``.
 
     Raises:
-      ValueError: settings that BERT cannot have; the line names the first.
+      ValueError: BERT cannot have these settings; the error message names the first wrong setting.
     """
     s = settings
     plain = plain_fields(

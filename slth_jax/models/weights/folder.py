@@ -1,4 +1,4 @@
-"""Hugging Face folders: ``config.json`` with ``model.safetensors``, whole or in shards."""
+"""Read and write Hugging Face folders: ``config.json`` and weights, whole or in shards."""
 
 import math
 import os
@@ -33,7 +33,7 @@ _HEAD = "lm_head.weight"
 def open_folder(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a folder with ``config.json`` and weights.
 
-    Names and shapes of all weights are compared with the config before any is read.
+    The names and shapes of all weights are compared with the config before any weight is read.
 
     Raises:
       ValueError: an architecture, key or value is not supported, or weights do not fit.
@@ -41,7 +41,7 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     """
     folder = Path(path)
     check_file(folder / "config.json")
-    if (folder / "adapter_config.json").exists():  # transformers adds its arrays to the model's
+    if (folder / "adapter_config.json").exists():  # transformers would add its arrays
         allowed = "a folder without adapter_config.json: merge the adapter into the weights"
         raise checks.fail("model", allowed, str(folder))
     fields = storage.read_json(folder / "config.json")
@@ -52,8 +52,8 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     sizes = module.sizes(fields)
     _tie(tensors, table)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    # Sizes are compared with the arrays first: nothing is built to a size that only the config
-    # states.
+    # Sizes are compared with the arrays first, so that nothing is allocated whose size is stated in
+    # the config only.
     layout.check_sizes(shapes, table, sizes)
     count = table.count_blocks(shapes)
     num_blocks = module.num_blocks(fields)
@@ -66,7 +66,7 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     expected = table.their_shapes(settings)
 
     def read(name: str) -> np.ndarray:
-        if name not in tensors:  # a bias that this block lacks and other blocks have
+        if name not in tensors:  # a bias that only other blocks have
             return np.zeros(expected[name], np.float32)
         return tensors[name].read()
 
@@ -93,7 +93,7 @@ def save(
     added to ``config.json``.
 
     Raises:
-      ValueError: settings or parameters that the architecture cannot have.
+      ValueError: the architecture cannot have these settings or parameters.
       CheckpointError: the folder cannot be written to.
     """
     if settings.positions == "rotary":
@@ -113,10 +113,10 @@ def save(
 def to_state(
     params: Mapping[str, Any], settings: Settings, table: Layout, prefix: str
 ) -> dict[str, np.ndarray]:
-    """Return parameters under the names of a layout.
+    """Return a state dict: the parameters under the names in the layout `table`.
 
     Raises:
-      ValueError: a parameter is missing, unknown, or has another shape than `settings` determine.
+      ValueError: a parameter is missing or unknown, or its shape does not follow from `settings`.
     """
     names = {name for name, _, _ in table.stacked(settings.num_blocks)}
     for name in sorted(names ^ params.keys()):
@@ -129,10 +129,10 @@ def to_state(
 
 
 def _named(tensors: Mapping[str, Tensor], module: ModuleType) -> dict[str, Tensor]:
-    """Return the tensors under names without prefix; leave out buffers that have no effect.
+    """Remove the prefix from the tensors' names; leave out buffers that have no effect.
 
     Raises:
-      ValueError: an array has integers or float8, or is present both with and without the prefix.
+      ValueError: an array has a dtype of integers or float8, or occurs with and without the prefix.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

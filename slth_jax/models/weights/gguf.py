@@ -46,8 +46,8 @@ KEYS = Keys(
 def open_gguf(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a GGUF file of architecture 'llama'.
 
-    llama.cpp stores the rows of query and key heads as neighbouring pairs (even, odd); they are
-    reordered so that a head's even rows come first.
+    llama.cpp stores the rows of query and key heads as neighbouring pairs (even, odd). The rows are
+    reordered so that each head's even rows come first.
 
     Raises:
       ValueError: the architecture, a key or an array is not supported.
@@ -115,7 +115,7 @@ def _dequantised(gguf: Any, tensor: Any) -> np.ndarray:
 
 
 def _float32(values: Mapping[str, Any], name: str) -> float:
-    """Return a float32 of the file as the shortest decimal number that rounds to it: 1e-5."""
+    """Return a float32 in the file as the shortest decimal that rounds to it, such as 1e-5."""
     return float(str(np.float32(checks.number(name, values[name], low=0, high=1e12))))
 
 
@@ -200,7 +200,7 @@ def _reader(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Any], r
 def _frequencies(
     values: Mapping[str, Any], head_width: int, factors: np.ndarray | None
 ) -> tuple[float, ...]:
-    """Return the rotary frequencies; `factors` are the divisors of Llama 3's scaling, if any."""
+    """Return the rotary frequencies, divided by `factors` (Llama 3's scaling) if given."""
     scaling = checks.choice("rope.scaling.type", values["rope.scaling.type"], ("none", "linear"))
     parameters = {"rope_type": "default"}
     if scaling == "linear" and values["rope.scaling.factor"] not in (None, 0.0):

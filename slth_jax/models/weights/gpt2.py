@@ -42,7 +42,7 @@ KEYS = Keys(
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names."""
+    """Return the table of array names (see `layout.Layout`)."""
     rows = []
     for ours, theirs in {
         "ln_1": "ln_1",
@@ -71,7 +71,7 @@ def layout(fields: Mapping[str, Any]) -> Layout:
 
 
 def sizes(fields: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """Return the sizes to compare with the arrays (see `layout.check_sizes`)."""
+    """Return the configured sizes that `layout.check_sizes` compares with the arrays."""
     values = keys.read(fields, KEYS, kind="gpt2")
     width = keys.size(values, "n_embd")
     return {
@@ -92,7 +92,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a Hugging Face ``GPT2Config``.
 
     Raises:
-      ValueError: a key or a value that this family does not support.
+      ValueError: a key or a value is not supported.
     """
     values = keys.read(fields, KEYS, kind="gpt2")
     activation = checks.choice("activation_function", values["activation_function"], ACTIVATIONS)
@@ -115,7 +115,7 @@ def fields(settings: Settings) -> dict[str, Any]:
     """Return the fields of a Hugging Face ``GPT2Config``.
 
     Raises:
-      ValueError: settings that GPT-2 cannot have; the line names the first.
+      ValueError: GPT-2 cannot have these settings; the error message names the first wrong setting.
     """
     s = settings
     plain = plain_fields(s, tied=s.tied, logit_scale=1.0 if s.logit_scale == 1.0 else None)

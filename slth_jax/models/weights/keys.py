@@ -1,4 +1,4 @@
-"""Tables of configuration keys: a key is used, has no effect, or is refused by name."""
+"""Tables of configuration keys, which state for each key whether it is used or ignored."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ from slth_jax import checks
 
 
 class Keys(NamedTuple):
-    """The keys that a reader understands.
+    """The keys of a configuration that a reader accepts.
 
     Attributes:
-      used: keys that change the function, with the default values of their maker's library.
-      only: keys that change the function, with the values that are supported.
-      ignored: keys without effect on the function.
-      aliases: other names of keys in `used`.
+      used: a dict from each key that affects the function to its default in the original library.
+      only: a dict from each key that affects the function to its supported values.
+      ignored: the keys that have no effect on the function.
+      aliases: a dict from other names to keys in `used`.
     """
 
     used: Mapping[str, Any]
@@ -23,7 +23,7 @@ class Keys(NamedTuple):
 
 
 def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
-    """Return the values of the used keys, defaults filled in.
+    """Return a dict of the used keys with their values in `fields`, or else their defaults.
 
     Raises:
       ValueError: a key has an unknown effect, an unsupported value, or two values.
@@ -40,7 +40,7 @@ def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
             values[name] = value
             source[name] = key
         elif key in keys.only:
-            # Types are compared, too: 1 is not True.
+            # Types are compared too, since 1 must not count as True.
             if not any(value == v and type(value) is type(v) for v in keys.only[key]):
                 allowed = " or ".join(map(repr, keys.only[key]))
                 raise checks.fail(key, f"{allowed} in a {kind} that is supported", repr(value)[:80])
@@ -53,14 +53,14 @@ def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
 
 
 def flag(values: Mapping[str, Any], name: str) -> bool:
-    """Return a value that must be true or false; null counts as false."""
+    """Return the value of `name`, which must be true or false; null counts as false."""
     if values[name] is not None and not isinstance(values[name], bool):
         raise checks.fail(name, "true or false", repr(values[name])[:80])
     return bool(values[name])
 
 
 def size(values: Mapping[str, Any], name: str, otherwise: int | None = None) -> int:
-    """Return a value that must be a positive integer, or `otherwise` if it is null."""
+    """Return the value of `name`, a positive integer; return `otherwise` if it is null."""
     if values[name] is None and otherwise is not None:
         return otherwise
     return checks.integer(name, values[name], low=1)

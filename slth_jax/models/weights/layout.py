@@ -1,4 +1,4 @@
-"""Tables that map our names of arrays to the names in a state dict, and back."""
+"""Tables that map this library's names of arrays to the names in a state dict, and back."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,17 +17,17 @@ _SIZES = (
 
 
 def check_kind(settings: Settings, kind: str, expected: Mapping[str, Any]) -> None:
-    """Refuse settings that a kind of network cannot have; the line names the first."""
+    """Refuse settings that a network of this kind cannot have; the error names the first one."""
     for name, value in expected.items():
         if getattr(settings, name) != value:
             raise checks.fail(name, f"{value!r} in a {kind}", repr(getattr(settings, name)))
 
 
 def plain_fields(settings: Settings, **options: Any) -> dict[str, Any]:
-    """Return all fields of settings with the sizes of `settings`, `options`, and defaults."""
+    """Return all fields of `Settings`: sizes from `settings`, then `options`, then defaults."""
     sizes = {name: getattr(settings, name) for name in _SIZES}
     fields = dict(vars(make_settings(**sizes, **options)))
-    del fields["factor"]  # the form of a masked source, which no configuration contains
+    del fields["factor"]  # only masked sources have this field, and no configuration does
     return fields
 
 
@@ -36,28 +36,28 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Row(NamedTuple):
-    """An array of our tree and its name in the state dict."""
+    """An array's name in this library and its name in the state dict."""
 
     ours: str
     theirs: str
     transposed: bool = False
-    third: int | None = None  # the array of the state dict is query, key and value side by side
-    divided: bool = False  # our array is theirs divided by (block index + 1)
+    third: int | None = None  # 0, 1, 2 if the state dict stores query, key, value as one array
+    divided: bool = False  # whether to divide the stored array by (block index + 1)
     skipped: int = 0  # the first rows of the state dict's array that our array lacks
 
 
 class Layout(NamedTuple):
-    """The rows outside the blocks, and the rows of a block, with ``{b}`` for its number."""
+    """The table's rows outside the blocks and of a block; ``{b}`` is the block's number."""
 
     ends: tuple[Row, ...]
     block: tuple[Row, ...]
 
     def rows_of(self, index: int) -> list[Row]:
-        """Return the rows of one block with its number filled in."""
+        """Return the table's rows for block `index`, with its number in place of ``{b}``."""
         return [row._replace(theirs=row.theirs.format(b=index)) for row in self.block]
 
     def stacked(self, num_blocks: int) -> list[tuple[str, int | None, Row]]:
-        """Return (our stacked name, block or None, row) of every array."""
+        """Return (name in this library, block or None, row of the table) for every array."""
         rows: list[tuple[str, int | None, Row]] = [(row.ours, None, row) for row in self.ends]
         for index in range(num_blocks):
             rows += [(f"h.{row.ours}", index, row) for row in self.rows_of(index)]
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
         return count
 
     def without_absent(self, names: Iterable[str], num_blocks: int) -> "Layout":
-        """Return the layout without biases that no block has in `names`; these are zero."""
+        """Return the layout without the biases that no block in `names` has, which are zero."""
         names = set(names)
 
         def kept(row: Row, count: int) -> bool:
@@ -82,7 +82,7 @@ class Layout(NamedTuple):
         return Layout(ends, tuple(row for row in self.block if kept(row, num_blocks)))
 
     def their_shapes(self, settings: Settings) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a whole state dict under their names."""
+        """Return a dict from name to shape of all arrays of a state dict."""
         ours = {**matrix_shapes(settings), **vector_shapes(settings)}
         result: dict[str, tuple[int, ...]] = {}
         for name, index, row in self.stacked(settings.num_blocks):
@@ -99,7 +99,7 @@ class Layout(NamedTuple):
 
 
 def read(rows: Iterable[Row], source: Read, *, block: int = 0) -> dict[str, np.ndarray]:
-    """Return our arrays from `source(their name)`; an array of three parts is read once."""
+    """Read the arrays of `rows` with ``source(name)``; query-key-value arrays are read once."""
     result, joined = {}, {}
     for row in rows:
         if row.third is None:
@@ -114,7 +114,7 @@ def read(rows: Iterable[Row], source: Read, *, block: int = 0) -> dict[str, np.n
 
 
 def write(layout: Layout, params: Mapping[str, Any], num_blocks: int) -> dict[str, np.ndarray]:
-    """Return the state dict of our stacked parameters under their names."""
+    """Return the state dict for stacked parameters in this library's names."""
     parts: dict[str, list[np.ndarray]] = {}
     for name, index, row in layout.stacked(num_blocks):
         value = np.asarray(params[name]) if index is None else np.asarray(params[name])[index]
@@ -128,16 +128,16 @@ def write(layout: Layout, params: Mapping[str, Any], num_blocks: int) -> dict[st
 
 
 def check_sizes(shapes: Shapes, layout: Layout, sizes: Mapping[str, tuple[str, int, int]]) -> None:
-    """Compare sizes of a configuration with the arrays, before anything of that size is built.
+    """Compare the sizes in a configuration with the arrays, before memory is allocated.
 
     Args:
-      shapes: shapes of the arrays by their names.
-      layout: the table of names.
-      sizes: {name of the size in messages: (our name of an array, the axis of that array as we
-        store it, the size)}.
+      shapes: a dict from the name of each array in the state dict to its shape.
+      layout: the table of array names.
+      sizes: a dict from the name of a size in the configuration to a triple: this library's name of
+        an array, the axis of the array (as this library stores it), and the size.
 
     Raises:
-      ValueError: a size that the arrays do not have.
+      ValueError: a size differs from the arrays.
     """
     rows = {row.ours: row for row in (*layout.ends, *layout.rows_of(0))}
     for name, (ours, axis, size) in sizes.items():
@@ -155,12 +155,12 @@ def check_sizes(shapes: Shapes, layout: Layout, sizes: Mapping[str, tuple[str, i
 
 
 def check(name: str, have: Shapes, expected: Shapes, *, what: str) -> None:
-    """Refuse a state dict with other names or shapes than `expected`.
+    """Refuse a state dict whose names or shapes differ from `expected`.
 
     Biases may be absent; absent biases are zero.
 
     Raises:
-      ValueError: a line about the first missing or unknown name, or the first wrong shape.
+      ValueError: a name is missing or unknown, or a shape is wrong; the message names the first.
     """
     for theirs in sorted(expected.keys() ^ have.keys()):
         if theirs not in have and theirs.endswith(".bias"):

@@ -1,7 +1,8 @@
-"""NumPy archives of TransformerLens, and of Nanda et al. (2023).
+"""Read NumPy archives of TransformerLens, and of Nanda et al.
 
-The arrays of an archive do not determine a network: activation, normalisation, attention mask and
-scales are in TransformerLens's configuration, which is expected as `NAME.json` beside `NAME.npz`.
+(2023). The arrays of an archive do not determine a network. Activation, normalisation, attention
+mask and scales are in TransformerLens's configuration, which must be in the file `NAME.json` beside
+`NAME.npz`.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from slth_jax.models.weights.keys import Keys
 from slth_jax.models.weights.reader import Arrays, Reader
 from slth_jax.models.weights.tensors import check_file
 
-# {normalization_type: (our norm, whether gains and shifts are in the archive)}; 'Pre': folded.
+# Maps normalization_type to (norm in `Settings`, whether the archive has gains and shifts). Types
+# that end in 'Pre' have them folded into the matrices.
 _NORMS = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
 _IGNORED = """
     act_fn_kwargs attn_types batch_size center_unembed center_writing_weights
@@ -56,7 +58,7 @@ KEYS = Keys(
 )  # fmt: skip
 """The keys of a `HookedTransformerConfig`, and `pad_token`: a token that no token attends to."""
 
-# The configurations of archives that were published without one, by the SHA-256 of the archive.
+# Maps the SHA-256 of archives that were published without a configuration to the configuration.
 _PUBLISHED = {
     # ARENA's bracket classifier, with the tokens start, (, ), padding, end; attention is
     # bidirectional.
@@ -72,15 +74,15 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
     """Return a reader of an archive with the names of TransformerLens's state dict.
 
     Args:
-      path: the archive: `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q`, ....
+      path: the archive, with the arrays `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q`, ....
       config: the keys of TransformerLens's configuration; None reads them from `NAME.json` beside
-        the archive. Archives in the layout of Nanda et al. (2023), whose projections are
-        ``[h, k, d]``, need no configuration: their code has no normalisation, a causal mask and
-        ReLU.
+        the archive. Archives in the layout of Nanda et al. (2023), whose projections are ``[h, k,
+        d]``, need no configuration, because their code always has no normalisation, a causal mask
+        and ReLU.
 
     Raises:
       ValueError: there is no configuration, a key or value is not supported, or an array is
-        missing, unknown or of another shape.
+        missing, is unknown or has a wrong shape.
       CheckpointError: the file is missing or damaged.
     """
     path = Path(path)
@@ -97,7 +99,7 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
 
 
 def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
-    """Return the configuration of an archive: from the file beside it, or a known one."""
+    """Return the configuration of an archive, from the file beside it or from a known archive."""
     beside = path.with_suffix(".json")
     if beside.exists():
         return storage.read_json(beside)
@@ -111,7 +113,7 @@ def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
 
 
 def _turn(arrays: Arrays) -> bool:
-    """Rename and transpose arrays in the layout of Nanda et al.; return whether it is theirs."""
+    """Convert arrays from the layout of Nanda et al., if they have it; return whether they do."""
     for name in [name for name in arrays if name.startswith("attn_blocks.")]:
         arrays[name.removeprefix("attn_")] = arrays.pop(name)
     first, positions = arrays.get("blocks.0.attn.W_Q"), arrays.get("pos_embed.W_pos")
@@ -156,7 +158,7 @@ def _count(arrays: Arrays) -> int:
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
-    """Return our settings for the values of a configuration."""
+    """Return the settings that correspond to a configuration."""
     d, k = keys.size(values, "d_model"), keys.size(values, "d_head")
     h = d // k if values["n_heads"] == -1 else keys.size(values, "n_heads")
     norm = values["normalization_type"]
@@ -211,7 +213,7 @@ _ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "s
 
 
 def _shapes(s: Settings, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in the state dict, biases included; 'B.' stands for a block's prefix."""
+    """Return the shapes in the state dict, with biases; 'B.' stands for a block's prefix."""
     d, h, g, k, f = s.width, s.num_heads, s.num_kv_heads, s.head_width, s.hidden_width
     grouped = "_" if values["n_key_value_heads"] is not None else ""
     shapes: dict[str, tuple[int, ...]] = {
@@ -287,7 +289,7 @@ def _reader(path: Path, arrays: Arrays, config: Mapping[str, Any]) -> Reader:
 
 
 def _checked_sizes(arrays: Arrays, values: Mapping[str, Any]) -> Settings:
-    """Return the settings after comparing the configuration's sizes with the arrays."""
+    """Compare the configuration's sizes with the arrays; return the settings."""
     most = max((value.size for value in arrays.values()), default=0)
     for name in ("d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_heads"):
         value = values[name]
@@ -310,7 +312,7 @@ def _ends(arrays: Arrays) -> Arrays:
 
 
 def _block(arrays: Arrays, part: str, settings: Settings) -> Arrays:
-    """Return the arrays of one block under our names."""
+    """Return the arrays of one block under this library's names."""
     d = settings.width
     block: Arrays = {}
     for name in "qkv":
@@ -329,13 +331,13 @@ def _block(arrays: Arrays, part: str, settings: Settings) -> Arrays:
     }  # fmt: skip
     block |= {ours: arrays[part + name] for ours, name in names.items() if part + name in arrays}
     if settings.gated and "mlp.in.bias" in block:
-        # TransformerLens adds this bias behind the gate: (act(x gate) (x in) + b) out + b'.
+        # TransformerLens adds this bias after the gate: (act(x gate) (x in) + b) out + b'.
         shift = np.asarray(block.pop("mlp.in.bias"), np.float64) @ block["mlp.out"]
         block["mlp.out.bias"] = (block.get("mlp.out.bias", 0) + shift).astype(np.float32)
     return block
 
 
 def _halves(w: np.ndarray, head_width: int) -> np.ndarray:
-    """Reorder columns `[..., heads k]` of neighbouring pairs: each head's even columns first."""
+    """Reorder columns `[..., heads k]` from neighbouring pairs to even columns before odd ones."""
     pairs = w.reshape(*w.shape[:-1], -1, head_width // 2, 2)
     return np.moveaxis(pairs, -1, -2).reshape(w.shape)

@@ -1,4 +1,4 @@
-"""Llama, Mistral and Qwen2 as Hugging Face stores them.
+"""Llama, Mistral and Qwen2 in the form in which Hugging Face stores them.
 
 Matrices are stored as ``[out, in]``. In query and key heads the even components come first.
 """
@@ -57,7 +57,7 @@ KEYS = {
             "max_window_layers": 28, "layer_types": None,
         },
         _ONLY | {"mlp_bias": (False, None)},
-        keys.HUGGING_FACE_IGNORED | {"attention_bias"},  # always on queries, keys and values
+        keys.HUGGING_FACE_IGNORED | {"attention_bias"},  # Qwen2 always has these biases
     ),
 }  # fmt: skip
 """The keys of each `model_type`, with the defaults of its class in `transformers`."""
@@ -86,7 +86,7 @@ def layout(fields: Mapping[str, Any]) -> Layout:
 
 
 def sizes(fields: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """Return the sizes to compare with the arrays (see `layout.check_sizes`)."""
+    """Return the configured sizes that `layout.check_sizes` compares with the arrays."""
     values = keys.read(fields, KEYS[fields["model_type"]], kind=fields["model_type"])
     heads, kv_heads, head_width = _heads(values)
     return {
@@ -110,7 +110,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
     """Return our settings for the fields of a ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config``.
 
     Raises:
-      ValueError: a key or a value that this family does not support.
+      ValueError: a key or a value is not supported.
     """
     values = keys.read(fields, KEYS[fields["model_type"]], kind=fields["model_type"])
     activation = checks.choice("hidden_act", values["hidden_act"], ACTIVATIONS)
@@ -142,7 +142,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
 
 
 def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return h, g and k."""
+    """Return the number h of query heads, g of key/value heads, and the head width k."""
     heads = keys.size(values, "num_attention_heads")
     width = keys.size(values, "hidden_size")
     return (
@@ -153,9 +153,9 @@ def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _window(values: Mapping[str, Any]) -> int | None:
-    """Return the length of the attention window if a block has one, else None.
+    """Return the length of the attention window if a block has a window, else None.
 
-    Windows are not computed: the reader allows only sequences up to this length, for which a window
+    Windows are not computed. The reader allows only sequences up to this length, for which a window
     has no effect.
     """
     if "sliding_window" not in values:
@@ -185,14 +185,14 @@ def _window(values: Mapping[str, Any]) -> int | None:
 
 
 def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
-    """Return the fields of a ``LlamaConfig``, or of a ``Qwen2Config`` for its set of biases.
+    """Return the fields of a ``LlamaConfig`` or, if the biases are Qwen2's, a ``Qwen2Config``.
 
     Args:
-      settings: the network.
+      settings: the settings of the network.
       names: the names of the network's parameters, which show the biases that it has.
 
     Raises:
-      ValueError: settings that Llama cannot have; the line names the first.
+      ValueError: Llama cannot have these settings; the error message names the first wrong setting.
     """
     s = settings
     expected = {
@@ -207,7 +207,7 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
     }
     check_kind(s, "Llama", expected)
     base = 10_000.0 if s.head_width == 2 else s.rotary[1] ** (-s.head_width / 2)
-    base = float(f"{base:.12g}")  # without the round-off of its computation
+    base = float(f"{base:.12g}")  # removes the round-off of the computation
     plain = rotary_frequencies(s.head_width, base)
     if any(abs(a - b) > 1e-9 * b for a, b in zip(s.rotary, plain, strict=True)):
         raise checks.fail("rotary", "base^(-2 i / k) in a Llama", f"{s.rotary[:3]} ...")

@@ -19,18 +19,19 @@ from slth_jax.storage import CheckpointError, Damaged, reason
 _MAGIC = 0x616B3432  # "ak42"
 _HEADER = 256
 _MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.out", "mlp.in")
-_ENDS = ("wte", "ln_f.gain", "tables", "unembed")  # one array each, not one per block
+_ENDS = ("wte", "ln_f.gain", "tables", "unembed")  # each is one array, not one per block
 Shapes = dict[str, tuple[int, ...]]
 
 
 def open_bin(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a llama2.c model of version 0 (no magic number), 1 or 2.
 
-    Matrices are stored as ``[out, in]``. The rows of query and key heads are neighbouring pairs
-    (even, odd); they are reordered so that a head's even rows come first.
+    Matrices are stored as ``[out, in]``. The rows of query and key heads are stored as neighbouring
+    pairs (even, odd). They are reordered so that each head's even rows come first.
 
     Raises:
-      CheckpointError: the file is missing, of another format, or not as long as its header states.
+      CheckpointError: the file is missing, has another format, or its length contradicts its
+        header.
     """
     path = Path(path)
     check_file(path)
@@ -44,7 +45,7 @@ def open_bin(path: str | os.PathLike[str]) -> Reader:
         raise Damaged(f"{path} is no llama2.c model: {size} bytes are too short for a header")
     if struct.unpack("<I", header[:4])[0] != _MAGIC:
         numbers = list(struct.unpack("<7i", header[:28]))
-        # A negative vocabulary states that the output layer is not tied.
+        # A negative vocabulary size means that the output layer is not tied.
         settings = _settings(path, numbers[:5], abs(numbers[5]), numbers[6], numbers[5] > 0, size)
         return _reader(path, settings, _first_format(settings), 28, size)
     if len(header) < _HEADER:
@@ -82,7 +83,7 @@ def _settings(path, sizes, vocab_size: int, length: int, tied: bool, size: int) 
 
 
 def _blocks(s: Settings) -> Shapes:
-    """Return the shapes of the blocks' arrays in the file."""
+    """Return a dict from name to shape of the blocks' arrays in the file."""
     b, d, f = s.num_blocks, s.width, s.hidden_width
     heads, kv_heads = s.num_heads * s.head_width, s.num_kv_heads * s.head_width
     return {
@@ -113,12 +114,12 @@ def _later_format(s: Settings) -> Shapes:
 def _reader(
     path: Path, settings: Settings, shapes: Shapes, offset: int, size: int, group: int = 0
 ) -> Reader:
-    """Return the reader of arrays that are stored one after another from `offset` on.
+    """Return a reader of arrays that are stored one after another, beginning at `offset`.
 
     If `group` is not 0, each matrix of a block is stored as 8-bit integers, followed by a float32
     scale per `group` entries.
     """
-    places: dict[str, list[int]] = {}  # the offset of each block's array
+    places: dict[str, list[int]] = {}  # the offsets of an array in all blocks
     start = offset
     for name, shape in shapes.items():
         entries = math.prod(shape if name in _ENDS else shape[1:])
@@ -155,6 +156,6 @@ def _reader(
 
 
 def halves(w: np.ndarray, head_width: int) -> np.ndarray:
-    """Reorder rows `[heads k, d]` of neighbouring pairs: each head's even rows first."""
+    """Reorder rows `[heads k, d]` from neighbouring pairs to even rows before odd rows."""
     pairs = w.reshape(-1, head_width // 2, 2, w.shape[1])
     return pairs.transpose(0, 2, 1, 3).reshape(w.shape)

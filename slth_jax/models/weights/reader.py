@@ -1,4 +1,4 @@
-"""Read weights block by block: memory does not grow with the number of blocks."""
+"""Read weights block by block, so that memory does not grow with the number of blocks."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +15,12 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Reader:
-    """An open weight file: its settings, and arrays that are read when needed.
+    """An open weight file: the model's settings, and its arrays, which are read when needed.
 
     Attributes:
       path: the path that was opened, for messages.
       settings: the network.
-      num_bytes: the size of the weights in float32, each counted once.
+      num_bytes: the number of bytes of all weights in float32; each weight is counted once.
       read_ends: a function that returns the arrays outside the blocks.
       read_block: a function that returns the arrays of a block, given its number.
     """
@@ -47,18 +47,18 @@ class Reader:
         return self._checked(self.read_block(index), index)
 
     def check_entries(self) -> None:
-        """Read every array once, so that a damaged last block is noticed before the work begins.
+        """Read every array once, so that damage is noticed before a long computation begins.
 
         Raises:
-          CheckpointError: an array has NaN or infinite entries, or cannot be read; the line names
-            array and block.
+          CheckpointError: an array has NaN or infinite entries, or cannot be read; the error
+            message names the array and the block.
         """
         self.ends()
         for index in range(self.settings.num_blocks):
             self.block(index)
 
     def load(self) -> dict[str, Array]:
-        """Return all parameters, the blocks stacked, as `decoder.apply` takes them."""
+        """Return all parameters, with blocks stacked, in the form that `decoder.apply` takes."""
         blocks = map(self.block, range(self.settings.num_blocks))
         return {name: jnp.asarray(value) for name, value in stacked(self.ends(), blocks).items()}
 
@@ -78,7 +78,7 @@ class Reader:
 
 
 def stacked(ends: Mapping[str, np.ndarray], blocks: Iterable[Mapping[str, np.ndarray]]) -> Arrays:
-    """Return all parameters; arrays of the blocks are stacked along a first axis as 'h.NAME'."""
+    """Return all parameters; the blocks' arrays are stacked on a first axis, under 'h.NAME'."""
     parts: dict[str, list[np.ndarray]] = {}
     for block in blocks:
         for name, value in block.items():

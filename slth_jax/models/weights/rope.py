@@ -7,7 +7,8 @@ from typing import Any
 from slth_jax import checks
 from slth_jax.models.settings import rotary_frequencies
 
-# The supported keys of each type; all types may have 'rope_theta' and 'partial_rotary_factor'.
+# The supported keys of each type of frequencies. All types may also have 'rope_theta' and
+# 'partial_rotary_factor'.
 _TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -32,13 +33,13 @@ KEYS = {
 def frequencies(
     values: Mapping[str, Any], head_width: int, max_length: int
 ) -> tuple[tuple[float, ...], float]:
-    """Return the k / 2 frequencies, in radians per position, and the factor of cosine and sine.
+    """Return the k / 2 frequencies in radians per position, and a factor of cosine and sine.
 
     Args:
       values: the keys in `KEYS`. Parameters are read from `rope_scaling` (transformers 4) if it is
         given, else from `rope_parameters` (5); both may contain the base `rope_theta`.
-      head_width: k.
-      max_length: the original length, if the parameters do not give it.
+      head_width: the width k of a head.
+      max_length: the model's original maximal length, used if the parameters do not contain it.
 
     Raises:
       ValueError: a type or a key is not supported, or a number is out of range.
@@ -50,7 +51,7 @@ def frequencies(
     kind = checks.choice("rope_type", rope.get("rope_type", rope.get("type", "default")), _TYPES)
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_TYPES[kind]}
     if kind in ("default", "linear"):
-        # This key has no effect on these types; files of transformers 5 may contain it.
+        # This key has no effect on these types, but files of transformers 5 may contain it.
         known.add("original_max_position_embeddings")
     for key in rope.keys() - known:
         allowed = f"absent from {where} of type {kind!r}"
@@ -100,7 +101,7 @@ def _llama3(
 def _yarn(
     plain: tuple[float, ...], rope: Mapping[str, Any], factor: float, length: int, base: float
 ) -> tuple[float, ...]:
-    """Divide frequencies with few rotations by `factor`, with a linear ramp (Peng et al. 2023)."""
+    """Divide low frequencies by `factor`, with a linear transition (YaRN, Peng et al. 2023)."""
     checks.number("rope_theta", base, low=1, open_low=True)
     width = 2 * len(plain)
 

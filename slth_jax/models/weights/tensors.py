@@ -1,4 +1,4 @@
-"""Read the arrays in the weight files of a Hugging Face folder one at a time."""
+"""Read arrays, one at a time, from the weight files of a Hugging Face folder."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ class Tensor(NamedTuple):
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """Return the arrays in a folder by name, from safetensors files or `pytorch_model.bin`.
+    """Return a dict from name to array of a folder's safetensors files or `pytorch_model.bin`.
 
     Raises:
-      ValueError: an array is in two files.
+      ValueError: two files contain an array of the same name.
       CheckpointError: a file is missing, damaged, or cannot be read.
     """
     result: dict[str, Tensor] = {}
@@ -42,10 +42,10 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that is no file, and a git-lfs pointer.
+    """Refuse a path that is not a file, or that is a git-lfs pointer.
 
     Raises:
-      CheckpointError: one line that names the path.
+      CheckpointError: the path is refused; the error message names it.
     """
     if not path.exists():
         raise CheckpointError(f"cannot read {path}: No such file or directory")
@@ -74,7 +74,8 @@ def _shards(index: Path) -> list[Path]:
         raise Damaged(f"{index} is damaged: it has no 'weight_map'")
     files = sorted({str(name) for name in names.values()})
     for name in files:
-        # The name must be plain: an index must not point to files elsewhere on the machine.
+        # The name must not contain a folder, so that an index cannot point outside the model's
+        # folder.
         if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
             raise Damaged(f"{index} is damaged: {name[:80]!r} is no weight file of its folder")
     return [index.parent / name for name in files]
@@ -107,7 +108,7 @@ def _read_safetensors(path: Path, name: str) -> np.ndarray:
 
 
 def _of_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the arrays of a torch file, loaded as weights only, so no code of the file runs."""
+    """Yield the arrays of a torch file, which is loaded without executing code from the file."""
     try:
         import torch
     except ModuleNotFoundError as error:
