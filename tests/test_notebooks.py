@@ -14,6 +14,7 @@ from experiments.notebooks import run
 
 pytestmark = pytest.mark.notebooks
 NAMES = (
+    "a_random_network_answers_and_understands",
     "a_random_network_tells_a_story",
     "a_ticket_for_your_pytorch_attention",
     "strong_tickets_in_ten_minutes",
@@ -23,6 +24,7 @@ NAMES = (
 
 # "The number to change" of each notebook, and another value.
 CHANGES = {
+    "a_random_network_answers_and_understands": {"SAMPLES = 12 if QUICK else 16": "SAMPLES = 8"},
     "a_random_network_tells_a_story": {"SAMPLES = 12 if QUICK else 20": "SAMPLES = 8"},
     "a_ticket_for_your_pytorch_attention": {"UNITS = 16 if QUICK else 24": "UNITS = 12"},
     "strong_tickets_in_ten_minutes": {"WIDTH = 160": "WIDTH = 24"},

@@ -1,4 +1,4 @@
-"""Four introductory notebooks, which import nothing from `experiments`.
+"""Five introductory notebooks, which import nothing from `experiments`.
 
     python -m experiments.notebooks [NAME ...]
 
