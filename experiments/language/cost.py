@@ -112,10 +112,18 @@ def report(name: str, job: Job, runs: int, keep: float) -> list[str]:
         f"  {tokens:.3g} tokens and {flops:.3g} floating-point operations per run, {runs} runs",
         f"  about {machine.duration(seconds)} and {num_gib:.1f} GiB of memory, all runs at once, "
         f"on this machine ({machine.device()}): an estimate from the speed of its products",
-        f"  time of all runs on one device at {UTILISATION:.0%} of its peak (estimated):",
     ]
-    for device, (peak, size) in ACCELERATORS.items():
-        time = machine.duration(runs * flops / (peak * 1e12 * UTILISATION))
+    devices = {
+        device: runs * flops / (peak * 1e12 * UTILISATION)
+        for device, (peak, _) in ACCELERATORS.items()
+    }
+    if max(devices.values()) < 60:
+        return [*lines, f"  less than a minute on each of {', '.join(devices)} (estimated)"]
+    at = f"one device at {100 * UTILISATION:.0f} % of its peak (estimated)"
+    lines.append(f"  time of all runs on {at}:")
+    for device, needed in devices.items():
+        size = ACCELERATORS[device][1]
+        time = machine.duration(needed)
         fits = (
             ""
             if memory(job) < size * 1e9

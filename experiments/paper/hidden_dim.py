@@ -305,6 +305,8 @@ def compare(summary: dict[str, Any], source: str) -> list[claims.Claim]:
     for kind in dict.fromkeys(row["target"] for row in summary["rows"]):
         rows = [r for r in summary["rows"] if (r["target"], r["source"]) == (kind, source)]
         falling = [row for row in rows if row["mean"] > above_rounding(rows)]
+        if len(falling) < 2:  # widths so small that rounding does not limit any error
+            falling = rows
         what = (
             "neighbouring widths of which the larger has the smaller mean error, above the "
             f"rounding error, {kind}"
