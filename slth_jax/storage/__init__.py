@@ -1,13 +1,13 @@
 """Crash-safe files and folders on a disk or in a bucket: atomic writes, locks, checksums, trees.
 
-`RunFolder` owns the folder of a run: its configuration, its lock and its pieces. Below it, `places`
-has the paths, on this machine or in a bucket (`place` chooses). `files` writes files aside, flushes
-and renames them; `sums` seals a folder with checksums; `locks` excludes other processes; `arrays`
-saves and loads trees of arrays through Orbax. `pieces` has the two forms of a piece on a disk,
-`objects` has the form of a piece in a bucket, and `media` has the other differences between disk
-and bucket. `bucket` sends requests to a bucket, and `claims` takes the place of locks there.
-`names` names the leaves of a tree; `differences` compares two configurations; `hashes` has the
-checksums of arrays and of JSON. Every error is a `CheckpointError` of one line.
+`RunFolder` manages the folder of a run: its configuration, its lock and its pieces, which are saved
+results. The modules below it are: `places`, paths on this machine or in a bucket; `files`, atomic
+writes; `sums`, checksums of a folder's files; `locks`, which exclude other processes; `arrays`,
+trees of arrays stored by Orbax; `pieces` and `objects`, the formats of pieces on a disk and in a
+bucket; `media`, the other differences between disk and bucket; `bucket`, requests to a bucket;
+`claims`, which replace locks in a bucket; `names`, names of the leaves of a tree; `differences`,
+comparison of two configurations; and `hashes`, checksums of arrays and of JSON. Every error is a
+`CheckpointError` whose message is one line.
 """
 
 from slth_jax.storage.arrays import load_tree, save_tree

@@ -14,13 +14,14 @@ from slth_jax.types import PyTree
 def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
     """Start an asynchronous Orbax save of a tree of arrays; return a function that finishes it.
 
-    In a run of several processes every process must call both functions, with equal NumPy arrays or
-    with JAX arrays that are sharded over the processes. Each process then writes its own shards.
+    In a run of several processes every process must call both functions. The arrays must be NumPy
+    arrays that are equal on every process, or JAX arrays that are sharded over the processes. Each
+    process writes only its own shards.
 
     Raises:
-      CheckpointError: Orbax cannot write; either of the two calls may raise this.
+      CheckpointError: Orbax cannot write the tree; both functions may raise this error.
     """
-    # Imported inside: it takes a second, which tickets and plain files need not wait for.
+    # Imported here because the import takes a second, which tickets and plain files do not need.
     from orbax.checkpoint import v1 as ocp
 
     path = Path(path).absolute()
@@ -29,12 +30,12 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
         try:
             with _quiet():
                 return step()
-        except Exception as error:  # Orbax and TensorStore raise many kinds
+        except Exception as error:  # Orbax and TensorStore raise errors of many types
             raise CheckpointError(f"cannot write {path}: {reason(error)}") from error
 
     def start() -> Any:
         context = ocp.Context()
-        # Otherwise a folder that cannot be created would be noticed only after minutes.
+        # Without this, it would take minutes until a folder that cannot be created is noticed.
         context.asynchronous.create_directories_asynchronously = False
         with context:
             return ocp.save_async(path, tree)
@@ -45,7 +46,7 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the log free of the stack traces that Orbax's threads print beside the exception."""
+    """Suppress the stack traces that Orbax's threads log in addition to raising the exception."""
     log = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:
@@ -62,13 +63,13 @@ def load_tree(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     """Return the tree of arrays that `save_tree` wrote to `path`.
 
     Args:
-      path: the folder of the save.
-      like: a tree of the same structure whose leaves have the shapes and dtypes to read: NumPy
+      path: the folder to which `save_tree` wrote.
+      like: a tree with the structure, shapes and dtypes of the saved tree; its leaves are NumPy
         arrays, or `jax.ShapeDtypeStruct`s with a sharding.
 
     Raises:
-      Damaged: Orbax cannot read the tree. Orbax does not notice every changed byte, so `check` a
-        sealed folder first.
+      Damaged: Orbax cannot read the tree. Orbax does not notice every changed byte, so call
+        `sums.check` on the folder first.
     """
     from orbax.checkpoint import v1 as ocp
 

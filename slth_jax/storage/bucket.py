@@ -1,8 +1,8 @@
 """Objects in a bucket of Google Cloud Storage or S3, through TensorStore.
 
-An object is written completely or not at all, and a write can depend on the stored version.
-Endpoints and credentials come from the providers' usual variables: AWS_ENDPOINT_URL, AWS_REGION,
-AWS_ACCESS_KEY_ID, AWS_PROFILE, STORAGE_EMULATOR_HOST, GOOGLE_APPLICATION_CREDENTIALS.
+An object is written completely or not at all. A write can be made conditional on the version that
+is stored. Endpoints and credentials come from the providers' usual variables: AWS_ENDPOINT_URL,
+AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE, STORAGE_EMULATOR_HOST, GOOGLE_APPLICATION_CREDENTIALS.
 """
 
 import functools
@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 from slth_jax.storage.errors import CheckpointError
 
 _log = logging.getLogger("slth_jax.storage")
-SCHEMES = {"gs": "gcs", "s3": "s3"}  # schemes and TensorStore's drivers
-# Seconds between attempts, ten minutes in all. A server that has never answered gets less time.
+SCHEMES = {"gs": "gcs", "s3": "s3"}  # maps schemes to TensorStore's drivers
+# Seconds between attempts, ten minutes in total, or less if a server has never answered.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 19)
 FIRST_PAUSES = PAUSES[:6]
-PATIENCE = 300.0  # seconds for one answer; an object may have gigabytes
-# Answers after which the same request may succeed: time-outs, too many requests, server errors.
+PATIENCE = 300.0  # seconds to wait for an answer, since an object may have gigabytes
+# After these answers a repeated request may succeed: time-outs, too many requests, server errors.
 _TEMPORARY = {408, 409, 429, 500, 502, 503, 504}
 _NO_RETRIES = {"max_retries": 0, "initial_delay": "10ms", "max_delay": "10ms"}
 
@@ -37,7 +37,7 @@ class Stored(NamedTuple):
 
 
 class Bucket:
-    """One bucket. An object's key is its path in the bucket, 'run/config.json'.
+    """A bucket of objects; an object's key is its path, such as 'run/config.json'.
 
     Every method repeats a request that fails for a temporary reason (a lost connection, a slow or
     overloaded server), with growing pauses.
@@ -61,41 +61,41 @@ class Bucket:
         self._store = tensorstore.KvStore.open(spec, context=context).result()
 
     def read(self, key: str) -> Stored | None:
-        """Return the object; None if no object has this key."""
+        """Return the object with this key; None if there is none."""
         result = self._answer("read", key, lambda: self._store.read(key))
         return Stored(result.value, result.stamp.generation) if result.state == "value" else None
 
     def write(self, key: str, data: bytes) -> None:
-        """Write an object, whether the key is used or not."""
+        """Write an object; an existing object with this key is overwritten."""
         self._answer("write", key, lambda: self._store.write(key, data))
 
     def swap(self, key: str, version: bytes | None, data: bytes | None) -> bytes | None:
-        """Write or delete an object only if a given version of it is stored.
+        """Write or delete an object, on condition that a given version of it is stored.
 
         Args:
-          key: the object.
-          version: the version that `read` or an earlier `swap` returned. None if no object of
-            this key may exist.
+          key: the key of the object.
+          version: the version that must be stored, as `read` or an earlier `swap` returned it. None
+            if no object with this key may exist.
           data: the new bytes; None deletes the object.
 
         Returns:
-          The new version (b'' for a deleted object); None if another version is stored.
+          The new version (b'' for a deleted object); None if another version was stored.
         """
         before = self._missing if version is None else version
         answer = self._answer("write", key, lambda: self._store.write(key, data, if_equal=before))
         if answer.generation and (data is None) == (answer.generation == self._missing):
             return b"" if data is None else answer.generation
-        # The answer to an earlier attempt may have been lost; if so, the new bytes are already
-        # stored.
+        # An earlier attempt may have succeeded although its answer was lost; then the new bytes are
+        # already stored.
         now = self.read(key)
         if now is None:
             if version is None:
-                self.check()  # S3 answers the same for a missing bucket
+                self.check()  # S3 gives the same answer for a missing bucket
             return b"" if data is None else None
         return now.version if now.data == data else None
 
     def delete(self, key: str) -> None:
-        """Delete an object; nothing happens if there is none."""
+        """Delete the object with this key, if there is one."""
         self._answer("delete", key, lambda: self._store.write(key, None))
 
     def keys(self, prefix: str) -> list[str]:
@@ -103,7 +103,7 @@ class Bucket:
         return self._keys(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "")
 
     def has(self, key: str) -> bool:
-        """Return whether there is an object of this key, without reading it."""
+        """Return whether an object with this key exists, without reading it."""
         return bool(self._keys(key, key + "\0"))
 
     def check(self) -> None:
@@ -142,7 +142,7 @@ def _opened(scheme: str, name: str, environment: tuple[tuple[str, str], ...]) ->
 
 
 def bucket(scheme: str, name: str) -> Bucket:
-    """Return the bucket; return the same object as long as the environment is the same."""
+    """Return the `Bucket` of this name, the same instance while the environment is unchanged."""
     named = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
     environment = {name: value for name, value in os.environ.items() if name.startswith(named)}
     return _opened(scheme, name, tuple(sorted(environment.items())))
@@ -171,7 +171,7 @@ def _gcs(name: str) -> Mapping[str, Any]:
 
 
 def _explain(error: BaseException) -> tuple[str, bool]:
-    """Return an error in a few words, and whether the same request may succeed later."""
+    """Return a short description of an error, and whether a repeated request may succeed."""
     text = str(error)
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE:.0f} s", True

@@ -1,9 +1,9 @@
-"""Claims on folders of a bucket, which has no locks.
+"""Claims, which replace locks on the folders of a bucket.
 
-A claim is an object that its owner renews as long as the owner lives. A process that finds a claim
-watches it: if the claim is not renewed for `SLTH_CLAIM_SECONDS` (45), its owner counts as dead, and
-the claim is taken over. Nothing depends on equal clocks, except that a claim that is more than an
-hour old is taken over at once.
+A claim is an object that the owning process renews as long as the process lives. If another process
+finds the claim, it watches the claim. If the claim is not renewed for `SLTH_CLAIM_SECONDS` (45),
+the owner counts as dead, and the other process takes the claim over. The clocks of machines are
+compared only in one case: a claim that is more than an hour old is taken over at once.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from slth_jax.storage.places import BucketPath
 
 _log = logging.getLogger("slth_jax.storage")
 SECONDS = "SLTH_CLAIM_SECONDS"
-_LONG = 3600.0  # clocks differ less: S3 refuses a difference of 15 minutes
+_LONG = 3600.0  # clocks differ by less, since S3 refuses a difference of 15 minutes
 
 
 def _period() -> float:
@@ -36,14 +36,14 @@ def _period() -> float:
 
 
 class Claim:
-    """A claim of this process.
+    """This process's exclusive claim on a folder, held while the process writes to the folder.
 
     Attributes:
-      place: the object.
+      place: the path of the object that represents the claim.
     """
 
     def __init__(self, place: BucketPath):
-        """Describe a claim; nothing is written yet."""
+        """Store the arguments; nothing is written yet."""
         self.place = place
         self._token = uuid.uuid4().hex
         self._count = 0
@@ -55,7 +55,7 @@ class Claim:
         self._thread = threading.Thread(target=self._renew_often, daemon=True)
 
     def take(self, *, wait: bool) -> None:
-        """Take the claim, also from a dead owner; if `wait` is true, wait for a live owner.
+        """Take the claim, even from a dead owner; if `wait` is true, wait until a live owner ends.
 
         Raises:
           Locked: a live process holds the claim.
@@ -69,12 +69,12 @@ class Claim:
                 if wait:
                     continue
                 raise in_use(self.place.parent, stored)
-            if self.place.store.has(self.place.key):  # the owner did not release it
+            if self.place.store.has(self.place.key):  # the owner has not released the claim
                 _log.warning("%s: the claim of %s was not renewed", self.place, owner(stored))
         self._thread.start()
 
     def _swap(self) -> bool:
-        """Write this claim over the version that was read last; return whether that succeeded."""
+        """Replace the version of the claim that was read last; return whether this succeeded."""
         self._count += 1
         fields = {
             "owner": f"process {os.getpid()} on {socket.gethostname()}",
@@ -90,10 +90,10 @@ class Claim:
         return version is not None
 
     def check(self) -> None:
-        """Refuse to go on if the claim was taken over or removed.
+        """Raise an error if this process has lost the claim.
 
         Raises:
-          CheckpointError: another process holds the claim by now, or the folder was removed.
+          CheckpointError: another process has taken over the claim, or the folder was removed.
         """
         if time.monotonic() - self._renewed > _period():  # a pause, or a bucket out of reach
             self._renew()
@@ -105,7 +105,7 @@ class Claim:
             while not (self._lost or self._stop.is_set() or self._swap()):
                 stored = self.place.store.read(self.place.key)
                 if stored is not None and self._token in stored.data.decode(errors="replace"):
-                    self._version = stored.version  # of a renewal whose answer was lost
+                    self._version = stored.version  # the version of a renewal whose answer was lost
                     continue
                 folder, holder = self.place.parent, stored and owner(stored)
                 self._lost = (
@@ -116,18 +116,18 @@ class Claim:
 
     def _renew_often(self) -> None:
         while not self._stop.wait(_period() / 4):
-            # The next attempt, or the next `check`, raises the error again.
+            # Ignored: the next renewal or the next `check` raises the error again.
             with contextlib.suppress(CheckpointError):
                 self._renew()
 
     def release(self) -> None:
         """Delete the claim."""
         self._stop.set()
-        if self._thread.ident is None:  # it was never taken
+        if self._thread.ident is None:  # the claim was never taken
             return
-        self._thread.join(5)  # it may be waiting for a bucket that is out of reach
+        self._thread.join(5)  # the thread may be waiting for a bucket out of reach
         if not self._lost and time.monotonic() - self._renewed < _period():
-            with contextlib.suppress(CheckpointError):  # it expires
+            with contextlib.suppress(CheckpointError):  # without deletion the claim expires
                 self.place.store.swap(self.place.key, self._version, None)
 
 
@@ -139,13 +139,14 @@ def claimed(
     against: Callable[[str], bool] = lambda other: False,
     wait: bool = False,
 ) -> Iterator[Claim]:
-    """Hold a claim while the block runs.
+    """Hold a claim on a folder for the duration of the `with` block.
 
     Args:
-      folder: the folder.
+      folder: the folder to claim.
       name: the claim's name in the folder; one process at a time can hold it.
-      against: ``against(name)`` returns whether a live claim of another name excludes this claim.
-      wait: whether to wait for a live owner.
+      against: ``against(name)`` returns whether another live claim with that name excludes this
+        claim.
+      wait: whether to wait until a live owner releases the claim.
 
     Raises:
       Locked: a live process holds this claim or another claim that excludes it.
@@ -154,8 +155,8 @@ def claimed(
     claim = Claim(folder / name)
     try:
         claim.take(wait=wait)
-        # Each process first writes its claim and then looks for others, so at least one of two sees
-        # the other.
+        # Each process first writes its own claim and then looks for other claims. Therefore at
+        # least one of two processes sees the claim of the other.
         for key in folder.store.keys(f"{folder.key}/lock"):
             other = dataclasses.replace(folder, key=key)
             stored = other.store.read(key) if against(other.name) else None
@@ -170,7 +171,7 @@ def claimed(
 
 
 def is_live(place: BucketPath, stored: Stored) -> bool:
-    """Watch the claim of another process; return whether it is renewed within the period."""
+    """Watch another process's claim; return whether the claim is renewed within the period."""
     begin, period = time.monotonic(), _period()
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if time.time() - json.loads(stored.data)["time"] > _LONG + period:
@@ -184,7 +185,7 @@ def is_live(place: BucketPath, stored: Stored) -> bool:
 
 
 def owner(stored: Stored) -> str:
-    """Return the name of a claim's owner."""
+    """Return a text that names the process that owns a claim."""
     try:
         return str(json.loads(stored.data)["owner"])
     except (ValueError, KeyError, TypeError):
@@ -192,5 +193,5 @@ def owner(stored: Stored) -> str:
 
 
 def in_use(folder: BucketPath, stored: Stored) -> Locked:
-    """Return the error for a folder that a live process holds."""
+    """Return the `Locked` error for a folder that a live process has claimed."""
     return Locked(f"{folder} is in use by {owner(stored)}; wait for it or stop it")

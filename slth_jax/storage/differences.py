@@ -15,17 +15,18 @@ def difference(
     grows: Collection[str] = (),
     ignores: Collection[str] = (),
 ) -> tuple[str, Any, Any] | None:
-    """Return the place of the first difference and both values there, or None.
+    """Return the place of the first difference and the two values at it; None if equal.
 
     Args:
       stored, new: values that JSON can store.
-      at: the path of `stored` and `new` in the whole configuration.
-      grows: places at which the list in `new` may be longer than the list in `stored`, if it begins
+      at: the path of these two values in the whole configuration.
+      grows: places at which `new` may have a longer list than `stored`, provided that it begins
         with the same entries. A number n stands for the list 0 ... n - 1.
       ignores: places that are not compared.
 
     Returns:
-      The place, 'grid.width[2]', and both values; `MISSING` for an absent value.
+      The place, such as 'grid.width[2]', and the values in `stored` and `new`; `MISSING` stands for
+      an absent value.
     """
     if at and at in ignores:
         return None
@@ -57,7 +58,7 @@ def _begins(longer: Any, shorter: Any) -> bool:
 
 
 def without(value: Any, places: Collection[str], *, at: str = "") -> Any:
-    """Return nested mappings without the entries at these places ('plan.seeds')."""
+    """Return nested mappings without the entries at the given places, such as 'plan.seeds'."""
     if not isinstance(value, Mapping):
         return value
     kept = {}
@@ -69,7 +70,7 @@ def without(value: Any, places: Collection[str], *, at: str = "") -> Any:
 
 
 def explain(parts: tuple[str, Any, Any], stored: Any = None, new: Any = None) -> str:
-    """Return a description of a result of `difference`; `stored` and `new` are not used."""
+    """Describe a result of `difference` in words; `stored` and `new` are not used."""
     place, *values = parts
     before, now = map(_short, values)
     return f"{place} is {before} there and {now} here"

@@ -9,26 +9,26 @@ from slth_jax import checks
 
 
 class CheckpointError(Exception):
-    """A file or folder that cannot be used; the message is one line, without control characters."""
+    """A file or folder cannot be used; the message is one line without control characters."""
 
     def __init__(self, message: str):
-        """Escape control characters, since names of files may come from strangers."""
+        """Escape control characters, since file names may come from untrusted sources."""
         super().__init__(checks.one_line(message))
 
 
 class Damaged(CheckpointError):
-    """Bytes that differ from the bytes that were written."""
+    """The bytes of a file differ from the bytes that were written."""
 
 
 class Locked(CheckpointError):
-    """A folder that another live process is writing to."""
+    """Another live process is writing to the folder."""
 
 
 def reason(error: BaseException) -> str:
-    """Return the reason of an error in one short line."""
+    """Return one short line with the reason for an error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's form
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # the format of TensorStore's messages
     if code:
         return os.strerror(int(code[1]))
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -37,7 +37,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def one_line(action: str, path: object) -> Iterator[None]:
-    """Turn an operating-system error into the line 'cannot ACTION PATH: reason'."""
+    """Turn operating-system errors into a `CheckpointError` 'cannot ACTION PATH: reason'."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Write files atomically: aside, flushed to the disk, then renamed; or as objects of a bucket.
+"""Write files atomically: under a temporary name, flushed, then renamed; or as bucket objects.
 
-A reader finds the old file or the new file, never a part of one. Every error is a `CheckpointError`
-of one line that names the file.
+A reader finds either the complete old file or the complete new file. Every error is a
+`CheckpointError` whose message is one line that names the file.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from slth_jax.storage.errors import CheckpointError, Damaged, one_line, reason
 from slth_jax.storage.hashes import json_hash
 from slth_jax.storage.places import BucketPath, Place, place
 
-# Flags so that opening a pipe does not wait for a writer, and child processes inherit no open file.
+# With these flags, opening a pipe does not wait for a writer, and child processes do not inherit
+# open files.
 NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -33,7 +34,7 @@ def make_folder(path: str | os.PathLike[str]) -> Place: ...
 def make_folder(path: str | os.PathLike[str]) -> Place:
     """Create the folder `path` and its parents if they are missing; return its absolute path.
 
-    In a bucket a folder exists once there is an object in it: nothing is created.
+    In a bucket nothing is created, because a folder exists as soon as it contains an object.
     """
     folder = place(path).absolute()
     if isinstance(folder, BucketPath):
@@ -44,7 +45,7 @@ def make_folder(path: str | os.PathLike[str]) -> Place:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is safe only once its folder is flushed."""
+    """Flush a folder to the disk; only then do renames in the folder survive a crash."""
     if not hasattr(os, "O_DIRECTORY"):  # a system that cannot open folders
         return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -57,8 +58,8 @@ def sync_folder(folder: Path) -> None:
 def check_room(folder: Place, size: int) -> None:
     """Check that `size` more bytes fit on the disk, by allocating and freeing a file.
 
-    This is for files that other libraries write, whose errors about a full disk are less clear. A
-    bucket's quota is noticed when an object is written.
+    This check is for files that other libraries write, because their errors about a full disk are
+    unclear. For a bucket nothing is checked, since writing an object fails if the quota is used up.
 
     Raises:
       CheckpointError: the bytes do not fit.
@@ -76,7 +77,7 @@ def check_room(folder: Place, size: int) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder durably; `target` must not exist.
+    """Rename a file or folder so that the rename survives a crash; `target` must not exist.
 
     Raises:
       CheckpointError: the rename fails; both paths are unchanged.
@@ -88,13 +89,14 @@ def move(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes `path`, durably and at once, if the block raises no error.
+    """Yield an open file that replaces `path` if the `with` block raises no error.
 
-    An object of a bucket is collected in memory and then written.
+    The replacement is atomic and survives a crash. If `path` is in a bucket, the object is
+    collected in memory and then written.
 
     Raises:
-      CheckpointError: the disk is full, the folder cannot be written to, and so on. A file that was
-        at `path` before is unchanged.
+      CheckpointError: the file cannot be written, for example because the disk is full. An older
+        file at `path` is unchanged.
     """
     path = place(path)
     if isinstance(path, BucketPath):
@@ -106,7 +108,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     with one_line("write", path):
         aside.unlink(missing_ok=True)
         try:
-            # It must be a new file: a link of this name would lead to another file.
+            # The file must be new, since an existing link of this name would lead to another file.
             with open(aside, "xb") as file:
                 yield file
                 file.flush()
@@ -126,7 +128,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_new(path: str | os.PathLike[str], data: bytes) -> bool:
-    """Write `data` to `path` if there is no file of this name; return whether it was written."""
+    """Write `data` to `path` unless the file exists; return whether it was written."""
     path = place(path)
     if isinstance(path, BucketPath):
         return path.store.swap(path.key, None, data) is not None
@@ -140,8 +142,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes at `path`.
 
     Raises:
-      CheckpointError: the file is missing, cannot be read, or is no regular file (reading a pipe,
-        for example, might never end).
+      CheckpointError: the file is missing, cannot be read, or is not a regular file (reading a
+        pipe, for example, might never end).
     """
     path = place(path)
     if isinstance(path, BucketPath):
@@ -157,7 +159,7 @@ def check_regular(fd: int, path: Path) -> None:
     """Refuse an open file that is a device, a pipe or a folder.
 
     Raises:
-      CheckpointError: the file is no regular file.
+      CheckpointError: the file is not a regular file.
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise CheckpointError(f"{path} is no regular file")
@@ -166,13 +168,13 @@ def check_regular(fd: int, path: Path) -> None:
 def plain(value: Any, at: str = "") -> Any:
     """Return `value` converted to types that JSON has.
 
-    NumPy scalars and arrays become numbers and lists; tuples become lists. JSON lacks NaN and the
-    infinities: they become 'NaN', 'Infinity' and '-Infinity', which `float` and `pandas.to_numeric`
-    read back.
+    NumPy scalars and arrays become numbers and lists; tuples become lists. JSON lacks NaN and
+    infinities, so these become the texts 'NaN', 'Infinity' and '-Infinity', which `float` and
+    `pandas.to_numeric` can read.
 
     Raises:
-      ValueError: a value of another type; the line names its path, such as 'config.rates[2]', which
-        begins with `at`.
+      ValueError: a value has a type that JSON lacks. The error message names the value's path,
+        which begins with `at`, such as 'config.rates[2]'.
     """
     if isinstance(value, Mapping):
         return {
@@ -199,8 +201,8 @@ def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = Fal
 def json_bytes(value: Any, *, checksum: bool = False) -> bytes:
     """Return `value` (see `plain`) as indented JSON.
 
-    If `checksum` is true, `value` must be a mapping. The SHA-256 of its canonical form is then
-    added under the name 'sha256', for `read_json` to verify.
+    If `checksum` is true, `value` must be a mapping. The SHA-256 of its canonical JSON is then
+    added as the entry 'sha256', which `read_json` verifies.
     """
     value = plain(value)
     if checksum:
@@ -211,11 +213,11 @@ def json_bytes(value: Any, *, checksum: bool = False) -> bytes:
 def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) -> Any:
     """Return the JSON at `path`.
 
-    If `checksum` is true, the file must be as `write_json(..., checksum=True)` wrote it. If it is
-    None, a checksum is compared if the file has one.
+    If `checksum` is true, the file must contain the checksum that `write_json(..., checksum=True)`
+    adds. If `checksum` is None, the checksum is verified if the file contains one.
 
     Raises:
-      Damaged: the file is not JSON, or not the JSON that was written.
+      Damaged: the file is not JSON, or differs from the JSON that was written.
     """
     try:
         value = json.loads(read_bytes(path).decode())
@@ -230,7 +232,7 @@ def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) ->
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `rows` as JSON lines (see `plain`), one mapping per line, atomically."""
+    """Write mappings (see `plain`) as JSON lines, one mapping per line, atomically."""
     with writing(path) as file:
         for row in rows:
             file.write((json.dumps(plain(row), allow_nan=False) + "\n").encode())

@@ -11,7 +11,7 @@ from slth_jax.types import ArrayLike
 
 
 def array_hash(named: Mapping[str, ArrayLike]) -> str:
-    """Return the SHA-256 of the names, dtypes, shapes and bytes of arrays, sorted by name."""
+    """Return one SHA-256 of the names, dtypes, shapes and bytes of all arrays, sorted by name."""
     arrays = ((name, np.asarray(array)) for name, array in sorted(named.items()))
     return stream_hash((name, x.dtype, x.shape, (x,)) for name, x in arrays)
 
@@ -29,5 +29,5 @@ def stream_hash(
 
 
 def json_hash(value: Any) -> str:
-    """Return the SHA-256 of a value that JSON can store, whatever the order of its names."""
+    """Return the SHA-256 of a JSON value; the order of the names in mappings has no effect."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -15,17 +15,17 @@ from slth_jax.storage.places import BucketPath, place
 def lock(
     folder: str | os.PathLike[str], *, name: str = "lock", shared: bool = False, wait: bool = False
 ) -> Iterator[None]:
-    """Hold `folder` while the block runs, so that no other process writes to it.
+    """Lock `folder` for the `with` block, so that no other process writes to it.
 
-    On this machine the lock is the operating system's (`flock` on `folder/name`), so it ends with
-    the process that holds it, even if that process is killed; the file itself stays. Several
-    processes may hold a `shared` lock at once, but not while another process holds an unshared
-    lock. If `wait` is true, the block runs once the lock is free. In a bucket the lock is a claim
+    On this machine the operating system's lock is used (`flock` on `folder/name`). It ends with the
+    process that holds it, even if the process is killed, but the file stays. Several processes may
+    hold a `shared` lock at the same time, but not while another process holds an unshared lock. If
+    `wait` is true, the call waits until the lock is free. In a bucket the lock is a claim
     (`claims`), which is never shared.
 
     Raises:
-      Locked: another live process holds the lock; the line names that process.
-      CheckpointError: the folder cannot be written to, or this system has no such locks.
+      Locked: another live process holds the lock; the error message names the process.
+      CheckpointError: the folder cannot be written to, or the operating system has no such locks.
     """
     where = place(folder)
     if isinstance(where, BucketPath):
@@ -40,7 +40,7 @@ def lock(
         line = "this system has no flock; use a bucket (gs:// or s3://), or out=None"
         raise CheckpointError(f"cannot lock {path}: {line}") from error
     with one_line("lock", path):
-        # A link of this name would lead to another file, which must not be written to.
+        # Links are refused: a link of this name would lead to another file.
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | NO_WAIT, 0o666)
     try:
         check_regular(fd, path)
@@ -64,10 +64,10 @@ def lock(
 
 @contextlib.contextmanager
 def lock_shard(folder: str | os.PathLike[str], index: int, count: int) -> Iterator[None]:
-    """Hold `folder` for part `index` of `count`; if there is only one part, exclusively.
+    """Lock part `index` of `count` of a run's `folder`; a single part locks the whole folder.
 
     Raises:
-      Locked: another live process holds the folder, or this part of it.
+      Locked: another live process has locked the folder, or this part of it.
     """
     with lock(folder, shared=count > 1):
         if count == 1:

@@ -1,8 +1,8 @@
 """A run's folder on a disk or in a bucket: the operations that differ between the two.
 
-On a disk a run is held by a lock, and a piece is written aside and renamed. In a bucket a run is
-held by a claim, a piece is one object that is written only if no object has its name, and no
-version of the configuration is overwritten before it was read.
+On a disk a lock protects a run, and a piece is written under a temporary name and then renamed. In
+a bucket a claim protects a run, and a piece is one object, which is written only if no object has
+its name. A version of the configuration is overwritten only after it was read.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from slth_jax.storage.places import BucketPath, Place, remove
 
 
 class OnDisk:
-    """A folder of this machine."""
+    """The operations of a run's folder on this machine."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._watched: dict[Path, int] = {}  # open folders, while the run is held
+        self._watched: dict[Path, int] = {}  # open folders while the run is locked
 
     def form(self, form: Form) -> Form:
-        """Return the form of pieces in this folder; on a disk, `form` itself."""
+        """Return the format in which this folder stores pieces; on a disk this is `form`."""
         return form
 
     def hold(self, index: int, count: int) -> contextlib.AbstractContextManager[None]:
-        """Hold the folder for part `index` of `count` while the block runs."""
+        """Lock part `index` of `count` of the run in this folder for the `with` block."""
         return lock_shard(self._path, index, count)
 
     @contextlib.contextmanager
@@ -50,27 +50,27 @@ class OnDisk:
             yield
 
     def check(self) -> None:
-        """Refuse to go on in a folder that was removed, moved or replaced.
+        """Raise an error if the folder was removed, moved or replaced.
 
         Raises:
-          CheckpointError: finished pieces are gone.
+          CheckpointError: the folder with the finished pieces is not there any more.
         """
         for folder, fd in self._watched.items():
             if not folder.is_dir() or not os.path.samestat(os.fstat(fd), os.stat(folder)):
                 raise CheckpointError(f"{folder} was removed or replaced while it was in use")
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Lock the configuration, which the shards share, for a short time."""
+        """Lock the configuration, which all shards share, for the `with` block."""
         return lock(self._path, name="lock-config", wait=True)
 
     def set_aside(self, place: Path, folder: Path) -> None:
-        """Move a damaged piece into `folder`, under a name that is free."""
+        """Move a damaged piece into `folder`, under an unused name."""
         make_folder(folder)
         names = (folder / f"{place.name}.{i}" for i in itertools.count())
         move(place, next(name for name in names if not name.exists()))
 
     def version(self, path: Path) -> None:
-        """Return None as a file's version for `replace`, since `deciding` locks others out."""
+        """Return None: on a disk `replace` needs no version, since `deciding` holds a lock."""
 
     def replace(self, path: Path, data: bytes, version: bytes | None) -> bool:
         """Write a file if its version is still `version`; return whether it was written."""
@@ -79,22 +79,22 @@ class OnDisk:
 
 
 class InBucket:
-    """A folder of a bucket; its methods are described in `OnDisk`."""
+    """The operations of a run's folder in a bucket; `OnDisk` describes the methods."""
 
     def __init__(self, path: BucketPath):
         self._path = path
         self._claim: Claim | None = None
 
     def form(self, form: Form) -> Objects:
-        """Return the form of single objects, which needs no renaming."""
+        """Return the format of pieces in a bucket, which needs no renaming."""
         return Objects()
 
     @contextlib.contextmanager
     def hold(self, index: int, count: int) -> Iterator[None]:
-        """Claim the folder, or one part of it that excludes no other part."""
+        """Claim the folder, or one part of it; claims on different parts are compatible."""
         self._path.store.check()
         name = "lock" if count == 1 else f"lock-{index}-of-{count}"
-        # A part is excluded by a claim on the whole, and the whole by a claim on a part.
+        # A claim on the whole run excludes claims on its parts, and the reverse.
         with claimed(
             self._path, name, against=lambda o: (o == "lock") != (name == "lock")
         ) as claim:
@@ -105,11 +105,11 @@ class InBucket:
                 self._claim = None
 
     def watch(self, *folders: BucketPath) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: `check` checks the claim instead."""
+        """Do nothing, since `check` checks the claim instead."""
         return contextlib.nullcontext()
 
     def check(self) -> None:
-        """Refuse to go on if the claim was removed or taken over.
+        """Raise an error if the claim was removed or taken over.
 
         Raises:
           CheckpointError: the claim was removed or taken over.
@@ -118,7 +118,7 @@ class InBucket:
             self._claim.check()
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: `replace` overwrites only the version that was read."""
+        """Do nothing, since `replace` overwrites only the version that was read."""
         return contextlib.nullcontext()
 
     def set_aside(self, place: BucketPath, folder: BucketPath) -> None:
@@ -134,10 +134,10 @@ class InBucket:
         return None if stored is None else stored.version
 
     def replace(self, path: BucketPath, data: bytes, version: bytes | None) -> bool:
-        """Write the object if its version is still `version`."""
+        """Write the object if its version is still `version`; return whether it was written."""
         return path.store.swap(path.key, version, data) is not None
 
 
 def medium(path: Place) -> OnDisk | InBucket:
-    """Return the operations of a run's folder at `path`."""
+    """Return the operations for a run's folder at `path`, on a disk or in a bucket."""
     return InBucket(path) if isinstance(path, BucketPath) else OnDisk(path)

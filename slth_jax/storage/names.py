@@ -1,4 +1,4 @@
-"""Convert trees of arrays to flat dictionaries: a leaf's name is its path, 'layers.0.w_q'."""
+"""Convert trees to flat dicts, in which a leaf's name is its path, such as 'layers.0.w_q'."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from slth_jax.types import PyTree
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by path, such as 'layers.0.w_q'; a single leaf has the path ''.
+    """Return a dict from path, such as 'layers.0.w_q', to leaf; a single leaf has the path ''.
 
     Raises:
       ValueError: two leaves have the same path.

@@ -14,13 +14,13 @@ _ERRORS = (ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError
 
 
 def read_numpy(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarray]:
-    """Return the array of a `.npy` file, or the arrays of a `.npz` by name.
+    """Return the array in a `.npy` file, or a dict of the arrays in a `.npz` file.
 
-    An array whose header states more entries than there are bytes is refused before memory is
-    allocated.
+    If the header of an array states more entries than the file has bytes, the array is refused
+    before memory is allocated.
 
     Raises:
-      Damaged: the file is damaged or no NumPy file.
+      Damaged: the file is damaged, or is not a NumPy file.
       CheckpointError: the file is missing or cannot be read.
     """
     path = place(path)

@@ -1,10 +1,11 @@
-"""The form of a piece in a bucket: one object, and further objects for large or sharded arrays.
+"""The format of a piece in a bucket: one object, plus more objects for large or sharded arrays.
 
-NAME.safetensors has the arrays, the notes and a checksum, like a piece of the form `Files`. If the
-arrays are large, or sharded over processes, every process first writes its own shards into objects
-under NAME.parts/. NAME.safetensors is written last and lists the parts with their checksums;
-without it the parts are no piece. (Orbax is not used: it writes checkpoints of several files, which
-no conditional write can protect, and it cannot write to S3.)
+The object NAME.safetensors contains the arrays, the notes and a checksum, like a piece saved as
+`Files`. If the arrays are large, or sharded over processes, every process first writes its own
+shards into objects under NAME.parts/. NAME.safetensors is then written last and lists the parts
+with their checksums. Parts without a NAME.safetensors do not count as a piece. (Orbax is not used
+because it cannot write to S3, and because its checkpoints consist of several files, which no
+conditional write can protect.)
 """
 
 import functools
@@ -28,13 +29,13 @@ from slth_jax.storage.pieces import Files, Pending, decode, encode
 from slth_jax.storage.places import BucketPath
 from slth_jax.types import PyTree
 
-_PART = 1 << 28  # the most bytes of an object, unless a shard has more
+_PART = 1 << 28  # the largest number of bytes per object, unless one shard has more
 _KINDS = "biufc"  # NumPy's kinds of dtypes; other dtypes are stored as bytes
 Slices = tuple[slice, ...]
 
 
 class Objects:
-    """A piece as objects of a bucket: a tree of arrays with notes."""
+    """The format of pieces as objects in a bucket; a piece is a tree of arrays with notes."""
 
     suffix = Files.suffix
 
@@ -43,7 +44,7 @@ class Objects:
         return [path.stem for path in pieces.glob(f"*{self.suffix}")]
 
     def notes(self, path: BucketPath) -> dict[str, Any]:
-        """Return the notes of a piece; `load` checks the parts that it reads."""
+        """Return the notes of a piece without a check of its parts, which `load` makes."""
         return decode(path, path.read_bytes())[1]
 
     def check(self, path: BucketPath) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Objects:
     ) -> Pending:
         """Start writing the objects of this process.
 
-        A piece becomes visible with its last object, which the first process writes.
+        The piece becomes visible when the first process writes the last object.
         """
         mine = dict(_shards_of(arrays))
         size = sum(array.nbytes for array in mine.values())
@@ -94,7 +95,7 @@ class Objects:
                 table[name] = {"sha256": hashlib.sha256(data).hexdigest(), "arrays": list(group)}
             names = f"{token}-{jax.process_index()}.json"
             (folder / names).write_bytes(json.dumps(table).encode())
-            if jax.process_count() > 1:  # the first process lists the parts of all
+            if jax.process_count() > 1:  # the first process lists the parts of all processes
                 multihost_utils.sync_global_devices(token)
 
         def commit() -> None:
@@ -104,7 +105,7 @@ class Objects:
                 parts |= json.loads(table.read_bytes())
                 table.unlink()
             if not _create(place, encode({}, {**notes, "parts": parts})):
-                for name in parts:  # the parts of the other process are listed
+                for name in parts:  # the parts of the other process are listed instead
                     (folder / name).unlink()
 
         return Pending(finish, commit)
@@ -124,16 +125,16 @@ class Objects:
 
 
 def _create(place: BucketPath, data: bytes) -> bool:
-    """Write an object if there is none of its name; return whether it now has these bytes.
+    """Write an object unless one with this name exists; return whether it now has these bytes.
 
-    If there is one, another process (of shards i/m with another m) has already written the same
+    If one exists, another process (of shards i/m with a different m) has already written the same
     arrays.
     """
     return place.store.swap(place.key, None, data) is not None
 
 
 def _shards_of(arrays: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield by name the arrays, or shards of sharded arrays, that this process writes."""
+    """Yield (name, array) for each array, or shard of an array, that this process writes."""
     for name, leaf in named_leaves(arrays).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
@@ -148,14 +149,14 @@ def _shards_of(arrays: PyTree) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Return an array with a dtype that the file format supports; other arrays become bytes."""
+    """Convert an array to bytes if the file format does not support the array's dtype."""
     if array.dtype.kind in _KINDS and array.dtype != np.complex128:
         return np.ascontiguousarray(array)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the arrays in groups of at most `_PART` bytes, or of one array."""
+    """Divide arrays into groups of at most `_PART` bytes; a larger array is a group by itself."""
     group: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if group and sum(a.nbytes for a in group.values()) + array.nbytes > _PART:
@@ -180,7 +181,7 @@ def _part(path: BucketPath, name: str, entry: Mapping[str, Any]) -> dict[str, np
 
 
 class _Shards:
-    """The arrays of a piece, whole or in shards; a part is read when it is needed."""
+    """The arrays of a piece, whole or in shards; each part is read when it is needed."""
 
     def __init__(
         self, path: BucketPath, arrays: Mapping[str, np.ndarray], parts: Mapping[str, Any]
@@ -198,7 +199,7 @@ class _Shards:
         return _part(self._path, part, self._parts[part]) if part else self._arrays
 
     def leaf(self, name: str, like: Any) -> Any:
-        """Return an array of the form of `like`: with its sharding, or as a NumPy array."""
+        """Return an array like `like`: a JAX array with its sharding, or a NumPy array."""
         is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
         data = jax.eval_shape(jax.random.key_data, like) if is_key else like
         read = functools.partial(self._slice, name, data.shape, np.dtype(data.dtype))
@@ -214,7 +215,7 @@ class _Shards:
     def _slice(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype, index: Slices
     ) -> np.ndarray:
-        """Return part of an array, put together from the shards that overlap it."""
+        """Return a slice of an array, put together from the shards that overlap the slice."""
         first = [range(n)[s].start for n, s in zip(shape, index, strict=True)]
         result = np.empty([len(range(n)[s]) for n, s in zip(shape, index, strict=True)], dtype)
         left = result.size
@@ -238,7 +239,7 @@ class _Shards:
 
 
 def _span(low: np.ndarray, high: np.ndarray, start: list[int]) -> Slices:
-    """Return the slices from `low` to `high` of an array that begins at `start`."""
+    """Return the slices from `low` to `high`, relative to a shard that begins at `start`."""
     return tuple(slice(*pair) for pair in zip(low - start, high - start, strict=True))
 
 

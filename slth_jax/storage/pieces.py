@@ -1,8 +1,8 @@
-"""Two forms in which a piece of a run is stored: a folder through Orbax, or a single file.
+"""Two formats in which a run's pieces are stored: a folder written by Orbax, or a single file.
 
-A piece is a tree of arrays with notes. `start` writes a piece aside, and the piece is renamed when
-it is complete, so that a piece is either complete or absent. `objects` has the form of pieces in a
-bucket.
+A piece is a tree of arrays with notes. `start` writes a piece under a temporary name. The piece is
+renamed when it is complete, so that a piece is either complete or absent. The module `objects`
+contains the format of pieces in a bucket.
 """
 
 import hashlib
@@ -33,20 +33,20 @@ from slth_jax.storage.places import Place, remove
 from slth_jax.storage.sums import check, seal
 from slth_jax.types import PyTree
 
-# Bytes that Orbax and the file system need in addition to the arrays; about 40 kB were measured.
+# The bytes that Orbax and the file system need besides the arrays; about 40 kB were measured.
 _OVERHEAD = 1 << 18
 _NOTES = "notes.json"
-DAMAGED = "damaged"  # the folder of pieces that were changed after they were written
+DAMAGED = "damaged"  # the name of the folder for damaged pieces
 
 
 class Pending(NamedTuple):
     """A piece that is being written.
 
     Attributes:
-      finish: a function that every process calls; it returns once this process has written its
+      finish: a function that every process must call. It returns when this process has written its
         part.
-      commit: a function that the first process then calls; it makes the piece visible, if another
-        process has not done so.
+      commit: a function that the first process must call after `finish`. It makes the piece
+        visible, unless another process has already done so.
     """
 
     finish: Callable[[], None]
@@ -54,7 +54,7 @@ class Pending(NamedTuple):
 
 
 class Renamed:
-    """A form whose pieces are written aside and renamed."""
+    """A format whose pieces are written under a temporary name and then renamed."""
 
     suffix = ""
 
@@ -74,7 +74,7 @@ class Renamed:
         raise NotImplementedError
 
     def notes(self, path: Path) -> dict[str, Any]:
-        """Return the notes of a piece, after all checks that `load` relies on."""
+        """Check a piece as far as `load` requires, and return its notes."""
         return self.check(path)
 
     def drop(self, place: Path) -> None:
@@ -88,14 +88,14 @@ class Renamed:
 
 
 def _rename(aside: Path, place: Path) -> None:
-    if place.exists():  # a shard i/m with another m has written the same bits
+    if place.exists():  # a shard i/m with a different m has written the same bits
         remove(aside)
     else:
         move(aside, place)
 
 
 class Folders(Renamed):
-    """A piece as a folder: `arrays` (Orbax, any tree), `notes.json`, `SHA256SUMS`."""
+    """A piece as a folder: `arrays` (any tree, by Orbax), `notes.json` and `SHA256SUMS`."""
 
     def check(self, path: Path) -> dict[str, Any]:
         """Compare all files with their checksums, and return the notes.
@@ -136,10 +136,11 @@ class Folders(Renamed):
 
 
 class Files(Renamed):
-    """A piece as one safetensors file: NumPy arrays by name, with notes and checksums as metadata.
+    """A piece as one safetensors file: a dict of NumPy arrays, with notes and checksums as
+    metadata.
 
-    The metadata entry is a checksum of the notes, a space, and the notes as JSON. In the notes,
-    'sha256' is the checksum of the arrays.
+    The metadata entry consists of the checksum of the notes, a space, and the notes as JSON. The
+    entry 'sha256' of the notes is the checksum of the arrays.
     """
 
     suffix = ".safetensors"
@@ -148,12 +149,12 @@ class Files(Renamed):
         """Compare the arrays with their checksum and return the notes.
 
         Raises:
-          Damaged: the file is not the one that was written.
+          Damaged: the bytes of the file have changed.
         """
         return self._read(path)[1]
 
     def load(self, path: Place, like: PyTree = None) -> Any:
-        """Return the arrays by name; the file has their shapes and dtypes."""
+        """Return a dict from name to array; `like` is not needed, since the file has the shapes."""
         return self._read(path)[0]
 
     def start(
@@ -178,7 +179,7 @@ def decode(path: Place, data: bytes) -> tuple[dict[str, np.ndarray], dict[str, A
     """Return the arrays and the notes in the bytes of a file.
 
     Raises:
-      Damaged: the bytes are not the bytes that were written; the line names `path`.
+      Damaged: the bytes have changed; the error message names `path`.
     """
     try:
         arrays = safetensors.numpy.load(data)
@@ -204,7 +205,7 @@ def _sum(text: str) -> str:
 
 
 def _first_sum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the checksum of the first versions, which covers only the bytes of the arrays."""
+    """Return the checksum that the first versions used, which covers only the arrays' bytes."""
     return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Paths on this machine (`pathlib.Path`), and paths in a bucket (`BucketPath`).
 
-`place` chooses between the two. A `BucketPath` has the methods of `pathlib.Path` that this library
-uses, so callers treat both alike.
+`place` returns the one that a text describes. A `BucketPath` has those methods of `pathlib.Path`
+that this library uses, so callers can use both kinds of path in the same way.
 """
 
 import atexit
@@ -26,7 +26,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class BucketPath(os.PathLike[str]):
-    """An object in a bucket, or a folder: all objects whose keys begin with its key and '/'.
+    """The path of an object or a folder in a bucket; a folder is all objects under 'KEY/'.
 
     Attributes:
       scheme: 'gs' or 's3'.
@@ -48,7 +48,7 @@ class BucketPath(os.PathLike[str]):
 
     @property
     def store(self) -> Bucket:
-        """The bucket."""
+        """The bucket that contains the path."""
         return bucket(self.scheme, self.bucket)
 
     @property
@@ -63,7 +63,7 @@ class BucketPath(os.PathLike[str]):
 
     @property
     def suffix(self) -> str:
-        """The last ending of the name, '.json'."""
+        """The last ending of the name, such as '.json'."""
         return PurePosixPath(self.key).suffix
 
     @property
@@ -72,27 +72,27 @@ class BucketPath(os.PathLike[str]):
         return dataclasses.replace(self, key=self.key.rpartition("/")[0])
 
     def with_name(self, name: str) -> "BucketPath":
-        """Return the path with this name in the same folder."""
+        """Return the path of `name` in the same folder."""
         return self.parent / name
 
     def absolute(self) -> "BucketPath":
-        """Return this path: paths in buckets are absolute."""
+        """Return this path unchanged, since paths in buckets are absolute."""
         return self
 
     def relative_to(self, folder: "BucketPath") -> PurePosixPath:
-        """Return the path inside `folder`."""
+        """Return the path relative to `folder`."""
         return PurePosixPath(self.key).relative_to(folder.key)
 
     def exists(self) -> bool:
-        """Return whether there is an object or a folder of this name."""
+        """Return whether an object or a folder with this path exists."""
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
-        """Return whether there is an object of this name."""
+        """Return whether an object with this path exists."""
         return bool(self.key) and self.store.has(self.key)
 
     def is_dir(self) -> bool:
-        """Return whether there are objects in this folder."""
+        """Return whether this folder contains objects."""
         return bool(self._keys())
 
     def iterdir(self) -> Iterator["BucketPath"]:
@@ -101,9 +101,9 @@ class BucketPath(os.PathLike[str]):
         return (self / name for name in dict.fromkeys(parts))
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
-        """Yield the objects whose path inside this folder matches ('tickets/*', '**/*.json').
+        """Yield the objects in this folder that match a pattern ('tickets/*', '**/*.json').
 
-        A star does not match '/': it stands for one name, or for part of a name.
+        A star matches a name or a part of a name, but not '/'.
         """
         plain = pattern.removeprefix("**/")
         count = plain.count("/") + 1
@@ -114,11 +114,11 @@ class BucketPath(os.PathLike[str]):
                 yield self / "/".join(parts)
 
     def stat(self) -> os.stat_result:
-        """Return the object's size; all other fields, including times, are 0."""
+        """Return a result with the object's size; all other fields, including times, are 0."""
         return os.stat_result((0, 0, 0, 0, 0, 0, len(self.read_bytes()), 0, 0, 0))
 
     def open(self, mode: str = "rb") -> io.BytesIO:
-        """Return the object's bytes as an open file, for reading only."""
+        """Return the object's bytes as an open file that can only be read."""
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
@@ -146,7 +146,7 @@ class BucketPath(os.PathLike[str]):
         self.store.delete(self.key)
 
     def is_symlink(self) -> bool:
-        """Return False: buckets have no links."""
+        """Return False, since buckets have no links."""
         return False
 
     @property
@@ -164,14 +164,14 @@ def place(path: str | os.PathLike[str]) -> Place:
     """Return the path of a file or folder, on this machine or in a bucket (gs://, s3://).
 
     Raises:
-      ValueError: another scheme, or an invalid name of a bucket.
+      ValueError: the scheme is unknown, or the bucket's name is invalid.
     """
     if isinstance(path, BucketPath):
         return path
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise checks.fail("path", "a string or a path", path)
-    if isinstance(path, Path):  # which writes gs://bucket as gs:/bucket
+    if isinstance(path, Path):  # a `Path` turns gs://bucket into gs:/bucket
         text = re.sub(r"^(gs|s3):/(?!/)", r"\1://", text)
     if "://" not in text:
         return Path(text)
@@ -185,7 +185,7 @@ def place(path: str | os.PathLike[str]) -> Place:
 
 
 def remove(path: Place) -> None:
-    """Remove a file, or a folder with all that it contains; nothing happens if there is none."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if isinstance(path, BucketPath):
         for key in path.store.keys(path._prefix) if path.key else ():
             path.store.delete(key)
@@ -198,10 +198,11 @@ def remove(path: Place) -> None:
 
 
 class Local:
-    """A file on this machine with the bytes at a path, for libraries that need a local file.
+    """A local file with the bytes at a path, for libraries that cannot read from a bucket.
 
     Attributes:
-      path: the path itself, or the path of a copy that is removed with this object.
+      path: the given path if it is local; otherwise the path of a copy, which is removed together
+        with this object.
     """
 
     def __init__(self, path: Place):
@@ -219,8 +220,8 @@ class Local:
 def fetched(path: Place, patterns: tuple[str, ...] = ("*",)) -> Path:
     """Return a local path of a file, or of a folder with the files that match `patterns`.
 
-    Objects of a bucket are read once per process, into a folder that is removed when the process
-    ends.
+    Objects in a bucket are copied once per process into a temporary folder, which is removed when
+    the process ends.
     """
     return path if isinstance(path, Path) else _copied(path, patterns)
 

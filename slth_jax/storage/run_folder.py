@@ -5,8 +5,8 @@
     RUN/damaged/        pieces that were changed after they were written
     RUN/lock            held while a process works in the folder
 
-Sweeps, trainings, hidden models and experiments keep their results this way. The folder may be in a
-bucket: `media` has the operations that differ between disk and bucket.
+Sweeps, trainings, hidden models and experiments store their results in such folders. The folder may
+also be in a bucket; `media` contains the operations that differ between disk and bucket.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from slth_jax.types import PyTree
 
 _log = logging.getLogger("slth_jax.storage")
 CONFIG = "config.json"
-# A function of (difference, stored, new) that returns a description.
+# A function ``explain(difference, stored, new)`` that returns a description.
 Explain = Callable[[tuple[str, Any, Any], Mapping[str, Any], Mapping[str, Any]], str]
 
 
@@ -61,20 +61,21 @@ class RunFolder:
           path: the folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
           config: everything that the results depend on.
           kind: the word for the run in messages.
-          grows: places in `config`, such as 'plan.seeds', at which the list may be continued: the
-            folder of a run with fewer entries is accepted.
+          grows: places in `config`, such as 'plan.seeds', at which a list may be continued. A
+            folder is accepted if its list has fewer entries.
           ignores: places in `config` that are written but not compared.
-          optional: names in `config` that earlier versions did not write; they are compared only if
-            both sides have them.
-          shard: 'i/n' if this process computes the i-th of n parts; the parts share the folder.
+          optional: names in `config` that earlier versions did not write. They are compared only if
+            both configurations contain them.
+          shard: 'i/n' if this process computes the i-th of n parts, which share the folder; None
+            for all.
           pieces: the folder of the pieces inside `path`; '' for `path` itself; None for a run
             without pieces.
-          form: the way to store a piece on a disk; in a bucket a piece is an object.
+          form: the format of a piece on a disk; in a bucket the format is always `Objects`.
           explain: ``explain(difference, stored, new)`` returns a description of a difference.
         """
         self.path, self.config = place(path).absolute(), plain(config, "config")
         if isinstance(self.path, Path) and ("[" in str(path) or "]" in str(path)):
-            # Orbax reads brackets as a pattern.
+            # Refused because Orbax interprets brackets as a pattern.
             raise checks.fail("path", "a folder without [ and ]", repr(str(path)))
         self._medium: Any = medium(self.path)
         self._kind, self._grows, self._ignores, self._optional = kind, grows, ignores, optional
@@ -82,16 +83,17 @@ class RunFolder:
         self._form: Any = self._medium.form(form)
         self._pieces = None if pieces is None else self.path / pieces
         self._aside = f".{self._shard[0]}-of-{self._shard[1]}.tmp"
-        # Values that may grow are left out: a run with more seeds is still the same run.
+        # Values that may grow are left out, because a run with more seeds is still the same run.
         self._identity = json_hash(without(self.config, {*grows, *ignores, *optional}))
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Hold the folder, or this shard's part of it, while the block runs.
+        """Lock the folder, or this shard's part of it, for the duration of the `with` block.
 
         Raises:
           Locked: another live process holds the folder.
-          CheckpointError: the folder belongs to another run; the line names the first difference.
+          CheckpointError: the folder belongs to another run; the error message names the first
+            difference.
         """
         with contextlib.ExitStack() as stack:
             on_first(lambda: stack.enter_context(self._medium.hold(*self._shard)))
@@ -108,19 +110,19 @@ class RunFolder:
             self._form.clean(self._pieces, ".tmp" if self._shard[1] == 1 else self._aside)
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Lock the configuration, which the shards share, for a short time."""
+        """Lock the configuration, which all shards share, for the `with` block."""
         return self._medium.deciding()
 
     def recorded(self) -> dict[str, Any] | None:
-        """Return the configuration of the run in the folder; None if there is no run.
+        """Return the configuration that the folder contains; None if it contains no run.
 
         Raises:
-          CheckpointError: there are pieces without a configuration.
-          Damaged: the configuration is not the one that was written.
+          CheckpointError: the folder contains pieces but no configuration.
+          Damaged: the bytes of the configuration have changed.
         """
         path = self.path / CONFIG
         if self._pieces is not None and not self.names():
-            return None  # the configuration of a process that was killed before its first piece
+            return None  # written by a process that was killed before its first piece
         if not path.exists():
             if self._pieces is None:
                 return None
@@ -133,14 +135,15 @@ class RunFolder:
         """Refuse a folder of another run.
 
         Raises:
-          CheckpointError: the line names the first difference.
+          CheckpointError: the folder belongs to another run; the error message names the first
+            difference.
         """
         stored = self.recorded()
         if stored is not None:
             self._compare(stored, self.config)
 
     def _compare(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        # Places that may grow are compared last, since any other difference explains more.
+        # Places that may grow are compared last, since other differences explain more.
         absent = [name for name in self._optional if name not in stored or name not in new]
         ignores = {*self._ignores, *absent}
         fixed = difference(stored, new, ignores={*self._grows, *ignores})
@@ -156,7 +159,7 @@ class RunFolder:
     def record(self) -> None:
         """Write the configuration, unless a run with more seeds has written one.
 
-        Only one process calls this function, when it has the first result: a run that fails earlier
+        Only one process calls this function, after its first result. A run that fails before this
         leaves the folder free for another run.
         """
         while True:
@@ -184,7 +187,7 @@ class RunFolder:
         return self._pieces / f"{name}{self._form.suffix}"
 
     def whole(self, name: str, contents: Any = None) -> bool:
-        """Return whether this run wrote the piece and no byte changed; else move it aside."""
+        """Return whether this run wrote the piece and it is intact; otherwise move it aside."""
         if not self.has(name):
             return False
         try:
@@ -199,7 +202,7 @@ class RunFolder:
     def _notes(
         self, name: str, contents: Any, read: Callable[[Place], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return the notes of a piece, after checking that its labels are this run's."""
+        """Return the notes of a piece, after a check that the piece belongs to this run."""
         notes = read(self._place(name))
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
         # Pieces of the first versions have no labels.
@@ -219,13 +222,13 @@ class RunFolder:
 
         Args:
           name: the name of the piece.
-          arrays: the tree of arrays; if the form is `Files`, NumPy arrays by name.
-          notes: values that JSON can store, which belong to the piece.
+          arrays: the tree of arrays; if the format is `Files`, a dict from name to NumPy array.
+          notes: a dict of values that JSON can store, saved with the piece; None for no notes.
           contents: a label for the piece's contents, such as the numbers of its trials; `load` must
             be called with an equal label.
 
         Raises:
-          CheckpointError: the piece cannot be written, or the folder belongs to another run by now.
+          CheckpointError: the piece cannot be written, or another run has taken over the folder.
         """
         at = self._place(name)
         aside = at.with_name(f"{name}{self._aside}")
@@ -253,11 +256,11 @@ class RunFolder:
         Args:
           name: the name of the piece.
           like: the structure, shapes and dtypes of the arrays (see `storage.load_tree`); None if
-            the form is `Files`.
-          contents: as in `save`.
+            the piece was saved as `Files`.
+          contents: the label that was passed to `save`.
 
         Raises:
-          Damaged: a byte changed, or the piece belongs to another run or name.
+          Damaged: a byte has changed, or the piece belongs to another run or has another name.
         """
         notes = self._notes(name, contents, self._form.notes)
         return self._form.load(self._place(name), like), notes

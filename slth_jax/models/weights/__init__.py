@@ -1,11 +1,12 @@
 """Read and write weights: `open` recognises the kind of a path and returns a `Reader`.
 
 A `Reader` (`reader`) has the model's settings and reads its arrays block by block, under the names
-in `models.settings`. `save` writes a folder. `folder` reads and writes Hugging Face folders, whose
-architectures are tables of names and keys (`bert`, `roberta`, `gpt2`, `llama`, with `layout`,
-`keys` and `rope`); `llama2c` reads a ``.bin``, `gguf` a ``.gguf``, `lens` a TransformerLens
-``.npz``. A model is read as the original library reads it. Every key of a configuration and every
-array is used, or known to have no effect, or refused with an error message that names it.
+in `models.settings`. `save` writes a folder. `folder` reads and writes Hugging Face folders. Tables
+of names and keys describe their architectures (`bert`, `roberta`, `gpt2`, `llama`, with `layout`,
+`keys` and `rope`). `llama2c` reads a ``.bin`` file, `gguf` reads a ``.gguf`` file, and `lens` reads
+a TransformerLens ``.npz`` file. A model is read as the original library reads it. Every key of a
+configuration and every array is used, or known to have no effect, or refused with an error message
+that names it.
 """
 
 import os

@@ -84,8 +84,8 @@ def save(
 ) -> None:
     """Write a folder of the type Llama, Qwen2, BERT, RoBERTa or GPT-2 for `transformers`.
 
-    If positions are rotary, the type is Llama or Qwen2; if outputs are states, it is BERT, or
-    RoBERTa if there is a padding token; else it is GPT-2.
+    If positions are rotary, the type is Llama or Qwen2. If outputs are states, the type is RoBERTa
+    (with a padding token) or BERT (without). Otherwise it is GPT-2.
 
     The folder contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2
     must have all gains, shifts and biases. A Llama may have the biases of its attention or of its
