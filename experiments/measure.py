@@ -121,7 +121,7 @@ def crossed_mean(values: np.ndarray) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean of a column."""
+    """Return the mean of the values of a column."""
     return float(np.mean(values))
 
 

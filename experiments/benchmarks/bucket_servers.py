@@ -32,7 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def body(self) -> bytes:
-        """Return the body of the request."""
+        """Return the body of the HTTP request."""
         if self.headers.get("Transfer-Encoding", "") == "chunked":
             parts = []
             while size := int(self.rfile.readline(), 16):

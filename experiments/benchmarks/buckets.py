@@ -212,7 +212,7 @@ def overhead(url: str, folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the report of one server."""
+    """Run all disturbances on one server and return a report."""
     rng = random.Random(options.seed)
     parts: dict[str, Callable[[], Any]]
     with bucket_servers.SERVERS[name]() as (url, environment, proxy):

@@ -38,7 +38,7 @@ NAMES = ("rule", "form", "attention", "tied")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status."""
+    """Run the command with these arguments; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
     parser.add_argument("--tokenizer")

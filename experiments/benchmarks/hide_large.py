@@ -100,7 +100,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
 
 def whole(folder: Path, samples: int) -> dict[str, Any]:
-    """Return the estimated cost of hiding the whole model."""
+    """Estimate the cost of hiding the whole model by a dry run."""
     begun = time.perf_counter()
     reader = models.weights.open(folder)
     cost = hide.estimate(reader, hide.make_spec(reader, samples=samples))
@@ -115,7 +115,7 @@ def whole(folder: Path, samples: int) -> dict[str, Any]:
 
 
 def blocks(folder: Path, samples: int, out: Path) -> dict[str, Any]:
-    """Hide the blocks of a model; return the time, the bytes and the errors."""
+    """Hide the blocks of the model in `folder`; return the time, the bytes and the errors."""
     reader = models.weights.open(folder)
     spec = hide.make_spec(reader, samples=samples, keep=("embedding", "unembedding"))
     begun = time.perf_counter()

@@ -55,7 +55,7 @@ NETWORKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status."""
+    """Run the command with these arguments; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", required=True)

@@ -90,7 +90,7 @@ def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status."""
+    """Run the command with these arguments; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", required=True)
     parser.add_argument("--samples", type=int, default=16)

@@ -164,7 +164,7 @@ def chat(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ticket(options: argparse.Namespace) -> Path:
-    """Return the path of the ticket."""
+    """Return the path of the ticket file that `solve` writes."""
     return Path(options.out) / "ticket.safetensors"
 
 

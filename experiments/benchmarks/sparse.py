@@ -1,11 +1,11 @@
-"""The error of masks of a chosen density: subset sums of at most k of m samples.
+"""Measure the error of sparse masks: subset sums that keep at most k of m samples.
 
     python -m experiments.benchmarks.sparse
 
 Targets are Gaussian, and the samples are products of two uniform numbers. Each row of the result
-has the number of samples per entry m, the limit k (null for no limit), the kept share of the free
-factor's mask, the entropy of the mask in bits per entry, and the median error in units of the
-target's standard deviation. Results are written to ``results/sparse.json``.
+contains the number m of samples per entry, the limit k (null for no limit), the share of ones in
+the free factor's mask, the entropy of this mask in bits per entry, and the median error divided by
+the target's standard deviation. Results are written to ``results/sparse.json``.
 """
 
 import argparse
@@ -20,20 +20,20 @@ from experiments import machine
 from slth_jax import construction, storage
 
 RESULTS = Path(__file__).parent / "results" / "sparse.json"
-# Samples per entry, and the largest numbers of kept samples.
+# Pairs of m, the number of samples per entry, and the limits k that are measured.
 CASES = {8: (None, 2, 3), 12: (None, 2, 3, 4), 16: (None, 2, 3, 4, 5), 24: (2, 3, 4), 40: (2, 3, 4)}
 ROWS, COLUMNS = 64, 16
 
 
 def entropy(share: float) -> float:
-    """Return the entropy in bits of a mask bit that is 1 with this probability."""
+    """Return the entropy, in bits, of a mask bit that is 1 with the probability `share`."""
     if share in (0.0, 1.0):
         return 0.0
     return float(-share * np.log2(share) - (1 - share) * np.log2(1 - share))
 
 
 def measure(samples: int, most: int | None) -> dict[str, Any]:
-    """Return the density, the entropy and the error for one number of samples and one limit."""
+    """Measure the density, the entropy and the error for `samples` samples and the limit `most`."""
     keys = jax.random.split(jax.random.key(samples), 3)
     width = samples * COLUMNS
     left = jax.random.uniform(keys[0], (ROWS, width), minval=-2.0, maxval=2.0)

@@ -62,7 +62,7 @@ PRESETS = {
 
 
 def draw(batch: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return `samples[batch, n]` and `value[batch]`."""
+    """Draw instances: return `samples[batch, n]` and `value[batch]`."""
     rng = np.random.default_rng(seed)
     samples = rng.uniform(-1, 1, (batch, n)) * rng.uniform(-1, 1, (batch, n))
     return samples.astype(np.float32), rng.uniform(-0.5, 0.5, batch).astype(np.float32)

@@ -60,7 +60,7 @@ def run(
       seed: the seed of all random changes; case i of a subject depends only on the seed, the
         subject and i.
       only: names of subjects, or prefixes of names; empty for all subjects.
-      progress: called with a line per failure.
+      progress: a function that is called with a line of text for each failure.
     """
     counts: dict[str, Counter[str]] = {}
     failures: list[Failure] = []

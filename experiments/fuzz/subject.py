@@ -14,7 +14,7 @@ from experiments.fuzz import mutations
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A file or folder, and the calls that read it.
+    """A file or folder, and the functions that write, damage and read it.
 
     Attributes:
       name: the subject's name.

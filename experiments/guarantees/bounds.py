@@ -20,7 +20,7 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: trials per setting; each trial draws a target, a source and an input.
+      seeds: the number of trials per setting; each trial draws a target, a source and an input.
       rules: the rules that assign hidden units to input coordinates.
       dims: the widths d of the transformers.
       heads: the numbers of heads, one per entry of `dims`.
@@ -53,7 +53,7 @@ PRESETS = {
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps that `run` runs; they serve to estimate its cost."""
+    """Return the sweeps that `run` runs, so that the cost of `run` can be estimated."""
     return [
         Sweep(
             f"{shape.rule}, d = {shape.d}",

@@ -28,7 +28,7 @@ class Config(Settings):
     """Settings of the comparison, in addition to the settings of model and training.
 
     Attributes:
-      seeds: runs per model and method.
+      seeds: the number of runs per model and method.
       models: names in `models.PRESETS`.
       widths: for each entry of `models`, the factor by which the model's width is multiplied; the
         width of heads is unchanged.

@@ -35,8 +35,8 @@ class Work:
     """Settings of batches, evaluations and precision.
 
     Attributes:
-      rows: sequences per batch.
-      length: inputs per sequence, in tokens.
+      rows: the number of sequences per batch.
+      length: the number of input tokens per sequence.
       eval_rows: the number of validation windows, 0 for all; the last windows are left out if they
         do not fill a part of a batch.
       chunk: steps between evaluations; a checkpoint is saved after each evaluation.

@@ -46,12 +46,14 @@ def train(
       folder: the folder of checkpoints.
       log_file: the file of the log, which has a line of JSON per run and evaluation; None for no
         file.
-      progress: called with the number of finished steps and the number of all steps.
+      progress: a function that is called with the number of finished steps and the number of all
+        steps.
 
     Raises:
       ValueError: a loss became NaN or infinite; the message names the step and the run's settings.
         The last good checkpoint remains.
-      SystemExit: 143, if SIGTERM arrived; raised after the state is saved.
+      SystemExit: with status 143, if SIGTERM arrived; the exception is raised after the state is
+        saved.
     """
     group = together(job, runs, corpus)
     rows: list[dict[str, Any]] = []

@@ -24,7 +24,8 @@ class Config(Settings):
     """Settings of the sweep over scales, in addition to the settings of model and training.
 
     Attributes:
-      seeds: runs per scale; the seed (0, 1, ...) determines weights, first scores and batches.
+      seeds: the number of runs per scale; the seed of a run (0, 1, ...) determines its weights,
+        first scores and batches.
       models: names in `models.PRESETS`; all scales are trained for each model.
       scales: the factors by which query and key weights are multiplied.
       runs_at_once: the number of runs that one program trains; 0 for all runs of a model.

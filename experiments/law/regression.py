@@ -32,7 +32,7 @@ Larger errors need so few units per input coordinate that the width is too coars
 
 
 def logarithm(rows: Sequence[Row], form: str) -> Float[np.ndarray, " n"]:
-    """Return ``log(H^a d^b / eps)`` of each row."""
+    """Return ``log(H^a d^b / eps)`` for each row; `form` determines a and b."""
     a, b = FORMS[form]
     h, d, eps = _columns(rows)
     return a * np.log(h) + b * np.log(d) - np.log(eps)

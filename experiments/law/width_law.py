@@ -42,15 +42,15 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: trials per setting; each trial draws a source, a target and inputs.
+      seeds: the number of trials per setting; each trial draws a source, a target and inputs.
       shapes: input widths d and numbers of heads H, each written DxH.
       units: widths of the source, in hidden units per input coordinate (width / d).
       constructions: the rules that assign hidden units to input coordinates.
       targets: distributions of targets: spectral (spectral norm 1) or theory (the theory's
         distribution).
       errors: the output errors for which the least width is measured.
-      sequences: input sequences per trial.
-      tokens: tokens per sequence.
+      sequences: the number of input sequences per trial.
+      tokens: the number of tokens per sequence.
       norm: the norm of every token, divided by sqrt(d).
     """
 
@@ -143,7 +143,7 @@ def _sweep(config: Config, setting: dict[str, Any]) -> Sweep:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, from which its cost can be estimated."""
+    """Return the sweeps that `run` runs, so that the cost of `run` can be estimated."""
     return [_sweep(config, setting) for setting in _settings(config)]
 
 

@@ -1,4 +1,4 @@
-"""Blocks of the page on results: trained models and tickets at their best learning rates."""
+"""Generate the blocks on trained models and tickets at their best learning rates."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def language_tuned() -> str:
 
 
 def language_bytes() -> str:
-    """Return the table of losses of tickets and of rounded trained models by their bytes."""
+    """Return the table of bytes and losses of tickets and of rounded trained models."""
     run = read("language_tuned")
     rows = [
         (

@@ -1,4 +1,4 @@
-"""The block of the page of results on figures 7 and 8 at the paper's sizes: cost by size."""
+"""Generate the block on the cost of figures 7 and 8 at the paper's sizes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ DEVICES = (("H100 SXM", 8), ("TPU v5e", 16))
 
 
 def paper_cost() -> str:
-    """Parameters, memory and time of the preset 'paper' of both language experiments."""
+    """Return the table of parameters, memory and time of figures 7 and 8 (preset 'paper')."""
     rows = [_row(*entry) for entry in (*_figure_7(), *_figure_8())]
     names = (
         "figure", "model", "width", "parameters", "not zero in a ticket", "runs", "GB per run",

@@ -1,9 +1,10 @@
-"""Committed pictures, drawn again from committed results.
+"""Draw the committed figures again from the committed results.
 
     python -m experiments.pages --pictures
 
-Every picture's file contains a mark: its caption and the checksum of the results that it shows. A
-test compares marks, so a picture that is older than its results or its labels is noticed.
+The file of every picture contains a mark: the picture's caption and the checksum of the results
+that the picture shows. A test compares marks, so it fails if a picture is older than its results or
+its labels.
 """
 
 import hashlib
@@ -25,23 +26,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Result = Mapping[str, Any]
-KEYWORD = "Description"  # of the text in a PNG that contains the mark
+KEYWORD = "Description"  # the name of the PNG text entry that contains the mark
 
 
 class Picture(NamedTuple):
-    """A picture: the name of its committed result, and the function that draws it."""
+    """A picture: the name of the committed result that it shows, and the function that draws it."""
 
     result: str
     draw: Callable[[Any], "Figure"]
 
 
 def _config(run: Result) -> Any:
-    """Return the settings of a run of a preset."""
+    """Return the settings with which a committed run was made."""
     return registry.load(run["experiment"]).PRESETS[run["preset"]]
 
 
 def _series(run: Result, second: str) -> dict[tuple[Any, Any], list[Result]]:
-    """Return the rows of a run by target and by the column `second`."""
+    """Group the rows of a run by pairs (target, value of the column `second`)."""
     series: dict[tuple[Any, Any], list[Result]] = {}
     for row in run["rows"]:
         series.setdefault((row["target"], row[second]), []).append(row)
@@ -114,12 +115,12 @@ PICTURES = {
 
 
 def file(name: str) -> Path:
-    """Return the file of a picture."""
+    """Return the path of a picture's PNG file."""
     return ROOT / "experiments" / f"{name}.png"
 
 
 def drawn(name: str) -> tuple["Figure", str]:
-    """Draw a picture from its committed result; return the figure and its mark."""
+    """Draw a picture from its committed result; return the figure and the picture's mark."""
     picture = PICTURES[name]
     figure = picture.draw(read(picture.result))
     checksum = hashlib.sha256(place(picture.result).read_bytes()).hexdigest()
@@ -127,7 +128,7 @@ def drawn(name: str) -> tuple["Figure", str]:
 
 
 def mark(name: str) -> str:
-    """Return the mark in a picture's file, or '' if it has none."""
+    """Return the mark in a picture's file, or '' if the file has no mark."""
     from PIL import Image
 
     with Image.open(file(name)) as image:
@@ -135,7 +136,7 @@ def mark(name: str) -> str:
 
 
 def draw_all() -> list[Path]:
-    """Write every picture whose mark differs from a new drawing's; return their files."""
+    """Draw all pictures; write the pictures whose marks changed, and return their files."""
     written = []
     for name in PICTURES:
         figure, new = drawn(name)

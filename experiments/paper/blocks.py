@@ -30,7 +30,7 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per width; the seeds are 0, 1, ...
+      seeds: the number of random sources per width, which have the seeds 0, 1, ...
       max_blocks: number of blocks of the deepest transformer; every smaller number is measured too.
       widths: the hidden widths n_MHA = n_FC of the source.
       d: the width of the transformer.
@@ -99,7 +99,7 @@ def make_trial(target: Sequence[Block], x: Array, rule: str):
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, from which its cost can be estimated."""
+    """Return the sweeps that `run` runs, so that the cost of `run` can be estimated."""
     key = jax.random.key(config.target_seed, impl="threefry2x32")
     for_target, for_data = jax.random.split(key)
     target = random_transformer(

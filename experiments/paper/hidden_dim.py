@@ -27,7 +27,7 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per setting; the seeds are 0, 1, ...
+      seeds: the number of random sources per setting, which have the seeds 0, 1, ...
       widths: the hidden widths n_K = n_V of the source.
       sources: distributions of the source's weights, given as names in `initializers.ATTENTION`.
       target: kinds of targets: trained (as in the paper) and drawn (at random from the theory's
@@ -155,7 +155,7 @@ def _sweep(config: Config, targets: Targets) -> Sweep:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, from which its cost can be estimated."""
+    """Return the sweeps that `run` runs, so that the cost of `run` can be estimated."""
     return [_sweep(config, make_targets(config))]
 
 

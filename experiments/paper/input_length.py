@@ -23,7 +23,7 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per width; the seeds are 0, 1, ...
+      seeds: the number of random sources per width, which have the seeds 0, 1, ...
       widths: the hidden widths n_K = n_V of the source.
       lengths: tokens per test sequence, without the regression token.
       target: kinds of targets: trained (as the paper describes) and drawn (from the theory's
@@ -34,7 +34,7 @@ class Config:
         and begin with the regression token. 0 for all tokens.
       construction: the rule that assigns hidden units to input coordinates.
       target_seed: the seed of the targets and of the test sequences.
-      epochs: epochs for which the trained target is trained.
+      epochs: the number of epochs for which the trained target is trained.
     """
 
     seeds: int = 100
@@ -106,7 +106,7 @@ def _sweep(config: Config, targets: Targets) -> Sweep:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, from which its cost can be estimated."""
+    """Return the sweeps that `run` runs, so that the cost of `run` can be estimated."""
     return [_sweep(config, hidden_dim.make_targets(config))]
 
 

@@ -31,7 +31,7 @@ class Config:
     """The settings of a run.
 
     Attributes:
-      seeds: random sources per setting; the seeds are 0, 1, ...
+      seeds: the number of random sources per setting, which have the seeds 0, 1, ...
       weights: the path of a published network (.npz); none to train a small network that adds
         modulo 23.
       attention_units: hidden units of attention per input coordinate.
@@ -104,7 +104,7 @@ def _sweeps(config: Config, target: Target) -> list[Sweep]:
 
 
 def sweeps(config: Config) -> list[Sweep]:
-    """Return the sweeps of `run`, from which its cost can be estimated."""
+    """Return the sweeps that `run` runs, so that the cost of `run` can be estimated."""
     return _sweeps(config, load(config))
 
 
