@@ -149,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write `accelerator.json` and `accelerator.md`; return 1 if parity fails."""
+    """Measure, print and write the results; return 1 if a result differs from the CPU's, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.accelerator",
         description=__doc__,

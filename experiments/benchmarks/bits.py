@@ -214,7 +214,7 @@ def picture(rows: list[Row]) -> Any:
 
 
 def main() -> None:
-    """Measure all methods, write the rows as JSON and draw them."""
+    """Measure all methods, write the results as JSON, and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="quick")
     parser.add_argument("--out", type=Path, default=Path("results/bits"))

@@ -98,7 +98,7 @@ def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model,
 
 
 def main() -> None:
-    """Measure the settings that DIR lacks, write all rows as JSON and draw them."""
+    """Measure the settings whose results DIR lacks, write all results as JSON, and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/bits"))
     parser.add_argument("--bits", default="3,4,5,6,8,10,12")

@@ -53,7 +53,7 @@ def work(out: str, points: int, seeds: int) -> None:
 
 
 class Sweeps:
-    """Sweeps in a bucket, whose results are compared with those of an undisturbed sweep."""
+    """Runs disturbed sweeps in a bucket and compares their results with an undisturbed sweep's."""
 
     def __init__(self, url: str, environment: Mapping[str, str], logs: Path, size: tuple[int, int]):
         self.url, self.logs, self.size = url, logs, size

@@ -26,7 +26,7 @@ NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 
 def size(root: Path) -> str:
-    """Return the counts of the Python files below `root` as a line of text."""
+    """Count lines, comments and parameters in the Python files below `root`; return a text."""
     code, comments, total, files, most = 0, 0, 0, 0, (0, "")
     for path in sorted(root.rglob("*.py")):
         text = path.read_text()

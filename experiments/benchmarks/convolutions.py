@@ -252,7 +252,7 @@ def named(model: nnx.Module) -> dict[str, Float[Array, "..."]]:
 
 
 def loss_of_arrays(model: nnx.Module) -> Callable[[Any, Images], Float[Array, ""]]:
-    """Return the loss as a function of the kernels, given as a dict as in `named`, and a batch."""
+    """Return a function that computes the loss from a dict of kernels (see `named`) and a batch."""
     graph, params = nnx.split(model, nnx.Param)
     paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(params)}
 
@@ -320,7 +320,7 @@ def picture(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Any:
 
 
 def main() -> None:
-    """Run the benchmark, print its rows and write them as JSON and PNG."""
+    """Run the benchmark, print the results, and write them as JSON and as a figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="full")
     parser.add_argument("--part", choices=("all", "speed"), default="all", help="'speed' keeps the "

@@ -34,7 +34,7 @@ PADDING = {"k_units", "v_units"}  # boolean fields of version 0.1 that are not m
 
 
 def digest(*parts: Any) -> dict[str, Any]:
-    """Return the SHA-256 of masks and the number of kept entries.
+    """Return a dict of the masks' SHA-256 and the number of entries that they keep.
 
     A mask is hashed as the indices of its kept entries, so that padding at its end has no effect.
     """
@@ -203,7 +203,7 @@ def hide(out: Path) -> dict[str, Any]:
 
 
 def packed(ticket: Path) -> dict[str, Any]:
-    """Return the SHA-256 of a ticket file's packed masks and the number of kept entries."""
+    """Return a dict of the SHA-256 of a file's packed masks and the number of kept entries."""
     import safetensors.numpy
 
     bits = safetensors.numpy.load_file(ticket)

@@ -302,7 +302,7 @@ def machine() -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write `subset_sum.{csv,json,png,svg}`."""
+    """Measure all solvers, print the results, and write `subset_sum.{csv,json,png,svg}`."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.subset_sum",
         description=__doc__,

@@ -264,7 +264,7 @@ def _law(widths: list[dict[str, Any]]) -> dict[str, Any]:
 def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the ratio of each rule's width to the width of the rule "proof".
 
-    Both widths have the same shape, target and error.
+    The two widths of a ratio have the same shape, target and error.
     """
     proof = {
         tuple(w[name] for name in ("target", "d", "heads", "eps")): w["width"]

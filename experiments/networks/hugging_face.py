@@ -1,9 +1,9 @@
 """Cases: Hugging Face folders, on which this library is compared with `transformers`.
 
 `draw` changes one to four keys of a configuration. A key gets a value from the tables below or a
-value that no configuration should have, or the key is removed. Keys of other families of models
-occur too. If `transformers` accepts the changed configuration, the arrays have its shapes; if not,
-they have the shapes of the unchanged configuration.
+value that no configuration should have, or the key is removed. A key may also be taken from another
+family of models. If `transformers` accepts the changed configuration, the arrays have its shapes;
+if not, they have the shapes of the unchanged configuration.
 """
 
 import json

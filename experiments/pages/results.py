@@ -29,7 +29,7 @@ def readme_figure_4() -> str:
 
 
 def readme_claims() -> str:
-    """Return the table of claims and of limits of claims; it contains a hidden model's bytes."""
+    """Return the README's table of claims and non-claims, with the size of a hidden model."""
     row = pick(read("hide_stories")["rows"], samples=20, attention="factored")
     bits = 8 * row["ticket_bytes"] / WEIGHTS
     rows = [

@@ -102,7 +102,7 @@ def kills_of_processes() -> str:
 
 
 def _sums(reports: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Return per run its name, and sums over seeds: kills, kills during a save, repeated runs."""
+    """Return, for each run, its name and its counts over all seeds: kills, kills in saves, runs."""
     columns = ("kills", "kills_in_a_save", "runs")
     return [
         [name, *(sum(r[column] for r in reports if r["work"] == name) for column in columns)]

@@ -212,7 +212,7 @@ def of_each_target(
 
 
 def _fits(config: Config, series: dict, trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Fit the trained target's errors for each source distribution, and the drawn targets'."""
+    """Fit the errors for the trained target, per source distribution, and for drawn targets."""
     if len(config.widths) < 3:
         return {}
     main = config.sources[0]

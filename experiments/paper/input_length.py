@@ -173,7 +173,7 @@ def compare(
 
 
 def query_rows(tokens: int, count: int) -> jax.Array | None:
-    """Return `count` evenly spaced token indices from 0 on; None, for all tokens, if 0."""
+    """Return `count` evenly spaced token indices from 0 on; if `count` is 0, None (all tokens)."""
     if count == 0 or tokens <= count:
         return None
     return jnp.asarray(np.unique(np.linspace(0, tokens - 1, count).round().astype(np.int32)))
