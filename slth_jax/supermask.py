@@ -1,8 +1,8 @@
-"""Turn scores into masks. Only this module turns a fraction into a number of connections.
+"""Turn scores into masks; the number of kept connections is computed in this module only.
 
 A mask is 1 where a connection is kept. It keeps the connections with the largest |score|
 (edge-popup, Ramanujan et al. 2020), exactly `num_kept` of them even if scores are equal. The
-threshold is found by bisection on the bits of the scores and counting, never by sorting: a count
+threshold is found by bisection on the bits of the scores, with counts instead of sorting. A count
 over shards is a sum, so sharded scores are not moved between devices.
 """
 
@@ -24,14 +24,14 @@ _MILLION = 1_000_000
 
 
 def num_kept(size: int, keep: ArrayLike) -> int:
-    """Return the number of connections to keep of `size`, given the fraction `keep`.
+    """Return how many of `size` connections are kept, given the fraction `keep`.
 
-    The number is ``max(1, floor(keep size + 1/2))`` in exact arithmetic, with the decimal number
-    that Python prints for `keep`. So 0.29 of 50 is 15 (14.5 rounded up), whether `keep` is a Python
-    float or a float32.
+    The number is ``max(1, floor(keep size + 1/2))``, computed exactly from the decimal number that
+    Python prints for `keep`. For example, 0.29 of 50 is 15 (14.5 rounded up), whether `keep` is a
+    Python float or a float32.
 
     Raises:
-      ValueError: `keep` outside (0, 1], or `size` outside [1, 2^32 - 2].
+      ValueError: `keep` is outside (0, 1], or `size` is outside [1, 2^32 - 2].
     """
     checks.integer("size", size, low=1, high=_MAX_SIZE)
     return max(1, math.floor(Fraction(str(_checked_keep(keep))) * size + Fraction(1, 2)))
@@ -40,9 +40,9 @@ def num_kept(size: int, keep: ArrayLike) -> int:
 def num_kept_traced(size: int, keep: ArrayLike) -> UInt32[Array, ""]:
     """Return `num_kept` as a uint32 array for a `keep` that JAX traces.
 
-    A traced `keep` is rounded to millionths, since float32 has no more digits. If `keep` is a whole
-    number of millionths, the result equals `num_kept` at every size. Values of `keep` at or below 0
-    give one connection, values above 1 give all connections.
+    A traced `keep` is rounded to millionths, because float32 has no more digits. If `keep` is a
+    whole number of millionths, the result equals `num_kept` at every size. Values of `keep` at or
+    below 0 give one connection, values above 1 give all connections.
     """
     checks.integer("size", size, low=1, high=_MAX_SIZE)
     millionths = jnp.clip(jnp.round(jnp.asarray(keep) * _MILLION), 0, _MILLION).astype(jnp.uint32)
@@ -61,21 +61,21 @@ def from_scores(
     *,
     magnitude: bool = True,
 ) -> Bool[Array, "*shape"]:
-    """Return the mask that keeps the `num_kept` largest |score|; ties are settled by index.
+    """Return the mask that keeps the `num_kept` largest |score|; among equals, lower indices.
 
     Args:
-      scores: floating-point, any shape and sharding; up to 2^32 - 2 entries.
-      keep: fraction kept in (0, 1]; may be traced (see `num_kept_traced`).
+      scores: floating-point numbers in any shape and sharding; up to 2^32 - 2 entries.
+      keep: the fraction to keep, in (0, 1]; may be traced (see `num_kept_traced`).
       magnitude: True ranks by |score|, False by the score itself.
 
     Returns:
-      Booleans of the shape of `scores`, exactly ``num_kept(scores.size, keep)`` of them True. Of
-      several equal scores at the threshold, the first ones in C order are kept.
+      Booleans in the shape of `scores`, of which exactly ``num_kept(scores.size, keep)`` are True.
+      If several scores equal the threshold, those that come first in C order are kept.
 
     Raises:
-      ValueError: `keep` outside (0, 1], or scores that are not floating-point, are empty or hold
-        NaN. Under a JAX transformation, where values are not known yet, a NaN ranks above all
-        numbers and is kept.
+      ValueError: `keep` is outside (0, 1], or scores are not floating-point, are empty or contain
+        NaN. Under a JAX transformation, where values are not known, a NaN ranks above all numbers
+        and is kept.
 
     Examples:
       >>> from_scores(jnp.array([0.1, -0.9, 0.5, 0.0]), keep=0.5).tolist()
@@ -87,7 +87,7 @@ def from_scores(
 def from_tree(scores: PyTree, keep: ArrayLike, *, magnitude: bool = True) -> PyTree:
     """Return masks with one threshold over a whole tree of scores ("global" edge-popup).
 
-    The masks are those of `from_scores` for the concatenation of all leaves. Leaves may have
+    The result equals `from_scores` applied to the concatenation of all leaves. Leaves may have
     different dtypes.
     """
     leaves, treedef = jax.tree.flatten(scores)
@@ -113,9 +113,9 @@ def straight_through(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of ``|scores|``.
 
-    So in `weights * straight_through(scores, mask)` the score of every connection, kept or not, has
-    the gradient ``g w sign(score)``, where w is the weight and g the gradient of the masked weight
-    (Ramanujan et al. 2020, equation 5, with the |score| of its published code).
+    In `weights * straight_through(scores, mask)` the score of every connection, kept or not,
+    therefore has the gradient ``g w sign(score)``, where w is the weight and g the gradient of the
+    masked weight (Ramanujan et al. 2020, equation 5, with the |score| of its published code).
     """
     return mask.astype(scores.dtype)
 
@@ -132,7 +132,8 @@ def straight_through_raw(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of `scores` themselves.
 
-    It is for masks that are ranked by the raw score: the gradient of a score is ``g w``.
+    Use it if masks rank connections by the score and not by |score|. The gradient of a score is
+    then ``g w``.
     """
     return mask.astype(scores.dtype)
 
@@ -145,7 +146,8 @@ def _straight_through_raw_jvp(primals, tangents):
 def pack(mask: Bool[ArrayLike, "*shape"]) -> UInt8[Array, " bytes"]:
     """Pack a boolean mask into uint8, eight connections per byte, in C order, highest bit first.
 
-    Returns ``ceil(size / 8)`` bytes as `numpy.packbits` makes them; unused last bits are 0.
+    The result has ``ceil(size / 8)`` bytes, as `numpy.packbits` returns them; unused last bits are
+    0.
 
     Raises:
       ValueError: `mask` is not boolean.
@@ -154,7 +156,7 @@ def pack(mask: Bool[ArrayLike, "*shape"]) -> UInt8[Array, " bytes"]:
 
 
 def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array, "*shape"]:
-    """Return the boolean mask of `shape` from which `pack` made `bits`.
+    """Return the boolean mask of `shape` that `pack` packed into `bits`.
 
     Raises:
       ValueError: `bits` is not uint8 or its length does not fit `shape`.
@@ -170,7 +172,7 @@ def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array
 
 
 def _checked_keep(keep: ArrayLike) -> ArrayLike:
-    """Return a concrete `keep` without a change of precision; refuse values outside (0, 1]."""
+    """Return `keep`; refuse known values outside (0, 1], without changing their precision."""
     if isinstance(keep, jax.Array):
         keep = checks.array("keep", keep, ndim=0)
     value = np.asarray(keep)[()] if isinstance(keep, jax.Array) else keep
@@ -180,8 +182,8 @@ def _checked_keep(keep: ArrayLike) -> ArrayLike:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
-    """Return masks of the `count` largest of all entries of `leaves`."""
-    common = jnp.result_type(*leaves)  # bits are compared, so all leaves must be of one dtype
+    """Return masks that keep the `count` largest entries among all entries of `leaves`."""
+    common = jnp.result_type(*leaves)  # bits are compared, so all leaves need one dtype
     keys = [_order(leaf.astype(common), magnitude) for leaf in leaves]
     dtype = keys[0].dtype
     size = sum(key.size for key in keys)
@@ -189,8 +191,8 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
     def total(entries: list[Array]) -> Array:
         return sum((_count(entry) for entry in entries), jnp.uint32(0))
 
-    # Set the threshold's bits from the highest down, each if at least `count` entries still reach
-    # the threshold. Stop as soon as exactly `count` entries reach it.
+    # The threshold's bits are set from the highest to the lowest. A bit is set if at least `count`
+    # entries still reach the threshold. The loop stops once exactly `count` entries reach it.
     def refine(state):
         bit, threshold, reached = state
         candidate = threshold | (jnp.ones((), dtype) << bit.astype(dtype))
@@ -208,8 +210,8 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
         lambda state: (state[0] >= 0) & (state[2] != count), refine, start
     )
 
-    # More than `count` entries reach the threshold only if several equal it. Bisect on the position
-    # up to which these are kept.
+    # If more than `count` entries reach the threshold, several entries equal it. A bisection finds
+    # the position up to which equal entries are kept.
     positions = _positions(leaves)
     num_tied = count - total([key > threshold for key in keys])
 
@@ -237,10 +239,10 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
 
 
 def _count(entries: Array) -> Array:
-    """Return the exact number of True entries, as uint32.
+    """Return the exact number of True entries as uint32.
 
-    Each row is summed first, in float32 if that is exact. XLA compiles this to vector instructions,
-    3.5 times faster on a CPU than one sum of integers.
+    Each row is summed first, in float32 if this is exact. XLA compiles these sums to vector
+    instructions, which on a CPU are 3.5 times faster than one sum of integers.
     """
     exact = entries.shape[-1] < 2**24
     rows = jnp.sum(entries, axis=-1, dtype=jnp.float32 if exact else jnp.uint32)
@@ -248,21 +250,21 @@ def _count(entries: Array) -> Array:
 
 
 def _order(scores: Array, magnitude: bool) -> Array:
-    """Return unsigned integers in the order of |scores|, or of `scores`."""
+    """Map scores to unsigned integers that have the order of |score| or, if False, of the score."""
     info = jnp.finfo(scores.dtype)
     bits = jax.lax.bitcast_convert_type(scores, jnp.dtype(f"uint{info.bits}"))
     sign = jnp.asarray(1 << (info.bits - 1), bits.dtype)
     size = bits & ~sign
     if magnitude:
         return size
-    # Negative scores map to integers below the middle, so that both zeros are equal. A NaN ranks
-    # first, whatever its sign.
+    # Negative scores map to integers below the middle, so that +0 and -0 are equal. A NaN of either
+    # sign ranks first.
     is_nan = size > jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), bits.dtype)
     return jnp.where((bits >= sign) & ~is_nan, sign - size, sign + size)
 
 
 def _positions(leaves: list[Array]) -> list[Array]:
-    """Return each entry's position in the concatenation of `leaves`, without reshaping them."""
+    """Return each entry's position in the concatenation of `leaves`, without reshaping leaves."""
     positions, offset = [], 0
     for leaf in leaves:
         position = jnp.full(leaf.shape, offset, jnp.uint32)

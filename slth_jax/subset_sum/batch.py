@@ -1,7 +1,7 @@
 """Solve a batch of subset sums tile after tile, with one program per platform.
 
-`solve_batch` is a JAX primitive. Its program is chosen, and traced, when the primitive is lowered:
-only then is the platform known, since a program may be compiled for a machine other than this one.
+`solve_batch` is a JAX primitive. Its program is chosen and traced when the primitive is lowered.
+The platform is not known earlier, because the program may be compiled for another machine.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from slth_jax.subset_sum import kernel
 from slth_jax.subset_sum.tile import TileSolution, solve_tile
 
-# The least number of instances in a tile: shorter innermost loops are not vectorised on a CPU.
+# The least number of instances in a tile. On a CPU shorter innermost loops are not vectorised.
 LANES = 64
 
 _solve_batch = Primitive("closest_subsets")
@@ -27,14 +27,14 @@ _solve_batch.multiple_results = True
 def solve_batch(
     samples: Float[Array, "b n"], value: Float[Array, "b"], *, max_exact: int, devices: int
 ) -> TileSolution:
-    """Return mask `[b, n]`, total, error, optimal `[b]` of `samples[b, n]` and `value[b]`.
+    """Solve a batch: return `mask [b, n]` and `total`, `error`, `optimal`, each `[b]`.
 
     Args:
       samples: the numbers to choose from, float32 or float64.
-      value: the numbers to hit, of the same dtype.
-      max_exact: the largest number of samples that are enumerated.
-      devices: the number of devices over which the batch is known to be split. It does not change
-        the result, but gives each device tiles of full size.
+      value: the numbers that the sums should reach, in the same dtype.
+      max_exact: the largest number of samples whose subsets are enumerated.
+      devices: the number of devices over which the batch is known to be split. It affects only the
+        size of tiles, and not the result.
     """
     # `value` gets an axis of length one, since XLA splits a call only along the first of several
     # axes.
@@ -46,14 +46,14 @@ def solve_batch(
 
 @_solve_batch.def_abstract_eval
 def _shapes(samples, value, *, max_exact, devices):
-    # `update` keeps the array's other attributes: sharding, axes along which it varies.
+    # `update` keeps the array's other attributes: its sharding, and the axes along which it varies.
     mask = samples.update(dtype=jnp.dtype(bool), weak_type=False)
     number = value.update(weak_type=False)
     return [mask, number, number, number.update(dtype=jnp.dtype(bool))]
 
 
 def _batched(arguments, axes, *, max_exact, devices):
-    """Map over an axis by solving a longer batch."""
+    """Implement `vmap`: merge the mapped axis into the batch, and solve one longer batch."""
     size = next(x.shape[a] for x, a in zip(arguments, axes, strict=True) if a is not None)
     samples, value = (
         batching.bdim_at_front(x, axis, size) for x, axis in zip(arguments, axes, strict=True)
@@ -71,19 +71,19 @@ batching.primitive_batchers[_solve_batch] = _batched
 
 
 def _for_cpu(samples, value, *, max_exact, devices):
-    # A tile has as few instances as can be vectorised, so that the lists stay in the cache.
+    # A tile has the fewest instances that can be vectorised, so that the lists stay in the cache.
     return _tiled(samples, value, max_exact, LANES * devices, apart=True)
 
 
 def _for_tpu(samples, value, *, max_exact, devices):
-    # All lists stay in the vector memory.
+    # A tile is so small that all lists stay in the vector memory.
     lanes = 1024 if min(samples.shape[1], max_exact) <= 22 else 256
     return _tiled(samples, value, max_exact, lanes * devices)
 
 
 def _for_gpu(samples, value, *, max_exact, devices):
-    # A tile has so many instances that their lists, of 2^(n/2 + 1) numbers each, take a quarter of
-    # a gibibyte.
+    # A tile is so large that the lists of its instances, each of 2^(n/2 + 1) numbers, take a
+    # quarter of a gibibyte.
     n = samples.shape[1]
     length = max(2 ** (min(n, max_exact) // 2 + 1), n)
     lanes = max(LANES, min(2**16, 2**26 // length // LANES * LANES))
@@ -96,7 +96,7 @@ def _tiled(samples, value, max_exact, lanes, apart=False):
 
 
 def _lower_for_cpu(context, samples, value, *, max_exact, devices):
-    """Emit a call of the compiled kernel if it is applicable, else XLA's program."""
+    """Emit a call of the compiled kernel if it can be used; otherwise emit XLA's program."""
     samples_type = context.avals_in[0]
     if samples_type.size and samples_type.dtype == jnp.float32 and kernel.ready():
         return kernel.lower(context, samples, value, max_exact)
@@ -119,11 +119,11 @@ def in_tiles(
     lanes: int,
     apart: bool = False,
 ) -> TileSolution:
-    """Solve a batch in tiles of about `lanes` instances: a longer batch takes no more memory.
+    """Solve a batch in tiles of about `lanes` instances, so that long batches take no more memory.
 
-    A tile takes the same number of instances from each of `rows` equal parts of the batch. So a
-    batch that is split over devices is not moved: each device solves its part of every tile,
-    provided that the number of devices divides `lanes`. If `apart` is true, XLA compiles the merges
+    A tile takes the same number of instances from each of `rows` equal parts of the batch. If the
+    number of devices divides `lanes`, a batch that is split over devices is therefore not moved:
+    each device solves its part of every tile. If `apart` is true, XLA compiles the merges
     separately.
     """
     batch, n = samples.shape
@@ -132,7 +132,7 @@ def in_tiles(
         return TileSolution(samples != 0, empty, jnp.abs(value), jnp.ones(batch, bool))
     rows = math.gcd(batch, lanes)
     part = batch // rows
-    # Tiles are multiples of LANES and of nearly equal sizes, so there is little padding.
+    # The sizes of tiles are nearly equal multiples of LANES, so there is little padding.
     unit = LANES // math.gcd(rows, LANES)
     width = math.ceil(part / math.ceil(batch / lanes) / unit) * unit
     steps = math.ceil(part / width)
@@ -150,7 +150,7 @@ def in_tiles(
     def one_tile(tile: tuple[Array, Array, Array]) -> TileSolution:
         samples, value, number = tile
         samples, value = samples.reshape(rows * width, n), value.reshape(rows * width)
-        # Always true, but the compiler cannot derive that.
+        # The value is always true, but the compiler cannot derive this.
         running = number < count if apart else None
         return solve_tile(samples, value, max_exact, running)
 

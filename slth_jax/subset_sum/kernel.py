@@ -1,8 +1,9 @@
-"""The CPU's solver in C++ (`native/`): compiled at first use, then loaded from the user's cache.
+"""Compile the C++ solver for CPUs (`native/`) at first use, and load it from the user's cache.
 
 The library is stored in `$XDG_CACHE_HOME/slth_jax` (`~/.cache/slth_jax`) under a name that depends
-on the source, the version of jaxlib, the compiler and the processor. Without a compiler, or if
-anything fails, XLA compiles the same computation, which is slower and gives the same bits.
+on the source, the version of jaxlib, the compiler and the processor. If there is no compiler, or if
+anything fails, XLA compiles the same computation. That program is slower, but its results are
+bit-identical.
 """
 
 import ctypes
@@ -29,7 +30,7 @@ _log = logging.getLogger("slth_jax.subset_sum")
 SOURCES = sorted(Path(__file__).with_name("native").iterdir())
 TARGET = "slth_jax_closest_subsets"
 WALKS = "slth_jax_shortest_walks"
-# Contraction would fuse a product into a sum and change bits.
+# Contraction is off, because it would fuse products into sums and so change bits.
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 
 
@@ -37,7 +38,7 @@ OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 def ready() -> bool:
     """Return whether the compiled solver can be called; compile and load it if necessary.
 
-    A reason not to use it is logged once. `SLTH_KERNEL=0` switches it off.
+    If the solver cannot be used, the reason is logged once. `SLTH_KERNEL=0` disables the solver.
     """
     if os.environ.get("SLTH_KERNEL") == "0":
         _log.info("SLTH_KERNEL=0: subset sums are compiled by XLA")
@@ -59,7 +60,7 @@ def ready() -> bool:
 def lower(
     context: mlir.LoweringRuleContext, samples: ir.Value, value: ir.Value, max_exact: int
 ) -> Sequence[ir.Value | Sequence[ir.Value]]:
-    """Emit the call that solves `samples[b, n]`, `value[b, 1]` in float32, if `ready()`."""
+    """Emit the kernel call that solves `samples[b, n]`, `value[b, 1]` in float32; needs `ready`."""
     b, n = (int(x) for x in ir.RankedTensorType(samples.type).shape)
     # A device solves its part of the batch, with all samples of each instance. The first attribute
     # is for Shardy, which decides how arrays are placed, the second for XLA, which splits the call.
@@ -74,7 +75,7 @@ def lower(
 
 
 def _line(error: Exception) -> str:
-    """Return the error in one line; from a compiler's output, the first line with an error."""
+    """Return an error as one line; for a compiler's output, the first line with an error."""
     if not isinstance(error, subprocess.CalledProcessError):
         return " ".join(str(error).split())
     lines = error.stderr.strip().splitlines() or ["no message"]
@@ -82,7 +83,7 @@ def _line(error: Exception) -> str:
 
 
 def _built() -> Path:
-    """Return the path of the shared library, compiled if the cache does not contain it."""
+    """Return the path of the shared library; compile it if the cache does not contain it."""
     names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
     compiler = next((path for path in map(shutil.which, names) if path), None)
     if compiler is None:
@@ -99,7 +100,7 @@ def _built() -> Path:
     library = folder / f"subset_sum-{name}.so"
     if library.exists():
         return library
-    # One process compiles; the others wait for it and find its library.
+    # One process compiles. Other processes wait for this process and then use its library.
     with storage.lock(folder, wait=True):
         if not library.exists():
             _compile(compiler, options, library)
@@ -107,7 +108,7 @@ def _built() -> Path:
 
 
 def _compile(compiler: str, options: Sequence[str], library: Path) -> None:
-    """Compile under another name and rename, so that no process loads half a library."""
+    """Compile to a temporary name, then rename, so that no process loads an incomplete library."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="compiling-") as folder:
         built = Path(folder) / library.name
         sources = [str(path) for path in SOURCES if path.suffix == ".cc"]
@@ -118,7 +119,7 @@ def _compile(compiler: str, options: Sequence[str], library: Path) -> None:
 
 
 def _processor_options() -> tuple[str, ...]:
-    """Return the options for this processor; compilers for ARM take another name for it."""
+    """Return the compiler options for this processor, which differ between x86 and ARM."""
     return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 
 

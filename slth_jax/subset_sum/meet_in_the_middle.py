@@ -1,24 +1,26 @@
-"""Exact subset sums of a few integers, for many instances at once, without sort and gather.
+"""Solve subset sums of a few integers exactly, for many instances at once, without sorting.
 
 Horowitz and Sahni (1974) split the numbers into two halves, list the 2^(n/2) sums of each half in
 order, and find the closest pair. Here every step is an elementwise operation on arrays whose last
 axis is the batch:
 
 - The sums of a half come in complementary pairs `x, total - x`, so only the lower half of the list
-  is kept. Adding the number `q` maps the sorted lower half `x` to `x` and `min(total - x, q + x)`;
-  the first rises, the second reversed rises and then falls, and together they are bitonic:
-  a few passes of minimum and maximum (Batcher 1968) sort them.
-- `A`, rising, against `value - B`, falling, is bitonic as well. Sums are even, `value` is made odd,
-  so the lowest bit shows from which list a sorted entry comes, and the closest pair is adjacent.
-- The numbers are integers, hence every sum is exact in whatever order it is made, and the subset
-  behind a sum is found afterwards by comparing that sum with all pairs of partial sums.
+  is kept. Adding the number `q` maps the sorted lower half `x` to the two lists `x` and `min(total
+  - x, q + x)`. The first list rises, and the second, reversed, rises and then falls. Together they
+  form a bitonic list, which a few passes of minimum and maximum (Batcher 1968) sort.
+- The sums `A` of one half in rising order, followed by `value - B` in falling order (`B` are the
+  sums of the other half), are bitonic as well. Sums are even and `value` is made odd, so the lowest
+  bit of a sorted entry shows from which list it comes. The closest pair is adjacent.
+- The numbers are integers, so every sum is exact in whatever order it is computed. The subset that
+  gives a sum is found afterwards by comparing the sum with all pairs of partial sums.
 
-On a CPU, where XLA compiles each pass to one loop nest, these measures made it fast. A pass has two
-merge stages, which halves the memory traffic; three stages gained nothing. Every pass ends in a
-concatenation, because XLA would recompute a bare minimum inside its consumers. Reductions are
-passes over eight slices, because a reduction with a computed operand is not vectorised. A tile has
-at least 64 instances, because shorter inner loops are unrolled before they are vectorised. A `cond`
-surrounds the passes, because slicing a tile inside them prevents vectorisation.
+On a CPU, where XLA compiles each pass to one loop nest, the following measures made the search
+fast. A pass has two merge stages, which halves the memory traffic; three stages gained nothing.
+Every pass ends in a concatenation, because XLA would recompute a bare minimum inside its consumers.
+Reductions are passes over eight slices, because a reduction with a computed operand is not
+vectorised. A tile has at least 64 instances, because shorter inner loops are unrolled before they
+are vectorised. A `cond` surrounds the passes, because slicing a tile inside them prevents
+vectorisation.
 """
 
 import functools
@@ -35,8 +37,8 @@ def closest_subset(
 ) -> Bool[Array, "n b"]:
     """Return the mask `[n, b]` of the subset of `q[n, b]` whose sum is closest to `value[b]`.
 
-    Among equally close subsets the choice depends only on the numbers that are not zero and on
-    their order: zeros at the end of `q` change nothing, and a zero is never kept.
+    Among equally close subsets the choice depends only on the nonzero numbers and their order.
+    Zeros at the end of `q` change nothing, and a zero is never kept.
 
     Args:
       q: signed integers, n even and at least 2, `sum |q| < 2^30` (int32) or `2^62` (int64).
@@ -46,8 +48,8 @@ def closest_subset(
     below_a, below_b = (
         jnp.sum(below[half::2], axis=0, keepdims=True, dtype=q.dtype) for half in (0, 1)
     )
-    # With |q| in place of q the sums start at zero: leaving out a negative number becomes adding
-    # one.
+    # With |q| in place of q the sums start at zero. Leaving out a negative number then becomes
+    # adding a positive number.
     target = 2 * value[None] + 1 + below_a + below_b
     best, pair = _apart(
         running, _closest_pair, *_with_totals(size[0::2]), *_with_totals(size[1::2]), target
@@ -64,9 +66,10 @@ def closest_subset(
 
 
 def _apart(running: Bool[Array, ""] | None, function: Callable, *operands: Array):
-    """Return `function(*operands)`, compiled apart from its surroundings if `running` is given.
+    """Return `function(*operands)`; if `running` is given, XLA compiles it separately.
 
-    Otherwise operations around it, such as slicing a tile, would be fused into its loops.
+    Otherwise XLA would fuse the surrounding operations, such as slicing a tile, into the function's
+    loops.
     """
     if running is None:
         return function(*operands)
@@ -86,10 +89,11 @@ def _with_totals(q: Array) -> tuple[Array, Array]:
 
 
 def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):
-    """Return the distance `[1, b]` of the closest pair, and its sum of `a` tagged with the side.
+    """Return the distance `[1, b]` of the closest pair of sums, and the pair's sum of `a`.
 
-    If several sums of `a` are equally close, the least is returned. Its lowest bit, free since sums
-    are even, is set if the partner `target - 1 - (sum of b)` lies before the sum of `a`.
+    If several sums of `a` are equally close, the least of them is returned. Sums are even, so the
+    lowest bit of the result is free. It is set if the partner `target - 1 - (sum of b)` lies before
+    the sum of `a`.
     """
     low_a, low_b = _lower_sums(a, a_totals), _lower_sums(b, b_totals)
     # Rising: low_a, high_a. Falling: target - low_b, target - high_b.
@@ -100,7 +104,7 @@ def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: 
     largest = jnp.iinfo(merged.dtype).max
 
     def gap(start: int, rows: int) -> Array:
-        # Neighbours from different lists differ by an odd number; make that their distance.
+        # Neighbours from different lists differ by an odd number, which is taken as their distance.
         lower, upper = merged[start : start + rows], merged[start + 1 : start + 1 + rows]
         difference = upper - lower
         return jnp.where(difference & 1 == 1, difference - 1 + 2 * (lower & 1), largest)
@@ -125,7 +129,7 @@ def _lower_sums(q: Array, totals: Array) -> Array:
 
 
 def _stage(rows: Sequence[Array]) -> list[Array]:
-    """Merge a bitonic sequence of 2^k arrays: least first, most last, elementwise."""
+    """Sort, elementwise, a bitonic sequence of 2^k arrays, the least first."""
     rows, stride = list(rows), len(rows) // 2
     while stride:
         for i in range(len(rows)):
@@ -137,7 +141,7 @@ def _stage(rows: Sequence[Array]) -> list[Array]:
 
 
 def _sort_bitonic(x: Array, groups: int) -> Array:
-    """Sort the columns of `x[2^k, b]`, which are `groups` bitonic groups that are in order."""
+    """Sort each column of `x[2^k, b]`, which consists of `groups` bitonic groups in order."""
     length, batch = x.shape
     while groups < length:
         stages = (length // groups).bit_length() - 1
@@ -150,9 +154,9 @@ def _sort_bitonic(x: Array, groups: int) -> Array:
 
 
 def _least(chunk: Callable[[int, int], Array], length: int) -> Array:
-    """Return the minimum `[1, b]` of `length` rows; `chunk(start, rows)` returns some of them."""
+    """Return the minimum `[1, b]` over `length` rows; `chunk(start, rows)` computes the rows."""
     least = functools.partial(functools.reduce, jnp.minimum)
-    # The chunks may overlap, since there is often one row too few for 16 equal chunks.
+    # The chunks may overlap, because often one row is missing for 16 equal chunks.
     rows = (length + 1) // 16
     if not rows:
         return jnp.min(chunk(0, length), axis=0, keepdims=True)

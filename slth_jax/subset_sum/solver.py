@@ -13,14 +13,14 @@ from slth_jax import checks
 from slth_jax.subset_sum.batch import solve_batch
 
 MAX_SAMPLES = 4096
-# At most MAX_EXACT samples are enumerated. If there are more, PART samples are enumerated and the
-# others are decided greedily.
+# Up to MAX_EXACT samples are enumerated. If there are more samples, PART of them are enumerated and
+# the others are decided greedily.
 MAX_EXACT = 30
 PART = 24
 
 
 class Solution(NamedTuple):
-    """The closest subsets that `solve` returns, for every instance of the batch."""
+    """The closest subset for every instance of the batch, as `solve` returns it."""
 
     mask: Bool[Array, "*batch n"]
     total: Float[Array, "*batch"]
@@ -38,39 +38,41 @@ def solve(
 
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
     (Horowitz and Sahni 1974) in time O(2^(n/2) n). If there are more than 30 samples (`max_exact`),
-    24 of them, spread over the smaller three quarters, are set aside. The other samples are decided
-    from the largest down: each is kept or dropped so that the value stays nearest to the middle of
-    the sums that are still within reach. The samples set aside are then solved exactly. The result
-    is never worse than the greedy choice, which keeps, from the largest down, each sample that
-    brings the sum closer.
+    24 samples among the smaller three quarters are set aside. The other samples are decided one by
+    one, the largest first: each is kept or dropped such that the value stays nearest to the middle
+    of the sums that can still be reached. The samples that were set aside are then solved exactly.
+    The result is never worse than the greedy choice, which goes through all samples, the largest
+    first, and keeps each sample that brings the sum closer.
 
     Zeros are never kept. The result of an instance does not depend on zeros appended to its
     samples, on the other instances of the batch, or on `jit`, `vmap` and sharding. Subnormal
     numbers count as zeros, as on most accelerators. No gradient passes through the result.
 
-    If the batch is sharded (and the samples are not split), each device solves its part. On CPUs a
-    C++ compiler makes float32 several times faster (`kernel`), and one device uses all cores.
-    Inside `jit` over more than eight accelerators use `shard_map`: tiles are then of full size.
+    If the batch is sharded, but the samples of an instance are not split, each device solves its
+    part. On CPUs float32 is several times faster if a C++ compiler is installed (`kernel`), and one
+    device uses all cores. Inside a `jit` over more than eight accelerators, use `shard_map`, which
+    gives tiles of full size.
 
     Args:
-      samples: float32 or float64 of shape [..., n], n up to 4,096.
-      value: the number to hit, of the leading shape [...].
+      samples: the numbers to choose from, float32 or float64 of shape [..., n], n up to 4,096.
+      value: the number that the sum should reach, of the leading shape [...].
       max_exact: the largest number of samples (not counting zeros) for which the optimum is
-        guaranteed, from 2 to 30. Every two more samples double the time. None is 30 if n is at most
-        30, else 24. Set it if results must not depend on zeros appended to 25 to 30 samples.
+        guaranteed, from 2 to 30. Every two more samples double the time. None means 30 if n is at
+        most 30, else 24. Pass a number if the results for 25 to 30 samples must not depend on
+        appended zeros.
 
     Returns:
       `mask`; `total`, the sum of the kept samples, rounded once; `error = |value - total|`;
-      `optimal`, true if no subset is closer, up to rounding. This is known if all subsets were
-      tried (at most `max_exact` samples are not zero), if `value` lies at or beyond the sum of all
-      positive or all negative samples, or if `error` is at most the rounding unit `eps` times the
-      largest of `|value|` and `|samples|`. All subsets are tried for samples rounded to multiples
-      of `2^-29 sum |samples|` (`2^-61` in float64), so the error is at most `n 2^-29 sum |samples|`
-      above the least possible.
+      `optimal`, true if no subset is known to be closer, up to rounding. It is true if all subsets
+      were tried (at most `max_exact` samples are not zero), if `value` lies at or beyond the sum of
+      all positive or all negative samples, or if `error` is at most the rounding unit `eps` times
+      the largest of `|value|` and `|samples|`. Subsets are tried with samples rounded to multiples
+      of `2^-29 sum |samples|` (`2^-61` in float64). The error is therefore at most `n 2^-29 sum
+      |samples|` above the least possible error.
 
     Raises:
-      ValueError: shapes that do not fit, more than 4,096 samples, NaN or infinite numbers (not
-        checked under a JAX transformation), or a dtype other than float32 and float64.
+      ValueError: shapes do not fit, there are more than 4,096 samples, a number is NaN or infinite
+        (not checked under a JAX transformation), or the dtype is neither float32 nor float64.
 
     Examples:
       >>> solution = solve(jnp.array([[0.5, -0.2, 0.125, 0.75]]), jnp.array([0.6]))

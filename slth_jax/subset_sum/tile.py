@@ -1,8 +1,8 @@
-"""Solve one tile of subset sums: all subsets in fixed point, or greedily if there are too many.
+"""Solve a tile of subset sums: try all subsets in fixed point, or partly greedily if too many.
 
-Every number on which a decision depends is an integer, a sum with its rounding error kept, or
-scaled by a power of two only. So neither the order of a reduction nor fused multiply-adds can
-change a bit. In this module the batch is the last axis, and no operation mixes two instances.
+Every number on which a decision depends is an integer, is a sum whose rounding error is kept, or is
+scaled only by a power of two. Therefore neither the order of a reduction nor fused multiply-adds
+can change a bit. In this module the batch is the last axis, and no operation mixes two instances.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ def solve_tile(
 ) -> TileSolution:
     """Return the subsets of `samples` whose sums are closest to `value`.
 
-    `running`, if given, is always true; its use makes XLA compile the merges separately.
+    If `running` is given, it is always true, and makes XLA compile the merges separately.
     """
     n = samples.shape[1]
     samples = jnp.where(jnp.abs(samples) < jnp.finfo(samples.dtype).tiny, 0, samples)
@@ -60,14 +60,14 @@ def solve_tile(
 def _two_sum(
     a: Float[Array, "..."], b: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return `a + b` rounded and its rounding error (Knuth)."""
+    """Return the rounded sum `a + b` and its rounding error (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
 def _total(x: Float[Array, "n b"]) -> Float[Array, "b"]:
-    """Return the sum over the first axis, rounded nearly once.
+    """Return the sum over the first axis with an error close to one rounding.
 
     Neighbours are added pairwise, so zeros at the end change nothing.
     """
@@ -81,7 +81,7 @@ def _total(x: Float[Array, "n b"]) -> Float[Array, "b"]:
 
 
 def _power_of_two(exponent: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """Return 2^exponent for exponents of normal numbers."""
+    """Return 2^exponent, for exponents that normal numbers can have."""
     info = jnp.finfo(dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     bits = (exponent.astype(integer) - info.minexp + 1) << info.nmant
@@ -104,8 +104,9 @@ def _enumerate(
 ) -> Bool[Array, "n b"]:
     """Return the mask of the closest subset of `samples` to `value + value_low`.
 
-    Sums are in fixed point: the unit is a power of two so small that `sum |samples|` takes 30 of an
-    int32's bits (62 of an int64's). Then all sums are exact; only the samples are rounded.
+    Sums are computed in fixed point. The unit is a power of two such that `sum |samples|` takes 30
+    bits of an int32 (62 bits of an int64). All sums are then exact, and only the samples are
+    rounded.
     """
     dtype = samples.dtype
     integer, width = (jnp.int32, 30) if dtype == jnp.float32 else (jnp.int64, 62)
@@ -119,7 +120,8 @@ def _enumerate(
         half = by >> 1
         return x * _power_of_two(half, dtype) * _power_of_two(by - half, dtype)
 
-    # Sizes rounded up to 20 bits: the bound of their sum does not depend on the order of addition.
+    # Magnitudes are rounded up to 20 bits, so that the bound on their sum does not depend on the
+    # order of addition.
     rounded_up = jnp.ceil(scaled(size, 19 - exponent)).astype(jnp.int32)  # [n, b]
     bound = jnp.sum(rounded_up, axis=0, dtype=jnp.int32)  # [b]
     bits = 32 - lax.clz(bound + 1)
@@ -140,7 +142,7 @@ def _enumerate(
 def _scattered(index: Int[Array, "b k"], x: Bool[Array, "b k"], n: int) -> Bool[Array, "b n"]:
     """Return `y` with `y[i, index[i, j]] = x[i, j]`, and False elsewhere.
 
-    It uses `vmap`, so that a partitioner sees that no instance writes into another.
+    The function uses `vmap`, so that XLA's partitioner can see that no instance writes into another.
     """
     return jax.vmap(lambda index, x: jnp.zeros(n, bool).at[index].set(x))(index, x)
 
@@ -151,11 +153,11 @@ def _reach_and_resolve(
     m: int,
     running: Bool[Array, ""] | None,
 ) -> Bool[Array, "n b"]:
-    """Return masks: all but `m` samples are decided greedily, then the `m` are solved exactly."""
+    """Decide all but `m` samples greedily, then solve the `m` samples exactly; return the masks."""
     batch, n = samples.shape
     order, count = _by_size(samples)  # [b, n], [b]
-    # The ranks of the m samples that are set aside: dense among the smallest, spread over the
-    # smaller three quarters of the nonzero samples.
+    # The ranks of the m samples that are set aside. They lie in the smaller three quarters of the
+    # nonzero samples, and are densest among the smallest.
     j = jnp.arange(m, dtype=jnp.int32)[None]  # [1, m]
     rank = j + (jnp.maximum(count[:, None] * 3 // 4 - m, 0) * (j * j)) // (m * m)  # [b, m]
     chosen = jnp.sort(jnp.take_along_axis(order, rank, axis=1), axis=1)  # [b, m]
@@ -177,21 +179,21 @@ def _reach_and_resolve(
     greedy = _scattered(order, keep[::-1, 1].T, n)  # [b, n]
     masks = settled.T, greedy.T  # [n, b]
     error = [jnp.abs(value - _total(jnp.where(mask, samples.T, 0))) for mask in masks]  # [b]
-    # If all nonzero samples were enumerated, that solution is taken, as it is without the zeros.
+    # If all nonzero samples were enumerated, that solution is taken. It is the same without zeros.
     settled_is_better = (error[0] <= error[1]) | (count <= m)
     return jnp.where(settled_is_better[None], *masks)
 
 
 def _by_size(samples: Float[Array, "b n"]) -> tuple[Int[Array, "b n"], Int[Array, "b"]]:
-    """Return the order of rising magnitude (19 leading bits, then index) and the nonzero count.
+    """Return the order of rising magnitude (19 leading bits, then index), and the nonzero count.
 
-    Zeros come last.
+    Zeros come last in the order.
     """
     info = jnp.finfo(samples.dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     bits = lax.bitcast_convert_type(jnp.abs(samples), integer) >> (info.bits - 20)
     bits = jnp.where(samples == 0, 2**19 - 1, bits.astype(jnp.int32))
-    # 19 bits of size and 12 of index in one key, since MAX_SAMPLES is 2^12.
+    # The sort key has 19 bits of the magnitude and 12 bits of the index (MAX_SAMPLES is 2^12).
     keys = (bits << 12) | jnp.arange(samples.shape[1], dtype=jnp.int32)[None]
     order = jnp.sort(keys, axis=1) & (2**12 - 1)
     return order, jnp.sum(samples != 0, axis=1, dtype=jnp.int32)
@@ -201,11 +203,11 @@ def _settle(
     rest: tuple[Float[Array, "2 b"], Float[Array, "2 b"]],
     now: tuple[Float[Array, "b"], Bool[Array, "b"]],
 ) -> tuple[tuple[Num[Array, "2 b"], Num[Array, "2 b"]], Bool[Array, "2 b"]]:
-    """Keep or drop one sample of every instance, by two strategies; return the rests and `keep`.
+    """Keep or drop one sample per instance, by two strategies; return the new rests and `keep`.
 
-    Row 0 reduces the distance from the middle of the range that later samples can reach, and skips
-    the samples that are set aside (`free`). Row 1 reduces the distance from the value, with all
-    samples.
+    The strategy in row 0 reduces the distance from the middle of the range that later samples can
+    reach, and skips the samples that are set aside (`free`). The strategy in row 1 reduces the
+    distance from the value, and uses all samples.
     """
     (high, low), (sample, free) = rest, now
     step = jnp.stack([0.5 * sample, sample])  # [2, b]

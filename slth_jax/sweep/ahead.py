@@ -1,4 +1,4 @@
-"""Compile a sweep's programs for a machine that is not at hand."""
+"""Compile a sweep's programs for a machine that is not present."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,19 +9,19 @@ from slth_jax.sweep.program import Program
 
 
 class Ahead(NamedTuple):
-    """One program of a sweep on another machine, and the number of its calls."""
+    """A program of a sweep, compiled for another machine, and the number of its calls."""
 
     report: machines.Report
     calls: int
 
 
 def compile_for(on: str, trial: Callable, *, batch: int | None = None, **plan: Any) -> list[Ahead]:
-    """Return a report per program of a sweep on a machine such as 'v5e:4x4'.
+    """Compile a sweep's programs for a machine such as 'v5e:4x4'; return one report per program.
 
     Args:
-      on: see `machines.compile_for`.
-      trial: see `sweep.run`.
-      batch: the number of trials per chip and call; None for the default of accelerators.
+      on: the machine, see `machines.compile_for`.
+      trial: the trial, see `sweep.run`.
+      batch: the number of trials per chip and call; None for the default number on accelerators.
       **plan: `seeds`, `grid` and the other options of `sweep.run` that divide the work.
     """
     planned: Plan = make_plan(batch=batch or MAX_BATCH, **plan)

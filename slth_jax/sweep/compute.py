@@ -1,4 +1,4 @@
-"""Run the programs of a sweep chunk after chunk; a chunk is durable before the next one begins."""
+"""Run the programs of a sweep chunk by chunk; each chunk is saved before the next chunk begins."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def _nothing(*_: object) -> None:
 
 
 def check_metrics(programs: Sequence[Program], plan: Plan) -> None:
-    """Refuse metrics that differ between programs or clash with columns of the table."""
+    """Refuse metrics that differ between programs, or whose names are used by other columns."""
     first = programs[0].metrics
     for program in programs[1:]:
         if program.metrics != first:
@@ -48,11 +48,11 @@ def compute(
     Args:
       plan: the plan of the sweep.
       programs: one program per group of the plan.
-      numbers: the chunks of this call.
-      store: stores the chunks; None keeps them in memory.
-      finished: the chunks that are complete in the store.
+      numbers: the numbers of the chunks that this call must return.
+      store: the folder in which chunks are saved; None keeps chunks in memory.
+      finished: the numbers of the chunks that are already complete in `store`.
       progress, on_start: see `sweep.run`.
-      check_stop: called after each step; may raise.
+      check_stop: a function that is called after each step and may raise an error to stop.
     """
     if jax.process_index() > 0:
         progress = on_start = None
@@ -79,7 +79,7 @@ def compute(
         program = programs[chunk.group]
         start = time.perf_counter()
         try:
-            program.compile()  # while the previous chunk is being written
+            program.compile()  # runs while the previous chunk is being written
         finally:
             compile_seconds += time.perf_counter() - start
             finish()
@@ -107,7 +107,7 @@ def compute(
 def _chunk(
     program: Program, trials: np.ndarray, on_start: OnStart, check_stop: Callable[[], None]
 ) -> Record:
-    """Compute one chunk; each step runs while the results of the previous one are fetched."""
+    """Compute one chunk; each step runs while the previous step's results are fetched."""
     records, running = [], None
     for index in range(program.steps(trials)):
         part = program.part(trials, index)
@@ -117,7 +117,7 @@ def _chunk(
             records.append(collect(running))
             check_stop()
         running = following
-    assert running is not None  # a chunk has a trial
+    assert running is not None  # a chunk has at least one trial
     records.append(collect(running))
     check_stop()
     return join(records)

@@ -1,4 +1,4 @@
-"""Read the arguments of a sweep: seeds, the points of the grid, and padded sizes."""
+"""Read those arguments of a sweep that list seeds, points of the grid, and padded sizes."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from slth_jax import checks
 
 
 def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> UInt32[np.ndarray, " seed"]:
-    """Return the listed seeds, or 0 ... n - 1 for a number n."""
+    """Return the listed seeds; if `seeds` is a number n, return 0 ... n - 1."""
     if isinstance(seeds, (int, np.integer)):
         return np.arange(checks.integer("seeds", seeds, low=1), dtype=np.uint32)
     checks.record("seeds", seeds, Iterable)
@@ -56,7 +56,7 @@ def scalar(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(scalar(name, entry) for entry in value)
     if isinstance(value, float) and not math.isfinite(value):
-        # JSON has no such numbers: a loaded sweep would have values other than those that trials
+        # JSON lacks such numbers, so a loaded sweep would contain other values than its trials
         # received.
         raise checks.fail(f"grid[{name!r}]", "made of finite numbers", value)
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -66,7 +66,7 @@ def scalar(name: str, value: Any) -> Any:
 
 
 def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
-    """Return the values of a traced name in the dtype that JAX gives them."""
+    """Return the values of a traced parameter in the dtype that JAX gives them."""
     if all(isinstance(value, bool) for value in column):
         return np.array(column)
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in column)
@@ -79,11 +79,11 @@ def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
 
 
 def buckets_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
-    """Return the padded size of each true size.
+    """Return a dict from each true size to its padded size.
 
-    By default it is the next of 8, 32, 128, 512, ...: these numbers are fixed, so that a trial has
-    the same size in every sweep. Steps of two would waste less, but compiling one more program
-    costs as much as hundreds of trials.
+    By default the padded size is the next of 8, 32, 128, 512, ... These numbers are fixed, so that
+    a trial has the same padded size in every sweep. Powers of two would waste less, but compiling
+    one more program takes as long as hundreds of trials.
     """
     sizes = sorted({checks.integer(f"grid[{name!r}]", value, low=1) for value in values})
     if isinstance(buckets, Mapping):

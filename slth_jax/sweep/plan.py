@@ -1,6 +1,6 @@
-"""The plan of a sweep: its trials, their division into programs, and into chunks.
+"""The plan of a sweep: all trials, and their division into programs and chunks.
 
-A plan depends on the arguments alone, so it is the same on every host, for every number of devices
+A plan depends only on the arguments, so it is the same on every host, for every number of devices
 and after every restart.
 """
 
@@ -27,22 +27,22 @@ MAX_CHUNK = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Trials that share one compiled program: equal static values, equal padded sizes."""
+    """Trials that share one compiled program, because static values and padded sizes are equal."""
 
     static: dict[str, Any]
     padded: dict[str, int]
-    points: Int64[np.ndarray, " point"]  # indices of points; a program runs all seeds
+    points: Int64[np.ndarray, " point"]  # the indices of the points; a program runs all seeds
 
     @property
     def words(self) -> str:
-        """The values and sizes that distinguish this program from the rest of the sweep."""
+        """A text with the values and sizes in which this program differs from other programs."""
         named = self.static | {f"{name}_max": size for name, size in self.padded.items()}
         return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Trials whose results become durable together, by their numbers in the sweep."""
+    """The numbers of trials whose results are saved together."""
 
     number: int
     group: int
@@ -57,12 +57,13 @@ class Plan:
       points: the grid's points, in the given order.
       seeds: the seeds.
       values: one value per point for each traced name, in the dtype that the trial receives.
-      static: names whose values are plain Python in the trial.
-      padded: names of sizes that are padded.
+      static: the names of values that the trial receives as plain Python.
+      padded: the names of the sizes that are padded.
       groups: the groups, in order of first appearance.
       chunks: the chunks, in the order in which they are computed.
       batch: the number of trials that one device computes at once. The batch does not depend on the
-        number of devices: each device runs the same program, so no bit of a result changes.
+        number of devices. Each device runs the same program, so no bit of a result depends on it
+        either.
       recipe: the arguments of `make_plan` that give this plan, as values that JSON can store.
     """
 
@@ -82,7 +83,7 @@ class Plan:
         return len(self.points) * len(self.seeds)
 
     def setting(self, trial: int) -> dict[str, Any]:
-        """Return the grid's values and the seed of one trial."""
+        """Return a dict with the grid's values and the seed of one trial."""
         point, seed = divmod(int(trial), len(self.seeds))
         return {**self.points[point], "seed": int(self.seeds[seed])}
 
@@ -105,9 +106,9 @@ def make_plan(
 ) -> Plan:
     """Return the trials of a sweep, grouped by program and cut into chunks (see `sweep.run`).
 
-    Chunks are cut from one portion of the seeds after another, so that seeds that are added to a
-    finished sweep do not change its chunks. `portions` are the numbers of seeds that were added one
-    after another; None if all seeds were added at once.
+    `portions` are the numbers of seeds that were added at different times; None if all seeds were
+    given at once. Each chunk contains seeds of one portion only, so adding seeds to a finished
+    sweep does not change its chunks.
     """
     points, numbers = points_of(grid), seeds_of(seeds)  # a list [point]; uint32 [seed]
     columns = {name: [point[name] for point in points] for name in points[0]}  # name: [point]
@@ -125,12 +126,12 @@ def make_plan(
     values |= {name: np.array(columns[name], np.int32) for name in padded}  # name: array [point]
     groups = _groups(points, fixed, sizes)
 
-    # The program with the most trials decides the size of a chunk.
+    # The program with the most trials determines the size of all chunks.
     chunk, batch = _sizes(max(len(group.points) for group in groups) * len(numbers), chunk, batch)
     portions = [len(numbers)] if portions is None else list(portions)
     listed = numbers.tolist()
     recipe = {
-        # Seeds 0 ... n - 1 are stored as n: a million seeds need no list.
+        # Seeds 0 ... n - 1 are stored as n, so that a million seeds need no list.
         "seeds": len(listed) if listed == list(range(len(listed))) else listed,
         "portions": portions,
         "grid": {name: [scalar(name, v) for v in grid[name]] for name in grid}
@@ -153,10 +154,10 @@ def _is_number(value: Any) -> bool:
 def _groups(
     points: list[dict[str, Any]], fixed: tuple[str, ...], sizes: Mapping[str, Mapping[int, int]]
 ) -> list[Group]:
-    """Group the points by program: a group has equal `fixed` values and equal padded sizes."""
+    """Group the points by program; points in a group have equal `fixed` values and padded sizes."""
     members: dict[tuple, list[int]] = {}
     for index, point in enumerate(points):
-        # The key includes the type: 1, 1.0 and True are equal, but need different programs.
+        # The key includes the type, because 1, 1.0 and True are equal but need different programs.
         statics = tuple((type(point[name]), point[name]) for name in fixed)
         key = (statics, tuple(sizes[name][point[name]] for name in sizes))
         members.setdefault(key, []).append(index)
@@ -173,15 +174,15 @@ def _groups(
 def continued(
     seeds: UInt32[np.ndarray, " seed"], recipe: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the arguments of `make_plan` that continue the sweep of a folder.
+    """Return the arguments of `make_plan` with which to continue the sweep in a folder.
 
     Args:
       seeds: the seeds of this call.
-      recipe: the `Plan.recipe` in the folder, or None.
+      recipe: the `Plan.recipe` that the folder contains; None if there is none.
 
     Returns:
-      `portions`: the portions in the folder, with the added seeds as one more portion. `chunk` and
-      `batch`: those in the folder.
+      A dict with `portions` (the folder's portions, and one more for added seeds), and with the
+      folder's `chunk` and `batch`.
     """
     if recipe is None:
         return {"portions": None, "chunk": None, "batch": None}
@@ -194,7 +195,7 @@ def continued(
 
 
 def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int]:
-    """Return the trials per chunk and the trials that a device computes at once."""
+    """Return the number of trials per chunk, and the number that a device computes at once."""
     if chunk is None:
         chunk = min(largest, MAX_CHUNK, max(MIN_CHUNK, _power_of_two(-(-largest // 64))))
     chunk = checks.integer("chunk", chunk, low=1)
@@ -205,7 +206,7 @@ def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int
 
 
 def _chunks(groups: list[Group], portions: Sequence[int], num_seeds: int, size: int) -> list[Chunk]:
-    """Cut the trials of each portion of the seeds and each group into chunks of at most `size`."""
+    """Cut trials into chunks of at most `size`, separately for each seed portion and group."""
     pieces: list[tuple[int, np.ndarray]] = []
     ends = np.cumsum(portions, dtype=np.int64)  # [portion]
     for begin, end in zip([0, *ends[:-1]], ends, strict=True):

@@ -19,14 +19,14 @@ from slth_jax.sweep.plan import Plan
 from slth_jax.types import Array, ArrayLike, Hparams, Key, Metrics, PyTree
 
 Trial = Callable[[Key, Hparams], Metrics | tuple[Metrics, PyTree]]
-# Results of several trials: 'metrics' and 'arrays', each a dictionary of arrays [trial, ...] by
-# name.
+# The results of several trials: a dict with 'metrics' and 'arrays', each of which is a dict from
+# name to array [trial, ...].
 Record = dict[str, dict[str, np.ndarray]]
-_ANY = np.zeros(1, np.int64)  # a trial [1] of which only dtypes matter
+_ANY = np.zeros(1, np.int64)  # one trial, of which only dtypes matter
 
 
 def default_mesh() -> Mesh:
-    """Return a mesh of one axis, 'trial', over every device of every process."""
+    """Return a mesh with one axis, 'trial', over all devices of all processes."""
     wheels.warn_if_unused()
     return jax.make_mesh((jax.device_count(),), ("trial",), axis_types=(AxisType.Auto,))
 
@@ -34,7 +34,7 @@ def default_mesh() -> Mesh:
 def _evaluate(
     trial: Trial, static: Mapping[str, Any], seed: UInt32[Array, ""], values: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return one trial's metrics and arrays, both by name."""
+    """Return one trial's metrics and arrays, as two dicts by name."""
     key = jax.random.key(seed, impl="threefry2x32")
     out = trial(key, {**values, **static})
     metrics, arrays = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
@@ -50,13 +50,13 @@ def _metric(name: str, value: Any) -> Array:
     try:
         if value is not None:
             return jnp.asarray(value)
-    except (TypeError, ValueError):  # text, dictionaries, lists of several lengths
+    except (TypeError, ValueError):  # text, dictionaries, ragged lists
         pass
     raise checks.fail(f"trial's metric {name!r}", "a number or an array of numbers", repr(value))
 
 
 def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
-    """Return boolean arrays as bytes of eight entries each; leave out empty arrays."""
+    """Pack boolean arrays into bytes, eight entries per byte; leave out empty arrays."""
     return {
         name: jnp.packbits(array.reshape(-1)) if array.dtype == bool else array
         for name, array in arrays.items()
@@ -65,7 +65,7 @@ def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
-    """Return one trial's arrays in their original form; `spec` has (shape, dtype) by name."""
+    """Return one trial's unpacked arrays; `spec` maps each name to (shape, dtype)."""
     out = {}
     for name, (shape, dtype) in spec.items():
         size = int(np.prod(shape, dtype=np.int64))
@@ -77,7 +77,7 @@ def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> di
 
 
 def empty_record(spec: Mapping[str, Any], count: int) -> Record:
-    """Return arrays of the shapes in which `count` trials of a program are stored."""
+    """Return uninitialised arrays in which `count` trials of a program can be stored."""
     arrays = {}
     for name, (shape, dtype) in spec["arrays"].items():
         size = int(np.prod(shape, dtype=np.int64))
@@ -103,10 +103,10 @@ def _consts(jaxpr: Any) -> list[ArrayLike]:
 
 
 def fingerprint(jaxpr: Any) -> str:
-    """Return the SHA-256 of a traced program and of the arrays that it captured.
+    """Return one SHA-256 of a traced program and of the arrays that it captured.
 
-    The fingerprint changes if the trial's computation changes, but not with the trial's comments,
-    its file or the number of devices.
+    The fingerprint changes if the trial's computation changes. It does not depend on the trial's
+    comments, on its file or on the number of devices.
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
     for const in _consts(jaxpr):
@@ -121,13 +121,13 @@ class Program:
     """The compiled program of one group of trials.
 
     Attributes:
-      metrics: (shape, dtype) of one trial's metrics by name.
-      arrays: (shape, dtype) of one trial's arrays by name, before masks are packed.
-      fingerprint: see `fingerprint`.
+      metrics: a dict from the name of each metric to (shape, dtype) in one trial.
+      arrays: a dict from the name of each array to (shape, dtype) in one trial, before packing.
+      fingerprint: the result of `fingerprint` for this program.
     """
 
     def __init__(self, trial: Trial, plan: Plan, group: int, mesh: Mesh):
-        """Trace the trial; nothing is compiled yet."""
+        """Trace the trial without compiling it."""
         self._plan, self._axis = plan, mesh.axis_names[0]
         self._sharding = NamedSharding(mesh, jax.P(self._axis))
         self.lanes = plan.batch * mesh.shape[self._axis]
@@ -152,12 +152,12 @@ class Program:
         return metrics, _packed(arrays)
 
     def _inputs(self, trials: Int64[np.ndarray, " trial"]) -> list[Shaped[np.ndarray, " trial"]]:
-        """Return the seeds of trials, then their traced values, one array per name."""
+        """Return the program's inputs: the seeds of `trials`, then one array per traced name."""
         point, seed = np.divmod(trials, len(self._plan.seeds))
         return [self._plan.seeds[seed], *(column[point] for column in self._plan.values.values())]
 
     def trace(self) -> Any:
-        """Return the traced program for the mesh, to be lowered and compiled.
+        """Trace the program for the mesh, so that it can be lowered and compiled.
 
         Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` the program is the
         same for every number of devices; XLA's own partitioning might choose a different program.
@@ -174,8 +174,7 @@ class Program:
             jax.ShapeDtypeStruct((self.lanes,), array.dtype, sharding=self._sharding)
             for array in self._inputs(_ANY)
         ]
-        # Not checked (check_vma): trials are independent, and a trial's loop may start at a
-        # constant.
+        # `check_vma` is off: trials are independent, and a trial's loop may start from a constant.
         batched = jax.shard_map(
             jax.vmap(self._single, in_axes=(None, *[0] * len(shapes))),
             mesh=self._mesh,
@@ -186,17 +185,17 @@ class Program:
         return jax.jit(batched).trace(captured, *shapes)
 
     def compile(self) -> None:
-        """Compile the program, if it is not compiled yet."""
+        """Compile the program, unless it is already compiled."""
         if self._compiled is not None:
             return
-        # Placed by jit, which can also place typed keys and works across processes.
+        # `jit` places the arrays, because it also places typed keys and works across processes.
         captured = self._jaxpr.consts
         place = jax.jit(lambda: captured, out_shardings=NamedSharding(self._mesh, jax.P()))
         self._captured = place()
         self._compiled = self.trace().lower().compile()
 
     def spec(self) -> dict[str, Any]:
-        """Return the fingerprint, and shapes and dtypes of the results, ready for JSON."""
+        """Return a JSON-ready dict with the fingerprint, and the results' shapes and dtypes."""
         return {
             "fingerprint": self.fingerprint,
             "metrics": {
@@ -206,18 +205,19 @@ class Program:
         }
 
     def steps(self, trials: Int64[np.ndarray, " trial"]) -> int:
-        """Return the number of calls of the program for `trials`."""
+        """Return the number of calls of the program that `trials` take."""
         return -(-len(trials) // self.lanes)
 
     def part(self, trials: Int64[np.ndarray, " trial"], index: int) -> Int64[np.ndarray, " part"]:
-        """Return the trials of the `index`-th call."""
+        """Return those of `trials` that call number `index` computes."""
         return trials[index * self.lanes : (index + 1) * self.lanes]
 
     def start(self, part: Int64[np.ndarray, " part"]) -> tuple[Any, int]:
-        """Start computing the trials of one call; `collect` waits for the result."""
+        """Start one call of the program for the trials `part`; `collect` waits for its result."""
         self.compile()
         assert self._compiled is not None
-        # The last lanes repeat the last trial, so that every call has the same shapes.
+        # A short call is filled up with copies of the last trial, so that all calls have equal
+        # shapes.
         full = np.pad(part, (0, self.lanes - len(part)), mode="edge")
         inputs = [
             jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__)
@@ -227,12 +227,12 @@ class Program:
 
 
 def collect(started: tuple[Any, int]) -> Record:
-    """Wait for a step and return its results, on every process."""
+    """Wait for a call that `Program.start` started; return its results on every process."""
     outputs, count = started
     metrics, arrays = jax.tree.map(lambda array: whole(array)[:count], outputs)
     return {"metrics": metrics, "arrays": arrays}
 
 
 def join(records: list[Record]) -> Record:
-    """Concatenate records in order."""
+    """Concatenate the results of several calls in order."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *records)

@@ -1,4 +1,4 @@
-"""The results of a sweep: a table with one row per trial, and arrays that are read when asked."""
+"""The results of a sweep: a table with one row per trial, and arrays that are read on demand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from slth_jax.sweep.program import Record, unpack
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Return values as an array, an array of objects if their types differ or they are tuples."""
+    """Return values as an array; if types differ or values are tuples, as an array of objects."""
     if len({type(value) for value in values}) == 1 and not isinstance(values[0], tuple):
         return np.array(values)
     column = np.empty(len(values), object)
@@ -22,18 +22,19 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 class Results:
-    """The measured trials of a sweep, in the order of the grid and then of the seeds.
+    """The finished trials of a sweep, ordered by point of the grid and then by seed.
 
     Attributes:
-      trials: int `[row]`, the number of each row's trial in the sweep.
-      metrics: arrays `[row, ...]` by the name of the metric.
-      missing: the number of trials that are not in the table, because they belong to another shard
-        or are not computed yet.
-      computed: the number of trials that this call computed; the remaining trials were read.
+      trials: integers `[row]`, the number in the sweep of the trial in each row of the table.
+      metrics: a dict from the name of a metric to its values `[row, ...]`.
+      missing: the number of trials of the sweep that the table lacks, because they belong to
+        another shard or are not computed yet.
+      computed: the number of trials that this call computed; the other trials were read from the
+        folder.
       draws: the checksum of the random numbers that the trials drew (`draws.draws`); None if an
         older version ran the sweep.
-      compile_seconds, run_seconds: seconds that this call spent on compiling, and on computing and
-        saving.
+      compile_seconds, run_seconds: the seconds that this call spent on compiling, and on computing
+        and saving.
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class Results:
         compile_seconds: float = 0.0,
         run_seconds: float = 0.0,
     ):
-        """Join the metrics of chunks; `read` returns a chunk's record with its arrays."""
+        """Join the metrics of all chunks; ``read(chunk)`` returns the record with its arrays."""
         numbers = sorted(records)
         trials = [plan.chunks[number].trials for number in numbers]
         self._plan, self._read, self._specs = plan, read, specs
         flat = np.concatenate(trials) if trials else np.zeros(0, np.int64)
         order = np.argsort(flat)
         self.trials = flat[order]
-        # The position of each row's arrays: the chunk, and the index in that chunk.
+        # For each row of the table: the chunk that contains its arrays, and the index in the chunk.
         self._chunk = np.repeat(numbers, [len(part) for part in trials])[order].astype(int)
         self._place = np.concatenate([np.arange(len(p)) for p in trials] or [flat])[order]
         names = list(records[numbers[0]]) if numbers else []
@@ -70,7 +71,7 @@ class Results:
         self._last: tuple[int, Record] | None = None
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Return the number of rows of the table."""
         return len(self.trials)
 
     def __repr__(self) -> str:
@@ -81,15 +82,14 @@ class Results:
 
     @property
     def finished(self) -> bool:
-        """Whether the table has every trial of the sweep."""
+        """Whether the table contains every trial of the sweep."""
         return self.missing == 0
 
     def check_draws(self) -> None:
-        """Refuse to draw a trial's network again if this process draws other random numbers.
+        """Raise an error if this process would draw other random numbers than the sweep did.
 
         Raises:
-          CheckpointError: the release or the settings of JAX draw other random numbers than the
-            sweep did.
+          CheckpointError: with this release or these settings of JAX the random numbers differ.
         """
         if self.draws is not None and self.draws != draws():
             raise storage.CheckpointError(
@@ -98,17 +98,17 @@ class Results:
             )
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return one row: the grid's values, the seed and the metrics, as plain Python."""
+        """Return one row as a dict: the grid's values, the seed and the metrics."""
         metrics = {name: values[index].tolist() for name, values in self.metrics.items()}
         return {**self._plan.setting(int(self.trials[index])), **metrics}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All rows (see `row`)."""
+        """All rows of the table as dicts (see `row`)."""
         return [self.row(index) for index in range(len(self))]
 
     def table(self) -> dict[str, np.ndarray]:
-        """Return the columns, arrays of one dimension, as `pandas.DataFrame` takes them.
+        """Return a dict of one-dimensional columns, which `pandas.DataFrame` accepts.
 
         A metric that is an array becomes one column per entry: 'loss[0]', 'loss[1]', 'cm[0,1]'.
         """
@@ -130,17 +130,18 @@ class Results:
         """The indices of the rows in which a metric is NaN or infinite."""
         bad = np.zeros(len(self), bool)
         for metric in self.metrics.values():
-            if jnp.issubdtype(metric.dtype, jnp.inexact):  # bfloat16 and float8 too
+            if jnp.issubdtype(metric.dtype, jnp.inexact):  # includes bfloat16 and float8
                 wide = metric if metric.dtype.kind in "fc" else metric.astype(np.float32)
                 bad |= ~np.isfinite(wide.reshape(len(self), -1)).all(axis=1)
         return np.flatnonzero(bad).tolist()
 
     def arrays(self, index: int) -> Any:
-        """Return the arrays of one row, masks as booleans.
+        """Return the arrays of the trial in one row; masks are booleans.
 
         The result is a nested dictionary with the names of the trial's tree: the fields of a
-        NamedTuple, the keys of a dictionary, the indices ('0', '1') of a list. A single array has
-        no dictionary. Arrays of a sweep in a folder are read from disk; one chunk stays in memory.
+        NamedTuple, the keys of a dictionary, the indices ('0', '1') of a list. A single array is
+        returned without a dictionary. If the sweep is in a folder, the arrays are read from there,
+        and the chunk that was read last stays in memory.
         """
         index = checks.integer("index", index, low=0, high=len(self) - 1)
         number = int(self._chunk[index])
