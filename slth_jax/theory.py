@@ -1,10 +1,10 @@
 """The paper's bounds (arXiv:2511.04217) as plain functions of floats.
 
-Widths have the form ``n >= d C log(...)`` with a universal constant C whose value the theory does
-not give: it is the required argument `constant`, and can only be estimated by measurement
-(`MEASURED`). Each bound on a width is followed by its inverse, the error for which a width
-suffices. Logarithms of factors are added, so that no product leaves the range of floats; an error
-beyond that range is `math.inf`.
+Widths have the form ``n >= d C log(...)``. The theory does not give the value of the universal
+constant C, which can only be estimated by measurement (`MEASURED`). It is the required argument
+`constant`. Each function that returns a width is followed by its inverse, which returns the error
+for which a width suffices. Logarithms of factors are added, so that no product leaves the range of
+floats. An error beyond that range is returned as `math.inf`.
 """
 
 import math
@@ -14,24 +14,24 @@ from slth_jax import checks
 
 
 class Widths(NamedTuple):
-    """Source widths of keys and values that a theorem requires."""
+    """The key width and the value width of a source that a theorem requires."""
 
     n_k: int
     n_v: int
 
 
 class BlockWidths(NamedTuple):
-    """Source widths of one transformer block: attention (n_k = n_v) and ReLU layers."""
+    """The source widths of a transformer block: of attention (n_k = n_v) and of ReLU layers."""
 
     n_mha: int
     n_fc: int
 
 
 def product_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int:
-    """Width n of two random matrices that contain a target `[d_out, d_in]` (Lemmas 4 and 7).
+    """Return the width n at which random matrices contain a target matrix (Lemmas 4 and 7).
 
-    ``n >= d_in C log(d_in d_out / epsilon)``; then the error of every entry is at most
-    ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
+    ``n >= d_in C log(d_in d_out / epsilon)``. For a target `[d_out, d_in]` the error of every entry
+    is then at most ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, constant=constant)
     return _width(d_in, constant, math.log(d_in) + math.log(d_out) - math.log(epsilon))
@@ -46,28 +46,28 @@ def counting_width(
     num_heads: int = 1,
     masks: str = "any",
 ) -> int:
-    """Width below which no construction can approximate every target: there are too few masks.
+    """Return the width below which there are too few masks to approximate every target.
 
-    ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads whose value and output masks
-    have b bits of choice per hidden unit (``2^b`` different masks). For one token of norm up to
-    alpha, the output depends only on the sum of the heads' merged matrices. A ticket is within
-    epsilon of a target only if the two sums are within ``epsilon / alpha`` of each other in the
-    spectral norm. If the value width is at least ``min(d_in, d_out)``, the sums of targets of norm
-    1 fill a ball of radius H, and at least ``(H alpha / epsilon)^(d_in d_out)`` balls of radius
-    ``epsilon / alpha`` are needed to cover that ball (by volume). If heads have width ``d / H``,
-    the sums contain only the ball of radius 1; in this case pass ``alpha / H`` as `alpha`.
+    ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads, if each hidden unit has ``2^b``
+    different value and output masks. For a single token of norm up to alpha, the output depends
+    only on the sum of the merged value-output matrices of all heads. The error is at most epsilon
+    only if the sums of ticket and target differ by at most ``epsilon / alpha`` in the spectral
+    norm. If the value width is at least ``min(d_in, d_out)``, the sums of targets of norm 1 fill a
+    ball of radius H, and at least ``(H alpha / epsilon)^(d_in d_out)`` balls of radius ``epsilon /
+    alpha`` are needed to cover that ball (by volume). If heads have width ``d / H``, the sums
+    contain only the ball of radius 1; in this case pass ``alpha / H`` as `alpha`.
 
-    The bound is for the worst target and input; measured laws are averages over random targets and
-    inputs.
+    The bound holds for the worst target and input, whereas measured laws are averages over random
+    targets and inputs.
 
     Args:
       epsilon, alpha: the error, and the norm of the token.
       d_in, d_out, num_heads: the shape of the layer.
-      masks: the masks that are allowed. 'any': all masks, ``b = d_in + d_out``. 'assigned': the
-        target determines the column to which each unit of the grouped factor is assigned, as in the
-        rule 'fitted', ``b = max(d_in, d_out) + log2(min(d_in, d_out))``. 'fixed': the mask of the
-        grouped factor does not depend on the target, as in the rules 'proof', 'reach' and 'shift',
-        ``b = max(d_in, d_out)``.
+      masks: the masks that are allowed. 'any': all masks are allowed, ``b = d_in + d_out``.
+        'assigned': the target determines the column to which each unit of the grouped factor is
+        assigned, as in the rule 'fitted', ``b = max(d_in, d_out) + log2(min(d_in, d_out))``.
+        'fixed': the mask of the grouped factor does not depend on the target, as in the rules
+        'proof', 'reach' and 'shift', ``b = max(d_in, d_out)``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha, num_heads=num_heads)
     small, large = sorted((d_in, d_out))
@@ -78,13 +78,13 @@ def counting_width(
 
 
 def product_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
-    """Return the epsilon of Lemma 4 for width `n`: ``d_in d_out exp(-n / (d_in C))``."""
+    """Return the error epsilon of Lemma 4 at width `n`: ``d_in d_out exp(-n / (d_in C))``."""
     _positive(n=n, d_in=d_in, d_out=d_out, constant=constant)
     return d_in * d_out * math.exp(-n / (d_in * constant))
 
 
 def relu_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int:
-    """Width n of a two-layer ReLU net that contains a linear map (Lemma 2).
+    """Return the width n at which a two-layer ReLU net contains a linear map (Lemma 2).
 
     ``n >= d_in C log(2 d_in d_out / epsilon)`` (Pensia et al. 2020).
     """
@@ -93,7 +93,7 @@ def relu_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int
 
 
 def relu_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
-    """Return the epsilon of Lemma 2 for width `n`: ``2 d_in d_out exp(-n / (d_in C))``."""
+    """Return the error epsilon of Lemma 2 at width `n`: ``2 d_in d_out exp(-n / (d_in C))``."""
     return 2 * product_error(n, d_in=d_in, d_out=d_out, constant=constant)
 
 
@@ -112,22 +112,22 @@ def softmax_error(logit_error: float, *, d_in: int, alpha: float) -> float:
 def sharp_softmax_error(logit_error: float, *, alpha: float) -> float:
     """Bound the same change as `softmax_error`, more tightly: ``2 tanh(e / 2) alpha``.
 
-    Two softmax rows whose logits differ by at most e differ by at most ``2 tanh(e / 2)`` in the
-    1-norm. So this bound has no factor ``sqrt(d_in)``, half the slope in e, and is never above ``2
-    alpha``.
+    If the logits of two softmax rows differ by at most e, the rows differ by at most ``2 tanh(e /
+    2)`` in the 1-norm. Compared with `softmax_error`, this bound has no factor ``sqrt(d_in)`` and
+    half the slope in e, and it is never above ``2 alpha``.
     """
     _positive(alpha=alpha)
     return 2 * math.tanh(checks.number("logit_error", logit_error, low=0) / 2) * alpha
 
 
 class MeasuredLaw(NamedTuple):
-    """A measured law of widths, and the region in which it was measured.
+    """A measured formula for the width at which tickets reach an error, and its valid region.
 
     ``n_k = n_v = d margin (intercept + slope log(1 / epsilon) + log_d log(d) + log_heads log(H) +
-    small / d^2)``. This is the form of Theorem 3, in which C = `slope`, ``log_d = 3/2 C`` and
-    ``log_heads = C``; here the three are measured, and ``small / d^2`` corrects small d. At every
-    measured point the mean error over sources is at most epsilon at this width, and above epsilon
-    at half of this width (`python -m experiments width-law`).
+    small / d^2)``. The formula has the form of Theorem 3, in which C = `slope`, ``log_d = 3/2 C``
+    and ``log_heads = C``. Here these three numbers are measured, and ``small / d^2`` is a
+    correction for small d. At every measured point the mean error over sources is at most epsilon
+    at this width, and above epsilon at half this width (`python -m experiments width-law`).
     """
 
     intercept: float
@@ -140,7 +140,7 @@ class MeasuredLaw(NamedTuple):
     epsilon: tuple[float, float]
 
     def width(self, epsilon: float, *, d: int, num_heads: int) -> int:
-        """Return the width ``n_k = n_v``."""
+        """Return the width ``n_k = n_v`` at which the mean error is at most epsilon."""
         logs = -self.slope * math.log(epsilon) + self.log_d * math.log(d)
         logs += self.log_heads * math.log(num_heads)
         units = self.intercept + logs + self.small / d**2
@@ -149,8 +149,8 @@ class MeasuredLaw(NamedTuple):
     def covers(self, d: int, num_heads: int) -> bool:
         """Return whether (log d, log H) lies in the convex hull of the measured shapes.
 
-        The point lies in the hull if no angle between neighbouring directions, from the point
-        towards the shapes, is above pi.
+        Take the directions from the point to all shapes. The point lies in the hull if no angle
+        between neighbouring directions is above pi.
         """
         if (d, num_heads) in self.shapes:
             return True
@@ -163,7 +163,7 @@ class MeasuredLaw(NamedTuple):
         return max(gaps) <= math.pi + 1e-9
 
     def nearest(self, d: int, num_heads: int) -> tuple[int, int]:
-        """Return the measured shape (d, H) that is nearest in logarithms."""
+        """Return the measured shape (d, H) that is nearest to the given shape in logarithms."""
         return min(
             self.shapes,
             key=lambda shape: math.hypot(math.log(shape[0] / d), math.log(shape[1] / num_heads)),
@@ -189,8 +189,8 @@ MEASURED = {
 """Measured laws by rule of construction, for random targets of spectral norm 1, with d_in = d_out
 and alpha = sqrt(d)."""
 
-# The factors up to which alpha may exceed sqrt(d), and d_in and d_out may differ, when a measured
-# law is used.
+# If a measured law is used, alpha may exceed sqrt(d) up to the first factor, and d_in and d_out may
+# differ up to the second factor.
 ALPHA_TOLERANCE, SHAPE_TOLERANCE = 1.1, 1.25
 
 
@@ -204,22 +204,22 @@ def attention_widths(
     constant: float | str,
     construction: str = "fitted",
 ) -> Widths:
-    """Source widths for attention within `epsilon` (Theorems 3 and 9).
+    """Return source widths for tickets of attention with error `epsilon` (Theorems 3 and 9).
 
     ``n_k >= d_in C log(8 H alpha^3 d_in^(3/2) / epsilon)`` and
     ``n_v >= d_in C log(2 H alpha d_in sqrt(d_out) / epsilon)``, with probability at least
     ``1 - epsilon``, for tokens of norm at most ``alpha >= max(sqrt(d_in), sqrt(d_out))`` and
     target projections of spectral norm at most 1.
 
-    With ``constant='measured'`` the widths follow the law of `MEASURED` for the rule
+    If `constant` is 'measured', the widths follow the law in `MEASURED` for the rule
     `construction`. The law was measured with ``n_k = n_v``, and its epsilon is the mean error over
     sources. It is used for alpha up to 1.1 sqrt(d), with ``epsilon / (alpha / sqrt(d))^3`` in place
-    of epsilon (errors grow at most as alpha^3). d_in and d_out may differ by 1 or by a quarter; d
-    is the larger of the two.
+    of epsilon, because errors grow at most as alpha^3. d is the larger of d_in and d_out, which may
+    differ by 1 or by a quarter.
 
     Raises:
-      ValueError: `constant` is 'measured' and the rule, shape, norm or error is outside the
-        measured region; the message names the nearest measured shape.
+      ValueError: `constant` is 'measured', and the rule, shape, norm or error is outside the
+        measured region; the error message names the nearest measured shape.
 
     Examples:
       >>> attention_widths(0.01, d_in=4, d_out=4, num_heads=2, alpha=2, constant=3)
@@ -254,7 +254,7 @@ def attention_error(
     alpha: float,
     constant: float,
 ) -> float:
-    """Return the least epsilon for which `attention_widths` gives at most `n_k` and `n_v`."""
+    """Return the least epsilon at which `attention_widths` returns at most `n_k` and `n_v`."""
     _positive(n_k=n_k, n_v=n_v, d_in=d_in, d_out=d_out, num_heads=num_heads, constant=constant)
     _check_alpha(alpha, d_in, d_out)
     qk, vo = _attention_logs(d_in, d_out, num_heads, alpha)
@@ -264,10 +264,10 @@ def attention_error(
 def relu_network_width(
     epsilon: float, *, d_in: int, d_out: int, num_layers: int, constant: float
 ) -> int:
-    """Source width for one layer of a ReLU net with L = `num_layers` layers (Theorem 10).
+    """Return the source width per layer of a ReLU net with L = `num_layers` layers (Theorem 10).
 
-    ``n >= d_in C log(4 L d_in d_out / epsilon)``; a source of 2 L layers is then within
-    `relu_network_error` of the net.
+    ``n >= d_in C log(4 L d_in d_out / epsilon)``. A ticket of a source with 2 L layers then has at
+    most the error `relu_network_error`.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_layers=num_layers, constant=constant)
     log_ratio = math.log(4 * num_layers) + math.log(d_in) + math.log(d_out) - math.log(epsilon)
@@ -275,7 +275,7 @@ def relu_network_width(
 
 
 def relu_network_error(epsilon: float, *, alpha: float) -> float:
-    """Return the error that Theorem 10 gives: ``exp(alpha epsilon / 2) - 1``, ``alpha >= 1``."""
+    """Return the error in Theorem 10, ``exp(alpha epsilon / 2) - 1``, for ``alpha >= 1``."""
     _positive(epsilon=epsilon)
     checks.number("alpha", alpha, low=1)
     return _expm1(alpha * epsilon / 2)
@@ -284,7 +284,7 @@ def relu_network_error(epsilon: float, *, alpha: float) -> float:
 def block_widths(
     epsilon: float, *, d_in: int, num_heads: int, num_layers: int, alpha: float, constant: float
 ) -> BlockWidths:
-    """Source widths of a transformer block ``F(Attn(x) + x) + Attn(x) + x`` (Theorem 11).
+    """Return source widths of a block ``F(Attn(x) + x) + Attn(x) + x`` (Theorem 11).
 
     ``n_mha >= d C log(32 alpha^3 H d^(3/2) / epsilon)``,
     ``n_fc >= d C log(24 alpha L H d^(5/2) / epsilon)``; L = `num_layers` of F.
@@ -314,15 +314,15 @@ def _block_widths(
 def transformer_budgets(
     epsilon: float, *, d_in: int, num_heads: int, num_blocks: int, alpha: float
 ) -> list[tuple[float, float]]:
-    """Input bound and error budget of each block (Theorems 6 and 14): ``[(beta_b, eps_b)]``.
+    """Return each block's input bound and error budget, ``[(beta_b, eps_b)]`` (Theorems 6, 14).
 
     ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The budget of the last block is ``epsilon / 2``, and
     that of an earlier block is ``eps_b = eps_(b+1) / (32 H sqrt(d) beta_(b+1)^2)``. Block 1 has
-    twice that, because it has no predecessor.
+    twice this budget, because it has no predecessor.
 
     Raises:
-      ValueError: a bound or a budget beyond the range of floats; `transformer_widths` computes with
-        their logarithms.
+      ValueError: a bound or a budget is beyond the range of floats. `transformer_widths` has no
+        such limit, because it computes with logarithms.
     """
     logs = _log_budgets(epsilon, d_in, num_heads, num_blocks, alpha)
     budgets = [(_exp(log_beta), _exp(log_budget)) for log_beta, log_budget in logs]
@@ -335,7 +335,7 @@ def transformer_budgets(
 def _log_budgets(
     epsilon: float, d_in: int, num_heads: int, num_blocks: int, alpha: float
 ) -> list[tuple[float, float]]:
-    """Return the logarithms of `transformer_budgets`."""
+    """Return the logarithms of the numbers that `transformer_budgets` returns."""
     _positive(epsilon=epsilon, d_in=d_in, num_heads=num_heads)
     checks.integer("num_blocks", num_blocks, low=1)
     _check_alpha(alpha, d_in, d_in)
@@ -360,10 +360,11 @@ def transformer_widths(
     alpha: float,
     constant: float,
 ) -> list[BlockWidths]:
-    """Source widths of each block of a transformer without normalisation (Theorems 6 and 14).
+    """Return source widths per block of a transformer without norms (Theorems 6 and 14).
 
     These are the `block_widths` for the budgets of `transformer_budgets`. The input bound of the
-    first block is alpha, that of a later block ``2 beta_b``. With one block this is Theorem 11.
+    first block is alpha, and the input bound of each later block b is ``2 beta_b``. For one block
+    this is Theorem 11.
     """
     _positive(num_layers=num_layers, constant=constant)
     logs = _log_budgets(epsilon, d_in, num_heads, num_blocks, alpha)
@@ -381,14 +382,14 @@ def transformer_widths(
 
 
 def _attention_logs(d_in: int, d_out: int, num_heads: int, alpha: float) -> tuple[float, float]:
-    """Return the logarithms of Theorem 9 for keys and values, with epsilon = 1."""
+    """Return Theorem 9's logarithms for key and value widths, with epsilon = 1."""
     qk = math.log(8 * num_heads) + 3 * math.log(alpha) + 1.5 * math.log(d_in)
     vo = math.log(2 * num_heads) + math.log(alpha) + math.log(d_in) + math.log(d_out) / 2
     return qk, vo
 
 
 def _width(d: int, constant: float, log_ratio: float) -> int:
-    """Return the least width ``n >= d C log(ratio)``, at least one unit per coordinate."""
+    """Return the least width with ``n >= d C log(ratio)`` and at least one unit per coordinate."""
     n = d * constant * log_ratio
     if not math.isfinite(n):
         raise checks.fail("constant", "so small that widths are finite", constant)

@@ -1,6 +1,7 @@
-"""The transformer of the theory: blocks of attention and a ReLU network, no normalisation.
+"""The theory's transformer: blocks of attention and a ReLU network, without normalisation.
 
-``Blk(x) = F(Attn(x) + x) + Attn(x) + x`` (paper, Theorems 11 and 14). Letters as in `attention`.
+A block is ``Blk(x) = F(Attn(x) + x) + Attn(x) + x`` (paper, Theorems 11 and 14). The letters in
+shapes are those of `attention`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ __all__ = ["Block", "Linear", "apply", "apply_block", "apply_layers", "validate_
 
 
 def apply_layers(layers: Sequence[Linear], x: ArrayLike, *, precision: str = "highest") -> Array:
-    """Apply a ReLU network to rows `[t, i]`: ReLU between the layers, none after the last."""
+    """Apply a ReLU network to rows `[t, i]`; no ReLU follows the last layer."""
     x = checks.array("x", x, ndim=2)
     with jax.default_matmul_precision(precision):
         for index, layer in enumerate(layers):
@@ -81,7 +82,7 @@ def apply(
 
 
 def _check(name: str, block: Block) -> None:
-    """Refuse a block whose attention or layers return another width than that of their input."""
+    """Refuse a block whose attention or layers change the width of their input."""
     params = validated(f"{name}.attention", block.attention)
     m = params.w_q.shape[1]
     for field in ("w_k", "w_v"):  # a transformer has no memory
@@ -97,10 +98,10 @@ def _check(name: str, block: Block) -> None:
 
 
 def validate_biases(first: Linear, second: Linear, target: Linear) -> None:
-    """Refuse a pair of layers that stands for `target` but does not have its bias.
+    """Refuse two source layers whose biases do not match the `target` layer they approximate.
 
     Raises:
-      ValueError: `first` has a bias, or the bias of `second` is not the target's.
+      ValueError: `first` has a bias, or the bias of `second` differs from the target's bias.
     """
     differ = (second.b is None) != (target.b is None)
     if second.b is not None and target.b is not None:

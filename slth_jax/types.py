@@ -1,4 +1,4 @@
-"""Types and records that the whole package uses."""
+"""Types and named tuples that the whole package uses."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from jaxtyping import Float
 
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
-# A typed PRNG key, as `jax.random.key(seed)` makes it; never a raw uint32 pair.
+# A typed PRNG key, as `jax.random.key(seed)` returns it; never a raw uint32 pair.
 Key = jax.Array
 PyTree = Any
 # The tokens of which cross-attention computes keys and values, or the two inputs as a tuple.
 Memory = ArrayLike | tuple[ArrayLike, ArrayLike]
-# The arguments of a trial (swept values) and its results (measurements), by name.
+# Dicts from name to value: a trial's arguments (swept values) and its results (metrics).
 Hparams = Mapping[str, Any]
 Metrics = Mapping[str, ArrayLike]
 
 
 def _brief(kind: str, fields: Mapping[str, Any]) -> str:
-    """Return ``kind(name=float32[2,8], ...)``: dtypes and shapes in place of arrays."""
+    """Return the text ``kind(name=float32[2,8], ...)``, with dtypes and shapes of arrays."""
 
     def shown(value: Any) -> str:
         if not (hasattr(value, "shape") and hasattr(value, "dtype")):
@@ -32,7 +32,7 @@ def _brief(kind: str, fields: Mapping[str, Any]) -> str:
 
 
 class AttentionParams(NamedTuple):
-    """Projections of multi-head attention; also their masks, as booleans of the same shapes.
+    """The projections of multi-head attention, or their masks as booleans in the same shapes.
 
     Letters: h heads, m input width, k key width, v value width, o output width. In cross-attention
     keys and values have input widths n and l of their own; in grouped-query attention g key/value
@@ -62,15 +62,15 @@ class AttentionParams(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PaddedAttention:
-    """Projections of a static width whose last hidden units are zeros; also their masks.
+    """Projections of a static width whose last hidden units are zeros (padding), or their masks.
 
-    The real units are the nonzero entries of `k_units` and `v_units`. To JAX an instance is six
-    arrays: `vmap`, stacking, changes of dtype and products with masks do not change which entries
-    are nonzero. The class cannot be unpacked, and is not mistaken for `AttentionParams`, whose
-    widths are the shapes of its arrays.
+    The units that are not padding are the nonzero entries of `k_units` and `v_units`. For JAX an
+    instance is a tree of six arrays. `vmap`, stacking, changes of dtype and products with masks do
+    not change which entries are nonzero. An instance cannot be unpacked, so that it is not mistaken
+    for `AttentionParams`, whose widths are the shapes of the arrays.
     """
 
-    # JAX also puts shapes and shardings in the place of arrays, hence `Any`.
+    # The type is `Any` because JAX also stores shapes and shardings in these fields.
     w_q: Any  # [h, m, k]
     w_k: Any  # [h, n, k]
     w_v: Any  # [h, l, v]
@@ -80,16 +80,16 @@ class PaddedAttention:
 
     @property
     def key_width(self) -> Array:
-        """The number of real hidden units of queries and keys; traced if `k_units` is."""
+        """The number of hidden units of queries and keys without padding; may be traced."""
         return jnp.count_nonzero(self.k_units, axis=-1)
 
     @property
     def value_width(self) -> Array:
-        """The number of real hidden units of values; traced if `v_units` is."""
+        """The number of hidden units of values without padding; may be traced."""
         return jnp.count_nonzero(self.v_units, axis=-1)
 
     def narrow(self, n_k: int, n_v: int) -> AttentionParams:
-        """Return the first `n_k` and `n_v` hidden units, without padding."""
+        """Return projections with only the first `n_k` and `n_v` hidden units."""
         return AttentionParams(
             self.w_q[..., :n_k], self.w_k[..., :n_k], self.w_v[..., :n_v], self.w_o[..., :n_v, :]
         )
@@ -99,7 +99,7 @@ class PaddedAttention:
         return _brief("PaddedAttention", vars(self))
 
 
-# Projections with or without padding: functions that read the widths take both.
+# Projections with or without padding; functions that need the widths accept both.
 Projections = AttentionParams | PaddedAttention
 
 
@@ -111,7 +111,7 @@ class Linear(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One block: attention and the layers of the ReLU network F."""
+    """One transformer block: attention, and the layers of the ReLU network F."""
 
     attention: Projections
     layers: tuple[Linear, ...]

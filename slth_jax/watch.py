@@ -12,16 +12,18 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jax._src import distributed as jax_distributed  # its client has no public name
+from jax._src import distributed as jax_distributed  # the client has no public name
 
-# The status that a shell reports for a process ended by SIGTERM; to batch systems it means
+# The exit status that a shell reports for a process ended by SIGTERM. Batch systems interpret it as
 # "preempted".
 PREEMPTED = 128 + signal.SIGTERM
-# The status of a process that ended because another one was lost: EX_TEMPFAIL, "try again".
+# The exit status of a process that ended because another process was lost: EX_TEMPFAIL, "try
+# again".
 LOST = 75
-# Seconds without a report after which a process counts as lost; fewer once a connection has broken.
+# A process counts as lost after this many seconds without a report, or after fewer seconds once a
+# connection has broken.
 _SILENCE, _SILENCE_AFTER_BREAK = 25.0, 5.0
-# Seconds for which a process that ended by SIGTERM and its peers wait for each other.
+# Seconds for which processes that end because of SIGTERM wait for each other.
 _GRACE = 10.0
 _FINISHED, _STOPPED = "has finished", "has ended by SIGTERM"
 # Words in the errors that collectives and the coordination service raise if their other side is
@@ -30,14 +32,15 @@ _BROKEN = ("gloo", "nccl", "connection", "coordination", "barrier", "unavailable
 
 
 class Watch:
-    """Reports that this process is alive, and ends it once another process is lost.
+    """Reports that this process is alive, and ends this process once another process is lost.
 
-    The reports are counters in the key-value store of JAX's coordination service, which process 0
-    serves: if the store does not answer, process 0 is lost. JAX notices that too, and aborts with a
-    C++ trace. The signal of the abort, SIGABRT, is handled as soon as the watch is constructed.
+    The reports are counters in the key-value store of JAX's coordination service. Process 0 serves
+    the store, so process 0 is lost if the store does not answer. JAX notices this too and aborts
+    with a C++ stack trace. To prevent this trace, SIGABRT is handled as soon as the watch is
+    constructed.
 
     Args:
-      joining: seconds after which JAX aborts if not all processes have joined.
+      joining: the number of seconds after which JAX aborts if not all processes have joined.
     """
 
     def __init__(self, joining: float) -> None:
@@ -50,10 +53,10 @@ class Watch:
         ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
 
     def start(self) -> None:
-        """Begin to report; called once all processes have joined.
+        """Begin to report; must be called after all processes have joined.
 
-        JAX's own functions for the index and the number of processes would first exchange the
-        devices of all processes, and would wait for a lost process.
+        The index and the number of processes are not read through JAX's public functions, which
+        would first exchange the devices of all processes and would wait for a lost process.
         """
         state = jax_distributed.global_state
         self._client: Any = state.client
@@ -65,12 +68,12 @@ class Watch:
         ctypes.CDLL(None).signal(signal.SIGABRT, None)
 
     def finished(self) -> None:
-        """Leave the run, after all processes have done their parts."""
+        """Leave the run after all processes have finished their parts."""
         self._set(self._me, _FINISHED)
         self._leave()
 
     def stopped(self) -> None:
-        """Leave the run after SIGTERM if all processes do; otherwise end all processes."""
+        """Leave the run after SIGTERM if all processes leave it; otherwise end all processes."""
         self._set(self._me, _STOPPED)
         until = time.monotonic() + _GRACE - 2
         with contextlib.suppress(Exception):  # process 0 may have ended
@@ -87,16 +90,16 @@ class Watch:
     def _leave(self) -> None:
         self._stop.set()
         self._thread.join(10)
-        # At the end of the program JAX would wait for the programs of all processes to end.
+        # A normal exit is avoided, because JAX would then wait for all processes to end.
         jax_distributed.shutdown()
         self.cancel()
 
     def failed(
         self, error: BaseException, report: Callable[[BaseException], int] | None
     ) -> NoReturn:
-        """End this process and let the remaining ones end, too."""
+        """End this process after an error, and make the remaining processes end too."""
         if any(word in str(error).lower() for word in _BROKEN):
-            # Another process may be lost; if so, the thread ends this process with a message.
+            # If another process is lost, the thread ends this process with a message.
             self._silence = _SILENCE_AFTER_BREAK
             self._thread.join(_SILENCE_AFTER_BREAK + 10)
         with self._ending:
@@ -109,12 +112,12 @@ class Watch:
             self._exit(status)
 
     def _exit(self, status: int) -> NoReturn:
-        with contextlib.suppress(Exception):  # a full disk, a closed pipe
+        with contextlib.suppress(Exception):  # such as a full disk or a closed pipe
             sys.stdout.flush()
             sys.stderr.flush()
-        if self._me == 0:  # process 0 serves the store that the others read
+        if self._me == 0:  # process 0 serves the store that all others read
             time.sleep(3)
-        # At a normal exit JAX would wait for the remaining processes.
+        # A normal exit is avoided, because JAX would then wait for the remaining processes.
         os._exit(status)
 
     def _set(self, process: int, state: str) -> None:
@@ -147,16 +150,16 @@ class Watch:
                     self._end(other, state)
 
     def _aborted(self) -> None:
-        """End this process in place of JAX's abort."""
+        """Handle the SIGABRT of JAX's abort: end this process without a stack trace."""
         state = jax_distributed.global_state
         me, count = state.process_id, state.num_processes
         others = "process 1" if count == 2 else "another process"
         waited = time.monotonic() - self._begin
-        if self._thread.ident is not None:  # all have joined
+        if self._thread.ident is not None:  # all processes have joined
             with self._ending:
                 _print(f"{'process 0' if me else others} of {count} is lost")
                 self._exit(LOST)
-        # Not all processes have joined: the connection to process 0 broke, or the time is over.
+        # Not all processes have joined. The connection to process 0 broke, or the time is over.
         over = waited > self._joining - 1
         who = others if over and (me == 0 or _answers(state.coordinator_address)) else "process 0"
         words = f"did not join within {waited:.0f} s (SLTH_JOIN_SECONDS)" if over else "is lost"
@@ -164,7 +167,7 @@ class Watch:
         os._exit(LOST)
 
     def _end(self, other: int, state: str | None = None) -> None:
-        """End this process with a line that names the lost process."""
+        """Print a line that names the lost process `other`, and end this process."""
         with self._ending:
             state = state or "is lost"
             if other != 0:  # the store does not answer without process 0

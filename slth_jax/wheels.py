@@ -1,8 +1,8 @@
 """Choose the wheels of JAX for this machine's accelerator; check that installed wheels match.
 
-JAX, its compiler (jaxlib) and an accelerator's plugin must belong to one release. JAX skips a
-plugin of another release with only a warning, and then everything runs on the CPU. This module
-imports nothing but the standard library, so that it runs before JAX is installed.
+JAX, its compiler (jaxlib) and an accelerator's plugin must belong to the same release. If a plugin
+belongs to another release, JAX only warns and runs everything on the CPU. This module imports only
+the standard library, so that it runs before JAX is installed.
 """
 
 import functools
@@ -19,12 +19,12 @@ from typing import Any
 _log = logging.getLogger("slth_jax")
 _CUDA = ("cuda13", "cuda12")
 _NAMES = ("jax", "jaxlib", "libtpu", *(f"jax-{c}-{p}" for c in _CUDA for p in ("plugin", "pjrt")))
-# The first version of NVIDIA's driver that runs programs of a CUDA release.
+# Maps each CUDA release to the first version of NVIDIA's driver that can run its programs.
 _DRIVERS = {"cuda13": 580, "cuda12": 525}
 
 
 def installed() -> dict[str, str]:
-    """Return the versions of JAX's wheels that are installed, by name."""
+    """Return a dict from the name of each installed wheel of JAX to its version."""
     versions = {}
     for name in _NAMES:
         try:
@@ -38,7 +38,7 @@ def extra(versions: Mapping[str, str], *, tpu: bool, driver: int | None) -> str 
     """Return the extra of slth-jax for a machine: 'tpu', 'cuda12', 'cuda13', or None for a CPU.
 
     Args:
-      versions: see `installed`. An installed plugin decides between releases of CUDA.
+      versions: the result of `installed`. An installed plugin determines the CUDA release.
       tpu: whether the machine has a TPU.
       driver: the major version of NVIDIA's driver; None if there is no GPU.
     """
@@ -76,7 +76,7 @@ def nvidia_driver() -> int | None:
 
 
 def mismatch(versions: Mapping[str, str], libtpu: str | None) -> str | None:
-    """Return a line about the first wheels that do not belong together, or None.
+    """Return a line about the first wheels that do not belong to the same release, or None.
 
     Args:
       versions: see `installed`.
@@ -96,7 +96,7 @@ def mismatch(versions: Mapping[str, str], libtpu: str | None) -> str | None:
 
 
 def needed_libtpu() -> str | None:
-    """Return the version of libtpu that the installed JAX needs, or None."""
+    """Return the version of libtpu that the installed JAX needs; None if it states none."""
     try:
         lines = importlib.metadata.requires("jax") or []
     except importlib.metadata.PackageNotFoundError:
@@ -106,7 +106,7 @@ def needed_libtpu() -> str | None:
 
 
 def advice() -> str:
-    """Return a line for a notebook: the versions, or the next step to take."""
+    """Return a line for a notebook with the installed versions, or with the next step to take."""
     importlib.invalidate_caches()
     versions = installed()
     problem = mismatch(versions, needed_libtpu())
@@ -119,7 +119,7 @@ def advice() -> str:
 
 
 def unused(versions: Mapping[str, str], backend: str, libtpu: str | None) -> str | None:
-    """Return a line if an accelerator's plugin is installed but JAX runs on the CPU, or None."""
+    """Return a warning if an accelerator's plugin is installed but JAX runs on the CPU; or None."""
     plugins = [name for name in versions if name == "libtpu" or name.endswith("-plugin")]
     if backend != "cpu" or not plugins:
         return None
@@ -134,10 +134,10 @@ def unused(versions: Mapping[str, str], backend: str, libtpu: str | None) -> str
 
 @functools.cache
 def warn_if_unused() -> None:
-    """Log a line, once, if an accelerator's plugin is installed but not used.
+    """Log a warning, once, if an accelerator's plugin is installed but not used.
 
     Nothing is logged if JAX_PLATFORMS is set. The call initialises JAX's devices, so the processes
-    of a run must be joined before it.
+    of a run must join before this call.
     """
     import jax
 

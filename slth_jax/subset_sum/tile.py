@@ -142,7 +142,7 @@ def _enumerate(
 def _scattered(index: Int[Array, "b k"], x: Bool[Array, "b k"], n: int) -> Bool[Array, "b n"]:
     """Return `y` with `y[i, index[i, j]] = x[i, j]`, and False elsewhere.
 
-    The function uses `vmap`, so that XLA's partitioner can see that no instance writes into another.
+    `vmap` is used so that XLA's partitioner can see that no instance writes into another.
     """
     return jax.vmap(lambda index, x: jnp.zeros(n, bool).at[index].set(x))(index, x)
 

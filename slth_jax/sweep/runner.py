@@ -1,4 +1,4 @@
-"""`run` a trial at every point of a grid with every seed; `load` the results of a folder."""
+"""`run` runs a trial at every grid point with every seed; `load` reads a folder's results."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger("slth_jax.sweep")
 
 
 class Work(TypedDict, total=False):
-    """Options of `run` that divide the work and show its progress; no result depends on them."""
+    """Options of `run` that divide the work and show progress; results do not depend on them."""
 
     chunk: int | None
     batch: int | None
@@ -51,41 +51,42 @@ def run(
     """Run `trial` at every point of `grid` with every seed, or finish the sweep in `out`.
 
     A trial is a pure function `trial(key, hparams) -> metrics` or `-> (metrics, arrays)`. Its key
-    is `jax.random.key(seed, impl='threefry2x32')`. Metrics are scalars, or small arrays of a fixed
-    shape, by name. Arrays are any tree, such as masks (stored as one bit per entry). Trials are
-    vmapped, sharded over the first axis of `mesh` and computed in chunks; each chunk is durable
-    before the next one starts.
+    is `jax.random.key(seed, impl='threefry2x32')`. `metrics` is a dict from name to a scalar or to
+    a small array of fixed shape. `arrays` is any tree of arrays, such as masks (which are stored as
+    one bit per entry). Trials are vmapped, sharded over the first axis of `mesh` and computed in
+    chunks. Each chunk is saved before the next chunk starts.
 
     On the same kind of device and with the same `batch`, a trial's result has the same bits for
-    every chunk and every number of devices and processes. (With one device XLA may simplify an
-    expression of the trial, such as ``x / sqrt(n)``, in another way than with several devices;
-    `jax.lax.optimization_barrier` around the divisor prevents that.)
+    every chunk and every number of devices and processes. (XLA may simplify an expression of the
+    trial, such as ``x / sqrt(n)``, differently for one device than for several devices;
+    `jax.lax.optimization_barrier` around the divisor prevents this.)
 
     Args:
       trial: the trial, whose result must depend on `key` and `hparams` only.
       seeds: the number of seeds (0, 1, ...), or a list of integers in [0, 2^32). A sweep in `out`
-        can be continued with a list that has more seeds at the end: their trials are added, and
+        can be continued with a list that has more seeds at the end. Their trials are added, and
         nothing else changes.
-      grid: lists of values by name, all combinations of which are run; or a list of points. In
-        `hparams` a number or boolean is a traced scalar; any other value is static.
-      static: names whose values the trial gets as plain Python values, with one compilation per
-        combination.
-      padded: names of sizes, integers >= 1. The trial gets `hparams[name]`, a traced int32, and the
-        padded size `hparams[name + '_max']`, a Python int at least as large, by which it shapes its
-        arrays. The trial's result must not depend on the padded size.
+      grid: a dict from name to list of values, whose combinations are all run; or a list of points.
+        In `hparams` a number or boolean is a traced scalar; any other value is static.
+      static: the names of values that the trial receives as plain Python; each combination of them
+        is compiled separately.
+      padded: the names of sizes, which are integers >= 1. The trial receives the traced int32
+        `hparams[name]` and the padded size `hparams[name + '_max']`, a Python int that is at least
+        as large. The trial must use the padded size in the shapes of its arrays. The trial's result
+        must not depend on the padded size.
       buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
-        largest size; a list of sizes; or a dictionary of such values by name. Each padded size is
-        compiled.
+        largest size; a list of sizes; or a dict from name to such a value. Each padded size is
+        compiled separately.
       out: a folder for the results, on this machine or in a bucket (gs://, s3://), from which a
-        stopped sweep is resumed; None keeps the results in memory. The folder belongs to the sweep
-        from its first finished chunk on.
-      mesh: the devices; None for all devices of all processes along one axis.
-      config: any other values that the results depend on, which JSON can store. They are saved,
-        and compared when resuming.
-      **work: options that divide and show the work.
+        stopped sweep is resumed; None keeps the results in memory. Other sweeps cannot use the
+        folder once the first chunk is finished.
+      mesh: a mesh of devices; None for all devices of all processes along one axis.
+      config: any other values that the results depend on, which JSON can store. They are saved, and
+        must be equal when the sweep is resumed.
+      **work: options that divide the work and show its progress.
 
-        - ``chunk``: the number of trials that become durable together; None for 512 (more for very
-          many trials). At most one chunk is computed again after a kill, so choose fewer if a trial
+        - ``chunk``: the number of trials that are saved together; None for 512 (more for very many
+          trials). At most one chunk is computed again after a kill, so choose fewer if a trial
           takes seconds or minutes.
         - ``batch``: the number of trials that a device computes at once; None for an eighth of a
           chunk, at most 64 (16 on a CPU). The last bits of results depend on the batch, so it is
@@ -98,13 +99,13 @@ def run(
           (`Results.trials`), on the first process.
 
     Returns:
-      The results of this call's trials, computed now or before.
+      The results of the trials of this call, whether computed now or read from `out`.
 
     Raises:
-      ValueError: an argument that cannot be used, or a trial that returns no metrics by name.
+      ValueError: an argument cannot be used, or the trial does not return a dict of named metrics.
       CheckpointError: `out` belongs to another sweep, is in use, or cannot be written to.
-      SystemExit: status 143 after SIGTERM, if `out` is given and this is the main thread. Finished
-        chunks are safe; the current one is abandoned.
+      SystemExit: with status 143, after SIGTERM, if `out` is given and this is the main thread.
+        Finished chunks are kept; the current chunk is abandoned.
     """
     unknown = sorted(work.keys() - Work.__annotations__.keys())
     if unknown:
@@ -156,7 +157,7 @@ def run(
 
 @contextlib.contextmanager
 def _no_context_mesh() -> Iterator[None]:
-    """Disable a mesh of `jax.set_mesh`: a sweep has a mesh of its own, and its trials have none."""
+    """Disable a mesh of `jax.set_mesh`, since a sweep takes its mesh as an argument."""
     if jax.sharding.get_abstract_mesh().empty:
         yield
     else:
@@ -170,16 +171,17 @@ def load(
     """Return the results in a sweep's folder, joined with the sweep's shards in other folders.
 
     Args:
-      out: the folder `out` of `run`.
+      out: the folder that was passed to `run` as `out`.
       more: folders of other shards of the same sweep.
-      partial: whether to return the finished trials of an unfinished sweep instead of raising.
+      partial: if true and the sweep is unfinished, its finished trials are returned and no error is
+        raised.
 
     Raises:
       CheckpointError: a folder has no sweep, is damaged or belongs to another sweep, or trials are
         missing and `partial` is False.
     """
     folders = (out, *more)
-    # A shard that had nothing to do has no configuration in its folder.
+    # The folder of a shard without any chunk has no configuration.
     configs = {folder: store.recorded(folder) for folder in folders}
     begun = {folder: config for folder, config in configs.items() if config is not None}
     config = max(
@@ -206,7 +208,7 @@ def load(
 
 
 def _write_table(kept: Store, results: Results) -> None:
-    """Write the table once every chunk exists, including those for other shards and added seeds."""
+    """Write the table if all chunks exist, including those of other shards and of added seeds."""
     config = kept.folder.recorded()
     if config is None:
         return

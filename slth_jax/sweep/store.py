@@ -40,7 +40,7 @@ class Store:
         self.folder = _folder(out, config, shard)
 
     def claim(self) -> contextlib.AbstractContextManager[None]:
-        """Lock the folder, or one shard of it beside the other shards."""
+        """Lock the folder, or this shard's part of it, which other shards may share."""
         return self.folder.claim()
 
     def existing(self) -> set[int]:
@@ -49,7 +49,7 @@ class Store:
         return {chunk.number for chunk in self.plan.chunks if _name(chunk.number) in names}
 
     def finished(self, numbers: list[int]) -> list[int]:
-        """Return the numbers of complete chunks; move damaged chunks aside, deleting nothing."""
+        """Return which of these chunks are complete; move damaged chunks aside, undeleted."""
         existing, chunks = self.existing(), self.plan.chunks
         names = [(n, _name(n), self._contents(chunks[n])) for n in numbers if n in existing]
         return [n for n, name, contents in names if self.folder.whole(name, contents)]
@@ -58,7 +58,7 @@ class Store:
         """Return the results of a chunk.
 
         Raises:
-          Damaged: a byte changed, or the chunk belongs to another sweep.
+          Damaged: a byte has changed, or the chunk belongs to another sweep.
         """
         chunk = self.plan.chunks[number]
         like = empty_record(self._programs[chunk.group], len(chunk.trials))
@@ -73,13 +73,13 @@ class Store:
         return self.folder.save(_name(number), filled, contents=contents)
 
     def _contents(self, chunk: Chunk) -> str:
-        """Return the SHA-256 of the points and seeds of a chunk's trials."""
+        """Return one SHA-256 of the points and seeds of all trials in a chunk."""
         point, seed = np.divmod(chunk.trials, len(self.plan.seeds))
         numbers = np.stack([point, self.plan.seeds[seed]]).astype("<i8")  # [2, trial]
         return hashlib.sha256(numbers.tobytes()).hexdigest()
 
     def write_table(self, table: Mapping[str, np.ndarray]) -> None:
-        """Write the columns as `table.csv`, and its checksum beside it."""
+        """Write the columns to `table.csv`, and the file's checksum to SHA256SUMS."""
         with storage.writing(self.folder.path / "table.csv") as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
             writer = csv.writer(text, lineterminator="\n")
@@ -90,7 +90,7 @@ class Store:
         storage.seal(self.folder.path, ("table.csv",))
 
     def check_table(self) -> None:
-        """Warn if the table is damaged; results are read from the chunks, not from the table."""
+        """Warn if `table.csv` is damaged, although results are read only from the chunks."""
         try:
             if (self.folder.path / storage.SUMS).exists():
                 storage.check(self.folder.path, ("table.csv",))
@@ -99,12 +99,12 @@ class Store:
 
 
 def recorded(out: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the configuration of the sweep in a folder; None if no chunk was finished."""
+    """Return the configuration of the sweep in a folder; None if it has no finished chunk."""
     return _folder(out, {}).recorded()
 
 
 def read_config(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the configuration of the sweep in a folder, with or without chunks."""
+    """Return the configuration of the sweep in a folder, whether or not chunks are finished."""
     path = storage.place(out).absolute() / storage.CONFIG
     if not path.exists():
         raise CheckpointError(f"{out} has no results of a sweep yet")
@@ -128,12 +128,12 @@ def _folder(
 
 
 def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return a description of a difference between two sweeps; a program is named by its trial."""
+    """Describe a difference between two sweeps; a differing program is named by its trial."""
     place, before, now = parts
     if place == "draws":
         release = "another release of JAX, or other settings such as jax_threefry_partitionable"
         return f"random numbers differ from those of its trials ({release})"
-    if place == "plan.portions":  # the division of the seeds: seeds were not added at the end
+    if place == "plan.portions":  # the seeds differ: they were not added at the end
         place, before, now = "seeds", stored["plan"]["seeds"], new["plan"]["seeds"]
     if not place.startswith("programs["):
         return storage.explain((place.removeprefix("plan."), before, now))

@@ -1,15 +1,16 @@
-"""Tickets: the name of a random source, one bit per connection, and checksums.
+"""Save and load tickets: the name of a random source, packed masks, and checksums.
 
 A ticket is source weights times masks. The source is never trained, so a ticket's file contains no
-weight: it contains the source's name and options, the seed, and the packed masks.
+weights. It contains the source's name and options, the seed, and the packed masks, one bit per
+connection.
 
-`create` (or `from_row`, from a row of a sweep's results) returns a `Ticket` (`record`); `save`
-writes it, `load` reads all of it, and `open` reads each mask only when it is needed (`file`).
-`materialize` generates the weights again, compares them with the fingerprint of the weights for
-which the masks were found, and returns the masked weights. `weights` yields masked weights one at a
-time, and `export` writes them as NumPy arrays. `verify` checks a file and, if a target is given,
-the error stored in the file. `describe` shows a ticket as text. `sources` has the table of names
-that tickets may use.
+`create` returns a `Ticket` for given masks, and `from_row` for a row of a sweep's results
+(`record`). `save` writes a ticket, `load` reads all of it, and `open` reads each mask only when it
+is needed (`file`). `materialize` generates the source weights again, compares them with the
+fingerprint of the weights for which the masks were found, and returns the masked weights. `weights`
+yields masked weights one at a time, and `export` writes them as NumPy arrays. `verify` checks a
+file and, if a target is given, the error stored in the file. `describe` shows a ticket as text.
+`sources` contains the table of sources that tickets may name.
 """
 
 from slth_jax.ticket.claims import Report, verify

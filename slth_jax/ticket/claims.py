@@ -1,4 +1,4 @@
-"""Check a ticket's file: its bytes, its source, and its error."""
+"""Check the bytes of a ticket's file, its source, and the error that it states."""
 
 import dataclasses
 import os
@@ -19,8 +19,9 @@ from slth_jax.types import ArrayLike, AttentionParams, Memory, PyTree
 
 Target = AttentionParams | Sequence[Block] | Callable[[PyTree], ArrayLike]
 
-# The possible effect of rounding on an error, in units of round-off times the norm of the outputs.
-# An error is a difference of outputs, each a sum of about a thousand products through a softmax.
+# The largest effect that rounding may have on an error, divided by the unit round-off times the
+# norm of the outputs. An error is a difference of two outputs, and each output is computed from
+# sums of about a thousand products and a softmax.
 _ROUNDINGS = 1000
 
 
@@ -29,10 +30,11 @@ class Report:
     """The result of `verify` for an intact file.
 
     Attributes:
-      ticket: the ticket; its masks are still in the file.
-      size, num_kept: the number of connections with a mask, and the number of those kept.
+      ticket: the opened ticket; its masks are read from the file when they are needed.
+      size, num_kept: the number of connections that have a mask, and the number of kept
+        connections.
       error: the recomputed error; None if no target is given.
-      recorded: the error that the file contains; None if no target is given.
+      recorded: the error that the file states; None if no target is given.
     """
 
     ticket: Ticket
@@ -58,11 +60,11 @@ def verify(
     tolerance: float | None = None,
     sources: Sources | None = None,
 ) -> Report:
-    """Check a ticket's file and, if a target is given, the error that the file claims.
+    """Check a ticket's file and, if a target is given, the error that the file states.
 
-    The checksums of header and masks, the sizes of the masks, and the fingerprint of the source,
-    which is generated again, are always compared. If `target` is given, the error is recomputed and
-    compared with ``metadata['error']``.
+    The checksums of header and masks and the sizes of the masks are always checked. The source is
+    always generated again and compared with the fingerprint. If `target` is given, the error is
+    recomputed and compared with ``metadata['error']``.
 
     Args:
       path: the file; its masks are read one at a time.
@@ -70,14 +72,15 @@ def verify(
         a function that returns the error, given the ticket's masked weights as `materialize`
         returns them.
       inputs: if `target` is a network, the sequences `[s, t, m]` on which the error was measured.
-        The error is the 2-norm of the difference of the outputs, the largest over tokens, averaged
-        over sequences; it is computed in float64.
+        The error is the largest 2-norm, over the tokens of a sequence, of the difference between
+        the outputs. It is averaged over sequences and computed in float64.
       memory: for cross-attention, the sequences `[s, t, n]` from which keys and values were
         computed for each of `inputs`, or a tuple: the inputs of keys and of values.
       tolerance: the largest difference from the stored error. None allows the possible effect of
         rounding: 1000 units of round-off times the mean norm of the target's outputs, in float32
-        or, if ``metadata['dtype']`` is 'float64', in float64. If `target` is a function, it allows
-        a thousandth of the error. So a file can narrow the tolerance, but never widen it.
+        or, if ``metadata['dtype']`` is 'float64', in float64. If `target` is a function, None
+        allows a thousandth of the error. The content of a file can therefore reduce the tolerance
+        but not increase it.
       sources: as in `create`.
 
     Raises:
@@ -102,7 +105,7 @@ def verify(
 
 
 def _compare(ticket: Ticket, error: float, tolerance: float) -> float:
-    """Return the error in the file, which must be within `tolerance` of `error`."""
+    """Return the error that the file states; it must be within `tolerance` of `error`."""
     try:
         recorded = float(ticket.metadata["error"])
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
@@ -122,7 +125,7 @@ def _error(
     memory: Memory | None,
     ticket: Ticket,
 ) -> tuple[float, float]:
-    """Return the ticket's error, and the possible effect of rounding on the recorded error."""
+    """Return the ticket's error, and the largest effect that rounding may have on it."""
     if callable(target):
         error = float(np.asarray(target(masked)))
         return error, 1e-3 * abs(error)

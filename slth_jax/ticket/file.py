@@ -1,7 +1,7 @@
-"""A ticket's file: safetensors of bytes, and one JSON entry with its own checksum.
+"""Read and write a ticket's file: a safetensors file of packed masks, with a JSON header.
 
-A mask with few ones, or nearly all, can be stored as a stream of zlib (format 2). Checksums are
-computed from uncompressed masks, so they do not depend on compression.
+A mask in which few or nearly all bits are ones can be stored as a zlib stream (format 2). Checksums
+are computed from uncompressed masks, so they do not depend on compression.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from slth_jax.ticket.record import IMPL, Ticket
 SUFFIX = ".ticket.safetensors"
 LEVELS = ("rows", "columns")  # scale levels, in tickets of whole models
 _FORMATS = (1, 2)  # without and with compressed masks
-_SMALLER = 0.95  # a mask is compressed if at most this share of its bytes remains
-_RATIO = 1032  # zlib expands a stream at most by this factor
+_SMALLER = 0.95  # a mask is compressed if the result has at most this fraction of its bytes
+_RATIO = 1032  # the largest factor by which zlib expands a stream
 _COMPACT = (",", ":")  # separators in JSON: they save a kilobyte in a small model's file
 _NAME = re.compile(r"[\w.\- ]{0,200}")  # names of sources, options, masks
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,7 +42,7 @@ class Tensor(NamedTuple):
     Attributes:
       size: the number of bytes.
       blocks: a function that returns the blocks of bytes.
-      compressed: whether the file stores a stream of zlib instead, which is built in memory.
+      compressed: whether the file stores the bytes as a zlib stream, which is built in memory.
     """
 
     size: int
@@ -56,8 +56,8 @@ class Stored(Mapping[str, np.ndarray]):
     def __init__(self, path: storage.Place, file: storage.Local, whole: Mapping[str, int]):
         """Read names, dtypes and sizes of the tensors; `sizes` has the number of bytes of each.
 
-        `path` is for messages; `file` has the bytes on this machine; `whole` has the uncompressed
-        sizes of compressed tensors.
+        `path` is used in error messages, `file` is the local file with the bytes, and `whole` maps
+        the names of compressed tensors to their uncompressed sizes.
         """
         self.path, self._file, self._whole = path, file, whole
         self.sizes: dict[str, int] = {}
@@ -82,7 +82,7 @@ class Stored(Mapping[str, np.ndarray]):
 
     def _expand(self, name: str, stored: np.ndarray) -> np.ndarray:
         stream, size = zlib.decompressobj(), self._whole[name]
-        # One byte more than expected, so that a longer stream is noticed.
+        # One byte more than expected is read, so that a longer stream is noticed.
         data = stream.decompress(stored.tobytes(), size + 1)
         if len(data) != size or not stream.eof or stream.unused_data:
             raise Damaged(f"{self.path} is damaged: mask {name} does not have {size} bytes")
@@ -97,7 +97,7 @@ class Stored(Mapping[str, np.ndarray]):
 
 @contextlib.contextmanager
 def _reading(path: storage.Place) -> Iterator[None]:
-    """Turn the errors of safetensors and JSON into one line about `path`."""
+    """Turn errors of safetensors and JSON into a one-line error that names `path`."""
     try:
         yield
     except OSError as error:
@@ -112,8 +112,8 @@ def _reading(path: storage.Place) -> Iterator[None]:
 def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = False) -> None:
     """Write a ticket atomically as one safetensors file; equal tickets give equal bytes.
 
-    Masks with few ones, or nearly all, are compressed by zlib. A file that already contains the
-    same ticket, compressed or not, is not changed.
+    Masks in which few or nearly all bits are ones are compressed by zlib. If the file already
+    contains the same ticket, compressed or not, it is not changed.
 
     Raises:
       ValueError: `path` does not end in '.ticket.safetensors'.
@@ -152,7 +152,7 @@ def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = Fals
 
 
 def _has(path: storage.Place, ticket: Ticket) -> bool:
-    """Return whether a file contains this ticket, with masks compressed or not."""
+    """Return whether a file contains this ticket, with or without compressed masks."""
     try:
         open(path, check=True)
         fields = read_header(path)
@@ -173,7 +173,7 @@ def stored(bits: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, " bytes"]]:
 
 
 def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) -> None:
-    """Write a ticket atomically, without its tensors in memory: each is read twice, in blocks.
+    """Write a ticket atomically; tensors are read twice, in blocks, to save memory.
 
     Args:
       path: the file.
@@ -200,10 +200,11 @@ def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) ->
 
 
 def _compress(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the bytes of blocks as one stream of zlib: the shorter of two forms.
+    """Compress blocks with zlib in two ways; return the bytes of the shorter stream.
 
-    Huffman's code alone is within 2 % of the entropy if a tenth or more of the connections is kept;
-    if fewer are kept, references to repeated bytes are shorter.
+    If a tenth or more of the connections is kept, Huffman codes alone are within 2 % of the
+    entropy. If fewer connections are kept, zlib's references to repeated bytes give a shorter
+    stream.
     """
     ways = [
         zlib.compressobj(9, strategy=strategy)
@@ -223,10 +224,10 @@ def _header(
     separators: tuple[str, str] | None = None,
     compressed: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Return the metadata of a ticket's file, which include a checksum of themselves.
+    """Return the metadata of a ticket's file: one JSON entry that contains its own checksum.
 
-    It is a single entry, because safetensors writes several entries in no fixed order, and equal
-    tickets must give equal bytes.
+    There is only one entry because safetensors writes several entries in an arbitrary order, and
+    equal tickets must give equal bytes.
     """
     fields = {
         "format": 1,
@@ -251,7 +252,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the fields of a ticket's header without reading its masks.
 
     Raises:
-      Damaged: the file is no ticket, or its header or its length has changed.
+      Damaged: the file is not a ticket, or its header or its length has changed.
       CheckpointError: the file is missing or has a later format.
     """
     path = storage.place(path)
@@ -313,7 +314,7 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
     """Return the ticket in a file; each mask is read from the file only when it is accessed.
 
     The header's checksum and the size of each mask are verified. If `check` is true, the checksum
-    of the masks is verified, too, reading one mask at a time.
+    of the masks is verified too, by reading one mask at a time.
 
     Raises:
       Damaged, CheckpointError: as in `load`.
@@ -348,7 +349,7 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
 
 
 def load(path: str | os.PathLike[str]) -> Ticket:
-    """Return the ticket in a file; checksums are verified, weights are not generated.
+    """Return the ticket in a file. Checksums are verified, but weights are not generated.
 
     Raises:
       Damaged: the content of the file differs from the content that was saved.
@@ -359,6 +360,6 @@ def load(path: str | os.PathLike[str]) -> Ticket:
 
 
 def _masks_sum(bits: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of packed masks, sorted by name."""
+    """Return one SHA-256 of all packed masks, sorted by name."""
     read = ((name, bits[name]) for name in sorted(bits))
     return storage.stream_hash((name, "uint8", packed.shape, (packed,)) for name, packed in read)

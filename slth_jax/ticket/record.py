@@ -1,4 +1,4 @@
-"""The class of tickets, and the weights of a ticket: source times masks."""
+"""The class `Ticket`, and functions that generate a ticket's weights (source times masks)."""
 
 import dataclasses
 import functools
@@ -23,19 +23,20 @@ _MAX_UNMASKED = 1 << 28  # 1 GiB in float32
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ticket:
-    """A subnetwork of a random network.
+    """A subnetwork of a random network, given by the network's source and seed and by masks.
 
     Attributes:
-      source: the source's name (`ticket.SOURCES`).
+      source: the name of the source, a key of `ticket.SOURCES`.
       options: the source's keyword arguments, as values that JSON can store.
-      seed: the argument of `jax.random.key(seed, impl='threefry2x32')`.
-      bits: the masks by name, uint8, packed as by `supermask.pack`; either in memory or read from
-        the ticket's file one at a time.
-      shapes: the shapes of the masks by name.
+      seed: the seed of the source's key, `jax.random.key(seed, impl='threefry2x32')`.
+      bits: a dict from the name of each mask to its bytes (uint8), as `supermask.pack` returns
+        them. They are in memory, or are read from the ticket's file one at a time.
+      shapes: a dict from the name of each mask to its shape.
       fingerprint: the SHA-256 of the source's weights.
-      metadata: further information that JSON can store: error, target, versions.
-      choices: the number b by name, for masks that keep one of ``2^b`` neighbouring units. The
-        `bits` of these masks are the choices, packed as by `construction.choices.pack`.
+      metadata: a dict of further values that JSON can store, such as the error, the target and
+        versions.
+      choices: a dict from name to b, for masks that keep one of each ``2^b`` neighbouring units.
+        The `bits` of these masks are the results of `construction.choices.pack`.
     """
 
     source: str
@@ -49,7 +50,7 @@ class Ticket:
 
     @property
     def size(self) -> int:
-        """The number of connections that have a mask, kept or not."""
+        """The number of connections that have a mask, whether they are kept or not."""
         return sum(map(math.prod, self.shapes.values()))
 
     def num_kept(self, name: str) -> int:
@@ -66,20 +67,20 @@ class Ticket:
 
     @property
     def origin(self) -> str:
-        """The source, the seed and the options of the weights, in words."""
+        """A text that names the source, the seed and the options."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"source {self.source!r} with seed {self.seed} and {options[:300]}"
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """The part of a sweep's results that `from_row` reads."""
+    """The methods of a sweep's results that `from_row` calls."""
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return a row's values, its seed and its metrics."""
+        """Return a dict with a row's grid values, seed and metrics."""
 
     def arrays(self, index: int) -> Any:
-        """Return a row's masks."""
+        """Return the tree of arrays, such as masks, of a row."""
 
 
 def create(
@@ -92,23 +93,23 @@ def create(
     metadata: Mapping[str, Any] | None = None,
     sources: Sources | None = None,
 ) -> Ticket:
-    """Return the ticket with these masks.
+    """Return a `Ticket` with the given source, seed and masks.
 
     Args:
       source: the name of a source in `sources`.
       options: the source's keyword arguments, without the key.
-      seed: in [0, 2^32).
-      masks: booleans in the tree of the source's weights; a leaf that is None or missing in a dict
-        is not masked.
+      seed: the seed, an integer in [0, 2^32).
+      masks: booleans in the tree of the source's weights. An array is not masked if its leaf is
+        None or is missing in a dict.
       weights: the weights for which the masks were found; they are compared bit for bit with the
         source's weights.
-      metadata: see `Ticket`.
-      sources: sources by name, each a `Source` or a function `draw(key, **options)`; None for
+      metadata: further values to store, see `Ticket`.
+      sources: a dict from name to a `Source` or to a function `draw(key, **options)`; None for
         `ticket.SOURCES`.
 
     Raises:
-      ValueError: an unknown source, options that the source refuses, masks with other names or
-        shapes than its weights, or `weights` that the source does not generate.
+      ValueError: the source is unknown, it refuses the options, the names or shapes of masks differ
+        from those of its weights, or `weights` differ from the weights that it generates.
     """
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
     named = {n: checks.array(f"masks.{n}", m, kind="bool") for n, m in named_leaves(masks).items()}
@@ -143,24 +144,23 @@ def from_row(
 ) -> Ticket:
     """Return the ticket that one trial of a sweep found.
 
-    The seed is the row's; the row's values and metrics become the metadata, together with the dtype
-    in which `error` was measured. Masks that the trial padded are cut to the shapes of the source's
-    weights, and arrays for which the source has no weights are left out.
+    The seed is taken from the row. The row's values and metrics become the metadata, together with
+    the dtype in which `error` was measured. Masks that the trial padded are cut to the shapes of
+    the source's weights. Arrays that correspond to no weights of the source are left out.
 
     Args:
       results: the results of `sweep.run` or `sweep.load`.
-      index: the row.
-      source, options: as in `create`; an option that depends on the row is taken from it, as in
-        ``{"n_k": results.row(index)["width"]}``.
-      masks: a function that picks the masks from the arrays that the trial returned beside its
-        metrics.
-      metadata: further metadata, added to the row's values.
+      index: the index of the row.
+      source, options: as in `create`. An option may be read from the row, such as ``{"n_k":
+        results.row(index)["width"]}``.
+      masks: a function that receives the trial's arrays and returns the masks among them.
+      metadata: further metadata, which is added to the row's values.
       sources: as in `create`.
 
     Raises:
-      ValueError: as in `create`; or a connection is kept outside the source's weights.
-      CheckpointError: this process draws other random numbers than the sweep did, so the error in
-        the row would belong to another network.
+      ValueError: `create` would raise an error, or a mask keeps a connection in the padding.
+      CheckpointError: this process draws different random numbers than the sweep did, so the error
+        in the row would belong to a different network.
     """
     check_draws = getattr(results, "check_draws", None)
     if check_draws is not None:
@@ -189,7 +189,7 @@ def from_row(
 
 
 def mask(ticket: Ticket, name: str) -> np.ndarray:
-    """Return one mask by its name ('w_q', 'layers.0.w_v') as booleans."""
+    """Return the mask with this name, such as 'w_q' or 'layers.0.w_v', as booleans."""
     if name in ticket.choices:
         *rows, units = ticket.shapes[name]
         packed = np.asarray(ticket.bits[name]).reshape(*rows, -1)
@@ -199,19 +199,20 @@ def mask(ticket: Ticket, name: str) -> np.ndarray:
 
 
 def masks(ticket: Ticket) -> dict[str, np.ndarray]:
-    """Return all masks by name."""
+    """Return a dict from name to mask of all masks, as booleans."""
     return {name: mask(ticket, name) for name in ticket.shapes}
 
 
 def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
-    The weights are generated on the CPU if JAX has one, because bits may differ on other devices. A
-    source without a tree gives a dict of NumPy arrays.
+    The weights are generated on the CPU if JAX can use it, because bits may differ on other
+    devices. If the source yields weights one at a time, the result is a dict of NumPy arrays.
 
     Raises:
-      CheckpointError: the source is unknown, refuses the options, has no weights with the names and
-        shapes of the masks, or generates other weights than those for which the masks were found.
+      CheckpointError: the source is unknown, it refuses the options, its weights do not have the
+        names and shapes of the masks, or the weights differ from those for which the masks were
+        found.
     """
     source = _source(ticket, sources)
     if source.masked is not None:
@@ -222,7 +223,7 @@ def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
 
 
 def weights(ticket: Ticket, *, sources: Sources | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the ticket's weights by name, one at a time; errors as in `materialize`."""
+    """Yield (name, masked weights) for one array at a time; errors are as in `materialize`."""
     source = _source(ticket, sources)
     if source.masked is not None:
         yield from source.masked(ticket)
@@ -232,7 +233,7 @@ def weights(ticket: Ticket, *, sources: Sources | None = None) -> Iterator[tuple
 
 
 def check_source(ticket: Ticket, *, sources: Sources | None = None) -> None:
-    """Compare the ticket's source with its masks and fingerprint; errors as in `materialize`."""
+    """Compare the ticket's source with masks and fingerprint; errors are as in `materialize`."""
     source = _source(ticket, sources)
     if source.check is not None:
         source.check(ticket)
@@ -247,7 +248,7 @@ def _masked(leaf: jax.Array, name: str, ticket: Ticket) -> jax.Array:
 
 
 def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
-    """Return the source's weights, which must have the ticket's fingerprint."""
+    """Generate the source's weights; raise an error if their fingerprint differs."""
     drawn = _generate(ticket, sources)
     if _fingerprint(drawn) != ticket.fingerprint:
         raise other_weights(ticket)
@@ -255,9 +256,9 @@ def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
 
 
 def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
-    """Return the source's weights, after comparing names and shapes of weights and masks.
+    """Check that names and shapes of weights and masks agree; return the source's weights.
 
-    The number of weights without a mask is limited, since they take no bytes in the file.
+    The number of weights without a mask is limited, because they take no bytes in the file.
     """
     draw = _draw(ticket, sources)
     shapes = _shapes(draw, ticket)
@@ -308,5 +309,5 @@ def _cpu() -> jax.Device | None:
 
 
 def _fingerprint(weights: PyTree) -> str:
-    """Return the SHA-256 of the names, dtypes, shapes and bytes of a tree's arrays."""
+    """Return one SHA-256 of the names, dtypes, shapes and bytes of all arrays in a tree."""
     return storage.array_hash(named_leaves(weights))

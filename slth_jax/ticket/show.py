@@ -18,7 +18,7 @@ _BAR = 24
 
 
 def describe(ticket: Ticket) -> str:
-    """Return the content of a ticket as lines of text; the masks are read one at a time."""
+    """Describe the content of a ticket in lines of text; masks are read one at a time."""
     lines = [f"source       {ticket.source}, seed {ticket.seed}"]
     lines += _named(ticket.options)
     lines += [f"fingerprint  {ticket.fingerprint}", "masks, and the share of ones in each"]
@@ -55,7 +55,7 @@ def _stored(ticket: Ticket) -> str:
 
 
 def _size(ticket: Ticket) -> str:
-    """Return the bytes of masks and target, and the bits per trained weight if known."""
+    """Return a text with the bytes of masks and target, and bits per trained weight if known."""
     size = sum(bits.size for bits in ticket.bits.values())
     text, target = f"{size:,} bytes", ticket.metadata.get("target_bytes")
     if isinstance(ticket.bits, Stored) and ticket.bits.num_bytes != size:
@@ -73,15 +73,15 @@ def _named(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    # JSON escapes the control characters of a file, which must not reach a terminal.
+    # JSON escapes control characters in the file, which must not reach a terminal.
     text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def export(ticket: Ticket, out: str | os.PathLike[str], *, sources: Sources | None = None) -> int:
-    """Write the ticket's weights, source times masks, as NumPy's .npz; return their number.
+    """Write a ticket's weights (source times masks) to a .npz file; return their number.
 
-    The arrays are written one after another, under the names of the masks, and the file appears
+    The arrays are written one after another, under the names of the masks. The file appears only
     when it is complete. Equal tickets give equal bytes.
 
     Raises:

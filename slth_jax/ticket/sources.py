@@ -1,4 +1,4 @@
-"""The table of sources, which maps the name in a ticket to random weights."""
+"""The table of sources, which maps names in tickets to functions that draw random weights."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -19,15 +19,15 @@ class Source:
     """A distribution of random weights that a ticket can name.
 
     Attributes:
-      name: the name.
-      draw: `draw(key, **options) -> tree of weights`; None if the weights are too many for memory,
-        and `masked` yields them.
-      masked: `masked(ticket) -> (name, array) pairs` of weights times masks, one at a time, for
+      name: the name that tickets store.
+      draw: `draw(key, **options)` returns the tree of weights. None if the weights do not fit into
+        memory, so that `masked` yields them.
+      masked: `masked(ticket)` yields pairs (name, weights times mask) one at a time. It is for
         sources whose tickets do not store a mask for each weight. The function compares the weights
         with the ticket's fingerprint before the first pair and raises `storage.CheckpointError` if
         they differ.
-      check: `check(ticket)` makes the same comparison without the weights; None if only `masked`
-        makes the comparison.
+      check: `check(ticket)` makes the same comparison without yielding weights; None if only
+        `masked` can make it.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Source:
     check: Callable[[Any], object] | None = None
 
 
-# Sources by name, as callers may pass them: each a `Source` or a function `draw(key, **options)`.
+# What callers may pass as sources: a dict from name to a `Source` or a function `draw(key,
+# **options)`.
 Sources = Mapping[str, Source | Callable[..., PyTree]]
 
 
@@ -50,7 +51,7 @@ def _gpt2(
     gains: str = "fixed",
     **shape: Any,
 ) -> PyTree:
-    """Draw a GPT-2 of `models`; `embeddings` and `gains` only name the parts to mask."""
+    """Draw a GPT-2 of `models`; `embeddings` and `gains` only state which parts are masked."""
     from slth_jax import models
 
     defaults: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024, "activation": "relu"}
@@ -67,10 +68,11 @@ def _decoder(ticket: Any) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def check_decoder(ticket: Any) -> "Network":
-    """Return the network of a whole model's ticket if this machine draws the ticket's weights.
+    """Return the network of a whole model's ticket; check that this machine draws its weights.
 
     Raises:
-      CheckpointError: this machine draws other weights, or the masks do not fit such a network.
+      CheckpointError: this machine draws different random weights, or the masks do not fit the
+        network.
     """
     from slth_jax.factored import source
 
@@ -103,7 +105,7 @@ def get(name: str, sources: Sources | None = None) -> Source:
     """Return the source with this name from `sources` or, if that is None, from `SOURCES`.
 
     Raises:
-      ValueError: no source has that name.
+      ValueError: no source has this name.
     """
     known = SOURCES if sources is None else sources
     source = known[checks.choice("source", name, sorted(known))]
