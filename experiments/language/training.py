@@ -177,8 +177,8 @@ def _program(job: Job, count: int, devices: tuple[Any, ...] | None = None) -> ed
 def _start(job: Job, run: Run) -> edge_popup.State:
     """Return the state of one run before the first step; this function is not compiled.
 
-    Because it is not compiled, the weights are drawn by the same program as when a ticket file is
-    loaded, and are equal bit for bit.
+    Because this function is not compiled, the weights are drawn by the same program as when a
+    ticket file is loaded, and are equal bit for bit.
     """
     weights, trainable = job.model.start(_key(run), job.variant, run.qk_scale)
     if job.dense:

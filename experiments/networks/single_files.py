@@ -59,7 +59,7 @@ def run_c(
       tokens: the tokens, `[n, t]`.
       base: the rotary base; the default is llama2.c's.
       eps: the constant that norms add to the mean square; the default is llama2.c's.
-      factor: the divisor of positions; llama2.c has none.
+      factor: the number by which positions are divided; llama2.c does not divide them.
     """
     a = {name: value.astype(np.float64) for name, value in arrays.items()}
     h, g, k = sizes["heads"], sizes["kv_heads"], sizes["width"] // sizes["heads"]
