@@ -209,8 +209,8 @@ def law_check() -> str:
     count = len(check["points"])
     return wrapped(
         f"`python -m experiments.benchmarks.law_check` measures {count} points (d, H, epsilon) "
-        f"whose d was not used to fit the law, with {check['seeds']} new sources at each point. At "
-        f"the law's width the mean error is at most epsilon at {check['met']} of {count} points; "
-        f"at half of that width, at {check['half_met']} points "
+        f"whose d was not used to fit the law, with {check['seeds']} new sources at each point. "
+        f"The mean error is at most epsilon at {check['met']} of {count} points if the width is "
+        f"the law's width, and at {check['half_met']} points if the width is half of it "
         f"(`experiments/benchmarks/results/law_check.json`)."
     )
