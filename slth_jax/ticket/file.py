@@ -349,7 +349,7 @@ def open(path: str | os.PathLike[str], *, check: bool = False) -> Ticket:
 
 
 def load(path: str | os.PathLike[str]) -> Ticket:
-    """Return the ticket in a file. Checksums are verified, but weights are not generated.
+    """Return the ticket in a file; verify its checksums, but generate no weights.
 
     Raises:
       Damaged: the content of the file differs from the content that was saved.

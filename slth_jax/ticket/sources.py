@@ -36,8 +36,7 @@ class Source:
     check: Callable[[Any], object] | None = None
 
 
-# What callers may pass as sources: a dict from name to a `Source` or a function `draw(key,
-# **options)`.
+# The argument `sources`: a dict from name to a `Source` or to a function `draw(key, **options)`.
 Sources = Mapping[str, Source | Callable[..., PyTree]]
 
 

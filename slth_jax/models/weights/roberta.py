@@ -59,7 +59,7 @@ def fields(settings: Settings) -> dict[str, Any]:
     """Return the fields of a Hugging Face ``RobertaConfig``.
 
     Raises:
-      ValueError: settings that RoBERTa does not have; the line names the first.
+      ValueError: RoBERTa cannot have these settings; the error message names the first.
     """
     pad = checks.integer("pad_token", settings.pad_token, low=0)
     written = bert.fields(dataclasses.replace(settings, pad_token=None))
