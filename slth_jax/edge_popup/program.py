@@ -167,8 +167,7 @@ class Program:
         return self._placed(batches, runs=not self._shared, steps=True)
 
     def trace(self, keys: PyTree, batches: PyTree) -> Any:
-        """Trace `advance` for the shapes of keys and batches, on a mesh, without computing
-        anything.
+        """Trace `advance` on a mesh, for shapes of keys and batches; nothing is computed.
 
         The devices of the mesh need not be present, see `machines.compile_for`.
         """

@@ -136,8 +136,7 @@ class Folders(Renamed):
 
 
 class Files(Renamed):
-    """A piece as one safetensors file: a dict of NumPy arrays, with notes and checksums as
-    metadata.
+    """A piece as one safetensors file of NumPy arrays, with notes and checksums as metadata.
 
     The metadata entry consists of the checksum of the notes, a space, and the notes as JSON. The
     entry 'sha256' of the notes is the checksum of the arrays.
