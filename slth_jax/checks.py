@@ -40,6 +40,12 @@ def fail(name: str, allowed: str, received: Any) -> ValueError:
     return ValueError(one_line(f"{name} must be {allowed}, got {_brief(str(received))}"))
 
 
+def instance(name: str, value: Any, kind: type, allowed: str) -> None:
+    """Refuse a value that is not an instance of `kind`; `allowed` describes the allowed values."""
+    if not isinstance(value, kind):
+        raise fail(name, allowed, type(value).__name__)
+
+
 def one_line(text: str) -> str:
     """Return `text` as one line, with single spaces and with control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))

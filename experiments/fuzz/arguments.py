@@ -186,6 +186,7 @@ TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
     (models.embeddings, {"params": ENCODER_PARAMS, "tokens": TOKENS, "settings": ENCODER,
                          "kept": np.ones((1, 4), bool)}, ()),
     (hide.logits, {"model": MODEL, "tokens": TOKENS, "kept": np.ones((1, 4), bool)}, ()),
+    (hide.embeddings, {"model": MODEL, "tokens": TOKENS, "kept": np.ones((1, 4), bool)}, ()),
     (hide.measures, {"target": np.ones((1, 4, 3), np.float32), "tokens": TOKENS,
                      "ticket": np.ones((1, 4, 3), np.float32)}, ()),
     (models.weights.open, {"path": "nowhere", "config": None}, ()),

@@ -15,6 +15,7 @@ from slth_jax.types import Array, ArrayLike
 
 # The largest number of attention logits, or of output logits, that are computed at once.
 _ENTRIES = 1 << 26
+_MODEL = "a model of `hide.of_target` or `hide.of_ticket`"
 _LENGTHS = 32  # texts are padded to multiples of this length
 
 
@@ -67,6 +68,7 @@ def embeddings(
     Raises:
       ValueError: the model is a decoder, or the arguments do not fit.
     """
+    checks.instance("model", model, Model, _MODEL)
     encoder.check(model.settings, pooling)
     tokens, kept = _checked(model, tokens, kept)
     kept = np.ones(tokens.shape, bool) if kept is None else kept
@@ -84,6 +86,7 @@ def embeddings(
 def _checked(
     model: Model, tokens: ArrayLike, kept: ArrayLike | None
 ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"] | None]:
+    checks.instance("model", model, Model, _MODEL)
     checked = np.asarray(decoder.check_tokens(np.asarray(tokens), model.settings))
     if not checked.size:
         raise checks.fail("tokens", "at least one token", f"shape {checked.shape}")

@@ -4,7 +4,7 @@ import time
 from functools import partial
 from typing import NamedTuple
 
-from slth_jax import machines
+from slth_jax import checks, machines
 from slth_jax.construction.rules import Rule
 from slth_jax.factored import Part, Spec, products
 from slth_jax.factored import solve as step
@@ -44,6 +44,8 @@ def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
       shapes: the number of different part shapes to measure; shapes with the most entries come
         first. For parts of other shapes the mean time per entry is assumed.
     """
+    checks.instance("reader", reader, Reader, "an open file (models.weights.open)")
+    checks.instance("spec", spec, Spec, "a spec (hide.make_spec)")
     by_shape: dict[Part, list[Part]] = {}
     for part in spec.parts:
         by_shape.setdefault(part.nameless, []).append(part)

@@ -85,6 +85,7 @@ def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
 
 def of_target(reader: Reader) -> Model:
     """Return the trained model that `reader` reads, as a `Model`."""
+    checks.instance("reader", reader, Reader, "an open file (models.weights.open)")
     return Model(reader.settings, reader.ends, reader.block)
 
 

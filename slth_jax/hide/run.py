@@ -109,6 +109,7 @@ def make_spec(
     Raises:
       ValueError: an argument cannot be used, or the model cannot be hidden.
     """
+    checks.instance("reader", reader, Reader, "an open file (models.weights.open)")
     checks.integer("samples", samples, low=2, high=64)
     targets.check(reader)
     fields: dict[str, Any] = targets.traits(reader)
@@ -192,6 +193,8 @@ def solve(
       CheckpointError: `out` belongs to another run, is in use, or its disk is too full.
       Unfinished: pieces of other shards are missing.
     """
+    checks.instance("reader", reader, Reader, "an open file (models.weights.open)")
+    checks.instance("spec", spec, Spec, "a spec (hide.make_spec)")
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
     index, count = checks.shard(shard)
     config = {"model": identity, "seed": seed, "spec": spec.to_json()}
