@@ -1,4 +1,4 @@
-"""Draw the parts that figures share: means with bands, curves of formulas, captions."""
+"""Plot the parts that figures share: means with bands, curves of formulas, captions."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def error_curve(
     low: str = "low",
     high: str = "high",
 ) -> None:
-    """Draw means as points on a line, and a band between the columns `low` and `high`."""
+    """Plot means as points on a line, and a band between the columns `low` and `high`."""
     mean, bottom, top = (np.array([row[name] for row in rows]) for name in ("mean", low, high))
     color = COLORS[index % len(COLORS)]
     band(axes, np.asarray(x, float), mean, bottom, top, label=label, color=color)
 
 
 def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], label: str, index: int) -> None:
-    """Draw means with error bars of one standard deviation over seeds above and below."""
+    """Plot means with error bars of one standard deviation over seeds above and below."""
     mean, std = ([row[name] for row in rows] for name in ("mean", "std"))
     color = COLORS[index % len(COLORS)]
     axes.errorbar(x, mean, std, fmt="o-", capsize=3, markersize=5, color=color, label=label)
@@ -64,7 +64,7 @@ def curve(
     color: str = PAPER,
     style: str = "--",
 ) -> None:
-    """Draw a function over the range of `x`."""
+    """Plot a function over the range of `x`."""
     grid = np.linspace(min(x), max(x), 200)
     axes.plot(grid, function(grid), style, color=color, linewidth=1.2, label=label)
 

@@ -191,9 +191,9 @@ def array(
     Args:
       name: the argument's name, for the error message.
       value: any argument of `jnp.asarray`.
-      ndim: the exact rank; None allows any.
+      ndim: the exact rank; None if any rank is allowed.
       min_ndim: the least rank.
-      shape: the exact shape; an entry that is None allows any size.
+      shape: the exact shape; an entry is None if any size is allowed.
       kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'factor'
         (as 'wide', and entries must be at most 1e17 in magnitude, because products of two entries
         are summed), 'bool' or 'int'.

@@ -149,8 +149,8 @@ def joined(how: str, report: Callable[[BaseException], int] | None = None) -> It
       how: 'off' for this process alone; 'on' for the processes that a scheduler (Slurm, MPI, Cloud
         TPU, Kubernetes) describes; 'auto' for 'on' if a scheduler is found and 'off' otherwise; or
         'HOST:PORT,I/N' for process I of N, where process 0 is at HOST:PORT.
-      report: a function that prints an error and returns the exit status. None prints Python's
-        traceback and returns 1.
+      report: a function that prints an error and returns the exit status. If the argument is None,
+        Python's traceback is printed and the exit status is 1.
 
     Raises:
       ValueError: `how` is none of these, or `how` is 'on' and no scheduler was found.

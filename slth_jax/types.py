@@ -46,12 +46,12 @@ class AttentionParams(NamedTuple):
 
     @property
     def key_width(self) -> int:
-        """The k of ``1 / sqrt(k)``: the number of hidden units of queries and keys."""
+        """The k of ``1 / sqrt(k)``: the number of hidden units per head of queries and keys."""
         return self.w_q.shape[-1]
 
     @property
     def value_width(self) -> int:
-        """The number of hidden units of values."""
+        """The number of hidden units per head in the value projection."""
         return self.w_v.shape[-1]
 
     def __repr__(self) -> str:
@@ -66,8 +66,8 @@ class PaddedAttention:
 
     The units that are not padding are the nonzero entries of `k_units` and `v_units`. For JAX an
     instance is a tree of six arrays. `vmap`, stacking, changes of dtype and products with masks do
-    not change which entries are nonzero. An instance cannot be unpacked, so that it is not mistaken
-    for `AttentionParams`, whose widths are the shapes of the arrays.
+    not change which entries are nonzero. An instance cannot be unpacked, which prevents confusion
+    with `AttentionParams`, whose widths are the shapes of the arrays.
     """
 
     # The type is `Any` because JAX also stores shapes and shardings in these fields.
@@ -75,17 +75,17 @@ class PaddedAttention:
     w_k: Any  # [h, n, k]
     w_v: Any  # [h, l, v]
     w_o: Any  # [h, v, o]
-    k_units: Any  # bool [k], whether a unit of queries and keys is real
-    v_units: Any  # bool [v], whether a unit of values is real
+    k_units: Any  # bool [k], False if a unit of queries and keys is padding
+    v_units: Any  # bool [v], False if a unit of values is padding
 
     @property
     def key_width(self) -> Array:
-        """The number of hidden units of queries and keys without padding; may be traced."""
+        """The number of hidden units of queries and keys, without padding; may be traced."""
         return jnp.count_nonzero(self.k_units, axis=-1)
 
     @property
     def value_width(self) -> Array:
-        """The number of hidden units of values without padding; may be traced."""
+        """The number of hidden units in the value projection, without padding; may be traced."""
         return jnp.count_nonzero(self.v_units, axis=-1)
 
     def narrow(self, n_k: int, n_v: int) -> AttentionParams:

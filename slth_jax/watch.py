@@ -1,4 +1,4 @@
-"""End this process with a message once another process of the same run is lost."""
+"""End this process with a message once another process of the run is lost."""
 
 import contextlib
 import ctypes

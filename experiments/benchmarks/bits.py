@@ -192,7 +192,7 @@ def measure(preset: dict[str, Any]) -> list[Row]:
 
 
 def picture(rows: list[Row]) -> Any:
-    """Draw mean errors against bits per entry, with one panel for each kind of target."""
+    """Plot mean errors against bits per entry, with one panel for each kind of target."""
     kinds = list(dict.fromkeys(row["target"] for row in rows))
     figure, axes = style.several(len(kinds), 2.9 * len(kinds), 4.6, shared=True)
     for axis, kind in zip(axes, kinds, strict=True):
@@ -214,7 +214,7 @@ def picture(rows: list[Row]) -> Any:
 
 
 def main() -> None:
-    """Measure all methods, write the results as JSON, and draw them."""
+    """Measure all methods, write the results as JSON, and plot them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="quick")
     parser.add_argument("--out", type=Path, default=Path("results/bits"))

@@ -98,7 +98,7 @@ def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model,
 
 
 def main() -> None:
-    """Measure the settings whose results DIR lacks, write all results as JSON, and draw them."""
+    """Measure the settings whose results DIR lacks, write all results as JSON, and plot them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/bits"))
     parser.add_argument("--bits", default="3,4,5,6,8,10,12")
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def picture(rows: list[dict[str, Any]]) -> Any:
-    """Draw the perplexity and the share of equal top-1 tokens against the number of bytes."""
+    """Plot the perplexity and the share of equal top-1 tokens against the number of bytes."""
     figure, axes = style.several(2, 7.6, 3.8)
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = sorted((r for r in rows if r["method"] == method), key=lambda row: row["bytes"])

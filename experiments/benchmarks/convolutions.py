@@ -295,7 +295,7 @@ def stepper(
 
 
 def picture(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Any:
-    """Draw the accuracy against the share of kept weights, with one panel for each network."""
+    """Plot the accuracy against the share of kept weights, with one panel for each network."""
     from experiments import plots
 
     drawn, panels = plots.several(len(networks), 2.6 * len(networks), 3.4, shared=True)

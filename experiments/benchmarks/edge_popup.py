@@ -168,7 +168,7 @@ def table(
 
 
 def picture(rows: list[dict[str, Any]], title: str):
-    """Draw the median time of each step as a bar chart."""
+    """Plot the median time of each step as a bar chart."""
     from experiments.plots import COLORS, figure
 
     drawn, axes = figure(6.4, 2.8)

@@ -163,7 +163,7 @@ def _mean_log(parts: Any, weights: Any, name: str) -> float:
 
 
 def picture(rows: list[dict[str, Any]]) -> Any:
-    """Draw the error of the logits and the equal first choices by the number of samples."""
+    """Plot the logit error and the share of equal top-1 tokens against the number of samples."""
     from experiments import plots
 
     figure, (left, right) = plots.two(7.6, 4.8)

@@ -205,7 +205,7 @@ def run(
 
 
 def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:
-    """Write counts into the results file; older counts of the same run and seed are replaced."""
+    """Write counts into the results file; they replace older counts of the same work and seed."""
     from experiments import machine
     from slth_jax import storage
 

@@ -234,7 +234,7 @@ def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[
 
 
 def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]]) -> Any:
-    """Draw time against n with the curve 2^(n/2) n, and time against batch size with a line."""
+    """Plot time against n with the curve 2^(n/2) n, and time against batch size with a line."""
     from experiments import plots
 
     drawing, (left, right) = plots.two(7.6, 4.8)

@@ -148,7 +148,7 @@ def _alone(what: str, *, devices: int = 1) -> dict[str, Any]:
 
 
 def picture(results: dict[str, Any]) -> Any:
-    """Draw time and memory against the number of trials."""
+    """Plot time and memory against the number of trials."""
     from experiments import plots
 
     rows = results["scale"]

@@ -24,7 +24,7 @@ class Config:
       rules: the rules that assign hidden units to input coordinates.
       dims: the widths d of the transformers.
       heads: the numbers of heads, one per entry of `dims`.
-      units: hidden units of the source per input coordinate, so that n_MHA = n_FC = units * d.
+      units: numbers of hidden units of the source per input coordinate: n_MHA = n_FC = units * d.
       depths: numbers of blocks B. A transformer of the largest depth is drawn; smaller depths use
         the first blocks of this transformer.
     """
@@ -75,7 +75,7 @@ def _shapes(config: Config) -> list[Shape]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Compute all tickets, measure and bound their errors, fit slopes and draw the figure."""
+    """Compute all tickets, measure and bound their errors, fit slopes and plot the figure."""
     trials: list[dict[str, Any]] = []
     for shape, sweep in zip(_shapes(config), sweeps(config), strict=True):
         results = out.sweep(sweep)

@@ -1,4 +1,4 @@
-"""Draw how the error bounds grow with the input bound, the input length and the depth."""
+"""Plot how the error bounds grow with the input bound, the input length and the depth."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def medians(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> list[dic
 
 
 def growth(points: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the medians of error and bounds against input bound, input length and depth."""
+    """Plot the medians of error and bounds against input bound, input length and depth."""
     figure, panels = plots.several(3, 8.4, 4.0)
     least, most = (function(point["num_blocks"] for point in points) for function in (min, max))
     for axes, (panel, name) in zip(panels, PANELS.items(), strict=True):

@@ -4,5 +4,5 @@
 `settings`, which determine a `job` for each model. `training` trains the runs of a job in groups,
 on batches from `text`, with `edge_popup.train`. `outcome` converts the results of a group to
 measurements and ticket files. `stored` computes the bytes that models need in storage, `plots`
-draws figures and `cost` estimates costs.
+plots figures and `cost` estimates costs.
 """

@@ -84,7 +84,7 @@ PRESETS = {
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Train every model by every method, evaluate the controls, and draw the figure."""
+    """Train every model by every method, evaluate the controls, and plot the figure."""
     jobs = {
         (model, width, dense): config.job(model, width_multiplier=width, dense=dense)
         for (model, width), dense in itertools.product(

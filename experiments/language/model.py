@@ -72,7 +72,7 @@ class Model:
     ) -> tuple[Params, edge_popup.Trainable]:
         """Return the source weights, and the trained arrays (scores and learned parameters).
 
-        The weights are equal, bit for bit, to the weights that `init` returns, so that the run's
+        The weights are equal, bit for bit, to the weights that `init` returns. Therefore the run's
         key, the model and the masks determine a ticket.
         """
         weights = self.init(key, qk_scale)

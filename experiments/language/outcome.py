@@ -28,8 +28,8 @@ class Outcome:
         masks at this step.
       shuffled: for each run, the validation loss of the best masks after the entries of each matrix
         are put in random order; NaN for dense training.
-      rounded: from each number of bits per weight to the runs' validation losses after the best
-        weights are rounded to this number of bits; empty for tickets.
+      rounded: a dict from each number of bits per weight to the runs' validation losses after the
+        best weights are rounded to this number of bits; empty for tickets.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""Draw the figures of the language experiments: loss against scale, size, bytes and steps."""
+"""Plot the figures of the language experiments: loss against scale, size, bytes and steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = {"dense": "trained", "ticket": "ticket", "scaled": "ticket, scaled que
 
 
 def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
-    """Draw figure 8: the best validation loss (mean and standard deviation) against the scale."""
+    """Plot figure 8: the best validation loss (mean and standard deviation) against the scale."""
     drawing, axes = figure()
     for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         points = [row for row in rows if row["model"] == model]
@@ -43,7 +43,7 @@ def against_scale(rows: Sequence[dict[str, Any]], entropy: float) -> Figure:
 
 
 def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draw figure 7: best validation loss against the number of non-zero parameters."""
+    """Plot figure 7: best validation loss against the number of non-zero parameters."""
     drawing, axes = figure()
     for index, (method, label) in enumerate(METHODS.items()):
         points = [row for row in rows if row["method"] == method]
@@ -66,7 +66,7 @@ def against_size(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def against_bytes(points: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the best validation loss of tickets and of rounded models against bytes of storage."""
+    """Plot the best validation loss of tickets and of rounded models against bytes of storage."""
     drawing, axes = figure()
     for index, name in enumerate(dict.fromkeys(point["name"] for point in points)):
         series = sorted((p for p in points if p["name"] == name), key=lambda p: p["bytes"])
@@ -85,7 +85,7 @@ def _label_sizes(axes: Axes, size: str) -> None:
 
 
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
-    """Draw the validation loss (mean over seeds) over the steps, a line per value of `by`."""
+    """Plot the validation loss (mean over seeds) over the steps, one line per value of `by`."""
     drawing, axes = figure()
     models = list(dict.fromkeys(row["model"] for row in log))
     names = list(dict.fromkeys(row[by] for row in log))

@@ -53,7 +53,7 @@ PRESETS = {
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Train every scale and seed, evaluate the controls, and draw the figure.
+    """Train every scale and seed, evaluate the controls, and plot the figure.
 
     A seed determines the same weights, batches and first scores at every scale. In the summary,
     `paired` contains the difference of losses between each scale and scale 1, over the seeds.

@@ -2,5 +2,5 @@
 
 `width_law` is the experiment. `trial` draws a target and a source and measures one ticket.
 `crossings` finds the width at which the error falls below a level. `regression` compares forms of
-the law. `plots_law` draws the figures.
+the law. `plots_law` plots the figures.
 """

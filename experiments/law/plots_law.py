@@ -1,4 +1,4 @@
-"""Draw the figures of the law: widths against errors, the transition, all constructions."""
+"""Plot the figures of the law: widths against errors, the transition, all constructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKERS = "os^Dv<>P*X"
 
 
 def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
-    """Draw ``n / d`` against ``log2(1 / eps)``, and the fit `bits` with a line of slope 1.
+    """Plot ``n / d`` against ``log2(1 / eps)``, and the fit `bits` with a line of slope 1.
 
     The colour shows d and the marker H.
 
@@ -58,7 +58,7 @@ def law(widths: Sequence[Row], bits: dict[str, Any]) -> Figure:
 
 
 def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
-    """Draw the line of slope 1 and the range of errors that the fit uses."""
+    """Plot the line of slope 1 and the range of errors that the fit uses."""
     grid = -np.log2([max(row["eps"] for row in widths), min(row["eps"] for row in widths)])
     axes.plot(grid, grid, "--", color=PAPER, label="one unit per bit")
     axes.axvspan(-np.log2(SMALL_ERRORS), grid[1], color="#e8e8e8", zorder=0, label="fitted range")
@@ -70,9 +70,10 @@ def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
 
 
 def transition(shares: Sequence[Row]) -> Figure:
-    """Draw the share of sources whose ticket meets an error against the width, a panel per error.
+    """Plot, against the width, the share of sources whose ticket has at most a given error.
 
-    `shares` come from `width_law.shares`; the four largest d are drawn.
+    There is one panel per error. `shares` come from `width_law.shares`; only the four largest d are
+    shown.
     """
     levels = sorted({row["eps"] for row in shares}, reverse=True)
     drawing, panels = _panels(len(levels))
@@ -90,7 +91,10 @@ def transition(shares: Sequence[Row]) -> Figure:
 
 
 def rivals(summary: Sequence[Row]) -> Figure:
-    """Draw the mean error against the width for every rule and target, one head, a panel per d."""
+    """Plot the mean error against the width for every rule and target, with one panel per d.
+
+    Only rows with one head are shown.
+    """
     kinds = list(dict.fromkeys((row["target"], row["construction"]) for row in summary))
     targets, rules = (list(dict.fromkeys(names)) for names in zip(*kinds, strict=True))
     d_values = sorted({row["d"] for row in summary if row["heads"] == 1})

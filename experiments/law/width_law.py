@@ -94,7 +94,7 @@ PRESETS = {
     ),
 }
 
-# Errors at which the share of sources that suffice is drawn.
+# Errors for which `shares` returns the share of sources that suffice.
 SHARED = (0.1, 0.01)
 
 # If d is at least LARGE, only the first rule, the first target and every second width are measured.
@@ -148,7 +148,7 @@ def sweeps(config: Config) -> list[Sweep]:
 
 
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
-    """Measure errors, interpolate the least widths, fit forms of the law, and draw the figures."""
+    """Measure errors, interpolate the least widths, fit forms of the law, and plot the figures."""
     rows: list[dict[str, Any]] = []
     for setting in _settings(config):
         results = out.sweep(_sweep(config, setting))
@@ -185,9 +185,10 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def shares(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the share of sources with a ticket within an error, by d and width.
+    """Return, by d and width, the share of sources whose ticket has at most a given error.
 
-    One head, the first target and construction, and the errors of `SHARED` among the config's.
+    Only trials with one head, the first target and the first construction are counted. The errors
+    are the errors of `SHARED` that the config contains or, if there are none, the config's first.
     """
     first = {"target": config.targets[0], "construction": config.constructions[0], "heads": 1}
     errors: dict[tuple, list[float]] = {}
@@ -216,7 +217,7 @@ def laws_of(widths: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def law_figure(widths: Sequence[dict[str, Any]], laws: dict[str, Any]) -> Any:
-    """Draw the law for the first target and construction."""
+    """Plot the law for the first target and construction."""
     if not widths:
         return plots_law.law([], {})
     first = {name: widths[0][name] for name in ("target", "construction")}

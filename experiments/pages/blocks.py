@@ -38,7 +38,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def wrapped(text: str, width: int = 104) -> str:
-    """Return a paragraph with line breaks, so that each line has at most `width` characters."""
+    """Return a paragraph broken into lines of at most `width` characters."""
     lines, line = [], ""
     for word in text.split():
         if line and len(line) + 1 + len(word) > width:

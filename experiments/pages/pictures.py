@@ -1,4 +1,4 @@
-"""Draw the committed figures again from the committed results.
+"""Plot the committed figures again from the committed results.
 
     python -m experiments.pages --pictures
 
@@ -30,7 +30,7 @@ KEYWORD = "Description"  # the name of the PNG text entry that contains the mark
 
 
 class Picture(NamedTuple):
-    """A picture: the name of the committed result that it shows, and the function that draws it."""
+    """A picture: the name of the committed result that it shows, and the function that plots it."""
 
     result: str
     draw: Callable[[Any], "Figure"]
@@ -120,7 +120,7 @@ def file(name: str) -> Path:
 
 
 def drawn(name: str) -> tuple["Figure", str]:
-    """Draw a picture from its committed result; return the figure and the picture's mark."""
+    """Plot a committed result; return the figure and its mark, a text of caption and checksum."""
     picture = PICTURES[name]
     figure = picture.draw(read(picture.result))
     checksum = hashlib.sha256(place(picture.result).read_bytes()).hexdigest()
@@ -136,7 +136,7 @@ def mark(name: str) -> str:
 
 
 def draw_all() -> list[Path]:
-    """Draw all pictures; write the pictures whose marks changed, and return their files."""
+    """Plot all pictures; write the pictures whose marks changed, and return their files."""
     written = []
     for name in PICTURES:
         figure, new = drawn(name)

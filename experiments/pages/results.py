@@ -47,8 +47,8 @@ def readme_claims() -> str:
             "That a ticket equals its target; that a given ticket has a known probability of success.",
         ),
         (
-            "Bounds for a given ticket hold for every input up to a given norm, or for given inputs. "
-            "They include round-off.",
+            "Bounds for a given ticket hold for every input whose rows have at most a given norm, or "
+            "for given inputs only. They include round-off.",
             "That they are always useful: for deep or trained networks they are often larger than the "
             "outputs.",
         ),

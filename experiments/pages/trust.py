@@ -102,7 +102,10 @@ def kills_of_processes() -> str:
 
 
 def _sums(reports: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Return, for each run, its name and its counts over all seeds: kills, kills in saves, runs."""
+    """Return rows [name, kills, kills during a save, runs], one for each kind of run.
+
+    The three counts are sums over all seeds.
+    """
     columns = ("kills", "kills_in_a_save", "runs")
     return [
         [name, *(sum(r[column] for r in reports if r["work"] == name) for column in columns)]

@@ -1,4 +1,4 @@
-"""Figures 4 and 5, with drawn and trained targets side by side; figure 6; the bend of figure 4."""
+"""Figures 4 and 5, with random and trained targets side by side; figure 6; the bend of figure 4."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 def hidden_dim(
     config: Any, series: Mapping[tuple[str, str], Rows], summary: Mapping[str, Any]
 ) -> Figure:
-    """Draw figure 4: mean error against width, with one panel for each kind of target."""
+    """Plot figure 4: mean error against width, with one panel for each kind of target."""
     kinds = [kind for kind in TITLES if kind in config.target]
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -51,7 +51,7 @@ def hidden_dim(
 
 
 def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
-    """Draw figure 5: mean error against input length, with one panel for each kind of target."""
+    """Plot figure 5: mean error against input length, with one panel for each kind of target."""
     kinds = [kind for kind in TITLES if kind in config.target]
     figure, panels = _panels(kinds)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -67,7 +67,7 @@ def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
 
 
 def blocks(seeds: int, rows: Rows, fit: Mapping[str, Any], paper_range: tuple[int, int]) -> Figure:
-    """Draw figure 6: mean error against width, a curve per number of blocks, and one rate."""
+    """Plot figure 6: mean error against width, with a curve per number of blocks and one rate."""
     figure, axes = plots.figure(6.4, 5.0)
     axes.axvspan(*paper_range, color="#dddddd", zorder=0, label="range of the paper's figure")
     for index, depth in enumerate(sorted({row["num_blocks"] for row in rows})):
@@ -95,7 +95,7 @@ def blocks(seeds: int, rows: Rows, fit: Mapping[str, Any], paper_range: tuple[in
 
 
 def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw mean errors of sources that do and do not reach all values, and the latter's share."""
+    """Plot the share of sources that miss a value, and mean errors with and without a miss."""
     figure, (left, right) = plots.two(7.6, 4.4)
     for name, label, color in (
         ("mean", "all sources", plots.PAPER),
@@ -132,7 +132,11 @@ def _panels(kinds: Sequence[str]) -> tuple[Figure, list[Axes]]:
 
 
 def _means(axes, by, rows, kind, config, index, label) -> None:
-    """Draw means with a band of quantiles: over sources or, for drawn targets, over targets."""
+    """Plot means with a band of quantiles.
+
+    The quantiles are taken over targets if the targets are random, and over sources if the target
+    is trained.
+    """
     x = [row[by] for row in rows]
     if kind == "drawn":
         count = f"mean of {config.targets} targets x {config.seeds} sources"
@@ -145,7 +149,7 @@ def _means(axes, by, rows, kind, config, index, label) -> None:
 
 
 def _guarantees(axes: Axes, rows: Rows) -> None:
-    """Draw the guaranteed and the measured error of seed 0's ticket against the width."""
+    """Plot the guaranteed and the measured error of seed 0's ticket against the width."""
     x = [row["width"] for row in rows]
     for name, marker, label in (("bound", "v", "guaranteed"), ("error", "x", "measured")):
         y = [row[name] for row in rows]

@@ -43,8 +43,8 @@ def load(path: str) -> Network:
     `blocks.N.mlp.W_in`, `unembed.W_U`.
 
     Raises:
-      ValueError: the file or an array is missing, or the network has normalisation or attention
-        biases. The theory covers neither.
+      ValueError: the file or an array is missing, or the network has attention biases or any
+        normalisation. The theory covers neither.
     """
     where = storage.fetched(storage.place(path))
     if not where.is_file():

@@ -274,7 +274,7 @@ def _summary(
 
 
 def picture(task: str, rows: list[dict[str, Any]]) -> Figure:
-    """Draw the accuracy of tickets, and their measured and guaranteed errors, against the width."""
+    """Plot the accuracy of tickets, and their measured and guaranteed errors, against the width."""
     figure, (left, right) = plots.two(7.6, 5.4)
     for index, part in enumerate(dict.fromkeys(row["part"] for row in rows)):
         of_part = [row for row in rows if row["part"] == part]

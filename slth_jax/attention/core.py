@@ -52,8 +52,8 @@ def apply(
       memory: the tokens `[s, n]` from which keys and values are computed, or a tuple: the inputs of
         keys `[s, n]` and of values `[s, l]`. None for `x` itself.
       queries: the indices `[q]` of the tokens whose output is computed; None for all.
-      block_size: the number of query tokens computed at once. None limits the logits in memory to
-        2^22 entries, so that memory grows as t and not as t^2.
+      block_size: the number of query tokens computed at once. If it is None, at most 2^22 logits
+        are in memory at once, so memory grows as t and not as t^2.
       precision: the precision of matrix products, as in `jax.default_matmul_precision`. JAX's own
         default on accelerators is too low to measure errors near 1e-6.
 

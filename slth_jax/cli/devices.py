@@ -19,8 +19,8 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
 def split_cpu(devices: int | None) -> None:
     """Split the CPU into `devices` JAX devices.
 
-    None takes the number in the environment variable JAX_NUM_CPU_DEVICES or, if that is not set,
-    one device per core. A single CPU device keeps little more than one core busy.
+    If `devices` is None, the environment variable JAX_NUM_CPU_DEVICES contains the number; if it is
+    not set, there is one device per core. A single CPU device keeps little more than one core busy.
     """
     if devices is None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))

@@ -128,7 +128,7 @@ def _function(place: str) -> Callable[..., Any]:
 
 
 def _plot(opened: Any, out: str) -> str:
-    """Draw the first masks of a ticket to a file; return one line that describes the picture."""
+    """Plot the first masks of a ticket into a file; return one line that describes the picture."""
     from slth_jax import plots, ticket
 
     names = [name for name, shape in opened.shapes.items() if len(shape) > 1][:_DRAWN]

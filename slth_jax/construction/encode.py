@@ -75,8 +75,8 @@ def encode_matrix(
       source: the distributions of the factors: 'uniform', the paper's U[-1, 1] for both;
         'sign_uniform' and 'sign_normal', with random signs for the free factor, which give smaller
         errors; 'signs', with random signs for both factors.
-      scale: the scale of the free factor. None tries seven scales on up to 16 rows and takes the
-        best.
+      scale: the scale of the free factor. If it is None, seven scales are tried on up to 16 rows
+        and the best is used.
 
     Raises:
       ValueError: an argument is outside its range, or the target is empty or all zeros.

@@ -84,9 +84,9 @@ def product(
       right: the grouped factor. A rule may exchange `left` and `right`.
       target: the matrix to approximate.
       rule: see `rules.RULES`.
-      width: the number of hidden units, the same for the whole batch. None counts the units up to
-        the last unit that is not all zeros. The zeros after that unit are padding and change no
-        mask, inside `jit` and `vmap` too.
+      width: the number of hidden units, the same for the whole batch. None for the number of units
+        up to the last unit that is not all zeros. The zeros after that unit are padding and change
+        no mask, inside `jit` and `vmap` too.
     """
     *batch, p, n = left.shape
     chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])

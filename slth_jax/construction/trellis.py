@@ -1,8 +1,8 @@
 """Find masks of a band, in which each row keeps one unit per column, as shortest paths.
 
 Unit k of a band starts at column ``j = k // M``, where M = 2^b, and is connected to the columns
-``j, ..., j + L - 1``. Columns are counted modulo r, so that the two ends of a row are joined and
-every column has L terms. Each row of the free factor keeps exactly one unit per column, its *digit*
+``j, ..., j + L - 1``. Columns are counted modulo r, so the two ends of a row are joined and every
+column has L terms. Each row of the free factor keeps exactly one unit per column, its *digit*
 ``d_j``. Entry j of a row is then
 
     ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``.

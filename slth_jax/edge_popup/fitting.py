@@ -52,8 +52,9 @@ def fit(
         same batch whenever it is called with the same step.
       training: steps, optimiser and evaluation.
       keep: the fraction of each array that is kept, in (0, 1], or a dictionary of fractions whose
-        keys are names of arrays or beginnings of names ('conv' for 'conv.kernel'). A list of such
-        values gives runs for each value; if the values differ, they are rounded to millionths.
+        keys are names of arrays or beginnings of names ('conv' for 'conv.kernel'). If it is a
+        list of such values, there are runs for each value. If not all runs keep the same fraction,
+        all fractions are rounded to millionths.
       seeds: the number of runs per setting; run i uses ``jax.random.fold_in(key, i)``. None for a
         single run, which uses `key` itself.
       controls: further runs, for comparison: 'dense' trains all floating-point arrays, 'random'

@@ -39,11 +39,12 @@ class Masking:
 
     Attributes:
       variant: a form of edge-popup, or the name of a form in `VARIANTS`.
-      mask: ``mask(name, array)`` returns whether an array is masked. None masks all floating-point
-        arrays of two or more dimensions, except arrays whose name ends in 'bias', 'scale' or
-        'gain'. The name of an array is its path in the tree, such as 'layers.0.kernel'.
-      learn: ``learn(name, array)`` returns whether an array without a mask is trained. None trains
-        no such array, so biases and gains keep their values.
+      mask: ``mask(name, array)`` returns whether an array is masked. If it is None, all
+        floating-point arrays of two or more dimensions are masked, except arrays whose name ends in
+        'bias', 'scale' or 'gain'. The name of an array is its path in the tree, such as
+        'layers.0.kernel'.
+      learn: ``learn(name, array)`` returns whether an array without a mask is trained. If it is
+        None, no such array is trained, so biases and gains keep their values.
       fan_in: a dict from the name of an array to its number of inputs per output, which scales the
         initial scores. It is needed for arrays whose last axis is not the output axis.
     """

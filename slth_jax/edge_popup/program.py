@@ -35,7 +35,7 @@ class Task:
       variant: the form of edge-popup.
       measure: the function of an evaluation, ``measure(params, batch)``, or ``measure(params,
         state, batch)`` for a model with mutable state. It returns a loss, or a dictionary of
-        scalars that contains 'loss'. None uses `loss`, which is possible only if the model has no
+        scalars that contains 'loss'. It can be None, which means `loss`, only if the model has no
         mutable state.
       accumulate: the number of parts into which a batch is split; the parts are computed one after
         another.

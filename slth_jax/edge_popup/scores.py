@@ -179,7 +179,7 @@ def unmasked(
 ) -> dict[str, Shaped[Array, "..."]]:
     """Return all parameters, with no mask applied.
 
-    Parameters that only controls train have the source's values in all other runs.
+    Some parameters are trained only in controls; in all other runs they keep the source's values.
     """
     params = {**weights, **trainable.learned}
     if control is not None:

@@ -24,22 +24,22 @@ class Training:
         updates a `Trainable`, so Optax's masks and labels must be functions of a `Trainable`.
       sweep: a dict from the name of a hyperparameter in the optimiser's state
         (`optax.inject_hyperparams`) to its values, such as ``{"learning_rate": [0.01, 0.1]}``.
-        There is a run for every combination of values, and so are there controls.
+        Every combination of values has its own runs, and its own controls.
       accumulate: the number of parts of a batch that are computed one after another.
       validation: the validation batches. The result has the masks with the least mean loss on these
         batches or, if there are no batches, with the least mean training loss since the previous
         evaluation.
       evaluate: ``evaluate(params, batch)`` returns the loss of an evaluation, or a dictionary of
-        measurements that contains 'loss'. None uses the training loss. For a `Stateful` model the
+        measurements that contains 'loss'; None for the training loss. For a `Stateful` model the
         call is ``evaluate(params, state, batch)``. A Flax module is passed after ``.eval()``.
       evaluate_every: the number of steps between evaluations; each evaluation is followed by a
         checkpoint.
       evaluate_first: whether to evaluate also before the first step, when masks are still random.
       progress: ``progress(step, steps, entry)`` is called after each evaluation. The losses in the
         log entry `entry` are lists with one value per run.
-      mesh: a mesh of devices with axes 'run', 'data' and 'model'. None uses the default device if
-        there is one process. If there are several processes, None uses all devices, and splits runs
-        first and then the rows of batches.
+      mesh: a mesh of devices with axes 'run', 'data' and 'model'. If it is None and there is
+        one process, the default device is used. If it is None and there are several processes, all
+        devices are used; runs are split over them first, and then the rows of batches.
     """
 
     steps: int

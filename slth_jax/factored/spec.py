@@ -58,8 +58,8 @@ class Spec:
         many, since an entry is two sums: one over units of positive weight and one over units of
         negative weight.
       construction: the rule that assigns units to columns.
-      form: 'linear' if nothing stands between the two factors of any map; 'relu' if a ReLU stands
-        between the factors of each map outside attention (Lemma 2).
+      form: 'linear' if no map has a ReLU between its two factors; 'relu' if each map outside
+        attention has a ReLU between its two factors (Lemma 2).
       constant: whether rows are extended by a constant coordinate, for biases and shifts.
       layers: whether the model has fully connected layers.
       keep: the parts that are copied from the target unchanged: 'embedding', 'unembedding',
@@ -67,10 +67,10 @@ class Spec:
       attention: 'merged' if the merged query-key and value-output matrices of each head are
         products (the paper's construction); 'factored' if each projection is a product.
       shared: whether one product is used for both the first and the last map of a tied embedding.
-      scaling: the choice of a free factor's scale. 'largest': a fixed multiple of the matrix's
-        largest entry. 'rows': one scale per row (see `network.LEVELS`). Tickets of an earlier
-        version may have 'spread', which gives a smaller scale than 'largest' if the largest entry
-        is far above the root mean square.
+      scaling: the method that chooses the scale of a free factor. 'largest': a fixed multiple of
+        the matrix's largest entry. 'rows': one scale per row (see `network.LEVELS`). Tickets of an
+        earlier version may have 'spread', which gives a smaller scale than 'largest' if the largest
+        entry is far above the root mean square.
       bands: the settings of bands, for which ``samples = 2^bits``; None for subset sums.
       finer: exceptions from `samples`, as pairs: the name of a matrix, such as '3.k', and its
         number of samples per subset sum.

@@ -2,10 +2,10 @@
 
 The error is ``max_i ||ticket(x)_i - target(x)_i||``, the largest 2-norm over rows of the output.
 
-The bound `guaranteed_error` holds for all inputs up to a given norm, and `guaranteed_error_on`
-holds for given inputs. `guarantee` and `guarantee_on` return the same bounds in more detail. All of
-them compare the merged matrices of ticket and target (`pairs`), in NumPy float64. The proofs are in
-``docs/guarantee.md``.
+The bound `guaranteed_error` holds for all inputs whose rows have at most a given norm, and
+`guaranteed_error_on` holds for given inputs. `guarantee` and `guarantee_on` return the same bounds
+in more detail. All of these functions compare the merged matrices of ticket and target (`pairs`),
+in NumPy float64. The proofs are in ``docs/guarantee.md``.
 """
 
 from slth_jax.guarantee.all_inputs import Guarantee, guarantee, guaranteed_error, is_vacuous

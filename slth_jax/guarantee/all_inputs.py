@@ -1,4 +1,4 @@
-"""A bound on the error of a ticket that holds for all inputs up to a given norm.
+"""A bound on a ticket's error for all inputs whose rows have at most a given norm.
 
 The theorems in the paper assume norms of at most 1 and contain unknown constants. This module
 applies the same argument to the numbers of one ticket: the largest input norm alpha, the spectral
@@ -35,7 +35,7 @@ class Guarantee(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The error bound after each block, for sequences s whose rows have norms up to alpha[s]."""
+    """The error bound after each block, for sequences s whose rows have norm at most alpha[s]."""
 
     errors: Float[Floats, "b s"]
     round_off: Float[Floats, " s"]  # the part that is due to rounding, summed over blocks
@@ -67,7 +67,7 @@ def guaranteed_error(
       target: the network to approximate.
       max_norm: the largest 2-norm of a row of the input.
       num_tokens: the largest number of tokens, which only affects the round-off term.
-      dtype: the dtype in which ticket and target are computed. None takes the dtype that JAX gives
+      dtype: the dtype in which ticket and target are computed; None for the dtype that JAX gives
         the weights: NumPy's float64 becomes float32 unless JAX's 64-bit mode is on. Round-off is
         bounded to first order, for full-precision matrix products.
 

@@ -56,11 +56,11 @@ def guaranteed_error_on(
 ) -> Any:
     """Bound ``max_i ||ticket(x)_i - target(x)_i||``, the error of a ticket, on given sequences x.
 
-    `guaranteed_error` holds for every input up to a norm. This bound holds for `inputs` only. It is
-    never larger, and usually far smaller. On the target's rows y the logits change by ``y_i D
-    y_j``, and the resulting change of attention weights is bounded for the target's attention
-    weights. ReLU units count only if they may be active. The effect of errors in earlier blocks is
-    bounded by norms taken at the target's rows.
+    `guaranteed_error` holds for every input whose rows have at most a given norm. This bound holds
+    for `inputs` only. It is never larger, and usually far smaller. On the target's rows y the
+    logits change by ``y_i D y_j``, and the resulting change of attention weights is bounded for the
+    target's attention weights. ReLU units count only if they may be active. The effect of errors in
+    earlier blocks is bounded by norms taken at the target's rows.
 
     Args:
       source, masks, target: the arguments of `guaranteed_error` with these names.

@@ -123,7 +123,7 @@ def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
 
     Args:
       source, masks, target: attention or sequences of blocks, as in `guaranteed_error`.
-      dtype: the dtype in which the networks are computed. None takes the dtype that JAX gives the
+      dtype: the dtype in which the networks are computed; None for the dtype that JAX gives the
         weights: NumPy's float64 becomes float32 unless JAX's 64-bit mode is on.
 
     Raises:

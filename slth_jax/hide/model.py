@@ -67,8 +67,8 @@ class Opened(NamedTuple):
 def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
     """Return the ticket of a whole model at `path`.
 
-    If `check` is true, two checks are made: of the masks' checksum, and of the fingerprint of the
-    random weights that this machine draws.
+    If `check` is true, the masks are compared with their checksum, and the random weights that
+    this machine draws with the ticket's fingerprint.
 
     Raises:
       ValueError: the source of the ticket is not 'decoder'.

@@ -93,9 +93,9 @@ def make_spec(
     Args:
       reader: the model to hide.
       samples, form, keep: see `factored.Spec`.
-      construction: a rule or its name. None takes the rule and the scales that measurements showed
+      construction: a rule or its name; None for the rule and the scales that measurements showed
         to be best at this number of samples and entries.
-      attention: 'merged' or 'factored'. None takes 'factored' if `bits` is given, and otherwise the
+      attention: 'merged' or 'factored'. None means 'factored' if `bits` is given, and otherwise the
         form with fewer subset sums.
       tied: 'once' if a tied embedding and the last map should be one product where this is possible
         (see `factored.spec.can_share`); 'twice' for two products.
@@ -174,8 +174,8 @@ def solve(
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      out: a new folder or the folder of the same run, on this machine or in a bucket (gs://,
-        s3://).
+      out: the output folder, on this machine or in a bucket (gs://, s3://). It must be new or
+        already belong to this run.
       seed: the seed of the source, in [0, 2^32).
       identity: a text that identifies the model, such as the result of `identity_of`. A run is
         resumed only if the text is the same.

@@ -1,8 +1,9 @@
 """The parts of a trained model as matrices, which a random network's products approximate.
 
 If a norm precedes maps, its gain and shift are folded into these maps. If a norm follows a residual
-sum, its gain and shift become a separate map. Biases become the row of the constant coordinate.
-Everything is computed in NumPy float64. `factored.spec` lists the parts.
+sum, its gain and shift become a separate map. A bias is stored as an extra row of its matrix, which
+the constant coordinate 1 multiplies. Everything is computed in NumPy float64. `factored.spec` lists
+the parts.
 """
 
 import math

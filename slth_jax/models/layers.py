@@ -122,8 +122,8 @@ def attend(
       values: the values of all positions.
       positions: the position of each query among the keys, used only if the settings are causal.
       settings: the settings that contain the logit scale and causality.
-      attn_mask: True if query t may attend to key s; one mask for all sequences, or one for each. A
-        query that may attend to no key attends to all keys equally.
+      attn_mask: True if query t may attend to key s; one mask for all sequences, or one for each.
+        If every key is masked for a query, the query attends to all keys equally.
     """
     n, count, h, k = q.shape
     length, g, v = values.shape[1:]

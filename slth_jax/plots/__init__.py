@@ -1,7 +1,7 @@
-"""Draw pictures of tickets: functions take trees of arrays and return a matplotlib `Figure`.
+"""Plot tickets: functions take trees of arrays and return a matplotlib `Figure`.
 
-`style` contains colours, axes and `save`. `pictures` draws matrices (`masks`, `attention_maps`),
-and `curves` draws errors (`entry_errors`, `error_bands`). matplotlib, which the extra `plots`
+`style` contains colours, axes and `save`. `pictures` plots matrices (`masks`, `attention_maps`),
+and `curves` plots errors (`entry_errors`, `error_bands`). matplotlib, which the extra `plots`
 installs, is imported when the first figure is made. The functions do not show figures. After
 ``%matplotlib inline`` a notebook shows a figure that is the last expression of a cell.
 """

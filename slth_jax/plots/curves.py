@@ -1,4 +1,4 @@
-"""Draw the errors of single matrix entries, and the errors of outputs against the width."""
+"""Plot the errors of single matrix entries, and the errors of outputs against the width."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def band(
     label: str,
     color: str,
 ) -> None:
-    """Draw the points `middle`, joined by a line, and the band between `low` and `high`."""
+    """Plot the points `middle`, joined by a line, and the band between `low` and `high`."""
     axes.plot(x, middle, "o-", color=color, markersize=4, linewidth=1.4, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
@@ -39,7 +39,7 @@ def error_bands(
     ylabel: str = "error",
     log: bool = True,
 ) -> Figure:
-    """Draw the median over seeds against the width, and bands with 50 % and 90 % of the seeds.
+    """Plot the median over seeds against the width, and bands with 50 % and 90 % of the seeds.
 
     Args:
       widths: n widths, or n values of another variable, such as steps.
@@ -109,7 +109,7 @@ def entry_errors(
             errors = np.sort(np.abs(merged - wished[place]).ravel())
             share = np.arange(1, errors.size + 1) / errors.size
             color = style.COLORS[index % len(style.COLORS)]
-            # Exact entries are drawn at the left edge, because a logarithmic axis has no 0.
+            # Exact entries are plotted at the left edge, because a logarithmic axis has no 0.
             axes.step(np.maximum(errors, floor / 100), share, where="post", color=color, label=name)
         axes.axvline(
             floor, color=style.PAPER, linestyle="--", linewidth=1.2, label="float32 rounding"

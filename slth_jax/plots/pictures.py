@@ -1,4 +1,4 @@
-"""Draw matrices as pictures: the masks of a ticket, and attention maps."""
+"""Plot matrices as pictures: the masks of a ticket, and attention maps."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _CELLS = 1024  # the largest number of cells per side, since a screen shows no m
 def masks(
     masks: PyTree, *, weights: PyTree | None = None, head: int = 0, limit: int = 12
 ) -> Figure:
-    """Draw masks, one below the other, with a coloured cell for each kept connection.
+    """Plot masks, one below the other, with a coloured cell for each kept connection.
 
     The long side of a matrix is horizontal, so hidden units run to the right. If a matrix has more
-    than 1024 rows or columns, only the first 1024 are drawn, and the picture contains a note.
+    than 1024 rows or columns, only the first 1024 are shown, and the picture contains a note.
 
     Args:
       masks: booleans in any tree, such as `AttentionParams [h, m, n]`, the result of
@@ -35,11 +35,11 @@ def masks(
         Arrays of one dimension are left out.
       weights: the source weights in the same tree; kept cells then show each weight's sign and
         magnitude.
-      head: the index of the matrix to draw if an array is a stack, for example of heads.
-      limit: the largest number of masks to draw; if there are more, the first masks are drawn.
+      head: the index of the matrix to plot if an array is a stack, for example of heads.
+      limit: the largest number of masks to plot; if there are more, the first masks are shown.
 
     Raises:
-      ValueError: there is no mask to draw, no such head, or a weight has another shape than its
+      ValueError: there is no mask to plot, no such head, or a weight has another shape than its
         mask.
     """
     shown = {n: np.asarray(m) for n, m in storage.named_leaves(masks).items() if np.ndim(m) >= 2}
@@ -93,7 +93,7 @@ def attention_maps(
     attn_mask: ArrayLike | None = None,
     tokens: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw the attention maps of target and ticket, and their difference (`attention.pattern`).
+    """Plot the attention maps of target and ticket, and their difference (`attention.pattern`).
 
     Args:
       target, ticket: projections with equal numbers of heads and inputs; a ticket is source times

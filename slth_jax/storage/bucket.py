@@ -76,7 +76,7 @@ class Bucket:
           key: the key of the object.
           version: the version that must be stored, as `read` or an earlier `swap` returned it. None
             if no object with this key may exist.
-          data: the new bytes; None deletes the object.
+          data: the new bytes; None to delete the object.
 
         Returns:
           The new version (b'' for a deleted object); None if another version was stored.

@@ -113,7 +113,10 @@ class Folders(Renamed):
         return load_tree(old if old.exists() else path / "arrays", like)
 
     def start(self, place: Path, aside: Path, arrays: PyTree, notes: Mapping[str, Any]) -> Pending:
-        """Start writing the piece `place` to `aside`; every process calls this function."""
+        """Start writing the piece under the temporary path `aside`.
+
+        Every process calls this function. `Pending.commit` renames the piece to `place`.
+        """
 
         def prepare() -> None:
             remove(aside)
@@ -159,7 +162,10 @@ class Files(Renamed):
     def start(
         self, place: Path, aside: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
     ) -> Pending:
-        """Start writing the piece `place`; `Pending.finish` writes the file `aside`."""
+        """Encode the piece; return functions that write it to a temporary file and rename the file.
+
+        `Pending.finish` writes the file `aside`, and `Pending.commit` renames it to `place`.
+        """
         data = encode(arrays, notes)
         finish = lambda: on_first(lambda: write_bytes(aside, data))  # noqa: E731
         return Pending(finish, lambda: _rename(aside, place))

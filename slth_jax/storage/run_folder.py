@@ -58,11 +58,12 @@ class RunFolder:
         """Describe a run; nothing is read or written yet.
 
         Args:
-          path: the folder, new or of the same run, on this machine or in a bucket (gs://, s3://).
+          path: the output folder, on this machine or in a bucket (gs://, s3://). It must be new or
+            already belong to this run.
           config: everything that the results depend on.
           kind: the word for the run in messages.
-          grows: places in `config`, such as 'plan.seeds', at which a list may be continued. A
-            folder is accepted if its list has fewer entries.
+          grows: the places in `config`, such as 'plan.seeds', whose lists a later call may extend.
+            A folder is accepted if its list has fewer entries.
           ignores: places in `config` that are written but not compared.
           optional: names in `config` that earlier versions did not write. They are compared only if
             both configurations contain them.
@@ -132,7 +133,7 @@ class RunFolder:
         return read_json(path, checksum=None)
 
     def compare(self) -> None:
-        """Refuse a folder of another run.
+        """Refuse the folder if it belongs to another run.
 
         Raises:
           CheckpointError: the folder belongs to another run; the error message names the first

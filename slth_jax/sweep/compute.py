@@ -49,7 +49,7 @@ def compute(
       plan: the plan of the sweep.
       programs: one program per group of the plan.
       numbers: the numbers of the chunks that this call must return.
-      store: the folder in which chunks are saved; None keeps chunks in memory.
+      store: the folder in which chunks are saved; None to keep chunks in memory.
       finished: the numbers of the chunks that are already complete in `store`.
       progress, on_start: see `sweep.run`.
       check_stop: a function that is called after each step and may raise an error to stop.

@@ -78,7 +78,7 @@ def run(
         largest size; a list of sizes; or a dict from name to such a value. Each padded size is
         compiled separately.
       out: a folder for the results, on this machine or in a bucket (gs://, s3://), from which a
-        stopped sweep is resumed; None keeps the results in memory. Other sweeps cannot use the
+        stopped sweep is resumed; None to keep the results in memory. Other sweeps cannot use the
         folder once the first chunk is finished.
       mesh: a mesh of devices; None for all devices of all processes along one axis.
       config: any other values that the results depend on, which JSON can store. They are saved, and

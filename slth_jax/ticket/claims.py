@@ -76,10 +76,10 @@ def verify(
         the outputs. It is averaged over sequences and computed in float64.
       memory: for cross-attention, the sequences `[s, t, n]` from which keys and values were
         computed for each of `inputs`, or a tuple: the inputs of keys and of values.
-      tolerance: the largest difference from the stored error. None allows the possible effect of
+      tolerance: the largest difference from the stored error; None for the possible effect of
         rounding: 1000 units of round-off times the mean norm of the target's outputs, in float32
         or, if ``metadata['dtype']`` is 'float64', in float64. If `target` is a function, None
-        allows a thousandth of the error. The content of a file can therefore reduce the tolerance
+        means a thousandth of the error. The content of a file can therefore reduce the tolerance
         but not increase it.
       sources: as in `create`.
 

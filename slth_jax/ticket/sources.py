@@ -21,7 +21,7 @@ class Source:
     Attributes:
       name: the name that tickets store.
       draw: `draw(key, **options)` returns the tree of weights. None if the weights do not fit into
-        memory, so that `masked` yields them.
+        memory; in that case `masked` yields the masked weights instead.
       masked: `masked(ticket)` yields pairs (name, weights times mask) one at a time. It is for
         sources whose tickets do not store a mask for each weight. The function compares the weights
         with the ticket's fingerprint before the first pair and raises `storage.CheckpointError` if

@@ -17,7 +17,8 @@ def band(bits: int = 4, states: int = 12) -> Rule:
         narrower source each row chooses among m units per column, where m is the largest power of
         two that fits.
       states: the base-2 logarithm of the number of search states. A unit is connected to ``L = 1 +
-        states // bits`` columns. Time grows as ``2^(b L)`` per weight, and the error falls slowly.
+        states // bits`` columns. The time per weight grows as ``2^(b L)``, while the error falls
+        only slowly as L grows.
 
     Raises:
       ValueError: `bits` outside [1, 12], or `states` outside [0, 16].

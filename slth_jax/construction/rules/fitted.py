@@ -1,4 +1,4 @@
-"""Use shift units; assign the other units so that targets lie midway between their subset sums.
+"""Use shift units; assign the other units to bring half the samples' sum near each target.
 
 The subset sums of a column's m samples are densest at half the sum of all m samples. If the set of
 units S_j is assigned to column j, it should therefore satisfy

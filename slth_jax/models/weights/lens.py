@@ -75,7 +75,7 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
 
     Args:
       path: the archive, with the arrays `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q`, ....
-      config: the keys of TransformerLens's configuration; None reads them from `NAME.json` beside
+      config: the keys of TransformerLens's configuration; None to read them from `NAME.json` beside
         the archive. Archives in the layout of Nanda et al. (2023), whose projections are ``[h, k,
         d]``, need no configuration, because their code always has no normalisation, a causal mask
         and ReLU.

@@ -72,7 +72,7 @@ def fields(settings: Settings) -> dict[str, Any]:
 
 
 def _of_bert(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all used keys with their values, and the other keys, as a BERT reads them."""
+    """Return the fields for the functions of `bert`, with RoBERTa's defaults for absent keys."""
     return {**fields, **keys.read(fields, KEYS, kind="roberta")}
 
 
