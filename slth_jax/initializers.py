@@ -308,17 +308,18 @@ def _shape(
     padded: int | None,
     dtype: DTypeLike,
 ) -> _Shape:
-    for name, value in {"num_heads": num_heads, "d_in": d_in, "d_out": d_out}.items():
-        _checked_size(name, value)
+    num_heads = _checked_size("num_heads", num_heads)
+    d_in, d_out = _checked_size("d_in", d_in), _checked_size("d_out", d_out)
     if padded is not None:
-        _checked_size("padded", padded)
+        padded = _checked_size("padded", padded)
     if d_memory is None:
         d_memory = d_in
     pair = d_memory if isinstance(d_memory, Sequence) else (d_memory, d_memory)
     if len(pair) != 2:
         raise checks.fail("d_memory", "a width, or the widths of keys and values", d_memory)
     d_keys, d_values = (_checked_size("d_memory", width) for width in pair)
-    sizes = _size("n_k", n_k, padded), _size("n_v", n_v, padded)
+    n_k, n_v = _width("n_k", n_k, padded), _width("n_v", n_v, padded)
+    sizes = [n if padded is None else padded for n in (n_k, n_v)]
     real_k, real_v = (jnp.arange(size) < n for size, n in zip(sizes, (n_k, n_v), strict=True))
     widths = (d_in, d_keys, d_values, d_out)
     return _Shape(
@@ -377,11 +378,13 @@ def _checked_size(name: str, size: ArrayLike) -> int:
     return checked
 
 
-def _size(name: str, n: ArrayLike, padded: int | None) -> int:
-    """Return the static width of a projection: `padded`, or `n` itself."""
+def _width(name: str, n: ArrayLike, padded: int | None) -> ArrayLike:
+    """Return the number of units of a projection; it may be traced if `padded` is given."""
     if padded is None:
         return _checked_size(name, n)
     known = checks.concrete(n)
-    if known is not None:
-        checks.integer(name, known.item(), low=1, high=padded)
-    return padded
+    if known is None:
+        return n
+    if known.ndim:
+        raise checks.fail(name, "a whole number", f"shape {known.shape}")
+    return checks.integer(name, known.item(), low=1, high=padded)
