@@ -49,15 +49,19 @@ SETTINGS = models.make_settings(
 PARAMS = models.initialise(KEY, SETTINGS)
 ENCODER = dataclasses.replace(SETTINGS, causal=False, states=True, outputs=4, tied=False)
 ENCODER_PARAMS = models.initialise(KEY, ENCODER)
-MODEL = hide.Model(
-    SETTINGS,
-    lambda: {
-        name: np.asarray(array) for name, array in PARAMS.items() if not name.startswith("h.")
-    },
-    lambda b: {
-        name[2:]: np.asarray(array[b]) for name, array in PARAMS.items() if name.startswith("h.")
-    },
-)
+
+
+def model_of(settings: models.Settings, params: Mapping[str, Any]) -> hide.Model:
+    """Return parameters as a model that is read block by block."""
+    arrays = {name: np.asarray(array) for name, array in params.items()}
+    return hide.Model(
+        settings,
+        lambda: {name: array for name, array in arrays.items() if not name.startswith("h.")},
+        lambda b: {name[2:]: array[b] for name, array in arrays.items() if name.startswith("h.")},
+    )
+
+
+MODEL, ENCODER_MODEL = model_of(SETTINGS, PARAMS), model_of(ENCODER, ENCODER_PARAMS)
 BLOCKS = (transformer.Block(TARGET, (transformer.Linear(jnp.ones((2, 2))),)),)
 TOKENS = np.zeros((1, 4), np.int32)
 TRAINING = edge_popup.Training(steps=2, optimizer=optax.sgd(0.1))
@@ -186,7 +190,8 @@ TABLE: list[tuple[Callable[..., Any], Mapping[str, Any], tuple[str, ...]]] = [
     (models.embeddings, {"params": ENCODER_PARAMS, "tokens": TOKENS, "settings": ENCODER,
                          "kept": np.ones((1, 4), bool)}, ()),
     (hide.logits, {"model": MODEL, "tokens": TOKENS, "kept": np.ones((1, 4), bool)}, ()),
-    (hide.embeddings, {"model": MODEL, "tokens": TOKENS, "kept": np.ones((1, 4), bool)}, ()),
+    (hide.embeddings, {"model": ENCODER_MODEL, "tokens": TOKENS,
+                       "kept": np.ones((1, 4), bool)}, ()),
     (hide.measures, {"target": np.ones((1, 4, 3), np.float32), "tokens": TOKENS,
                      "ticket": np.ones((1, 4, 3), np.float32)}, ()),
     (models.weights.open, {"path": "nowhere", "config": None}, ()),
