@@ -1,5 +1,6 @@
 """Subset sums of at most k samples, against brute force; the rule that limits a mask's density."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -70,6 +71,17 @@ def test_the_rule_sets_the_density_of_a_mask():
         shares.append(float(jnp.mean(left_mask)))
         assert shares[-1] <= most / 10 + 1e-6
     assert errors[0] > errors[1] > errors[2] and shares[0] < shares[1] < shares[2]
+
+
+def test_the_limit_holds_beside_shift_units():
+    """A rule that combines both: shift units are kept besides the samples of each entry."""
+    rule = dataclasses.replace(construction.shift(2, 4), most=1)
+    left, right, target = (
+        jnp.asarray(RNG.uniform(-1, 1, shape), jnp.float32) for shape in ((6, 40), (40, 4), (6, 4))
+    )
+    left_mask, _ = construction.prune_product(left, right, target, construction=rule)
+    # One sample for each of four columns, and two shift units.
+    assert int(jnp.max(jnp.sum(left_mask, axis=1))) <= 4 + 2
 
 
 def test_a_layer_across_a_relu_is_sparse_too():

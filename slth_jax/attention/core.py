@@ -105,7 +105,7 @@ def pattern(
     """Return the attention weights ``softmax_masked(x_i w_q (x w_k)^T / sqrt(k))`` of each head.
 
     Args:
-      params, x, attn_mask, memory, precision: as in `apply`.
+      params, x, attn_mask, memory, precision: the arguments of `apply`.
 
     Returns:
       The weights `[h, t, t]`, or `[h, tokens of x, tokens of memory]`; each row sums to one. Memory

@@ -105,7 +105,7 @@ def best(
             for order, state, block in zip(ordered, states, blocks, strict=True)
         ]
         values = [_shifted(part, number) for part, number in zip(parts, patterns, strict=True)]
-        solutions = _solve([part.samples for part in parts], values)
+        solutions = _solve([part.samples for part in parts], values, most)
         return [
             _better(*arguments)
             for arguments in zip(states, blocks, patterns, solutions, strict=True)

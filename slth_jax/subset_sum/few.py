@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,8 @@ def solve_few(
     n = samples.shape[-1]
     if n == 0:
         raise checks.fail("samples", "at least one number per instance", f"shape {samples.shape}")
-    count = sum(len(masks) for masks in _masks(-(-n // 2), most))
+    half = -(-n // 2)
+    count = sum(math.comb(half, size) for size in range(min(most, half) + 1))
     if count > _MOST_SUBSETS:
         allowed = f"a number with at most {_MOST_SUBSETS} subsets of half of the {n} samples"
         raise checks.fail("most", allowed, f"{most}, with {count}")
@@ -63,9 +65,7 @@ def _masks(n: int, most: int) -> list[Bool[np.ndarray, "subsets n"]]:
     """Return the masks of n samples with exactly 0, 1, ... ones, up to `most`."""
     tables = []
     for count in range(min(most, n) + 1):
-        chosen = np.array(
-            list(itertools.islice(itertools.combinations(range(n), count), _MOST_SUBSETS + 1)), int
-        )
+        chosen = np.array(list(itertools.combinations(range(n), count)), int)
         masks = np.zeros((len(chosen), n), bool)
         masks[np.arange(len(chosen))[:, None], chosen.reshape(len(chosen), count)] = True
         tables.append(masks)
