@@ -94,7 +94,7 @@ def test_the_advice_of_this_environment(monkeypatch):
 def test_all_notebooks_have_the_same_install_cell():
     def install(name):
         cells = [c.source for c in run.read(name).cells if c.cell_type == "code"]
-        return cells[0].replace("plots,models", "plots")
+        return cells[0].replace('"plots", "models"', '"plots"')
 
     cells = {install(name) for name in run.NAMES}
     assert len(cells) == 1 and "wheels.advice()" in cells.pop()
