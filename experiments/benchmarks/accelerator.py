@@ -2,12 +2,13 @@
 
     python -m experiments.benchmarks.accelerator --out DIR
 
-*Parity*: the accelerator and the host's CPU compute the same instances; masks must be equal bit for
-bit, and outputs must agree within the stated tolerance. *Speed*: the number of subset sums per
-second is compared with the rate that the measured memory bandwidth allows. The time of an
-edge-popup step is compared with the time of a step that trains all weights of the same model. The
-command writes `accelerator.json` and `accelerator.md`. On a machine without an accelerator the
-command compares the CPU with itself, on small instances.
+*Parity*: the accelerator and the host's CPU solve the same problems. The masks of both devices must
+be equal bit for bit, and the largest difference between their outputs must be at most `TOLERANCE`.
+*Speed*: the number of subset sums solved per second is compared with the number that the device's
+measured memory bandwidth allows. The time of an edge-popup step is compared with the time of a step
+that trains all weights of the same model. The command writes `accelerator.json` and
+`accelerator.md`. On a machine without an accelerator the command compares the CPU with itself, on
+small problems.
 """
 
 from experiments.benchmarks import edge_popup, subset_sum  # first: sets JAX's environment
@@ -32,7 +33,7 @@ TOLERANCE = 1e-5
 
 
 class Preset(NamedTuple):
-    """The sizes of the measured instances."""
+    """The problem sizes and the number of repetitions of a measurement."""
 
     samples: int
     instances: int
@@ -49,7 +50,7 @@ PRESETS = {
 
 
 def parity(preset: Preset) -> list[dict[str, Any]]:
-    """Return a dict per computation, with the difference between the two devices' results."""
+    """Compute everything on accelerator and CPU; return a dict of differences per computation."""
     samples, value = subset_sum.draw(preset.instances, preset.samples)
     draw = initializers.theory_attention
     shape: dict[str, Any] = {"num_heads": 2, "d_in": 4, "d_out": 4}
@@ -76,7 +77,7 @@ def parity(preset: Preset) -> list[dict[str, Any]]:
 
 
 def _on_both(compute: Callable[[], Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Call `compute` on the first device and on the host's CPU; return both results."""
+    """Call `compute` on JAX's default device and on the host's CPU; return both results."""
     on_device = jax.tree.leaves(jax.device_get(compute()))
     # If the first device is a CPU, None lets the second call reuse the compiled program.
     cpu = None if jax.default_backend() == "cpu" else jax.local_devices(backend="cpu")[0]
@@ -104,7 +105,7 @@ def _close(what: str, compute: Callable[[], Any]) -> dict[str, Any]:
 
 
 def speed(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure speeds; return a dict of table cells per speed, and the unrounded measurements."""
+    """Measure speeds; return the rows of a table (as dicts), and a dict of unrounded numbers."""
     limit = subset_sum.bandwidth(preset.samples, copied=preset.copied, batch=preset.instances)
     allowed, bytes_a_second = limit["unfused_limit"], limit["gigabytes_per_second"]
     tokens = edge_popup.draw_tokens(preset.model, preset.rows)
@@ -149,7 +150,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print and write the results; return 1 if a result differs from the CPU's, else 0."""
+    """Run the command line; return 1 if the accelerator's results differ from the CPU's, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.accelerator",
         description=__doc__,

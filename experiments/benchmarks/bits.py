@@ -1,14 +1,15 @@
-"""Measure squared error against bits per entry for bands, other rules and quantisers.
+"""Measure the squared error of masks and quantisers at equal numbers of bits per matrix entry.
 
     python -m experiments.benchmarks.bits --preset quick|full --out DIR
 
-Targets are Gaussian and Laplace matrices and, if ``$SLTH_DATA`` is set to the folder that contains
-`pretrained`, a matrix of stories260K. Each method uses b mask bits, or b bits of a quantiser, per
-entry. The bits of scales are added: 32 bits per matrix for masks, 16 bits per 128 entries for
-rounding. The rule `fitted` assigns hidden units depending on the target, so the bits that encode
-this assignment are added too: log2 of the number of grouped masks with the same number of ones.
-Errors are mean squared errors divided by the mean square of the target. The figure also shows
-Shannon's lower bound.
+The target matrices have Gaussian or Laplace entries. There is also, if ``$SLTH_DATA`` is set to the
+folder that contains `pretrained`, a matrix of the model stories260K. Each method approximates a
+matrix with b bits per entry, which are mask bits or the bits of a quantiser. The bits that store
+scales are added: 32 bits per matrix for masks, 16 bits per 128 entries for rounding. The rule
+`fitted` assigns hidden units to columns depending on the target, so the bits that encode this
+assignment are added too. Their number is log2 of the number of masks that have the same shape and
+the same number of ones. Errors are mean squared errors divided by the mean square of the target.
+The figure also shows Shannon's lower bound.
 """
 
 import argparse
@@ -37,11 +38,11 @@ PRESETS = {
 def lloyd_max(target: np.ndarray, bits: int) -> np.ndarray:
     """Return `target` rounded to ``2^bits`` levels that are fitted to its entries (Lloyd 1982).
 
-    Lloyd's iteration starts from the quantiles of the entries, and from the quantiles times 3^(1/2)
-    and 3; the best of the three local optima is used. The factors are needed because, at small
-    errors, the density of optimal levels is proportional to the cube root of the entries' density.
-    This cube root is wider than the density by a factor 3^(1/2) if the entries are Gaussian, and by
-    a factor 3 if they have Laplace's distribution.
+    Lloyd's iteration runs three times: it starts from the quantiles of the entries times 1, times
+    3^(1/2) and times 3. The best of the three local optima is used. At small errors the density of
+    optimal levels is proportional to the cube root of the density of the entries. For Gaussian
+    entries this cube root is wider than the density by a factor 3^(1/2), and for Laplace entries by
+    a factor 3.
     """
     quantiles = np.quantile(target, (np.arange(2**bits) + 0.5) / 2**bits)
     tried = (_lloyd(target, quantiles * factor) for factor in (1.0, 3**0.5, 3.0))
@@ -67,11 +68,12 @@ SEEDLM = {3: (12, 4), 4: (8, 3)}
 
 
 def seedlm(target: np.ndarray, bits: int) -> np.ndarray:
-    """Return `target` with each block approximated by ``U t`` (SeedLM, arXiv 2410.10714).
+    """Approximate each block of `target` by ``U t`` (SeedLM, arXiv 2410.10714); return the matrix.
 
-    U is a pseudo-random matrix. For each block the best of ``2^16 - 1`` seeds of U is used. NumPy
-    draws U; the published method uses a shift register. At most 128 blocks of a target are
-    computed; the remaining entries are NaN.
+    U is a pseudo-random matrix, and t contains a few rounded coefficients. For each block the best
+    of ``2^16 - 1`` seeds of U is used. NumPy draws U, whereas the published method uses a shift
+    register. At most 128 blocks of a target are computed; the remaining entries of the result are
+    NaN.
     """
     size, terms = SEEDLM[bits]
     blocks = target.ravel()[: min(target.size // size, 128) * size].reshape(-1, size)
@@ -96,9 +98,10 @@ def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
     """Return a function that approximates a target by subset sums, with `bits` samples per entry.
 
     Args:
-      rule: the rule that assigns hidden units.
-      overhead: a dictionary from `bits` to additional bits per entry, which the returned function
-        fills if the grouped mask depends on the target: storing that mask needs these bits.
+      rule: the name of the rule that assigns hidden units to columns.
+      overhead: a dict from `bits` to the number of additional bits per entry. If the mask of the
+        right factor depends on the target, the returned function stores in this dict how many bits
+        that mask needs.
     """
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
@@ -125,7 +128,7 @@ def by_rule(rule: Any, overhead: dict[int, float]) -> Callable:
 
 
 def by_band(source: str, states: int) -> Callable[[jax.Array, np.ndarray, int], np.ndarray]:
-    """Return a function that encodes a target in a band matrix, with `bits` mask bits per entry."""
+    """Return a function that encodes a target by `encode_matrix`, with `bits` bits per entry."""
 
     def method(key: jax.Array, target: np.ndarray, bits: int) -> np.ndarray:
         of = construction.encode_matrix(key, target, bits=bits, states=states, source=source)
@@ -135,7 +138,7 @@ def by_band(source: str, states: int) -> Callable[[jax.Array, np.ndarray, int], 
 
 
 def targets(shape: tuple[int, int], seeds: int) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield, per target, the distribution's name, the seed and a matrix of mean square near 1."""
+    """Yield triples: a distribution's name, a seed, and a target matrix of mean square near 1."""
     for seed in range(seeds):
         generator = np.random.default_rng(seed)
         yield "gaussian", seed, generator.standard_normal(shape).astype(np.float32)
@@ -148,7 +151,7 @@ def targets(shape: tuple[int, int], seeds: int) -> Iterator[tuple[str, int, np.n
 
 
 def measure(preset: dict[str, Any]) -> list[Row]:
-    """Measure the error of every method at each number of bits; return a dict per measurement."""
+    """Measure the error of every method at every number of bits; return a dict per measurement."""
     states = preset["states"]
     assignment: dict[int, float] = {}
     methods: dict[str, Callable[[jax.Array, np.ndarray, int], np.ndarray]] = {
@@ -192,7 +195,7 @@ def measure(preset: dict[str, Any]) -> list[Row]:
 
 
 def picture(rows: list[Row]) -> Any:
-    """Plot mean errors against bits per entry, with one panel for each kind of target."""
+    """Plot mean errors against bits per entry, with one panel for each distribution of targets."""
     kinds = list(dict.fromkeys(row["target"] for row in rows))
     figure, axes = style.several(len(kinds), 2.9 * len(kinds), 4.6, shared=True)
     for axis, kind in zip(axes, kinds, strict=True):

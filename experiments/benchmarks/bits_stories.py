@@ -1,12 +1,13 @@
-"""Compare stories260K hidden with b mask bits per weight and stories260K rounded to b bits.
+"""Compare tickets of the model stories260K with the rounded model, at equal bits per weight.
 
     SLTH_DATA=... python -m experiments.benchmarks.bits_stories --out DIR [--bits 3,4,5,6,8]
 
-Models are compared on texts that stories260K generates, as in `experiments.benchmarks.hide`. The
-size of a ticket is the size of its file. Rounding uses the best clip and a 16-bit scale per 64
-entries of a row; the size of a rounded model is the size of its rounded entries and scales. The
-gains of norms are not rounded; in a ticket they are part of the matrices. Settings whose results
-are in DIR are not measured again.
+Tickets and rounded models are evaluated on texts that stories260K generates, as in
+`experiments.benchmarks.hide`. The size of a ticket is the size of its file. Rounding uses the best
+clipping value and a 16-bit scale for every 64 entries of a row. The size of a rounded model is the
+size of its rounded entries and scales. The gains of normalisation layers are not rounded. In a
+ticket these gains are multiplied into the matrices. If DIR already contains the results of a
+setting, the setting is not measured again.
 """
 
 import argparse
@@ -29,7 +30,7 @@ Texts = list[tuple[int, list[int]]]
 
 
 def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, float]:
-    """Compare a model's logits with the target's logits at every token of the target's texts."""
+    """Compare the logits of `other` and `target` at every token of `texts`; return the measures."""
     rows = np.zeros((len(texts), max(len(tokens) for _, tokens in texts)), np.int32)
     for row, (_, tokens) in zip(rows, texts, strict=True):
         row[: len(tokens)] = tokens
@@ -54,7 +55,7 @@ def compared(target: hide.Model, other: hide.Model, texts: Texts) -> dict[str, f
 
 
 def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
-    """Return the model with rounded matrices, and the number of bytes that these matrices need."""
+    """Round a model's matrices; return the rounded model, and the size of its matrices in bytes."""
     sizes = {}
 
     def apply(arrays: Any, place: str) -> dict[str, np.ndarray]:
@@ -77,7 +78,7 @@ def rounded_model(target: hide.Model, bits: int) -> tuple[hide.Model, int]:
 
 
 def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model, dict[str, Any]]:
-    """Hide a model in bands; return the ticket's model, and a dict of size, settings and time."""
+    """Hide a model by the rule `band`; return the ticket's model, and a dict of size and time."""
     others = "".join(f"-{kind}{bits}" for kind, bits in bands.others)
     scales = "-columns" if bands.column_scales else ""
     name = f"{bands.bits}{others}-{bands.states}-{bands.weights}{scales}-{seed}"
@@ -98,7 +99,7 @@ def ticket(reader: Any, bands: Bands, seed: int, out: Path) -> tuple[hide.Model,
 
 
 def main() -> None:
-    """Measure the settings whose results DIR lacks, write all results as JSON, and plot them."""
+    """Measure all settings that DIR has no result for; write the results as JSON, and plot them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/bits"))
     parser.add_argument("--bits", default="3,4,5,6,8,10,12")

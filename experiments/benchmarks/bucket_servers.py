@@ -1,8 +1,9 @@
 """Local servers that emulate cloud buckets, and a proxy that makes requests fail.
 
-`gcs()` emulates the JSON API of Google Cloud Storage with its conditions, because known emulators
-ignore `ifGenerationMatch`; `s3()` starts moto. Both serve a bucket 'tickets' through a `Proxy`, and
-yield the environment variables that a program needs to use the bucket.
+`gcs()` emulates the JSON API of Google Cloud Storage. It supports conditional requests, because
+common emulators ignore `ifGenerationMatch`. `s3()` starts the S3 emulator moto. Each of these two
+context managers serves a bucket 'tickets' through a `Proxy`, and yields the environment variables
+that a program needs to use the bucket.
 """
 
 import contextlib
@@ -120,7 +121,7 @@ class Proxy:
 
 
 class Gcs:
-    """A server of a bucket, in memory, with the JSON API of Google Cloud Storage."""
+    """A server of one in-memory bucket, with the JSON API of Google Cloud Storage."""
 
     def __init__(self) -> None:
         """Start the server on a free port, with an empty bucket."""
@@ -250,7 +251,7 @@ def s3() -> Iterator[tuple[str, dict[str, str], Proxy]]:
 
 
 def _create(port: int) -> None:
-    """Wait until the server answers, and create the bucket."""
+    """Wait until moto's server answers, then create the bucket."""
     for _ in range(300):
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)

@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks.buckets --kills 50 --fault-seconds 300 --pairs 5
 
-Disturbances are kills, failing requests, a second writer and an exceeded quota. After each of them
-the measurements and masks must be equal, bit for bit, to the results of an undisturbed sweep in a
-folder. The command prints a JSON line per server. moto serves S3; `bucket_servers` emulates Google
-Cloud Storage.
+The disturbances are kills, failing requests, a second writer and an exceeded quota. After each
+disturbance the sweep's measurements and masks must be equal, bit for bit, to the results of an
+undisturbed sweep in a local folder. The command prints one line of JSON for each bucket server.
+moto serves S3; `bucket_servers` emulates Google Cloud Storage.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SECONDS = 3.0  # a lock not renewed for this time can be taken over; default 45
 
 
 def trial(key, hparams):
-    """Return masks and a metric within milliseconds: random walks, mapped to [-1, 1] by a sine."""
+    """Return two metrics and a mask of random walks; a trial takes only milliseconds."""
 
     def step(_, walk):
         return jnp.sin(3 * walk) + hparams["drift"]
@@ -81,7 +81,7 @@ class Sweeps:
         return digest(str(folder))
 
     def kills(self, count: int, rng: random.Random) -> dict[str, Any]:
-        """Kill the sweep repeatedly, after random times; no finished chunk may be lost."""
+        """Kill a sweep at random times; check that it loses no finished chunk of trials."""
         out, chunks, begin = f"{self.url}/kills", 0, time.perf_counter()
         for number in range(count):
             worker = self.start(out)
@@ -101,7 +101,7 @@ class Sweeps:
         return {"kills": count, "seconds": round(time.perf_counter() - begin, 1)}
 
     def two_writers(self) -> str:
-        """Start a process in a folder that this process has locked; return its error message."""
+        """Lock a folder, start a second process that writes there; return its error message."""
         out = f"{self.url}/two"
         with storage.lock(out):
             line = _line(self.start(out))
@@ -109,7 +109,7 @@ class Sweeps:
         return line
 
     def dead_owner(self) -> float:
-        """Kill a process that holds a lock; return the seconds until a new process gets it."""
+        """Kill a process that holds a lock; return the seconds until a new process has the lock."""
         out = f"{self.url}/dead"
         lock = storage.place(out) / "lock"
         worker = self.start(out)
@@ -127,10 +127,10 @@ class Sweeps:
         return round(seconds, 1)
 
     def faults(self, proxy: bucket_servers.Proxy, seconds: float, rng: random.Random) -> int:
-        """Run sweeps while requests fail; return the number of requests that failed.
+        """Run sweeps while requests fail or are delayed; return the number of disturbed requests.
 
-        Each request fails with probability 1/2. During the last tenth of `seconds` all requests
-        fail.
+        Each request is disturbed with probability 1/2. During the last tenth of `seconds` all
+        requests are disturbed.
         """
         until, failed = time.monotonic() + seconds, 0
         lock = threading.Lock()
@@ -153,7 +153,7 @@ class Sweeps:
         return failed
 
     def quota(self, proxy: bucket_servers.Proxy) -> str:
-        """Let a sweep's writes fail from the fourth on; return the sweep's error message."""
+        """Let all writes of a sweep after the third fail; return the sweep's error message."""
         writes = 0
 
         def plan(method: str, path: str) -> bucket_servers.Fault:
@@ -172,7 +172,7 @@ class Sweeps:
 
 
 def digest(out: str) -> str:
-    """Return a checksum of the measurements, the masks and the table of a finished sweep."""
+    """Return a checksum of a finished sweep's measurements, masks and CSV table."""
     results, hashed = sweep.load(out), hashlib.sha256()
     for index in range(len(results)):
         hashed.update(json.dumps(results.row(index)).encode())
@@ -182,7 +182,7 @@ def digest(out: str) -> str:
 
 
 def _line(worker: subprocess.Popen) -> str:
-    """Return a process's error message: its only output line outside TensorStore's log."""
+    """Wait for a process; return its error message, the only line that TensorStore did not log."""
     _, errors = worker.communicate()
     lines = [line for line in errors.splitlines() if not re.match(r"[IWE]\d{4} ", line)]
     assert worker.returncode == 2 and len(lines) == 1, errors
@@ -194,7 +194,7 @@ def _chunks(out: str) -> int:
 
 
 def overhead(url: str, folder: Path, pairs: int) -> dict[str, Any]:
-    """Run figure 4 (quick) in a folder and in a bucket, in turn; return the median times."""
+    """Alternate runs of figure 4 (quick) in a folder and in a bucket; return the median times."""
     seconds: dict[str, list[float]] = {"folder": [], "bucket": []}
     rows = set()
     for number in range(pairs):

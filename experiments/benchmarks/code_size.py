@@ -1,11 +1,12 @@
-"""Count the library's lines of code, and list the files that take part in a first call.
+"""Count the library's lines of code, and list the files whose code runs in a first call.
 
     python -m experiments.benchmarks.code_size
 
 The command prints the number of lines of code (without docstrings and blank lines), the number of
-lines with a comment, and the largest number of parameters (without `self`, `cls`, ``*args``,
-``**kwargs``). Then it prints each file that has at least one function which runs during a first
-call (a first call includes tracing). The bodies of modules do not count.
+lines with a comment, and the largest number of parameters that a function has (without `self`,
+`cls`, ``*args``, ``**kwargs``). For a first call of `prune_attention`, and of `slth-jax hide`, the
+command also prints every file that contains a function which runs during the call. A first call
+includes JAX's tracing. Code at the top level of a module does not count as a function.
 """
 
 import ast
@@ -26,7 +27,7 @@ NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 
 def size(root: Path) -> str:
-    """Count lines, comments and parameters in the Python files below `root`; return a text."""
+    """Count lines, comments and parameters in the files below `root`; return a line of text."""
     code, comments, total, files, most = 0, 0, 0, 0, (0, "")
     for path in sorted(root.rglob("*.py")):
         text = path.read_text()
@@ -48,7 +49,7 @@ def size(root: Path) -> str:
 
 
 def walk(call: Callable[[], object], root: Path) -> list[str]:
-    """Return the files below `root` whose functions run while `call` runs, in any thread."""
+    """Run `call`; return the files below `root` of which a function ran, in any thread."""
     reached = set()
 
     def profile(frame, event, _):

@@ -1,15 +1,15 @@
-"""Measure edge-popup on its paper's convolutional networks, with controls and with PyTorch.
+"""Measure edge-popup on the convolutional networks of its paper, in this library and in PyTorch.
 
     python -m experiments.benchmarks.convolutions --preset full --out experiments/benchmarks/results
 
 Conv-2, Conv-4 and Conv-6 (Ramanujan et al. 2020; shapes of Frankle and Carbin 2019) have pairs of
 3x3 convolutions, each pair followed by max-pooling, and three fully connected layers. There are no
 biases, and the weights are +-sqrt(2 / fan_in). The benchmark measures the accuracy on
-scikit-learn's digits for several shares of kept weights; for every method and share the learning
-rate is chosen from the same grid by validation. It also measures the time of a training step, on
-digits and on synthetic images of CIFAR's shape; the implementations take turns within a run. Times
-are measured with the paper's optimiser, SGD. Accuracies are measured with Adam, which needs fewer
-steps.
+scikit-learn's digits for several shares of kept weights. For every method and share, validation
+chooses the learning rate from the same grid. The benchmark also measures the time of a training
+step, on digits and on synthetic images with the shape of CIFAR's images. The implementations that
+are compared take turns within a measurement. Times are measured with the paper's optimiser, SGD.
+Accuracies are measured with Adam, which needs fewer steps.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TRAIN, VALIDATION = slice(0, 1000), slice(1000, 1300)  # the remaining 497 digit
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Settings of a run; `rates` are Adam's learning rates, from which validation chooses."""
+    """Settings of a run; validation chooses one of the learning rates `rates` for Adam."""
 
     networks: tuple[str, ...] = tuple(CHANNELS)
     width: float = 0.125
@@ -64,19 +64,19 @@ PRESETS = {
 
 
 def sgd(learning_rate: float) -> optax.GradientTransformation:
-    """Return the paper's optimiser: SGD with momentum 0.9, weight decay 1e-4, a constant rate."""
+    """Return the paper's optimiser: SGD with constant rate, momentum 0.9 and weight decay 1e-4."""
     return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(learning_rate, momentum=0.9))
 
 
 def signed_constant(
     key: Key, shape: tuple[int, ...], dtype: Any, **_: Any
 ) -> Float[Array, "*shape"]:
-    """Draw +-sqrt(2 / fan_in), the paper's signed constant."""
+    """Draw weights of equal size and random sign, +-sqrt(2 / fan_in), as in the paper."""
     return initializers.signs(key, shape, dtype) * math.sqrt(2 / math.prod(shape[:-1]))
 
 
 class ConvNet(nnx.Module):
-    """A network for images of side `size`; its layers have `CHANNELS` times `width` channels."""
+    """A network for images of side `size`; `width` multiplies the channel numbers of `CHANNELS`."""
 
     def __init__(self, name: str, size: int, channels: int, *, width: float, rngs: nnx.Rngs):
         widths = [max(1, round(width * count)) for count in CHANNELS[name]]
@@ -128,14 +128,14 @@ def digits() -> Images:
 
 
 def synthetic(rows: int) -> Images:
-    """Return random images in the shape of CIFAR's, to measure times."""
+    """Return random images with the shape of CIFAR's images, to measure times."""
     draw = np.random.default_rng(0)
     images = draw.normal(size=(rows, 32, 32, 3)).astype(np.float32)
     return images, draw.integers(10, size=rows).astype(np.int32)
 
 
 def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
-    """Return a dict per method and kept share, with test accuracies at the best learning rate."""
+    """Train and test a network; return test accuracies per method and share of kept weights."""
     x, y = digits()
 
     def batch(step: int) -> Images:
@@ -181,7 +181,7 @@ def accuracy(name: str, preset: Preset) -> list[dict[str, Any]]:
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean over seeds, and half the width of the mean's 95 % interval (Student's t)."""
+    """Return the mean of `values` and half the width of the mean's 95 % interval (Student's t)."""
     from scipy import stats
 
     error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -190,7 +190,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def speed(name: str, preset: Preset, batch: Images) -> list[dict[str, Any]]:
-    """Time each implementation of a step; return its median time and its time ratios per round."""
+    """Time every implementation of a training step; return a dict of times and ratios for each."""
     size, channels = batch[0].shape[1], batch[0].shape[3]
     model = ConvNet(name, size, channels, width=preset.width, rngs=nnx.Rngs(0))
     weights = named(model)
@@ -266,7 +266,7 @@ def loss_of_arrays(model: nnx.Module) -> Callable[[Any, Images], Float[Array, ""
 def stepper(
     model: nnx.Module, runs: int, *, together: int | None, dense: bool = False
 ) -> Callable[[Images], None]:
-    """Return a function that makes one SGD step in each of `runs` runs and waits for the result."""
+    """Return a function that makes an SGD step in each of `runs` runs and waits for the results."""
     variant, optimizer, weights = edge_popup.VARIANTS["ramanujan"], sgd(RATE), named(model)
     task = edge_popup.Task(loss_of_arrays(model), optimizer, variant)
     program = edge_popup.Program(task, runs, keep=KEEP, shared=True, together=together)

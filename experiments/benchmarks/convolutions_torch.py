@@ -1,7 +1,8 @@
-"""Edge-popup on convolutional networks in PyTorch, written from the paper's description.
+"""Train convolutional networks by edge-popup in PyTorch, as the paper describes.
 
-Ramanujan et al. (2020), section 3: the forward pass keeps the weights of a layer with the largest
-|score|, a fixed share of all. The gradient of every |score| is the gradient of its mask entry.
+Ramanujan et al. (2020), section 3: in the forward pass each layer keeps a fixed share of its
+weights, those with the largest |score|. In the backward pass the gradient with respect to a mask
+entry is used as the gradient with respect to the |score| of that entry.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from slth_jax import supermask
 
 
 class Largest(torch.autograd.Function):
-    """The mask of the `count` largest numbers, with a straight-through gradient."""
+    """An autograd function that returns a mask, with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, sizes, count):
@@ -31,11 +32,11 @@ class Largest(torch.autograd.Function):
 
 
 class EdgePopup:
-    """The network of `convolutions.ConvNet`, which SGD trains.
+    """The network of `convolutions.ConvNet` in PyTorch; SGD trains its scores or its weights.
 
     Args:
       weights: a dict of weights: 'convs.0.kernel' [3, 3, in, out], 'dense.0.kernel' [in, out], ...
-      scores: a dict of scores, with the same names and shapes.
+      scores: a dict of scores, with the names and shapes of `weights`.
       keep: the fraction of weights that the masks keep; None to train the weights without masks.
       learning_rate: the learning rate of SGD, with momentum 0.9 and weight decay 1e-4.
     """
@@ -94,7 +95,7 @@ class EdgePopup:
 
 
 def on_one_thread(step: Callable[[Any], Any], batch: Any) -> Any:
-    """Make a step on a single thread, since on a shared machine several threads slow each other."""
+    """Call `step` on a single thread; on a shared machine several threads slow each other down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Compute the table of `experiments.examples.digits_table` at full size; measure the time.
+"""Compute the full-size table of `experiments.examples.digits_table`, and measure the time.
 
 ``python -m experiments.benchmarks.digits`` needs `scikit-learn`.
 """
@@ -13,7 +13,7 @@ from slth_jax import storage
 
 
 def main() -> None:
-    """Train all runs, print their table, and write it as JSON."""
+    """Train all networks of the table, print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=300)

@@ -1,14 +1,15 @@
-"""Compare the time of a training step with masks and the time of steps without masks.
+"""Compare the time of a training step with masks with the times of other training steps.
 
     python -m experiments.benchmarks.edge_popup --rounds 9 --out experiments/benchmarks/results
 
-In every round the time of each step is measured once, in rotating order. The report contains the
-median time of each step over the rounds, and the median of its time ratios, each of which is taken
-within a round. The steps are: this library's step (it finds the threshold of the scores by
-counting), the same program with a threshold from `jnp.sort` or from `lax.top_k`, the same program
-without masks in which all weights are trained ("dense"), PyTorch with masks (one sort per layer, as
-in published code), and PyTorch without masks. Then the training of eight seeds of a small model
-under one vmap is compared with training one seed after another, in JAX and in PyTorch.
+In every round each step is timed once; the order of the steps rotates from round to round. The
+report contains, for each step, the median of its times and the median of its time ratios. A time
+ratio is the time of this library's step divided by the time of the other step in the same round.
+This library's step finds the threshold of the scores by counting. The other steps are the same
+program with a threshold from `jnp.sort` or from `lax.top_k`, the same program without masks in
+which all weights are trained ("dense"), PyTorch with masks (one sort per layer, as in published
+code), and PyTorch without masks. Then a small model is trained with eight seeds, under one vmap and
+one seed after another, in JAX and in PyTorch.
 """
 
 import argparse
@@ -50,14 +51,14 @@ OPTIMIZER = edge_popup.Schedule(steps=1000, warmup=10).optimizer(RATE)
 
 
 def by_sort(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
-    """Return the mask by sorting |scores|; every |score| equal to the threshold is kept."""
+    """Return the mask, found by sorting |scores|; it keeps every |score| equal to the threshold."""
     size = jnp.abs(scores).reshape(-1)
     threshold = jnp.sort(size)[size.size - supermask.num_kept(size.size, keep)]
     return (size >= threshold).reshape(scores.shape)
 
 
 def by_top_k(key: Key | None, scores: Array, weights: Array, keep: float) -> Array:
-    """Return the mask by `lax.top_k`; every |score| equal to the threshold is kept."""
+    """Return the mask, found by `lax.top_k`; it keeps every |score| equal to the threshold."""
     size = jnp.abs(scores).reshape(-1)
     threshold = jax.lax.top_k(size, supermask.num_kept(size.size, keep))[0][-1]
     return (size >= threshold).reshape(scores.shape)
@@ -74,7 +75,7 @@ class Runner:
         seeds: int | None = None,
         variant: edge_popup.Variant = RAMANUJAN,
     ):
-        """Compile the step for one run; if `seeds` is given, for that many runs under one vmap."""
+        """Compile the step for a single run; if `seeds` is given, for that many runs (vmap)."""
         key = jax.random.key(0)
 
         def start(seed):
@@ -103,13 +104,13 @@ class Runner:
         self.losses: list[float] = []
 
     def __call__(self, tokens: np.ndarray) -> None:
-        """Make one step."""
+        """Make one training step on `tokens`."""
         self._state, metrics = self._step(self._state, tokens)
         self.losses.append(float(jnp.mean(jax.block_until_ready(metrics["loss"]))))
 
 
 def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
-    """Return a dict of PyTorch's steps; the dict is empty if PyTorch is not installed."""
+    """Return a dict of training steps in PyTorch; it is empty if PyTorch is not installed."""
     try:
         from experiments.benchmarks import edge_popup_torch
     except ModuleNotFoundError:
@@ -126,7 +127,7 @@ def torch_runners(model: Model) -> dict[str, Callable[[np.ndarray], Any]]:
 def paired(
     steps: dict[str, Callable[[np.ndarray], Any]], tokens: np.ndarray, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return, for each step, pairs (wall, processor) of seconds, one pair per measured round."""
+    """Time the steps in turn; return each step's (wall, processor) seconds in every round."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     names = list(steps)
     for index in range(-2, rounds):
@@ -143,10 +144,11 @@ def paired(
 def table(
     seconds: dict[str, list[tuple[float, float]]], base: str, tokens: int
 ) -> list[dict[str, Any]]:
-    """Return a dict per step, with its median times and the ratios of `base`'s time to its time.
+    """Return a dict per step, with its median times and its time ratios to the step `base`.
 
-    Each ratio `ours_over_this...` is the time of `base` divided by the time of the step in the same
-    round. If other programs ran at the same time, the ratio of processor times is more reliable.
+    In every round, the time of the step `base` is divided by the time of the step; the entries
+    `ours_over_this...` summarise these ratios. If other programs ran at the same time, the ratios
+    of processor times are more reliable than the ratios of wall-clock times.
     """
     rows = []
     for name, times in seconds.items():
@@ -234,13 +236,13 @@ def main() -> None:
 
 
 def _repeated(step: Callable[[np.ndarray], Any], tokens: np.ndarray) -> None:
-    """Make one step per seed, one after another."""
+    """Call `step` as often as there are seeds, one call after another."""
     for _ in range(SEEDS):
         step(tokens)
 
 
 def draw_tokens(model: Model, rows: int) -> np.ndarray:
-    """Return random sequences that are one token longer than the model's context."""
+    """Return `rows` random token sequences, each one token longer than the model's context."""
     draw, shape = np.random.default_rng(0), model.settings
     return draw.integers(shape.vocab_size, size=(rows, shape.max_length + 1)).astype(np.int32)
 

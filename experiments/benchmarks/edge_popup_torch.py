@@ -1,8 +1,9 @@
-"""Edge-popup on GPT-2 in PyTorch, with one sort per layer and step as in published code.
+"""Train GPT-2 by edge-popup in PyTorch; every step sorts each layer's scores, as published.
 
 `GetSubnet` computes the mask as in Ramanujan et al. (github.com/allenai/hidden-networks): it sorts
-|scores|, sets the first ``(1 - k) n`` to 0 and the rest to 1, and passes the gradient through. The
-model uses PyTorch's fast functions (`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
+the n numbers |scores|, sets the mask to 0 at the smallest ``(1 - k) n`` of these numbers and to 1
+at all others, and passes the gradient through unchanged. The model uses PyTorch's fast functions
+(`scaled_dot_product_attention`, `layer_norm`, `AdamW`).
 """
 
 from collections.abc import Callable
@@ -17,11 +18,11 @@ from slth_jax.models import Settings
 
 
 class GetSubnet(torch.autograd.Function):
-    """A function that keeps the largest scores, with a straight-through gradient."""
+    """An autograd function that returns the mask of the largest scores, and passes gradients on."""
 
     @staticmethod
     def forward(ctx, scores, keep):
-        """Return the mask, which is 1 at the largest scores (a fraction `keep`) and 0 elsewhere."""
+        """Return the mask, which is 1 at the fraction `keep` of largest scores and 0 elsewhere."""
         out = scores.clone()
         _, order = scores.flatten().sort()
         pruned = int((1 - keep) * scores.numel())
@@ -39,7 +40,7 @@ class GetSubnet(torch.autograd.Function):
 def make_step(
     model: Model, weights: Params, *, keep: float | None, learning_rate: float
 ) -> Callable[[np.ndarray], float]:
-    """Return the function ``step(tokens) -> loss``; if `keep` is None, it trains all weights."""
+    """Return ``step(tokens) -> loss``, which trains scores or, if `keep` is None, all weights."""
     arrays = {name: torch.tensor(np.asarray(value)) for name, value in weights.items()}
     matrices = {name: arrays[name] for name in model.shapes}
     # Each layer has a separate tensor because it is a separate module in the published code.

@@ -1,11 +1,12 @@
-"""Measure the cost of hiding a language model, and how closely the tickets agree with it.
+"""Measure the cost of hiding a language model, and compare the tickets with the model.
 
     python -m experiments.benchmarks.hide MODEL --tokenizer PATH --out DIR [--samples 8,12,16,20]
 
-A setting is a number of samples, a rule and the form of attention. For every setting the command
-constructs a ticket, reads the ticket's file, and compares the ticket with the model on texts that
-the model itself generates (greedy, from fixed prompts). It writes ``hide.json``, ``hide.csv`` and
-``hide.png`` into DIR. Settings whose results are in DIR are not measured again.
+A setting consists of a number of samples per subset sum, a rule that assigns hidden units, and a
+form of attention (merged or factored). For every setting the command constructs a ticket, reads the
+ticket's file, and compares the ticket with the model on texts that the model itself generates
+(greedy, from fixed prompts). The command writes ``hide.json``, ``hide.csv`` and ``hide.png`` into
+DIR. If DIR already contains the results of a setting, the setting is not measured again.
 """
 
 import argparse
@@ -38,7 +39,7 @@ NAMES = ("rule", "form", "attention", "tied")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments; return the exit status."""
+    """Run the command line with `arguments` (default: `sys.argv`); return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
     parser.add_argument("--tokenizer")
@@ -84,7 +85,7 @@ def _setting(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _texts(target: Any, tokenizer: Any, length: int) -> list[tuple[int, list[int]]]:
-    """Generate a text per prompt; return pairs (number of tokens of the prompt, all tokens)."""
+    """Generate a text per prompt; return pairs (prompt length in tokens, tokens of the text)."""
     from slth_jax import models
 
     params, texts = target.load(), []

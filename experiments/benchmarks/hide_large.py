@@ -1,11 +1,11 @@
-"""Estimate the cost of hiding a model of the shape of Llama-3.2-1B, and hide its first blocks.
+"""Hide the first blocks of a random Llama-3.2-1B, and estimate the cost of the whole model.
 
     python -m experiments.benchmarks.hide_large --work FOLDER [--samples 16] [--blocks 2]
 
-The weights are drawn block by block (bfloat16, standard deviation 0.02) and written to FOLDER (3
-GB). A dry run estimates the cost of hiding the whole model. Then a model with only the first blocks
-is written, and all matrices of its blocks are hidden. Each block has 5 % of the whole model's
-weights.
+The model has the shape of Llama-3.2-1B. Its weights are drawn block by block (bfloat16, standard
+deviation 0.02) and written to FOLDER (3 GB). A dry run estimates the cost of hiding the whole
+model. Then a smaller model that contains only the first blocks is written, and all matrices of
+these blocks are hidden. One block contains 5 % of the whole model's weights.
 """
 
 import argparse
@@ -53,7 +53,7 @@ H100 = {12: 4, 16: 11, 20: 50, 24: 230}
 
 
 def block_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return a dict from the name of each array of a block, as in the file, to its shape."""
+    """Return the shapes of a block's arrays, as a dict from the arrays' names in the file."""
     width, hidden = config["hidden_size"], config["intermediate_size"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     return {
@@ -70,7 +70,7 @@ def block_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> None:
-    """Write a random model as a folder for `transformers`, with one weight file per block."""
+    """Write a random model as a folder for `transformers`, with one file of weights per block."""
     folder.mkdir(parents=True, exist_ok=True)
     width = config["hidden_size"]
     files: dict[str, str] = {}
@@ -115,7 +115,7 @@ def whole(folder: Path, samples: int) -> dict[str, Any]:
 
 
 def blocks(folder: Path, samples: int, out: Path) -> dict[str, Any]:
-    """Hide the blocks of the model in `folder`; return the time, the bytes and the errors."""
+    """Hide the blocks of the model in `folder`; return a dict of times, sizes and errors."""
     reader = models.weights.open(folder)
     spec = hide.make_spec(reader, samples=samples, keep=("embedding", "unembedding"))
     begun = time.perf_counter()
@@ -138,7 +138,7 @@ def blocks(folder: Path, samples: int, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the models, measure, and write the results."""
+    """Write the random models, measure the cost of hiding them, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

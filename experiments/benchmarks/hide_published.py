@@ -1,10 +1,11 @@
-"""Hide all weights of small published networks, and compare the tickets with the networks.
+"""Hide all weights of small published networks, and compare each ticket with its network.
 
     python -m experiments.benchmarks.hide_published DATA/pretrained --out DIR [--samples 20]
 
-The network that adds modulo 113 is compared on all 12,769 questions, the attention-only network on
-10,000 random sequences that are repeated once, and the bracket classifier on 10,000 strings. The
-command writes ``hide_published.json`` into DIR.
+The network that adds modulo 113 is compared with its ticket on all 12,769 questions. For the
+attention-only network the inputs are 10,000 random sequences, each followed by a copy of itself.
+For the bracket classifier they are 10,000 strings of brackets. The command writes
+``hide_published.json`` into DIR.
 """
 
 import argparse
@@ -20,19 +21,19 @@ from slth_jax.cli.devices import split_cpu
 
 
 def addition(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return all questions a + b = ? modulo 113, the answer's position and the number 113."""
+    """Return all questions a + b = ? mod 113, the answer's position and the number of answers."""
     a, b = (part.ravel() for part in np.mgrid[:113, :113])
     return np.stack([a, b, np.full_like(a, 113)], axis=1), slice(2, 3), 113
 
 
 def repetition(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return random sequences, each followed by a copy of itself; the answers are the copy."""
+    """Return random sequences, each followed by its copy, and the positions to compare at."""
     first = rng.integers(0, 128, (count, 31))
     return np.concatenate([first, first], axis=1), slice(31, None), None
 
 
 def brackets(rng: np.random.Generator, count: int) -> tuple[np.ndarray, slice, int | None]:
-    """Return strings of brackets, half of them balanced; the answer is at the first position."""
+    """Return strings of brackets, half of them balanced, and the answer's position (the first)."""
     rows = np.full((count, 42), 1)
     for i, row in enumerate(rows):
         length = 2 * int(rng.integers(1, 21))
@@ -55,7 +56,7 @@ NETWORKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments; return the exit status."""
+    """Run the command line with `arguments` (default: `sys.argv`); return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", required=True)

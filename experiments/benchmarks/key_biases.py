@@ -1,10 +1,11 @@
-"""Hide a random Qwen2 with large key biases with 16 samples, and measure the logits' errors.
+"""Measure the logit errors of tickets of a random Qwen2 model whose key biases are large.
 
     python -m experiments.benchmarks.key_biases --out DIR
 
-The model has two blocks of width 64. Its key biases are +-100 at no coordinate, at the coordinates
-that rotate slowly, or at all coordinates of each head. Errors of logits are divided by the standard
-deviation of the logits. The command writes ``key_biases.json`` into DIR.
+The model has two blocks of width 64; it is hidden with 16 samples per entry. Three models are
+compared: +-100 is the key bias of no coordinate, of the coordinates whose rotary frequency is low,
+or of all coordinates of each head. Logit errors are divided by the standard deviation of the
+logits. The command writes ``key_biases.json`` into DIR.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def write_model(folder: Path, places: Sequence[int]) -> None:
 
 
 def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
-    """Return the error if all matrices have equally many samples, and if keys have more samples."""
+    """Hide the model without and with additional samples for large biases; return both results."""
     from slth_jax import hide, models
     from slth_jax.factored import assemble
     from slth_jax.hide.targets import Targets
@@ -90,7 +91,7 @@ def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments; return the exit status."""
+    """Run the command line with `arguments` (default: `sys.argv`); return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", required=True)
     parser.add_argument("--samples", type=int, default=16)

@@ -1,11 +1,11 @@
-"""Define the runs that `experiments.benchmarks.kills` starts as processes and interrupts.
+"""Define the runs that `experiments.benchmarks.kills` starts as separate processes and kills.
 
     python -m experiments.benchmarks.killed_work NAME OUT INPUTS [DISTRIBUTED]
 
-`WORK` is a dictionary from names to runs. A run writes into the folder OUT and reads the folder
-INPUTS, which `write_inputs` creates. A run creates the file ``OUT.begun`` after it has imported all
-modules. If a run has several processes, DISTRIBUTED contains the coordinator's address and the
-process's index (`slth_jax.distributed.joined`).
+The dictionary `WORK` contains every run under its name. A run writes into the folder OUT and reads
+the folder INPUTS, which `write_inputs` creates. A run creates the file ``OUT.begun`` after its
+imports; `kills` waits for this file. If a run has several processes, DISTRIBUTED contains the
+coordinator's address and the process's index (`slth_jax.distributed.joined`).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ MODEL, TOKENS = "model.bin", "tokens.npy"
 
 
 def write_inputs(inputs: Path, model: Path | None = None) -> None:
-    """Write a random language model or a copy of `model`, and tokens to compare logits at."""
+    """Write a random language model (or a copy of `model`), and the tokens that it is run on."""
     import numpy as np
 
     from experiments.fuzz.trained_models import LENGTH, VOCABULARY, write_llama2c
@@ -37,7 +37,7 @@ def write_inputs(inputs: Path, model: Path | None = None) -> None:
 
 
 def trial(key, hparams):
-    """Return masks and a metric within milliseconds: random walks, mapped to [-1, 1] by a sine."""
+    """Return two metrics and a mask of random walks; a trial takes only milliseconds."""
     import jax
     import jax.numpy as jnp
 
@@ -49,7 +49,7 @@ def trial(key, hparams):
 
 
 def run_sweep(out: Path, inputs: Path) -> None:
-    """Run a sweep of 640 trials; append the number of each trial that begins to ``OUT.log``."""
+    """Run a sweep of 640 trials; append the numbers of the trials that begin to ``OUT.log``."""
     import jax
 
     from slth_jax import sweep
@@ -64,14 +64,14 @@ def run_sweep(out: Path, inputs: Path) -> None:
 
 
 def begun_trials(out: Path) -> list[int]:
-    """Return the numbers of all trials that any process of a sweep began, in order."""
+    """Return the numbers of the trials that began, in order; a repeated trial occurs repeatedly."""
     log = _beside(out, "log")
     lines = log.read_text().splitlines() if log.exists() else []
     return [trial for line in lines for trial in json.loads(line)]
 
 
 def run_fit(out: Path, inputs: Path) -> None:
-    """Train eight masks of a small network (two values of `keep`, four seeds) into ``OUT.npz``."""
+    """Train eight masks of a network (two values of `keep`, four seeds); write ``OUT.npz``."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -117,7 +117,7 @@ def run_hide(out: Path, inputs: Path) -> None:
 
 
 def run_figure_4(out: Path, inputs: Path) -> None:
-    """Run figure 4 (preset quick) with one drawn target and with shorter training."""
+    """Run figure 4 (preset quick) with a single drawn target and a shorter training."""
     from experiments.__main__ import main
 
     smaller = ["--set", "targets=1", "--set", "epochs=1"]
@@ -145,7 +145,7 @@ def _digest_sweep(out: Path) -> str:
 
 
 def _digest_files(*patterns: str) -> Callable[[Path], str]:
-    """Return a function that computes a checksum of matching files (names and contents)."""
+    """Return a function that hashes the names and contents of files that match `patterns`."""
 
     def digest(out: Path) -> str:
         whole = hashlib.sha256()
@@ -163,7 +163,7 @@ def _digest_fit(out: Path) -> str:
 
 
 def _digest_hide(out: Path) -> str:
-    """Return a checksum of the ticket's arrays, options and source, and of the ticket's logits.
+    """Return a checksum of a ticket (arrays, options, source) and of the ticket's logits.
 
     The ticket's metadata is left out, because it contains times.
     """
@@ -189,8 +189,8 @@ class Work:
     Attributes:
       run: the function that does the work; called as ``run(out, inputs)``.
       digest: the function that returns a checksum of the results in `out`.
-      pieces: the glob pattern of the files in `out` in which parts of the results are saved.
-      drops: whether the run removes the files `pieces` when it no longer needs them.
+      pieces: the glob pattern of the files in `out` that store parts of the results.
+      drops: whether the run deletes these files when it no longer needs them.
       processes: the number of processes of the run.
     """
 
@@ -220,7 +220,7 @@ WORK |= {
 
 
 def main(name: str, out: Path, inputs: Path, how: str = "off") -> int:
-    """Do the run `name`, as one of several processes if `how` says so; return the exit status."""
+    """Do the run `name` as the process `how` (DISTRIBUTED); return the exit status."""
     from slth_jax import distributed
     from slth_jax.cli import outcome
 

@@ -1,18 +1,19 @@
-"""Kill runs after random times by SIGKILL, resume them, and compare with undisturbed runs.
+"""Kill runs by SIGKILL at random times, resume them, and compare them with undisturbed runs.
 
     python -m experiments.benchmarks.kills [--only sweep,'figure 4'] [--kills 25] [--seed 0]
 
 `killed_work` defines the runs. A run is killed and resumed until it ends. Then its results (rows,
-masks, tickets, figures) must be equal, bit for bit, to the results of an undisturbed run. Further
-runs begin in new folders, until there are enough kills. Each kill comes a random time after the
-imports; this time is at most the time that an undisturbed run needs. With probability 1/2 the kill
-then also waits until the next save begins, so that some kills interrupt a save.
+masks, tickets, figures) must be equal, bit for bit, to the results of an undisturbed run. If the
+required number of kills is not reached, another run begins in a new folder. Each process is killed
+at a random time after its imports, at most as late as an undisturbed run would end. With
+probability 1/2 the process is killed only when its next save begins, so that some kills interrupt a
+save.
 
-If a run has several processes, a random process is killed, a random time after its start. Each
-other process must end within a minute; the last line of its error output must name the killed
-process. The results must be equal, bit for bit, to the results of a single process. ``--save`` adds
-the counts of kills to ``results/kills.json``, which also contains the counts of other runs and
-seeds.
+If a run has several processes, a process is chosen at random and killed at a random time after its
+start. Every other process must end within a minute. If such a process fails, the last line of its
+error output must name the killed process. After the run is resumed, its results must be equal, bit
+for bit, to the results of a single process. ``--save`` adds the number of kills to
+``results/kills.json``, which also contains the numbers for other runs and seeds.
 """
 
 import argparse
@@ -37,7 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "kills.json"
 
 
 def _start(name: str, out: Path, inputs: Path, *, alone: bool = False) -> list[subprocess.Popen]:
-    """Start all processes of a run; if `alone`, start one process with as many devices instead."""
+    """Start all processes of a run; if `alone`, start one process that has all their devices."""
     devices = WORK[name].processes
     count = 1 if alone else devices
     _begun(out).unlink(missing_ok=True)
@@ -91,7 +92,7 @@ def _wait_for_imports(process: subprocess.Popen, out: Path) -> None:
 
 
 def _finish(name: str, out: Path, inputs: Path, *, alone: bool = False) -> float:
-    """Do a run without a kill; return its seconds, which exclude a single process's imports."""
+    """Do a run without a kill; return its seconds (a single process: without its imports)."""
     begin = time.perf_counter()
     processes = _start(name, out, inputs, alone=alone)
     if len(processes) == 1:
@@ -111,15 +112,15 @@ def _saving(out: Path) -> bool:
 def _kill(
     processes: Sequence[subprocess.Popen], victim: int, out: Path, delay: float, *, in_a_save: bool
 ) -> tuple[bool, float]:
-    """Send SIGKILL to a process after a delay; if `in_a_save`, also wait until a save begins.
+    """Send SIGKILL to a process after `delay` seconds; if `in_a_save`, first wait for a save.
 
     Returns:
-      Whether the process was killed before it ended, and the seconds until the other processes
-      ended.
+      A pair: whether the process was killed before it ended, and the number of seconds until all
+      other processes ended.
 
     Raises:
-      AssertionError: another process did not end within a minute, or the last line of its error
-        output did not name the killed process.
+      AssertionError: another process did not end within a minute, or it failed and the last line of
+        its error output did not name the killed process.
     """
     if len(processes) == 1:
         _wait_for_imports(processes[0], out)
@@ -148,18 +149,18 @@ def _kill(
 def run(
     name: str, folder: Path, *, kills: int, seed: int = 0, seconds: float = math.inf
 ) -> dict[str, Any]:
-    """Kill a run repeatedly, check its results, and return the counts of kills and runs.
+    """Kill a run repeatedly, check its results, and return the numbers of kills and runs.
 
     Args:
       name: the name of the run in `WORK`.
       folder: an empty folder for inputs and results.
-      kills: the number of kills.
+      kills: the number of kills after which the function returns.
       seed: the seed of the random kill times.
       seconds: the time in seconds after which no more kills are made.
 
     Raises:
-      AssertionError: a result differs from the undisturbed run's result, a run fails, a saved file
-        is lost, or trials outside the chunk that a kill interrupted were computed twice.
+      AssertionError: the results differ from the results of the undisturbed run, a run fails, a
+        saved file is lost, or the trials that were computed again are more than one chunk per kill.
     """
     until = time.perf_counter() + seconds
     work, rng = WORK[name], random.Random(f"{seed} {name}")
@@ -205,7 +206,7 @@ def run(
 
 
 def save(reports: Sequence[dict[str, Any]], results: Path = RESULTS) -> None:
-    """Write counts into the results file; they replace older counts of the same work and seed."""
+    """Write reports into the results file; replace older reports of the same run and seed."""
     from experiments import machine
     from slth_jax import storage
 

@@ -1,9 +1,10 @@
-"""Check the measured law at shapes, errors and seeds to which it was not fitted.
+"""Check the fitted law of the width at shapes, errors and seeds to which it was not fitted.
 
     python -m experiments.benchmarks.law_check --out FILE.json
 
-At each point (d, H, epsilon) the mean error over sources should be at most epsilon at the width of
-``theory.attention_widths(constant='measured')``, and larger than epsilon at half of that width.
+A point (d, H, epsilon) is a width d, a number H of heads and an error epsilon. Let n be the width
+of the source that ``theory.attention_widths(constant='measured')`` returns for a point. The mean
+error over sources should be at most epsilon at width n, and larger than epsilon at width n / 2.
 """
 
 import argparse
@@ -35,7 +36,7 @@ POINTS = (
 
 
 def check(d: int, heads: int, epsilon: float, *, seeds: int, first: int) -> dict[str, float]:
-    """Return the mean error over new sources at the width that the law gives, and at half of it."""
+    """Return the mean errors over new sources at the width of the law and at half of this width."""
     width = theory.attention_widths(
         epsilon, d_in=d, d_out=d, num_heads=heads, alpha=math.sqrt(d), constant="measured"
     ).n_k
@@ -53,7 +54,7 @@ def check(d: int, heads: int, epsilon: float, *, seeds: int, first: int) -> dict
 
 
 def main() -> None:
-    """Check all points and write the results."""
+    """Check the law at all points, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

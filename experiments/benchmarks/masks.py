@@ -5,9 +5,9 @@
 The masks come from direct calls of `prune_*` with every rule, from figures 4 to 6 (quick), from a
 trained target, and from `hide` of stories260K with 20 samples. The trained target and stories260K
 are read from ``$SLTH_DATA/pretrained``; both are skipped if SLTH_DATA is not set. The program uses
-only public names and files of finished runs, so that it runs with older versions too. With
-``--against`` it prints the entries that differ from the given file, and its exit status is 1 if any
-entry differs.
+only public names and the files of finished runs, so that it also runs with older versions of the
+library. With ``--against`` it prints the entries that differ from the given file, and its exit
+status is 1 if any entry differs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PADDING = {"k_units", "v_units"}  # boolean fields of version 0.1 that are not m
 
 
 def digest(*parts: Any) -> dict[str, Any]:
-    """Return a dict of the masks' SHA-256 and the number of entries that they keep.
+    """Return the SHA-256 of all masks in `parts`, and the number of entries that the masks keep.
 
     A mask is hashed as the indices of its kept entries, so that padding at its end has no effect.
     """
@@ -60,7 +60,7 @@ def _leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def direct() -> dict[str, Any]:
-    """Hash the masks that every function `prune_*` returns, with every rule at several shapes.
+    """Hash the masks that the functions `prune_*` return, for every rule and several shapes.
 
     NumPy draws the sources and the targets.
     """
@@ -123,7 +123,7 @@ def _experiment(out: Path, name: str, *options: str) -> Path:
 
 
 def _rows(folder: Path, *columns: str) -> dict[str, Any]:
-    """Hash the exact values of columns of ``rows.jsonl``; `total` is the sum of the errors."""
+    """Hash the exact values of some columns of ``rows.jsonl``; `total` is the sum of the errors."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     lines = sorted(json.dumps([row.get(name) for name in columns]) for row in rows)
     total = float(np.sum([row["error"] for row in rows]))
@@ -146,7 +146,7 @@ def figure_4(out: Path) -> dict[str, Any]:
 
 
 def figure_5(out: Path) -> dict[str, Any]:
-    """Run figure 5, whose sources are figure 4's; return the hashes of its masks and errors."""
+    """Run figure 5 with the sources of figure 4; return the hashes of its masks and errors."""
     folder = _experiment(out, "hidden-dim", "--set", "widths=20,40")
     rows = _rows(_experiment(out, "input-length"), "width", "length", "seed", "error")
     return {"figure 5": _stored(folder / "checkpoints"), "figure 5, rows": rows}
@@ -174,7 +174,7 @@ def figure_6(out: Path) -> dict[str, Any]:
 
 
 def _public(name: str) -> Callable:
-    """Find the module of `experiments` that defines a function `name`; return the function."""
+    """Return the function `name`, searched for in all modules of `experiments`."""
     import experiments
 
     for module in pkgutil.walk_packages(experiments.__path__, "experiments."):
@@ -185,7 +185,7 @@ def _public(name: str) -> Callable:
 
 
 def trained_target(out: Path) -> dict[str, Any]:
-    """Hash the tickets of a published network: attention only, and attention with ReLU layers."""
+    """Hash a published network's tickets: only attention pruned, and ReLU layers pruned too."""
     weights = f"{os.environ['SLTH_DATA']}/pretrained/modadd113_1L_d128_h4.npz"
     folder = _experiment(out, "trained-target", "--weights", weights)
     parts = {f"trained target, {p.name}": _stored(p) for p in (folder / "checkpoints").iterdir()}
@@ -193,7 +193,7 @@ def trained_target(out: Path) -> dict[str, Any]:
 
 
 def hide(out: Path) -> dict[str, Any]:
-    """Hide stories260K in the only form of version 0.1; return the hash of its packed masks."""
+    """Hide stories260K with merged attention, as version 0.1 did; return the hash of the masks."""
     model = f"{os.environ['SLTH_DATA']}/pretrained/stories260K.bin"
     options = ["--samples", "20", "--out", str(out / "hide")]
     if importlib.util.find_spec("slth_jax.factored"):
@@ -203,7 +203,7 @@ def hide(out: Path) -> dict[str, Any]:
 
 
 def packed(ticket: Path) -> dict[str, Any]:
-    """Return a dict of the SHA-256 of a file's packed masks and the number of kept entries."""
+    """Return the SHA-256 of a ticket's packed masks, and the number of entries that they keep."""
     import safetensors.numpy
 
     bits = safetensors.numpy.load_file(ticket)

@@ -1,13 +1,14 @@
-"""Hide all weights of a published model (a sentence encoder or a chat model) and compare.
+"""Hide all weights of a published sentence encoder or chat model; compare ticket and model.
 
-``python -m experiments.benchmarks.real_models minilm FOLDER`` hides a BERT encoder. It compares the
-sentence embeddings that target and ticket compute for lines of WikiText-2, by their cosines and by
-the nearest neighbours of queries.
+``python -m experiments.benchmarks.real_models minilm FOLDER`` hides a BERT encoder. The command
+compares the sentence embeddings that the encoder and its ticket compute for lines of WikiText-2.
+The measures are the cosines of the embeddings and the nearest neighbours of queries.
 
-``python -m experiments.benchmarks.real_models chat FOLDER`` hides a Llama with a chat template. It
-compares top-1 tokens and perplexity on WikiText-2, and the answers to ten questions. With
-``--kill SECONDS`` the run is killed once by SIGKILL and then resumed. With ``--bits B`` masks with
-B bits per weight replace subset sums.
+``python -m experiments.benchmarks.real_models chat FOLDER`` hides a Llama with a chat template. The
+command compares the Llama with its ticket: top-1 tokens and perplexity on WikiText-2, and the
+answers to ten questions. With ``--kill SECONDS`` the run is killed once by SIGKILL and then
+resumed. With ``--bits B`` the masks have B bits per weight, instead of a bit per sample of a subset
+sum.
 
 The text is ``$SLTH_DATA/wikitext-2/valid.txt``. Results are written to
 ``experiments/benchmarks/results``.
@@ -47,7 +48,7 @@ ROWS, LENGTH = 4, 512  # numbers of sequences of WikiText-2 and of tokens per se
 
 
 def solve(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the command `slth-jax hide`, and kill and resume it if requested; return its summary."""
+    """Run `slth-jax hide` (kill and resume it once if ``--kill`` is given); return a summary."""
     command = [
         sys.executable, "-m", "slth_jax", "hide", options.model, "--out", options.out,
         "--samples", str(options.samples), "--seed", str(options.seed),
@@ -86,13 +87,13 @@ def solve(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def relative_error(parts: dict[str, Any]) -> dict[str, float]:
-    """Return the least, the median and the largest relative error of the parts of a ticket."""
+    """Return the least, the median and the largest relative error of a ticket's hidden matrices."""
     errors = [part["relative_error"] for part in parts.values()]
     return {"least": min(errors), "median": float(np.median(errors)), "largest": max(errors)}
 
 
 def minilm(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare the sentence embeddings that target and ticket compute."""
+    """Compare the sentence embeddings that a BERT encoder and its ticket compute."""
     reader = models.weights.open(options.model)
     sentences = models.tokens.Sentences(Path(reader.path), reader.settings.max_length)
     texts = [line.strip() for line in wikitext() if len(line.split()) > 5][:SENTENCES]
@@ -129,7 +130,7 @@ def first_five(rows: np.ndarray) -> np.ndarray:
 
 
 def chat(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare the logits, the perplexity and the chat answers of target and ticket."""
+    """Compare the logits, the perplexity and the answers of a chat model and its ticket."""
     reader = models.weights.open(options.model)
     tokenizer = models.tokens.open_tokenizer(options.tokenizer or reader.path)
     assert isinstance(tokenizer, models.tokens.FolderTokenizer)

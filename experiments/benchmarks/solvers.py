@@ -1,9 +1,10 @@
-"""Wrap other solvers of subset sums: commercial and open solvers, and two simple programs.
+"""Wrap other programs that solve subset sums: commercial, open-source and two simple ones.
 
-A solver takes `samples[b, n]` and `value[b]` (float32) and returns the error of each instance. If
-the solver returns a subset, the error of that subset is computed in float64. For each solver `ALL`
-contains a function that returns the solver. The function raises `Missing`, with the reason, if the
-solver cannot be used.
+A solver takes `samples[b, n]` and `value[b]` (float32) and returns the error of each of the b
+subset sums. If the wrapped program finds a subset, the error of that subset is computed in float64.
+The dictionary `ALL` contains, for each solver, a function without arguments that returns the
+solver. This function raises `Missing` if the solver cannot be used on this machine; the message is
+the reason.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Missing(Exception):
-    """A solver cannot be used; the message is the reason."""
+    """The exception that is raised if a solver cannot be used; its message is the reason."""
 
 
 def error_of(samples: np.ndarray, value: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -42,7 +43,7 @@ def _needs(package: str) -> None:
 
 
 def gurobi() -> Solver:
-    """Return Gurobi on one thread: minimise e if |value - sum x_i samples_i| <= e, x_i binary."""
+    """Return a solver by Gurobi (one thread): minimise |value - sum x_i samples_i|, x_i binary."""
     _needs("gurobipy")
     import gurobipy
 
@@ -68,7 +69,7 @@ def gurobi() -> Solver:
 
 
 def highs() -> Solver:
-    """Return HiGHS, called through SciPy; it solves the same integer program as `gurobi`."""
+    """Return a solver by HiGHS, called through SciPy, with the integer program of `gurobi`."""
     _needs("scipy")
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -88,7 +89,7 @@ def highs() -> Solver:
 
 
 def cp_sat() -> Solver:
-    """Return CP-SAT of OR-tools on one thread; numbers are rounded to multiples of 2^-40."""
+    """Return a solver by OR-tools' CP-SAT (one thread); it rounds numbers to multiples of 2^-40."""
     _needs("ortools")
     from ortools.sat.python import cp_model
 
@@ -132,7 +133,7 @@ def numpy_halves() -> Solver:
 
 
 def two_pointer() -> Solver:
-    """Return the solver of `two_pointer.c`, which uses one core and float32 and returns no mask."""
+    """Return the solver in `two_pointer.c`, which uses one core and float32 and finds no mask."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise Missing("no C compiler")

@@ -3,9 +3,10 @@
     python -m experiments.benchmarks.sparse
 
 Targets are Gaussian, and the samples are products of two uniform numbers. Each row of the result
-contains the number m of samples per entry, the limit k (null for no limit), the share of ones in
-the free factor's mask, the entropy of this mask in bits per entry, and the median error divided by
-the target's standard deviation. Results are written to ``results/sparse.json``.
+contains the number m of samples per matrix entry, and the limit k (null for no limit). It also
+contains the share of ones in the mask that selects the samples, the entropy of this mask in bits
+per matrix entry, and the median error divided by the standard deviation of the target's entries.
+Results are written to ``results/sparse.json``.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def entropy(share: float) -> float:
 
 
 def measure(samples: int, most: int | None) -> dict[str, Any]:
-    """Measure the density, the entropy and the error for `samples` samples and the limit `most`."""
+    """Measure masks that keep at most `most` of `samples` samples; return a row of the result."""
     keys = jax.random.split(jax.random.key(samples), 3)
     width = samples * COLUMNS
     left = jax.random.uniform(keys[0], (ROWS, width), minval=-2.0, maxval=2.0)
@@ -56,7 +57,7 @@ def measure(samples: int, most: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure all cases and write the results."""
+    """Measure all pairs of m and k, and write the results."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

@@ -1,16 +1,17 @@
-"""Compare this library's solver of subset sums with other solvers on the same instances.
+"""Compare this library's solver of subset sums with other solvers on the same problems.
 
     python -m experiments.benchmarks.subset_sum --preset full --out experiments/benchmarks/results
 
-The instances are distributed as in a constructed ticket: samples = u*v with u, v ~ U[-1, 1] and
-value ~ U[-0.5, 0.5] in float32. Times include finding the mask but not compilation. This library
-and the C loop run in turn for several rounds; the results are the median time over the rounds, and
-the median over the rounds of the ratio of the two times. The other solvers solve a few of the same
-instances, one at a time, within a time limit; if one instance takes a solver longer than the limit,
-the solver is not run at larger n. Further measurements: the time against the batch size; the peak
-memory of a separate process that solves one million instances; and the published case, 397,000
-weights of 21 samples, for which a commercial solver took 77,266 s on 36 cores. `full` takes about
-five minutes on two cores, during which no other program should run.
+An instance is one subset sum: n samples and a value. Instances are distributed as in a constructed
+ticket: samples = u*v with u, v ~ U[-1, 1] and value ~ U[-0.5, 0.5] in float32. Times include
+finding the mask but not compilation. This library and a loop in C run in turn for several rounds.
+The results are the median time of each program, and the median over the rounds of the ratio of the
+two times. The other solvers solve a few of these instances, one at a time, within a time limit. If
+a solver exceeds the limit with a single instance, it is not run at larger n. The time is also
+measured against the batch size. The preset `full` also measures the peak memory of a separate
+process that solves one million instances, and the published case: 397,000 weights of 21 samples,
+for which a commercial solver took 77,266 s on 36 cores. This preset takes about five minutes on two
+cores, during which no other program should run.
 """
 
 import argparse
@@ -46,7 +47,7 @@ OURS, SHARDED, LOOP = "slth_jax", "slth_jax, sharded", "C two-pointer"
 
 
 class Preset(NamedTuple):
-    """How many instances are measured, and how often."""
+    """The number of instances, of samples per instance and of repetitions of a measurement."""
 
     sizes: tuple[int, ...]  # numbers n of samples
     rounds: int
@@ -62,7 +63,7 @@ PRESETS = {
 
 
 def draw(batch: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw instances: return `samples[batch, n]` and `value[batch]`."""
+    """Draw a batch of subset sums: return `samples[batch, n]` and `value[batch]`."""
     rng = np.random.default_rng(seed)
     samples = rng.uniform(-1, 1, (batch, n)) * rng.uniform(-1, 1, (batch, n))
     return samples.astype(np.float32), rng.uniform(-0.5, 0.5, batch).astype(np.float32)
@@ -78,7 +79,7 @@ def timed(call: Callable[[], Any]) -> float:
 def ours(
     samples: np.ndarray, value: np.ndarray, *, devices: int = 1
 ) -> Callable[[], subset_sum.Solution]:
-    """Copy these instances to the devices; return a compiled function that solves them."""
+    """Copy instances to the devices; return a compiled function that solves these instances."""
     mesh = jax.make_mesh(
         (devices,), ("instance",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
@@ -93,7 +94,7 @@ def ours(
 
 
 def sizes(preset: Preset) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return a dict per solver and n, and the reason for each solver that cannot be used."""
+    """Measure all solvers; return a dict per solver and n, and why other solvers cannot be used."""
     missing, others = {}, {}
     for name, make in solvers.ALL.items():
         try:
@@ -182,7 +183,7 @@ def batches(n: int, largest: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def published() -> dict[str, Any]:
-    """Time the published case; return the seconds without compilation and the published seconds."""
+    """Time this library on the published case; return its seconds and the published seconds."""
     samples, value = draw(397_000, 21)
     call = ours(samples, value)
     return {
@@ -195,7 +196,7 @@ def published() -> dict[str, Any]:
 
 
 def million() -> dict[str, Any]:
-    """Solve one million instances at n = 16 in a separate process; return time and peak memory."""
+    """Solve a million instances of 16 samples in a separate process; return time and peak memory."""
     code = "from experiments.benchmarks import subset_sum as s; s.print_million()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, peak = done.stdout.split()[-2:]
@@ -203,17 +204,17 @@ def million() -> dict[str, Any]:
 
 
 def print_million() -> None:
-    """Solve one million instances at n = 16; print the seconds and the peak memory in GiB."""
+    """Solve a million instances of 16 samples; print the seconds and the peak memory in GiB."""
     call = ours(*draw(10**6, 16))
     print(timed(call), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[str, Any]:
-    """Return instances per second, and the limit that follows from the device's memory bandwidth.
+    """Return the rate in instances per second, and the limit that memory bandwidth sets to it.
 
-    The bandwidth is measured with a copy of `copied` words. The limit is for a program that fuses
-    no stages and uses no cache. Such a program reads and writes the merged list, 2^(n/2 + 1)
-    numbers of 4 bytes, once in each of n/2 + 1 merge stages.
+    The bandwidth is measured with a copy of `copied` words. The limit applies to a program that
+    neither fuses its merge stages nor uses a cache. In each of n/2 + 1 merge stages, such a program
+    reads and writes the merged list (2^(n/2 + 1) numbers of 4 bytes) once.
     """
     words = jnp.zeros(copied, jnp.int32)
     copy = jax.jit(lambda x: x + 1)
@@ -234,7 +235,7 @@ def bandwidth(n: int, *, copied: int = 2**27, batch: int | None = None) -> dict[
 
 
 def picture(rows: list[dict[str, Any]], growth: list[dict[str, Any]]) -> Any:
-    """Plot time against n with the curve 2^(n/2) n, and time against batch size with a line."""
+    """Plot the time per instance against n, and the time of a batch against the batch size."""
     from experiments import plots
 
     drawing, (left, right) = plots.two(7.6, 4.8)
@@ -302,7 +303,7 @@ def machine() -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all solvers, print the results, and write `subset_sum.{csv,json,png,svg}`."""
+    """Measure all solvers, print the results, and write `subset_sum.{csv,json,png}`."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.subset_sum",
         description=__doc__,

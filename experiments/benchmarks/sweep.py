@@ -1,15 +1,16 @@
-"""Compare trials in batches with trials one after another; measure the time and the memory.
+"""Compare a sweep with a loop over the same trials; measure the time and the memory.
 
-    python -m experiments.benchmarks.sweep pair     # adds a paired measurement python -m
-    experiments.benchmarks.sweep scale    # 1,000 to 100,000 trials, saved to a folder python -m
-    experiments.benchmarks.sweep picture
+    python -m experiments.benchmarks.sweep pair     # adds a paired measurement
+    python -m experiments.benchmarks.sweep scale    # 1,000 to 100,000 trials, saved to a folder
+    python -m experiments.benchmarks.sweep picture
 
-The trials are the trials of `experiments.paper.hidden_dim`. A paired measurement runs 100 seeds at
-12 widths twice: with `sweep.run`, and with a loop over single jitted trials. The loop compiles once
-per width, without padding, and waits only for the last result. The sweep has two simulated devices,
-one per core; the loop has one device, whose work XLA may distribute over both cores. Measurements
-and their medians are collected in results/sweep.json. `pair` takes one or two minutes on two cores,
-during which no other program should run.
+The trial function is the one of `experiments.paper.hidden_dim`. A paired measurement runs 100 seeds
+at 12 widths twice: with `sweep.run`, and with a loop that calls a jitted function once per trial.
+The loop compiles one program per width, without padding, and waits for results only after all seeds
+of a width. The sweep has two simulated devices, one per core; the loop has one device, whose work
+XLA may distribute over both cores. All measurements and their medians are written to
+results/sweep.json. The command `pair` takes one or two minutes on two cores, during which no other
+program should run.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def make_trial() -> Any:
 
 
 def batched() -> dict[str, Any]:
-    """Run the trials with `sweep.run`; return the times, and a checksum of every trial's masks."""
+    """Run all trials by `sweep.run`; return the times, and a checksum of every trial's masks."""
     from slth_jax import sweep
 
     trial, begin = make_trial(), time.perf_counter()
@@ -66,7 +67,7 @@ def batched() -> dict[str, Any]:
 
 
 def one_by_one() -> dict[str, Any]:
-    """Run the trials in a loop; return the times, and a checksum of every trial's masks."""
+    """Run all trials in a loop; return the times, and a checksum of every trial's masks."""
     import jax
 
     trial, run, tickets = make_trial(), 0.0, []
@@ -85,7 +86,7 @@ def one_by_one() -> dict[str, Any]:
 
 
 def _checksum(masks: dict[str, Any], width: int) -> str:
-    """Return a checksum of a trial's masks without their padding."""
+    """Return a checksum of a trial's masks, from which padding is removed."""
     import numpy as np
 
     parts = [
@@ -96,7 +97,7 @@ def _checksum(masks: dict[str, Any], width: int) -> str:
 
 
 def pair(first: str) -> dict[str, Any]:
-    """Time sweep and loop in separate processes, beginning with `first`; compare the masks."""
+    """Time the sweep and the loop in separate processes; run `first` first; compare the masks."""
     ways = sorted(("batched", "one_by_one"), key=lambda way: way != first)
     times = {way: _alone(way, devices=2 if way == "batched" else 1) for way in ways}
     masks = [times[way].pop("masks") for way in ways]
@@ -111,7 +112,7 @@ def pair(first: str) -> dict[str, Any]:
 
 
 def scale(count: int) -> dict[str, Any]:
-    """Run a sweep of `count` trials that is saved to a folder; return its time and peak memory."""
+    """Run a sweep of `count` trials and save it to disk; return its time and its peak memory."""
     from slth_jax import sweep
 
     trial = make_trial()
