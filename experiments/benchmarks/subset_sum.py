@@ -196,7 +196,7 @@ def published() -> dict[str, Any]:
 
 
 def million() -> dict[str, Any]:
-    """Solve a million instances of 16 samples in a separate process; return time and peak memory."""
+    """Solve a million instances of 16 samples in a new process; return time and peak memory."""
     code = "from experiments.benchmarks import subset_sum as s; s.print_million()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, peak = done.stdout.split()[-2:]
