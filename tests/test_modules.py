@@ -248,13 +248,10 @@ def test_shared_arrays_have_one_mask_and_biases_of_two_dimensions_none():
         assert 0.95 * bound < largest <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("images", "tied", "digits", "autoencoder")
-    ]
-    + ["tiny"],
+    ["images", "tied", "digits", "autoencoder", "tiny"],
 )
 def test_many_seeds_under_vmap_are_a_loop(name):
     count, rows = 64, batch()

@@ -32,6 +32,7 @@ def test_the_closest_of_all_small_subsets(n, most):
     np.testing.assert_allclose(solution.error, np.abs(value - total), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_the_rest_of_the_batch_change_no_bit():
     samples = jnp.asarray(RNG.uniform(-1, 1, (70, 10)), jnp.float32)
     value = jnp.asarray(RNG.normal(0, 0.7, 70), jnp.float32)

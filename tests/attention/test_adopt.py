@@ -82,7 +82,7 @@ def test_flax_cross_attention_of_keys_and_values_of_other_widths(bias):
     np.testing.assert_allclose(output, linen.apply(variables, *inputs)[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_flax_linen_and_nnx(bias):
     linen = flax.linen.MultiHeadDotProductAttention(
         H, qkv_features=15, out_features=4, use_bias=bias

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cells import cells
 from flax import nnx
 from refusals import refusals
 
@@ -155,7 +156,7 @@ def test_heads_that_do_not_divide_are_refused():
         transformer.apply((Block(layer(), ()),), X)
 
 
-@pytest.mark.parametrize("name", construction.RULES)
+@pytest.mark.parametrize("name", cells(construction.RULES, fast=["proof"]))
 def test_a_ticket_approximates_the_merged_matrices_within_the_bound(name):
     target, source = layer(5), layer(6, n=100)
     masks, report = construction.solve_attention(source, target, construction=name)
@@ -178,6 +179,7 @@ def test_a_ticket_approximates_the_merged_matrices_within_the_bound(name):
         assert not guarantee.is_vacuous(source, masks, target, max_norm=1.0)
 
 
+@pytest.mark.slow
 def test_the_heads_of_a_grouped_target_are_approximated_one_by_one():
     grouped, source = layer(7, groups=2), layer(8, n=60)
     masks = construction.prune_attention(source, grouped)
@@ -199,6 +201,7 @@ def test_the_heads_of_a_grouped_target_are_approximated_one_by_one():
         attention.error(pruned._replace(w_k=pruned.w_v), grouped, X, memory=PAIR)
 
 
+@pytest.mark.slow
 def test_sources_of_every_distribution_have_the_widths_of_the_memory():
     for draw in initializers.ATTENTION.values():
         padded = draw(KEY, n_k=4, n_v=7, padded=9, **SHAPE)
@@ -213,6 +216,7 @@ def test_sources_of_every_distribution_have_the_widths_of_the_memory():
             initializers.theory_attention(KEY, n_k=4, n_v=4, **SHAPE | {"d_memory": wrong})
 
 
+@pytest.mark.slow
 def test_the_bound_of_xavier_depends_on_the_width_of_the_memory():
     params = initializers.xavier_attention(KEY, n_k=50, n_v=70, **SHAPE)
     for w, fans in zip(params, ((M, 50), (N, 50), (L, 70), (70, O)), strict=True):
@@ -270,6 +274,7 @@ def test_the_command_verifies_it_with_its_memory(saved, tmp_path, capsys):
     assert "--memory must be one array, or an archive of keys" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_least_width_of_a_cross_attention_layer():
     target = layer(13)
     options = {"key": KEY, "seeds": 2, "largest": 64, "construction": "proof"}

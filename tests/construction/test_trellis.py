@@ -40,7 +40,9 @@ def all_errors(left, right, target, bits, window):
     return best
 
 
-@pytest.mark.parametrize("bits, window, r", [(1, 2, 7), (1, 3, 9), (2, 2, 5)])
+@pytest.mark.parametrize(
+    "bits, window, r", [(1, 2, 7), pytest.param(1, 3, 9, marks=pytest.mark.slow), (2, 2, 5)]
+)
 def test_the_walk_is_the_best_of_all_choices(bits, window, r):
     """The state at the seam is settled, not searched: a few rows of many may miss the best."""
     left, right, target = problem(40, r, bits, window)
@@ -75,6 +77,7 @@ def test_the_compiled_kernel_has_the_bits_of_the_program(bits, window):
     assert digits[1].max() < m // 2
 
 
+@pytest.mark.slow
 def test_a_window_of_one_column_keeps_the_nearest_product():
     left, right, target = problem(5, 7, 3, 1)
     masks = trellis.solve(left, right, target, left.shape[1], Band(3, 1))
@@ -101,6 +104,7 @@ def test_masks_are_a_band_and_one_unit_per_column_and_row():
     assert abs(product - target).max() == pytest.approx(float(report.max_error), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_and_compiling_change_no_mask():
     left, right, target = problem(70, 12, 2, 3)  # more rows than are solved at once
     prune = construction.prune_product
@@ -120,7 +124,9 @@ def test_padding_and_compiling_change_no_mask():
     )
 
 
-@pytest.mark.parametrize("bits, states, most", [(3, 6, 0.075), (4, 8, 0.0115)])
+@pytest.mark.parametrize(
+    "bits, states, most", [(3, 6, 0.075), pytest.param(4, 8, 0.0115, marks=pytest.mark.slow)]
+)
 def test_gaussian_entries_at_few_bits(bits, states, most):
     """More states are measured by experiments/benchmarks/bits.py; these are the small ones."""
     window = 1 + states // bits

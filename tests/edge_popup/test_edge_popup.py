@@ -109,6 +109,7 @@ def test_accumulation_is_the_whole_batch():
         make_step(accumulate=3)(start(), tokens(0), 0.3)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_step():
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -224,7 +225,10 @@ def test_shuffled_masks_keep_their_counts():
         assert not np.array_equal(mask, moved[name])
 
 
-@pytest.mark.parametrize("variant", [RAMANUJAN, edge_popup.VARIANTS["kaiming_global"]])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(RAMANUJAN, marks=pytest.mark.slow), edge_popup.VARIANTS["kaiming_global"]],
+)
 def test_sharded_runs_equal_the_run_on_one_device(variant):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     state, batch = start(variant=variant), tokens(0)

@@ -113,7 +113,8 @@ def test_the_best_of_each_run_is_kept_with_its_params_or_without():
     np.testing.assert_array_equal(after.moving["p"], [[0, 0, 0], [1, 1, 1]])
 
 
-@pytest.mark.parametrize("best_params", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("best_params", [True, False])
 def test_sigterm_ends_after_the_steps_in_flight_and_the_rest_has_the_same_bits(
     runs, tmp_path, best_params
 ):

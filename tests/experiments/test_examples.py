@@ -62,6 +62,7 @@ def digits_table():
     return digits_table
 
 
+@pytest.mark.slow
 def test_a_table_of_learned_masks_takes_25_lines(digits_table):
     assert code_lines(digits_table) <= 25
     fits = digits_table.main(steps=2, seeds=1)
@@ -107,7 +108,9 @@ def test_the_table_is_resumed_to_the_same_bits_and_evaluates_as_it_trains(
         assert modes["eval"] > 0.3 and modes["eval"] >= modes["train"] - noise, fit.setting
 
 
-@pytest.mark.parametrize("example", [weight_times_score, bernoulli_masks])
+@pytest.mark.parametrize(
+    "example", [weight_times_score, pytest.param(bernoulli_masks, marks=pytest.mark.slow)]
+)
 def test_a_variant_of_a_users_own_takes_15_lines(example):
     assert code_lines(example) <= 15
     key = jax.random.key(3)

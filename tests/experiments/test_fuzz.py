@@ -15,7 +15,7 @@ SEALED = Subject("x", lambda _: None, lambda *_: None, lambda _: None)
 # The runs that these subjects repeat take seconds a case.
 LONG = (
     "fit folder", "report", "hide folder", "band ticket bytes", "encoder ticket bytes",
-    "model ticket bytes",
+    "model ticket bytes", "band ticket header", "encoder ticket header", "model ticket header",
 )  # fmt: skip
 
 

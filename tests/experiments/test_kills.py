@@ -6,10 +6,8 @@ from experiments.benchmarks import kills
 from experiments.benchmarks.killed_work import WORK
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["sweep", *(pytest.param(name, marks=pytest.mark.slow) for name in WORK if name != "sweep")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORK)
 def test_killed_and_resumed_runs_lose_and_change_nothing(name, tmp_path):
     count = 1 if name == "figure 4" else 2
     report = kills.run(name, tmp_path, kills=count, seed=1)

@@ -104,6 +104,7 @@ def test_runs_do_not_depend_on_their_company_or_the_mesh(corpus, tmp_path, undis
     np.testing.assert_allclose(alone.log[0]["val_loss"], expected[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_helps_and_keeps_what_it_says(undisturbed, corpus):
     for index, run in enumerate(RUNS):
         row = undisturbed.measurement(index)
@@ -115,6 +116,7 @@ def test_training_helps_and_keeps_what_it_says(undisturbed, corpus):
     assert all(speed > 0 for speed in speeds)
 
 
+@pytest.mark.slow
 def test_saved_tickets_have_the_logged_loss(undisturbed, corpus, tmp_path):
     out = types.SimpleNamespace(writes=True, tickets=tmp_path)
     outcome.save_tickets(undisturbed, out)

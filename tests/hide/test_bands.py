@@ -141,6 +141,7 @@ def test_bad_bits_are_refused(gpt2, bits, words):
         hide.make_spec(gpt2[0], bits=4, construction="proof")
 
 
+@pytest.mark.slow
 def test_hide_at_few_bits_from_the_command_line(models_on_disk, tmp_path, capsys):
     path, _, _ = models_on_disk["plain_llama"]
     arguments = ["hide", str(path), "--quiet", "--out", str(tmp_path)]

@@ -38,7 +38,9 @@ def llama(models_on_disk, tmp_path_factory):
 
 
 @pytest.mark.parametrize("attention", cells(["merged", "factored"], fast=["factored"]))
-@pytest.mark.parametrize("name", ["llama", "gpt2", "classifier", "bert"])
+@pytest.mark.parametrize(
+    "name", cells(["llama", "gpt2", "classifier", "bert"], fast=["gpt2", "bert"])
+)
 def test_a_ticket_computes_its_target(name, attention, models_on_disk, tmp_path_factory):
     shift = rules.shift(2, 4, 0.5)
     options = {"samples": 14, "construction": shift, "attention": attention}
@@ -329,7 +331,7 @@ def test_each_row_has_a_scale_that_the_ticket_names(models_on_disk, tmp_path_fac
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("gpt2", {"samples": 10, "scales": "rows"}),
+        pytest.param("gpt2", {"samples": 10, "scales": "rows"}, marks=pytest.mark.slow),
         pytest.param(
             "plain_llama",
             {"samples": 8, "form": "relu", "attention": "merged"},
