@@ -1,13 +1,16 @@
 """Edge-popup: learn which weights of a frozen random network to keep (Ramanujan et al. 2020).
 
-Every connection has a score. The forward pass keeps the connections with the `num_kept` largest
-scores, and gradients pass straight through the mask to the scores. `variants` contains the forms of
-edge-popup. `scores` turns named arrays into masks and masked parameters, and `step` makes one
-optimiser step. `program` compiles that step for many runs under one vmap, on a mesh of devices;
-`runs` describes the runs, and `loop` trains them, with evaluation, re-drawing and resume; `best`
-stores the best evaluation of each run. `fitting` does all of this in one call, for any model
-(`model`, `flax_module`). For it `prepare` makes the runs, `identity` checks whether a folder
-belongs to the same fit, and `results` contains the result classes.
+Every connection has a score. The forward pass keeps the connections whose scores are largest in
+absolute value, and gradients pass straight through the mask to the scores. `variants` contains the
+forms of edge-popup. `scores` turns scores into masks and masked parameters, and `step` makes one
+optimiser step. `program` compiles the optimiser step for many runs under one vmap, on a mesh of
+devices. `runs` describes the runs. `loop` trains and evaluates the runs, re-draws weights, and
+resumes stopped runs. `best` stores the best evaluation of each run.
+
+`fitting` contains `fit`, which trains any model in one call. `model` and `flax_module` convert the
+model to named arrays, `forms` checks the arrays, and `prepare` makes the runs. `identity` computes
+the fingerprints by which a folder of another fit is refused, and `results` contains the result
+classes.
 """
 
 from slth_jax.edge_popup.best import Best

@@ -18,9 +18,9 @@ class Best(NamedTuple):
       loss, step: the loss and the step of the best evaluation; infinity and 0 before the first
         evaluation.
       masks: a dict from array name to packed mask, one bit per connection.
-      moving: a dict from field name to each part of the state that training changes: learned
-        arrays, the model's mutable state, re-drawn weights, and the weights of controls. Empty if
-        these are not kept.
+      moving: the other arrays of the state that training changes, by field name: 'trainable' (the
+        learned arrays and, if there are controls, their weights), 'model' (the model's mutable
+        state) and, if weights are re-drawn, 'weights'. Empty if only masks are stored.
     """
 
     loss: Float32[np.ndarray, " run"]
@@ -29,7 +29,7 @@ class Best(NamedTuple):
     moving: dict[str, PyTree]
 
     def updated(self, losses: Shaped[np.ndarray, " run"], step: int, now: "Best") -> "Best":
-        """Return, for each run, this evaluation or `now` (made at `step`), whichever is better."""
+        """Return each run's better evaluation: this one, or `now`, which was made at `step`."""
         better = losses < self.loss
         arrays = now.masks, now.moving
         if not np.all(better):
@@ -50,7 +50,7 @@ def moving(state: State, *, redraws: bool, controls: bool) -> dict[str, PyTree]:
 
 @jax.jit
 def _picked(better: Bool[Array | np.ndarray, " run"], now: PyTree, before: PyTree) -> PyTree:
-    """Return the arrays `now` for the runs where `better` is True, and `before` for the others."""
+    """Return the arrays `now` for each run whose `better` is True, and `before` for other runs."""
 
     def pick(new, old):
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)

@@ -42,27 +42,27 @@ def fit(
       key: a typed PRNG key, from which initial scores, re-drawn weights and sampled masks are
         drawn.
       params: the random source: any tree of arrays (nested dictionaries, tuples, Linen's
-        parameters), a Flax NNX module, or a `Stateful` with parameters and mutable state. It may
-        also be a function ``params(key)`` that draws one of these. In that case every seed has
-        different weights, and variants may re-draw weights (IteRand).
+        parameters), a Flax NNX module, or a `Stateful` with parameters and mutable state. `params`
+        may also be a function ``params(key)`` that draws such a source. With a function, every seed
+        has different weights, and variants may re-draw weights (IteRand).
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a `Stateful` model
         ``loss(params, state, batch, key) -> (scalar, state)``. For a Flax module the loss takes no
         state; `fit` carries the module's state along.
-      batches: ``batches(step)`` returns the batch that all runs use at `step`. It must return the
-        same batch whenever it is called with the same step.
-      training: steps, optimiser and evaluation.
+      batches: ``batches(step)`` returns the batch that all runs use at `step`. `batches` must
+        return the same batch whenever it is called with the same step.
+      training: the number of steps, the optimiser and the options of evaluation.
       keep: the fraction of each array that is kept, in (0, 1], or a dictionary of fractions whose
-        keys are names of arrays or beginnings of names ('conv' for 'conv.kernel'). If it is a
-        list of such values, there are runs for each value. If not all runs keep the same fraction,
+        keys are names of arrays or beginnings of names ('conv' for 'conv.kernel'). If `keep` is a
+        list of such values, each value has its own runs. If not all runs keep the same fraction,
         all fractions are rounded to millionths.
-      seeds: the number of runs per setting; run i uses ``jax.random.fold_in(key, i)``. None for a
-        single run, which uses `key` itself.
-      controls: further runs, for comparison: 'dense' trains all floating-point arrays, 'random'
-        trains all floating-point arrays under random masks that keep the same number of
-        connections.
+      seeds: the number of runs per setting; run i uses ``jax.random.fold_in(key, i)``. If `seeds`
+        is None, there is one run per setting, which uses `key` itself.
+      controls: further runs, for comparison. 'dense' trains all floating-point arrays without
+        masks. 'random' trains all floating-point arrays under random masks, which keep as many
+        connections as edge-popup does.
       masking: the choice of the arrays that are masked, and the form of edge-popup.
-      out: a folder for checkpoints; None for none. A fit that was stopped is resumed from this
-        folder, and its result is bit-identical.
+      out: a folder for checkpoints; None to save no checkpoints. A stopped fit is resumed from this
+        folder, and its result is bit-identical to that of an uninterrupted fit.
 
     Returns:
       One result per run: first the runs of edge-popup, then the controls.
@@ -75,7 +75,8 @@ def fit(
         `out`.
 
     Examples:
-      A map uses half of a random matrix. Learn from the outputs of the map which half:
+      A linear map uses only half of the entries of a random matrix. Learn from the outputs of the
+      map which entries it uses:
 
       >>> from slth_jax import supermask
       >>> w = jax.random.normal(jax.random.key(1), (16, 4))
@@ -125,7 +126,7 @@ def _settings(
     controls: Sequence[str],
     sweep: Mapping[str, Sequence[float] | np.ndarray],
 ) -> list[Setting]:
-    """Return the settings of all runs."""
+    """Return one setting per run: all combinations of method, fraction, swept values and seed."""
     lists = isinstance(keep, Sequence) and not isinstance(keep, str)
     keeps: Sequence[Any] = [keep]
     if lists or getattr(keep, "ndim", 0) == 1:

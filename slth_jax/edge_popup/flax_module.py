@@ -1,4 +1,4 @@
-"""A Flax NNX module as named arrays and mutable state."""
+"""Convert a Flax NNX module to named arrays and mutable state, and back."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,10 +15,10 @@ Loss = Callable[..., Any]
 
 
 class FlaxModule:
-    """An `nnx.Module` as a kind of model, see `model.Kind`.
+    """The conversion of an `nnx.Module` to named arrays and mutable state, and back (a `Kind`).
 
-    Parameters are its `nnx.Param`; all other variables (batch statistics, counters and keys of
-    dropout) are its mutable state, which is carried from step to step.
+    The parameters are the module's `nnx.Param`. All other variables (batch statistics, counters and
+    keys of dropout) are the mutable state, which is carried from step to step.
     """
 
     def __init__(self, module: nnx.Module):
@@ -36,7 +36,7 @@ class FlaxModule:
     def split(
         self, model: nnx.Module
     ) -> tuple[dict[str, Shaped[Array, "..."]], dict[str, Shaped[Array, "..."]]]:
-        """Return parameters and state as dicts by name, with random keys as uint32 arrays."""
+        """Return parameters and state as two dicts by name; random keys become uint32 arrays."""
         _, params, rest = _split(model)
         named, state = _values(params), _values(rest)
         if tuple(named) != self.names or state.keys() != self._rest.keys():
@@ -68,7 +68,10 @@ class FlaxModule:
         return value, self.split(module)[1]
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
-        """Return `evaluate` (or `loss` if None), applied to the module after ``.eval()``."""
+        """Return a function that calls `evaluate` on the module after ``.eval()``.
+
+        If `evaluate` is None, the function calls `loss`.
+        """
 
         def call(named: Mapping[str, Any], state: PyTree, batch: PyTree) -> Any:
             module = self.join(named, state)

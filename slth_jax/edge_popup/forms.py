@@ -59,6 +59,6 @@ def check_loss(loss: Callable[..., Any], state: PyTree, arguments: Sequence[PyTr
 
 
 def form_of(value: Any) -> str:
-    """Return a text with an array's dtype and shape, or with the type's name of another value."""
+    """Return a text: an array's dtype and shape, or the name of the type of any other value."""
     array = hasattr(value, "dtype")
     return f"{value.dtype}{list(value.shape)}" if array else type(value).__name__

@@ -1,4 +1,4 @@
-"""Compute fingerprints of all that a fit's results depend on, to refuse another fit's folder."""
+"""Compute fingerprints of all that affects a fit, so that another fit's folder is refused."""
 
 import hashlib
 import re
@@ -27,10 +27,10 @@ def of_arrays(tree: PyTree) -> str:
 
 
 def of_function(function: Callable[..., Any], *args: PyTree) -> str:
-    """Return one SHA-256 of the program that JAX traces and of the arrays in that program.
+    """Return one SHA-256 of a function's traced program and of the constant arrays in this program.
 
     Args:
-      function: a function of arrays whose result depends on nothing else.
+      function: a function whose result depends only on its arguments and on constants.
       args: the function's arguments, or their shapes.
     """
     traced = jax.make_jaxpr(function)(*args)
@@ -40,7 +40,7 @@ def of_function(function: Callable[..., Any], *args: PyTree) -> str:
 
 
 def of_gradient(loss: Callable[..., Any], arrays: PyTree, *rest: PyTree) -> str:
-    """Return one SHA-256 of a loss and its gradient; the gradient may be user-defined (custom_vjp).
+    """Return one SHA-256 of a loss and its gradient, which a loss may define itself (custom_vjp).
 
     Args:
       loss: ``loss(arrays, *rest)`` returns a scalar, or a scalar and a state.
@@ -83,7 +83,7 @@ def _programs(program: Jaxpr) -> Iterator[Jaxpr]:
 
 
 def _inside(program: Jaxpr, kinds: Any) -> Iterator[Any]:
-    """Yield the programs that are parameters of the equations of `program`."""
+    """Yield the programs nested directly in `program`, if their type is one of `kinds`."""
     for equation in program.eqns:
         for value in equation.params.values():
             for part in value if isinstance(value, (tuple, list)) else (value,):

@@ -1,4 +1,4 @@
-"""The training loop, which trains and evaluates runs together, and saves and resumes them."""
+"""The training loop: train and evaluate many runs together; save checkpoints and resume."""
 
 import contextlib
 import dataclasses
@@ -31,11 +31,12 @@ class Trained(NamedTuple):
     Attributes:
       state: the state of all runs after the last step.
       best: the best evaluation of each run.
-      log: one dict per evaluation. Its keys are 'step'; 'loss', the mean training loss since the
-        previous evaluation (missing before the first step); 'validation' and the names of other
-        measurements, if there are validation batches; and 'steps_per_second', which is None if a
-        program was compiled since the previous evaluation. Losses and measurements are lists with
-        one value per run.
+      log: one dict per evaluation. The keys of each dict are 'step', 'loss' (the mean training loss
+        since the previous evaluation) and 'steps_per_second' (None if a program was compiled since
+        the previous evaluation). If there are validation batches, there are also 'validation'
+        (their loss) and the names of other measurements. The entry before the first step has
+        neither 'loss' nor 'steps_per_second'. Losses and measurements are lists with one value per
+        run.
     """
 
     state: State
@@ -55,27 +56,29 @@ def train(
 ) -> Trained:
     """Train all runs to their last step; resume from the last intact checkpoint in `out`, if any.
 
-    The results of a run depend only on the run's settings. A training that is killed and resumed
-    gives bit-identical results. The best evaluation has the lowest validation loss, or the lowest
-    mean training loss if there are no validation batches.
+    The results of a run depend only on the run's settings. Training that is killed and resumed
+    gives the same bits as uninterrupted training. The best evaluation has the lowest validation
+    loss, or the lowest mean training loss if there are no validation batches.
 
     Args:
       runs: the runs to train.
       evaluate_every: the number of steps between evaluations; each evaluation is followed by a
         checkpoint.
       evaluate_first: whether to evaluate also before the first step, when masks are still random.
-      best_params: whether the best evaluation stores, besides the masks, the other arrays that
-        training changes. False saves memory.
+      best_params: whether `Best` stores not only the masks but also the other arrays that training
+        changes. False saves memory.
       out: a folder for checkpoints.
-      config: everything that the results depend on; `out` is refused if it has a different config.
-      progress: ``progress(step, steps, entry)``, called after each evaluation with its log entry.
+      config: everything that the results depend on; `out` is refused if it contains a different
+        config.
+      progress: ``progress(step, steps, entry)`` is called after each evaluation; `entry` is the new
+        entry of the log.
 
     Raises:
       ValueError: a loss or a gradient became NaN or infinite; the error message names the step and
         the run. The last intact checkpoint is kept.
       CheckpointError: `out` belongs to another training, is in use, or cannot be written to.
       SystemExit: with status 143, after SIGTERM, once the current steps are finished and saved.
-        This happens only in the main thread and only if `out` is given.
+        SIGTERM is handled only in the main thread, and only if `out` is given.
     """
     wheels.warn_if_unused()
     checks.integer("evaluate_every", evaluate_every, low=1)
@@ -106,7 +109,10 @@ def train(
 def _opened(
     out: str | os.PathLike[str] | None, config: Mapping[str, Any] | None
 ) -> Iterator[tuple[storage.RunFolder | None, Callable]]:
-    """Yield the locked folder and a check for SIGTERM; None and an empty check without `out`."""
+    """Yield the locked folder and a function that checks for SIGTERM.
+
+    If `out` is None, the folder is None and the function does nothing.
+    """
     if out is None:
         yield None, lambda last: None
         return
@@ -146,7 +152,7 @@ class _Training:
         self.pace = None if compiled else (self.step - begun) / seconds
 
     def evaluate(self) -> None:
-        """Add an entry to the log, and store the masks of the runs whose loss has improved."""
+        """Evaluate; add a log entry; store the masks of the runs whose loss is a new minimum."""
         value = self._joined().mean(axis=-1)
         self.losses = []
         entry: Entry = {"step": self.step, "loss": value.tolist(), "steps_per_second": self.pace}
@@ -175,7 +181,7 @@ class _Training:
                 folder.drop(name)
 
     def _joined(self) -> Float[np.ndarray, "run step"]:
-        """Return the training losses since the last evaluation; refuse non-finite losses."""
+        """Return the training losses since the last evaluation; refuse NaN and infinite losses."""
         empty = np.zeros((self.runs.program.runs, 0), np.float32)
         losses = np.concatenate([empty, *(m["loss"] for m in self.losses)], axis=-1)
         norms = np.concatenate([empty, *(m["grad_norm"] for m in self.losses)], axis=-1)
@@ -214,14 +220,14 @@ def _newest(folder: storage.RunFolder) -> str | None:
 
 
 def _best(runs: Runs, state: State, best_params: bool) -> Best:
-    """Return a state's masks, and the parts that training changes, as a `Best` without a loss."""
+    """Return a `Best` with the masks and trained arrays of a state; its loss is infinite."""
     # Copied, since the next steps reuse the state's memory.
     parts = jax.tree.map(jnp.copy, _moving(runs, state, best_params))
     return _open(runs, runs.packed(state), parts)
 
 
 def _best_shapes(runs: Runs, like: State, best_params: bool) -> Best:
-    """Return the shapes of the arrays in `_best`, or zeros of these shapes if there is no mesh."""
+    """Return a `Best` with the shapes that `_best` returns or, if there is no mesh, with zeros."""
 
     def arrays(state: State) -> tuple[dict, dict]:
         masks = runs.program.packed(runs.keys, state, runs.keep, runs.control)

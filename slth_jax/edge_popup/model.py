@@ -25,8 +25,8 @@ Arrays = dict[str, Shaped[Array, "..."]]
 class Stateful(NamedTuple):
     """A model with mutable state: batch statistics, counters, random keys.
 
-    The loss of such a model is ``loss(params, state, batch, key) -> (loss, state)``. Its evaluation
-    is ``evaluate(params, state, batch)``, which does not change the state.
+    The loss of such a model is ``loss(params, state, batch, key) -> (loss, state)``. The evaluation
+    of such a model is ``evaluate(params, state, batch)``; it does not change the state.
     """
 
     params: PyTree
@@ -39,14 +39,15 @@ class Masking:
 
     Attributes:
       variant: a form of edge-popup, or the name of a form in `VARIANTS`.
-      mask: ``mask(name, array)`` returns whether an array is masked. If it is None, all
+      mask: ``mask(name, array)`` returns whether an array is masked. If `mask` is None, all
         floating-point arrays of two or more dimensions are masked, except arrays whose name ends in
         'bias', 'scale' or 'gain'. The name of an array is its path in the tree, such as
         'layers.0.kernel'.
-      learn: ``learn(name, array)`` returns whether an array without a mask is trained. If it is
-        None, no such array is trained, so biases and gains keep their values.
-      fan_in: a dict from the name of an array to its number of inputs per output, which scales the
-        initial scores. It is needed for arrays whose last axis is not the output axis.
+      learn: ``learn(name, array)`` returns whether an array without a mask is trained. If `learn`
+        is None, arrays without a mask are not trained, so biases and gains keep their values.
+      fan_in: a dict from the name of an array to its number of inputs per output. The scale of the
+        initial scores depends on this number. An entry is needed only for an array whose last axis
+        is not the output axis.
     """
 
     variant: Variant | str = "ramanujan"
@@ -75,17 +76,20 @@ class Kind(Protocol):
         """Return the model with these parameters and this state."""
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
-        """Return the masks in the tree of the parameters, with None for arrays without a mask."""
+        """Return the masks in a tree like the parameters', with None for arrays without a mask."""
 
     def loss(self, loss: Loss, named: Arrays, *rest: Any) -> Any:
         """Call the user's loss with the arguments that `step` passes."""
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return the evaluation with the signature that `Task` expects; None if there is none."""
+        """Return an evaluation function for `Task`.
+
+        Return None if `evaluate` is None and `loss` cannot be used for an evaluation.
+        """
 
 
 class Tree:
-    """A model without state: parameters in a tree."""
+    """The conversion of a model without state, whose parameters are a tree of arrays."""
 
     def __init__(self, tree: PyTree):
         self.names = tuple(_named(tree))
@@ -104,7 +108,7 @@ class Tree:
         return jax.tree.unflatten(self._structure, [named[name] for name in self.names])
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
-        """Return the masks in the user's tree, with None for arrays without a mask."""
+        """Return the masks in a tree like the user's, with None for arrays without a mask."""
         return self.join(named)
 
     def loss(self, loss: Loss, named: Arrays, batch: PyTree) -> Array:
@@ -112,12 +116,12 @@ class Tree:
         return loss(self.join(named), batch)
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
-        """Return the function `evaluate`, or `loss` if it is None."""
+        """Return `evaluate` (`loss` if `evaluate` is None) as a function of named arrays."""
         return lambda named, batch: (evaluate or loss)(self.join(named), batch)
 
 
 class StatefulTree:
-    """A `Stateful` model: parameters and state are trees; random keys become uint32 arrays."""
+    """The conversion of a `Stateful` model; random keys in its state become uint32 arrays."""
 
     def __init__(self, model: Stateful):
         self._params = Tree(model.params)
@@ -134,7 +138,7 @@ class StatefulTree:
         return Stateful(self._params.join(named), self._typed(state))
 
     def masks(self, named: Mapping[str, Any]) -> PyTree:
-        """Return the masks in the tree of the parameters, with None for arrays without a mask."""
+        """Return the masks in a tree like the parameters', with None for arrays without a mask."""
         return self._params.join(named)
 
     def loss(
@@ -148,7 +152,10 @@ class StatefulTree:
         return result[0], self._plain(result[1])
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss | None:
-        """Return `evaluate`; None is not replaced by `loss`, which would change the state."""
+        """Return `evaluate` as a function of named arrays; return None if `evaluate` is None.
+
+        The loss cannot replace a missing `evaluate`, because the loss changes the state.
+        """
         if evaluate is None:
             return None
         return lambda named, state, batch: evaluate(*self.join(named, state), batch)
@@ -184,7 +191,7 @@ def kind_of(model: Any) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The names of a model's arrays: those masked, those trained without a mask, and others."""
+    """A model's floating-point arrays by name: masked, trained without a mask, or neither."""
 
     masked: dict[str, tuple[int, ...]]
     learned: tuple[str, ...]
@@ -192,7 +199,7 @@ class Parts:
 
 
 def parts_of(named: Arrays, masking: Masking) -> Parts:
-    """Return the parts into which `masking` divides the named arrays.
+    """Return which of the named arrays are masked, which are trained without a mask, and the rest.
 
     Raises:
       ValueError: no array is masked, or an array that cannot be masked is chosen.
@@ -214,7 +221,7 @@ def parts_of(named: Arrays, masking: Masking) -> Parts:
 
 
 def fraction(keep: Any, name: str = "keep") -> Any:
-    """Return `keep` as the decimal number that Python prints for it; traced values are unchanged.
+    """Return the float that Python prints for a fraction; return a traced fraction unchanged.
 
     Raises:
       ValueError: a fraction that is not traced is outside (0, 1].
@@ -227,7 +234,7 @@ def fraction(keep: Any, name: str = "keep") -> Any:
 
 
 def by_name(keep: Keep, masked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dict from the name of each masked array to its fraction.
+    """Return a dict from the name of each masked array to the fraction of it that is kept.
 
     Raises:
       ValueError: an array has no fraction or two fractions, or a name matches no array.
@@ -266,7 +273,7 @@ def _is_matrix(name: str, array: Float[Array, "..."]) -> bool:
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    """Return a dict from path to leaf of a tree; a Flax variable counts as a leaf."""
+    """Return a tree's leaves in a dict whose keys are their paths; a Flax variable is one leaf."""
     nnx = _flax()
     variable = () if nnx is None else nnx.Variable
     leaves, _ = jax.tree_util.tree_flatten_with_path(
@@ -300,5 +307,5 @@ def _refuse_state(tree: PyTree) -> None:
 
 
 def _flax() -> Any:
-    """Return Flax's NNX if the caller has imported it, else None: the import takes a second."""
+    """Return `flax.nnx` if it is already imported, else None; importing it would take a second."""
     return sys.modules.get("flax.nnx")

@@ -68,7 +68,7 @@ class Prepared:
         )
 
     def runs(self, settings: Sequence[Setting], batches: Callable[[int], PyTree]) -> Runs:
-        """Return one run per setting, ready for `train`."""
+        """Return the runs that `train` takes, one per setting."""
         keeps = [setting.keep for setting in settings]
         control = jnp.array([setting.method != "edge-popup" for setting in settings])
         static = keeps[0] if all(keep == keeps[0] for keep in keeps) else None
@@ -115,7 +115,7 @@ class Prepared:
         )
 
     def config(self, runs: Runs, settings: Sequence[Setting]) -> dict[str, Any]:
-        """Return the numbers, and fingerprints of functions and arrays, that affect the results."""
+        """Return all that affects the results: numbers, and hashes of functions and arrays."""
         training, task = self._training, self._task
         arrays, model = self._sources[0]
         steps = (0, 0, training.steps - 1)
@@ -188,13 +188,13 @@ class Prepared:
         return Fits(fits)
 
     def _together(self, batch: PyTree) -> int | None:
-        """Return the number of runs per vmap: 1 for convolutions on a CPU, None for all runs."""
+        """Return the number of runs per vmap: 1 for convolutions on a CPU, else None (all runs)."""
         if jax.default_backend() != "cpu":
             return None
         return 1 if identity.has_convolution(self._task.loss, *self._arguments(batch)) else None
 
     def _arguments(self, batch: PyTree) -> tuple[PyTree, ...]:
-        """Return example arguments of the loss."""
+        """Return example arguments of the loss: the first seed's arrays and `batch`."""
         arrays, model = self._sources[0]
         return (arrays, batch) if model is None else (arrays, model, batch, self._keys[0])
 
@@ -204,13 +204,13 @@ class Prepared:
         return {name: x.astype(source[name].dtype) for name, x in named.items()}
 
     def _update(self, state: State) -> PyTree:
-        """Return the update of an example gradient; its program identifies the optimiser."""
+        """Update the optimiser with an example gradient, to fingerprint the traced program."""
         sizes = lambda trainable: optax.tree.norm(trainable, squared=True)  # noqa: E731
         scores = state.trainable
         return update(self._task.optimizer, scores, state, sizes(scores), sizes)
 
     def _factors(self, key: Key, step: Array, scores: Arrays, arrays: Arrays) -> PyTree:
-        """Return masked parameters and their derivative; the program identifies the variant."""
+        """Return masked parameters and their derivative, to fingerprint the variant's program."""
         variant, keep = self._task.variant, jnp.float32(0.5)
         weights = {name: arrays[name] for name in scores}
         if variant.keep_at is not None:
@@ -223,7 +223,7 @@ class Prepared:
         return masked, pull(masked)
 
     def _mesh(self, runs: int, batch: PyTree) -> Mesh | None:
-        """Return the mesh: by default all devices if there are several processes, else None."""
+        """Return the mesh; its default is all devices for several processes, and None for one."""
         if self._training.mesh is not None or jax.process_count() == 1:
             return self._training.mesh
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -249,7 +249,7 @@ class Prepared:
         return state._replace(opt_state=_with(state.opt_state, setting.hyperparameters))
 
     def _scores(self, seed: int) -> Arrays:
-        """Return the initial scores of a seed; they are equal for every `keep` and control."""
+        """Return a seed's initial scores, which are the same for every method and fraction."""
         if seed not in self._drawn_scores:
             arrays, _ = self._source(seed)
             matrices = {name: arrays[name] for name in self.parts.masked}
@@ -270,7 +270,7 @@ class Prepared:
 
 
 def _one_step(leaf: Any) -> Any:
-    """Add a first axis of one step to a leaf of a batch; arrays stay on their device."""
+    """Add a first axis of length 1, the step, to an array of a batch, which stays on its device."""
     return (leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))[None]
 
 
@@ -280,7 +280,7 @@ def _wide(array: Array) -> Array:
 
 
 def _with(opt_state: PyTree, hyperparameters: Mapping[str, float]) -> PyTree:
-    """Return the optimiser's state with other hyperparameters."""
+    """Return the optimiser's state after these hyperparameters are set in it."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(opt_state)
     places = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     for name, value in hyperparameters.items():

@@ -33,10 +33,10 @@ class Task:
         ``loss(params, state, batch, key) -> (scalar, state)``.
       optimizer: any optimiser of Optax.
       variant: the form of edge-popup.
-      measure: the function of an evaluation, ``measure(params, batch)``, or ``measure(params,
-        state, batch)`` for a model with mutable state. It returns a loss, or a dictionary of
-        scalars that contains 'loss'. It can be None, which means `loss`, only if the model has no
-        mutable state.
+      measure: the evaluation function, ``measure(params, batch)``, or ``measure(params, state,
+        batch)`` for a model with mutable state. `measure` returns a loss, or a dictionary of
+        scalars that contains 'loss'. If `measure` is None, the loss is evaluated, which is allowed
+        only if the model has no mutable state.
       accumulate: the number of parts into which a batch is split; the parts are computed one after
         another.
     """
@@ -62,16 +62,17 @@ class Task:
 
 
 class Program:
-    """The compiled functions of many runs.
+    """The compiled functions that train and evaluate many runs.
 
-    Each function is compiled once, at first use. Every leaf of the state has a first axis of runs.
+    Each function is compiled once, at first use. The first axis of every array in the state is the
+    run.
 
     Args:
       task: the functions and constants that the runs share.
       runs: the number of runs.
-      keep: the fraction that all runs keep, as a Python number (or a dictionary of them), which is
-        a constant of the program and exact. None if runs keep different fractions, which are then
-        traced and rounded to millionths.
+      keep: the fraction that all runs keep: a Python number or a dictionary of numbers. It is an
+        exact constant of the program. None if runs keep different fractions; different fractions
+        are traced, and rounded to millionths.
       shared: whether all runs see the same batches `[step, row, ...]`; if not, batches are
         `[run, step, row, ...]`.
       mesh: a mesh of devices with axes 'run', 'data' and 'model'; None for a single device.
@@ -81,7 +82,8 @@ class Program:
     Attributes:
       shapes: shapes and shardings of the state of all runs; None without a mesh.
       advance: ``(keys, state, batches, keep, control) -> (state, metrics)`` makes several steps,
-        one per batch; metrics are `[run, step]`. The memory of the input state is reused.
+        one per batch; metrics have the shape `[run, step]`. The memory of the input state is
+        reused.
       evaluate: ``(state, masks, batch, control) -> measurements`` evaluates all runs on one batch.
       masks, packed: ``(keys, state, keep, control) -> masks`` return the masks, `masks` as booleans
         and `packed` as bits.
@@ -136,13 +138,13 @@ class Program:
         return placement.stacked(start, self.shapes)
 
     def place(self, tree: PyTree) -> PyTree:
-        """Place arrays on the mesh; their first axis is the run, and all processes have them."""
+        """Place arrays `[run, ...]`, equal on all processes, on the mesh."""
         if self._mesh is None:
             return tree
         return placement.put(tree, placement.of(tree, self._mesh, runs=True))
 
     def like(self, shapes: PyTree) -> PyTree:
-        """Add to shapes their shardings on the mesh; without a mesh return zeros instead."""
+        """Return shapes with their shardings on the mesh; without a mesh, zeros of these shapes."""
         if self._mesh is None:
             return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.tree.map(
@@ -167,7 +169,7 @@ class Program:
         return self._placed(batches, runs=not self._shared, steps=True)
 
     def trace(self, keys: PyTree, batches: PyTree) -> Any:
-        """Trace `advance` on a mesh, for shapes of keys and batches; nothing is computed.
+        """Trace `advance` on a mesh, given only the shapes of keys and batches; compute nothing.
 
         The devices of the mesh need not be present, see `machines.compile_for`.
         """
@@ -182,7 +184,10 @@ class Program:
         return advance.trace(self.like(keys), self.shapes, rows, self.like(keep), None)
 
     def place_validation(self, batches: PyTree) -> PyTree:
-        """Place NumPy batches `[part, row, ...]`, the same for all runs, on the mesh."""
+        """Place on the mesh one NumPy validation batch, which is the same for all runs.
+
+        Its arrays are `[row, ...]` if training batches are shared, else `[part, row, ...]`.
+        """
         return self._placed(batches, runs=False, steps=not self._shared)
 
     def _placed(self, batches: PyTree, runs: bool, steps: bool) -> PyTree:
@@ -284,7 +289,7 @@ def _scalar(name: str, value: Any) -> Array:
 
 
 def _form(value: Any) -> str:
-    """Return a text with an array's dtype and shape, or with the value itself."""
+    """Return a text: an array's dtype and shape, or the representation of any other value."""
     array = hasattr(value, "dtype")
     return f"{value.dtype} of shape {value.shape}" if array else repr(value)
 

@@ -22,7 +22,7 @@ class Setting:
       method: 'edge-popup', or the name of a control whose weights are trained: 'dense' (without
         masks) or 'random' (under random masks).
       keep: the fraction of connections that is kept; 1 for a dense run.
-      seed: the number of the seed, which is folded into the key of `fit`.
+      seed: the number of the seed, which is folded into the key of `fit` (unless `seeds` is None).
       hyperparameters: a dict from the name of each swept hyperparameter to its value.
     """
 
@@ -38,12 +38,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Fit:
-    """The result of a run.
+    """The result of one run of `fit`.
 
     Attributes:
       setting: method, keep, seed and swept hyperparameters.
       masks: the masks at the best evaluation: booleans in the tree of the parameters, with None for
-        arrays without a mask. If the model is a Flax module, they are in nested dictionaries.
+        arrays without a mask. If the model is a Flax module, the masks are in nested dictionaries.
       ticket: source weights times masks, in the form in which the model was given: a tree of
         parameters, or a module. For a control run the trained weights replace the source weights.
       best_loss, best_step: the loss and the step of the best evaluation.
@@ -78,7 +78,10 @@ class Fit:
 
 
 class Fits(Sequence[Fit]):
-    """The results of all runs, in order. Printing shows a table of means over seeds."""
+    """The results of all runs: first edge-popup, then the controls.
+
+    Printing a `Fits` shows a table of means over seeds.
+    """
 
     def __init__(self, fits: Sequence[Fit]):
         self._fits = tuple(fits)
@@ -103,7 +106,7 @@ class Fits(Sequence[Fit]):
         return [fit.row for fit in self._fits]
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one dict per setting: its values, number of runs, (mean, sd) over the seeds."""
+        """Return one dict per setting: values, number of runs, (mean, sd) of each measurement."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for fit in self._fits:
             same = dataclasses.replace(fit.setting, seed=0)

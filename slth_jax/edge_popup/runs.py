@@ -25,14 +25,14 @@ class Runs:
       keys: typed PRNG keys `[run]`, for re-drawing weights, sampling masks and random losses.
       keep: the fractions to keep `[run]`, or a dict from array name to such fractions.
       steps: the number of optimiser steps of each run.
-      start: a function that returns the state before the first step.
+      start: a function that returns the state of all runs before the first step.
       batches: ``batches(begin, end)`` returns the batches of steps ``begin, ..., end - 1``, see
         `Program`. Repeated calls with the same arguments return the same batches.
       validation: the validation batches, the same for all runs; an evaluation is the mean over
         batches.
-      draw: ``draw(keys)`` draws new weights, a dict by name, from the source's distribution, for
-        variants that re-draw weights.
-      control: whether each run is a control, `[run]`; None if no run is.
+      draw: ``draw(keys)`` returns a dict from array name to new weights from the source's
+        distribution. Only variants that re-draw weights need it.
+      control: booleans `[run]`, True if a run is a control; None if there are no controls.
       stretch: the largest number of steps per call of the program; None for all steps up to the
         next evaluation.
       names: ``names(index)`` returns a run's name for error messages.
@@ -64,7 +64,7 @@ class Runs:
     def advance(
         self, state: State, begin: int, end: int
     ) -> tuple[State, dict[str, Float[Array, "run step"]]]:
-        """Make steps ``begin, ..., end - 1``; re-draw weights first if the variant requires it."""
+        """Make steps ``begin, ..., end - 1``; first re-draw weights if this is due at `begin`."""
         every = self.program.task.variant.redraw_every
         if self.draw is not None and every and begin and begin % every == 0:
             for_fresh, for_choice = self._split(begin)
@@ -76,14 +76,21 @@ class Runs:
         return self.program.advance(keys, state, batches, keep, control)
 
     def end_of_stretch(self, begin: int, until: int) -> int:
-        """Return the last step of one call: at most `until`, and at most the next re-drawing."""
+        """Return the step at which a call that starts at step `begin` ends (exclusive).
+
+        The call ends at `until`, at the next re-drawing of weights, or after `stretch` steps,
+        whichever comes first.
+        """
         every = self.program.task.variant.redraw_every or until
         return min(until, (begin // every + 1) * every, begin + (self.stretch or until))
 
     def evaluate(
         self, state: State, masks: Named | None = None
     ) -> dict[str, Shaped[np.ndarray, " run"]]:
-        """Return the mean measurements on the validation batches, with `masks` if given."""
+        """Return measurements, averaged over the validation batches, under `masks`.
+
+        If `masks` is None, the masks of `state` are used.
+        """
         keys, keep, control = self._placed
         if masks is None:
             masks = self.program.masks(keys, state, keep, control)

@@ -22,7 +22,7 @@ class Schedule:
       warmup: the number of steps of the linear warm-up, which starts at rate 0.
       final: the last learning rate divided by the highest learning rate; 0.1 in the paper.
       weight_decay: AdamW's weight decay of the scores and of trained matrices; biases and gains do
-        not decay. The paper does not state a value. The default is PyTorch's.
+        not decay. The paper does not state a value. The default is the value in PyTorch.
       b1, b2: AdamW's decay rates of the first and second moment.
     """
 
@@ -63,7 +63,7 @@ class Schedule:
 
 
 def _decays(params: PyTree) -> PyTree:
-    """Return whether each array decays; a decaying gain would scale its whole layer down."""
+    """Return whether each array has weight decay; on a gain, decay would shrink the whole layer."""
 
     def is_matrix(path: tuple[Any, ...], array: Shaped[Array, "..."]) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,8 +1,8 @@
-"""Turn scores into masks, and masks into masked parameters; all are dicts of arrays by name.
+"""Turn scores into masks, and masks into masked parameters, in dicts from name to array.
 
 A run may be a *control*, which trains weights under a fixed mask. In a control the weights and the
 scores are exchanged: `State.weights` holds the scores that determine the mask, and the optimiser
-changes the weights. Therefore one program can run tickets and controls.
+changes the weights. Therefore one program can train tickets and controls.
 """
 
 import functools
@@ -28,7 +28,7 @@ Control = Bool[Array, ""] | None
 class Trainable(NamedTuple):
     """The arrays that the optimiser changes: the scores by array name, and learned parameters.
 
-    If there are no scores and all parameters are `learned`, this is ordinary training.
+    If there are no scores and all parameters are in `learned`, a step trains without masks.
     """
 
     scores: dict[str, Float[Array, "..."]]
@@ -40,7 +40,7 @@ class State(NamedTuple):
 
     Attributes:
       step: the number of finished steps.
-      weights: the source weights; only re-drawing changes them.
+      weights: the source weights (in a control, the scores); only re-drawing changes them.
       trainable: the arrays that the optimiser changes.
       opt_state: the optimiser's state.
       model: the model's mutable state (batch statistics, counters of dropout); None for a model
@@ -70,8 +70,8 @@ def init_scores(
       key: a typed PRNG key. The index of each array among the sorted names is folded into it.
       weights: arrays of at least two dimensions.
       variant: the variant whose `init` draws the scores.
-      fan_in: a dict from array name to the number of inputs per output, for arrays for which
-        `Variant.fan_in` would be wrong.
+      fan_in: a dict from array name to the number of inputs per output. An entry is needed only if
+        `Variant.fan_in` would be wrong for the array.
     """
     scores = {}
     for index, name in enumerate(sorted(weights)):
@@ -84,12 +84,12 @@ def init_scores(
 
 
 def masks(key: Key | None, scores: Named, weights: Named, keep: Keep, variant: Variant) -> Masks:
-    """Return masks that keep the `num_kept` best scores of each array, or of all arrays together.
+    """Return masks that keep the highest-ranked connections, per array or among all arrays.
 
     Args:
       key: a typed PRNG key for variants that sample masks; None for other variants.
       scores, weights: dicts from name to array; weights may have names that scores lack.
-      keep: fraction kept, or a fraction per name.
+      keep: the fraction kept, or a dict from array name to fraction.
       variant: the form of edge-popup, which turns scores into masks.
 
     Raises:
@@ -121,7 +121,7 @@ def _checked(masks: PyTree, scores: dict[str, Array]) -> Masks:
 def _array_mask(
     key: Key | None, scores: Array, weights: Array, keep: ArrayLike, variant: Variant
 ) -> Bool[Array, "..."]:
-    """Return the mask of an array; entries are ranked in the array or in each stacked matrix."""
+    """Return an array's mask; rank entries in the whole array or within each stacked matrix."""
     stack = scores.shape[:-2] if variant.scope == "matrix" else ()
     mask = functools.partial(variant.masks, keep=keep)
     if not stack:
@@ -160,7 +160,7 @@ def ticket(
 def kept(
     key: Key | None, state: State, keep: Keep, variant: Variant, control: Control = None
 ) -> Masks:
-    """Return the masks of a run (see `masks`)."""
+    """Return the masks of a run in a given state (see `masks`)."""
     scores, source = _places(state.weights, state.trainable, control)
     return _masks(key, scores, source, keep, variant, control)
 
@@ -189,7 +189,7 @@ def unmasked(
 
 
 def _places(weights: Named, trainable: Trainable, control: Control) -> tuple[Named, Named]:
-    """Return (scores, weights) of the masked arrays; undo the exchange that a control makes."""
+    """Return scores and weights of the masked arrays; a control stores these two exchanged."""
     moving = trainable.scores
     still = {name: weights[name] for name in moving}
     if control is None:

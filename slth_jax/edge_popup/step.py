@@ -1,9 +1,9 @@
 """One optimiser step of edge-popup on named arrays (Ramanujan et al. 2020).
 
-Every connection has a score. The forward pass keeps the connections with the `num_kept` largest
-scores, and gradients pass straight through the mask to the scores. Any model whose parameters are a
-dictionary of named arrays can be trained. The functions are written for one run; use `jax.vmap` for
-several seeds and settings.
+Every connection has a score. The forward pass keeps the connections whose scores are largest in
+absolute value, and gradients pass straight through the mask to the scores. Any model whose
+parameters are a dictionary of named arrays can be trained. Each function of this module computes
+one run; use `jax.vmap` for several seeds and settings.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def start(
     *,
     model: PyTree = None,
 ) -> State:
-    """Return the state before the first step."""
+    """Return the state of a run before its first step."""
     return State(jnp.int32(0), dict(weights), trainable, optimizer.init(trainable), model)
 
 
@@ -47,19 +47,19 @@ def step(
     accumulate: int = 1,
     control: Control = None,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """Make one optimiser step, which does not change the source weights.
+    """Make one optimiser step; leave the source weights unchanged.
 
     Args:
       key: a typed PRNG key for sampled masks and for the loss; it must differ between steps.
       state: the state that `start` or the previous step returned.
-      batch: the batch that is passed to `loss`. The first axis of its leaves is split into
+      batch: the batch that is passed to `loss`. The first axis of the batch's arrays is split into
         `accumulate` parts, whose gradients are averaged.
       keep: the fraction kept, or a dict from array name to fraction; may be traced.
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a model with mutable state
         ``loss(params, state, batch, key) -> (scalar, state)``.
-      optimizer: any optimiser of Optax, which updates a `Trainable`. For line searches the
-        optimiser also receives `value` (the loss), `grad` (its gradient) and `value_fn` (the loss
-        as a function of a `Trainable`).
+      optimizer: any optimiser of Optax; it updates a `Trainable`. For line searches the optimiser
+        also receives `value` (the loss), `grad` (its gradient) and `value_fn` (the loss as a
+        function of a `Trainable`).
       variant: the form of edge-popup.
       accumulate: the number of parts of a batch that are computed one after another.
       control: whether this run is a control; None for a program without controls.
@@ -108,14 +108,17 @@ def update(
     value: Float[Array, ""],
     value_fn: Callable[[Trainable], Array],
 ) -> tuple[Trainable, PyTree]:
-    """Return the optimiser's updates and its next state."""
+    """Call the optimiser; return the updates and the optimiser's next state."""
     more = optax.with_extra_args_support(optimizer)
     before = state.opt_state, state.trainable
     return more.update(gradient, *before, value=value, grad=gradient, value_fn=value_fn)
 
 
 def _uniform(loss: Loss, fixed: dict[str, Array], model: PyTree) -> Loss:
-    """Return ``(params, state, batch, key) -> (loss, state)``; `params` are the trained arrays."""
+    """Return the loss as a function ``(params, state, batch, key) -> (loss, state)``.
+
+    `params` are the trained arrays; the other arrays, `fixed`, are added to them.
+    """
 
     def call(params, state, batch, key):
         everything = {**fixed, **params}

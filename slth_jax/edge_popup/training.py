@@ -20,26 +20,28 @@ class Training:
 
     Attributes:
       steps: the number of optimiser steps of each run.
-      optimizer: any optimiser of Optax, such as the paper's ``Schedule(steps).optimizer(0.05)``. It
-        updates a `Trainable`, so Optax's masks and labels must be functions of a `Trainable`.
+      optimizer: any optimiser of Optax, such as the paper's ``Schedule(steps).optimizer(0.05)``.
+        The optimiser updates a `Trainable`, so masks and labels of Optax must be functions of a
+        `Trainable`.
       sweep: a dict from the name of a hyperparameter in the optimiser's state
         (`optax.inject_hyperparams`) to its values, such as ``{"learning_rate": [0.01, 0.1]}``.
         Every combination of values has its own runs, and its own controls.
       accumulate: the number of parts of a batch that are computed one after another.
-      validation: the validation batches. The result has the masks with the least mean loss on these
-        batches or, if there are no batches, with the least mean training loss since the previous
-        evaluation.
+      validation: the validation batches. The result contains the masks of the evaluation with the
+        least mean loss on these batches. Without validation batches, the evaluation with the least
+        mean training loss since the previous evaluation is chosen.
       evaluate: ``evaluate(params, batch)`` returns the loss of an evaluation, or a dictionary of
-        measurements that contains 'loss'; None for the training loss. For a `Stateful` model the
-        call is ``evaluate(params, state, batch)``. A Flax module is passed after ``.eval()``.
+        measurements that contains 'loss'; None for the training loss. For a `Stateful` model
+        `evaluate` is called as ``evaluate(params, state, batch)``, and it cannot be None if there
+        are validation batches. A Flax module is passed after ``.eval()``.
       evaluate_every: the number of steps between evaluations; each evaluation is followed by a
         checkpoint.
       evaluate_first: whether to evaluate also before the first step, when masks are still random.
       progress: ``progress(step, steps, entry)`` is called after each evaluation. The losses in the
         log entry `entry` are lists with one value per run.
-      mesh: a mesh of devices with axes 'run', 'data' and 'model'. If it is None and there is
-        one process, the default device is used. If it is None and there are several processes, all
-        devices are used; runs are split over them first, and then the rows of batches.
+      mesh: a mesh of devices with axes 'run', 'data' and 'model'. If `mesh` is None, one process
+        uses the default device, and several processes use all devices. Several processes split
+        first the runs over the devices, then the rows of batches.
     """
 
     steps: int
@@ -73,7 +75,7 @@ class Training:
 
 
 def listed(name: str, values: Any) -> Sequence[Any]:
-    """Return `values` if they are a list, a tuple or a one-dimensional array; refuse others."""
+    """Return `values` as a sequence; refuse all but lists, tuples and one-dimensional arrays."""
     if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 1:
         return list(np.asarray(values))
     return checks.sequence(name, values)

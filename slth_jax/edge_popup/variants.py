@@ -1,7 +1,7 @@
 """Variants of edge-popup: how scores are initialised, turned into masks and given gradients.
 
-A variant is an object of functions that is passed to `fit`. The following variant ranks connections
-by |weight x score|::
+A variant is an object that contains these functions; it is passed to `fit` in `Masking`. The
+following variant ranks connections by |weight x score|::
 
     def masks(key, scores, weights, keep):
         sizes = jax.tree.map(jnp.multiply, scores, weights)
@@ -61,12 +61,12 @@ class Variant:
         each or, if `scope` is 'global', dictionaries of all arrays. `key` differs at every step, so
         that masks can be sampled.
       through: ``through(scores, mask)`` returns the mask in the dtype of the scores. The forward
-        pass multiplies the weights by the result, and gradients reach the scores through its
-        derivative.
+        pass multiplies the weights by this array, and the derivative of `through` passes gradients
+        to the scores.
       init: ``init(key, shape, dtype, fan_in)`` returns the initial scores.
       scope: the entries that are ranked together. 'array': all entries of an array, such as a
-        convolution's kernel. 'matrix': the entries of each matrix, if arrays are stacks of matrices
-        in the last two axes. 'global': the entries of all arrays.
+        convolution's kernel. 'matrix': all entries of one matrix, for arrays that are stacks of
+        matrices (the last two axes). 'global': the entries of all arrays.
       keep_at: ``keep_at(keep, step)`` returns the fraction that training keeps at a step; None
         means `keep` at every step. Evaluations and tickets always keep the fraction `keep`.
       redraw_every: the number of steps between two re-drawings of dropped weights; 0 for never.
@@ -91,7 +91,11 @@ class Variant:
         checks.number("redraw_rate", self.redraw_rate, low=0, high=1)
 
     def fan_in(self, shape: tuple[int, ...]) -> int:
-        """Return the number of inputs per output: all axes but the last, without a stack."""
+        """Return the number of inputs per output: the product of all axes except the last.
+
+        If the scope is 'matrix', return the length of the last axis but one: earlier axes are a
+        stack.
+        """
         return shape[-2] if self.scope == "matrix" else math.prod(shape[:-1])
 
 
@@ -108,7 +112,7 @@ and the original with weights re-drawn (IteRand, Chijiwa et al. 2021)."""
 
 
 def variant_of(variant: Variant | str) -> Variant:
-    """Return `variant`, or the variant in `VARIANTS` if it is a name."""
+    """Return `variant` itself or, if it is a name, the variant of this name in `VARIANTS`."""
     if isinstance(variant, Variant):
         return variant
     return VARIANTS[checks.choice("variant", variant, VARIANTS)]

@@ -16,13 +16,13 @@ class Ahead(NamedTuple):
 
 
 def compile_for(on: str, trial: Callable, *, batch: int | None = None, **plan: Any) -> list[Ahead]:
-    """Compile a sweep's programs for a machine such as 'v5e:4x4'; return one report per program.
+    """Compile a sweep's programs for a machine such as 'v5e:4x4'; return one `Ahead` per program.
 
     Args:
       on: the machine, see `machines.compile_for`.
-      trial: the trial, see `sweep.run`.
-      batch: the number of trials per chip and call; None for the default number on accelerators.
-      **plan: `seeds`, `grid` and the other options of `sweep.run` that divide the work.
+      trial: the trial function, see `sweep.run`.
+      batch: the number of trials per chip and call; None for 64, the default of accelerators.
+      **plan: `seeds`, `grid` and the other arguments of `plan.make_plan`, see `sweep.run`.
     """
     planned: Plan = make_plan(batch=batch or MAX_BATCH, **plan)
     ahead = []

@@ -22,7 +22,7 @@ def _nothing(*_: object) -> None:
 
 
 def check_metrics(programs: Sequence[Program], plan: Plan) -> None:
-    """Refuse metrics that differ between programs, or whose names are used by other columns."""
+    """Refuse metrics that differ between programs, or that have the name of another column."""
     first = programs[0].metrics
     for program in programs[1:]:
         if program.metrics != first:
@@ -43,16 +43,17 @@ def compute(
     on_start: OnStart | None = None,
     check_stop: Callable[[], None] = _nothing,
 ) -> Results:
-    """Read the finished chunks among `numbers`, compute the missing ones, and return the results.
+    """Return the results of the chunks `numbers`: read the finished ones and compute the rest.
 
     Args:
       plan: the plan of the sweep.
-      programs: one program per group of the plan.
+      programs: one program per group of trials in the plan.
       numbers: the numbers of the chunks that this call must return.
       store: the folder in which chunks are saved; None to keep chunks in memory.
       finished: the numbers of the chunks that are already complete in `store`.
       progress, on_start: see `sweep.run`.
-      check_stop: a function that is called after each step and may raise an error to stop.
+      check_stop: a function that is called after each call of a program, and that may raise an
+        error to stop the sweep.
     """
     if jax.process_index() > 0:
         progress = on_start = None
@@ -107,7 +108,7 @@ def compute(
 def _chunk(
     program: Program, trials: np.ndarray, on_start: OnStart, check_stop: Callable[[], None]
 ) -> Record:
-    """Compute one chunk; each step runs while the previous step's results are fetched."""
+    """Compute one chunk; fetch the results of each call while the next call runs."""
     records, running = [], None
     for index in range(program.steps(trials)):
         part = program.part(trials, index)

@@ -7,9 +7,10 @@ from slth_jax import storage
 
 
 def draws() -> str:
-    """Return a checksum of random numbers that are drawn as trials draw them.
+    """Return a checksum of random numbers from the generator that trials use.
 
-    The numbers depend on the release of JAX and on settings such as `jax_threefry_partitionable`.
+    The random numbers depend on the release of JAX and on settings such as
+    `jax_threefry_partitionable`.
     """
     key = jax.random.key(0, impl="threefry2x32")
     bits = np.asarray(jax.random.bits(key, (7, 3)))

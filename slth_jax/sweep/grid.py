@@ -1,4 +1,4 @@
-"""Read those arguments of a sweep that list seeds, points of the grid, and padded sizes."""
+"""Convert the arguments of a sweep that list seeds, points of the grid, or padded sizes."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from slth_jax import checks
 
 
 def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> UInt32[np.ndarray, " seed"]:
-    """Return the listed seeds; if `seeds` is a number n, return 0 ... n - 1."""
+    """Return the seeds as an array; a number n means the seeds 0 ... n - 1."""
     if isinstance(seeds, (int, np.integer)):
         return np.arange(checks.integer("seeds", seeds, low=1), dtype=np.uint32)
     checks.record("seeds", seeds, Iterable)
@@ -26,7 +26,7 @@ def seeds_of(seeds: int | np.integer | Iterable[int | np.integer]) -> UInt32[np.
 
 
 def points_of(grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> list[dict]:
-    """Return the points of a grid in order: all combinations of values, or the listed points."""
+    """Return the points of a grid in order: the listed points, or all combinations of values."""
     if isinstance(grid, Mapping):
         for name, values in grid.items():
             if isinstance(values, (str, Mapping)) or not isinstance(values, (Iterable)):
@@ -50,7 +50,7 @@ def points_of(grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -
 
 
 def scalar(name: str, value: Any) -> Any:
-    """Return one grid value as plain Python, to be compared and written as JSON."""
+    """Convert one value of the grid to plain Python, which can be compared and stored as JSON."""
     if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0:
         value = np.asarray(value).item()
     if isinstance(value, (list, tuple)):
@@ -66,7 +66,7 @@ def scalar(name: str, value: Any) -> Any:
 
 
 def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
-    """Return the values of a traced parameter in the dtype that JAX gives them."""
+    """Return an array of the values of a traced parameter, in the dtype that JAX gives them."""
     if all(isinstance(value, bool) for value in column):
         return np.array(column)
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in column)
@@ -79,11 +79,12 @@ def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
 
 
 def buckets_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
-    """Return a dict from each true size to its padded size.
+    """Return a dict from each size in `values` to its padded size.
 
-    By default the padded size is the next of 8, 32, 128, 512, ... These numbers are fixed, so that
-    a trial has the same padded size in every sweep. Powers of two would waste less, but compiling
-    one more program takes as long as hundreds of trials.
+    By default the padded size is the smallest of 8, 32, 128, 512, ... that is large enough. These
+    numbers are fixed, so that a trial has the same padded size in every sweep. Powers of two would
+    waste less memory and time per trial. However, compiling one more program takes as long as
+    hundreds of trials.
     """
     sizes = sorted({checks.integer(f"grid[{name!r}]", value, low=1) for value in values})
     if isinstance(buckets, Mapping):

@@ -27,7 +27,7 @@ MAX_CHUNK = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Trials that share one compiled program, because static values and padded sizes are equal."""
+    """Trials with equal static values and equal padded sizes, which share one compiled program."""
 
     static: dict[str, Any]
     padded: dict[str, int]
@@ -35,14 +35,14 @@ class Group:
 
     @property
     def words(self) -> str:
-        """A text with the values and sizes in which this program differs from other programs."""
+        """A text with the static values and the padded sizes of this group's program."""
         named = self.static | {f"{name}_max": size for name, size in self.padded.items()}
         return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """The numbers of trials whose results are saved together."""
+    """A chunk: trials of one group whose results are saved together."""
 
     number: int
     group: int
@@ -54,17 +54,18 @@ class Plan:
     """All trials of a sweep: trial `i` is point `i // len(seeds)` with seed `i % len(seeds)`.
 
     Attributes:
-      points: the grid's points, in the given order.
+      points: the points of the grid, in the given order.
       seeds: the seeds.
-      values: one value per point for each traced name, in the dtype that the trial receives.
-      static: the names of values that the trial receives as plain Python.
+      values: a dict from the name of a traced value to an array with one entry per point, in the
+        dtype that the trial receives.
+      static: the names of the values that the trial receives as plain Python.
       padded: the names of the sizes that are padded.
       groups: the groups, in order of first appearance.
       chunks: the chunks, in the order in which they are computed.
       batch: the number of trials that one device computes at once. The batch does not depend on the
-        number of devices. Each device runs the same program, so no bit of a result depends on it
-        either.
-      recipe: the arguments of `make_plan` that give this plan, as values that JSON can store.
+        number of devices, and every device runs the same program. Therefore no bit of a result
+        depends on the number of devices.
+      recipe: the arguments with which `make_plan` makes this plan again; JSON can store them.
     """
 
     points: list[dict[str, Any]]
@@ -104,11 +105,11 @@ def make_plan(
     batch: int | None = None,
     portions: Sequence[int] | None = None,
 ) -> Plan:
-    """Return the trials of a sweep, grouped by program and cut into chunks (see `sweep.run`).
+    """Group the trials of a sweep by program, and cut each group into chunks (see `sweep.run`).
 
-    `portions` are the numbers of seeds that were added at different times; None if all seeds were
-    given at once. Each chunk contains seeds of one portion only, so adding seeds to a finished
-    sweep does not change its chunks.
+    If seeds are added to a sweep later, `portions` lists how many seeds each call added; None if
+    all seeds were given at once. A chunk contains only seeds that were added by one call, so adding
+    seeds does not change the chunks of a finished sweep.
     """
     points, numbers = points_of(grid), seeds_of(seeds)  # a list [point]; uint32 [seed]
     columns = {name: [point[name] for point in points] for name in points[0]}  # name: [point]
@@ -154,7 +155,7 @@ def _is_number(value: Any) -> bool:
 def _groups(
     points: list[dict[str, Any]], fixed: tuple[str, ...], sizes: Mapping[str, Mapping[int, int]]
 ) -> list[Group]:
-    """Group the points by program; points in a group have equal `fixed` values and padded sizes."""
+    """Group the points by their values of the names in `fixed` and by their padded sizes."""
     members: dict[tuple, list[int]] = {}
     for index, point in enumerate(points):
         # The key includes the type, because 1, 1.0 and True are equal but need different programs.
@@ -174,15 +175,15 @@ def _groups(
 def continued(
     seeds: UInt32[np.ndarray, " seed"], recipe: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the arguments of `make_plan` with which to continue the sweep in a folder.
+    """Return arguments of `make_plan` that continue the sweep in a folder.
 
     Args:
       seeds: the seeds of this call.
-      recipe: the `Plan.recipe` that the folder contains; None if there is none.
+      recipe: the `Plan.recipe` that the folder contains; None if the folder has no finished chunk.
 
     Returns:
-      A dict with `portions` (the folder's portions, and one more for added seeds), and with the
-      folder's `chunk` and `batch`.
+      A dict with `portions`, `chunk` and `batch`. `chunk` and `batch` are the sizes in the folder.
+      `portions` are the numbers in the folder, and the number of seeds that this call adds.
     """
     if recipe is None:
         return {"portions": None, "chunk": None, "batch": None}
@@ -195,7 +196,7 @@ def continued(
 
 
 def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int]:
-    """Return the number of trials per chunk, and the number that a device computes at once."""
+    """Return the number of trials per chunk, and the number of trials per call on one device."""
     if chunk is None:
         chunk = min(largest, MAX_CHUNK, max(MIN_CHUNK, _power_of_two(-(-largest // 64))))
     chunk = checks.integer("chunk", chunk, low=1)
@@ -206,7 +207,7 @@ def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int
 
 
 def _chunks(groups: list[Group], portions: Sequence[int], num_seeds: int, size: int) -> list[Chunk]:
-    """Cut trials into chunks of at most `size`, separately for each seed portion and group."""
+    """Cut trials into chunks of at most `size`; each has seeds of one portion and one group."""
     pieces: list[tuple[int, np.ndarray]] = []
     ends = np.cumsum(portions, dtype=np.int64)  # [portion]
     for begin, end in zip([0, *ends[:-1]], ends, strict=True):

@@ -1,4 +1,4 @@
-"""Turn one trial into a batched, sharded program."""
+"""Turn a trial function into a batched, sharded program."""
 
 import hashlib
 import re
@@ -34,7 +34,7 @@ def default_mesh() -> Mesh:
 def _evaluate(
     trial: Trial, static: Mapping[str, Any], seed: UInt32[Array, ""], values: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return one trial's metrics and arrays, as two dicts by name."""
+    """Call the trial; return its metrics and its arrays as two dicts by name."""
     key = jax.random.key(seed, impl="threefry2x32")
     out = trial(key, {**values, **static})
     metrics, arrays = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
@@ -65,7 +65,7 @@ def _packed(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
-    """Return one trial's unpacked arrays; `spec` maps each name to (shape, dtype)."""
+    """Return one trial's arrays in their original form; `spec` maps each name to (shape, dtype)."""
     out = {}
     for name, (shape, dtype) in spec.items():
         size = int(np.prod(shape, dtype=np.int64))
@@ -77,7 +77,7 @@ def unpack(arrays: Mapping[str, np.ndarray], spec: Mapping[str, Sequence]) -> di
 
 
 def empty_record(spec: Mapping[str, Any], count: int) -> Record:
-    """Return uninitialised arrays in which `count` trials of a program can be stored."""
+    """Return uninitialised arrays for the results of `count` trials of a program."""
     arrays = {}
     for name, (shape, dtype) in spec["arrays"].items():
         size = int(np.prod(shape, dtype=np.int64))
@@ -92,7 +92,7 @@ def empty_record(spec: Mapping[str, Any], count: int) -> Record:
 
 
 def _consts(jaxpr: Any) -> list[ArrayLike]:
-    """Return the arrays that a closed jaxpr, or a jaxpr inside it, captured."""
+    """Return the constant arrays in a closed jaxpr and in all jaxprs nested in it."""
     consts = list(getattr(jaxpr, "consts", ()))
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         for value in equation.params.values():
@@ -103,10 +103,10 @@ def _consts(jaxpr: Any) -> list[ArrayLike]:
 
 
 def fingerprint(jaxpr: Any) -> str:
-    """Return one SHA-256 of a traced program and of the arrays that it captured.
+    """Return one SHA-256 of a traced program and of the constant arrays in it.
 
-    The fingerprint changes if the trial's computation changes. It does not depend on the trial's
-    comments, on its file or on the number of devices.
+    The fingerprint changes if the trial's computation changes. The fingerprint does not depend on
+    comments in the trial's code, on its file name or on the number of devices.
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
     for const in _consts(jaxpr):
@@ -146,7 +146,7 @@ class Program:
         self.arrays = {name: (spec.shape, str(spec.dtype)) for name, spec in arrays.items()}
 
     def _single(self, captured: list[Array], *inputs: Array) -> tuple[dict, dict]:
-        """Return one trial's metrics and packed arrays."""
+        """Compute one trial; return its metrics and its packed arrays."""
         flat = jax.core.eval_jaxpr(self._jaxpr.jaxpr, captured, *inputs)
         metrics, arrays = jax.tree.unflatten(jax.tree.structure(self._shapes), flat)
         return metrics, _packed(arrays)
@@ -157,12 +157,11 @@ class Program:
         return [self._plan.seeds[seed], *(column[point] for column in self._plan.values.values())]
 
     def trace(self) -> Any:
-        """Trace the program for the mesh, so that it can be lowered and compiled.
+        """Trace the program for the mesh; return an object that can be lowered and compiled.
 
-        Each device runs `vmap(trial)` over `plan.batch` trials. With `shard_map` the program is the
-        same for every number of devices; XLA's own partitioning might choose a different program.
-        Arrays that the trial captured become arguments, because the compiler may fold constants and
-        round them differently.
+        Each device runs `vmap(trial)` over `plan.batch` trials. `shard_map` gives the same program
+        for every number of devices, which XLA's own partitioning might not do. Constant arrays in
+        the trial become arguments, because the compiler may fold constants with another rounding.
         """
         everywhere, split = jax.P(), jax.P(self._axis)
         whole = NamedSharding(self._mesh, everywhere)
@@ -205,15 +204,15 @@ class Program:
         }
 
     def steps(self, trials: Int64[np.ndarray, " trial"]) -> int:
-        """Return the number of calls of the program that `trials` take."""
+        """Return how many calls of the program are needed for `trials`."""
         return -(-len(trials) // self.lanes)
 
     def part(self, trials: Int64[np.ndarray, " trial"], index: int) -> Int64[np.ndarray, " part"]:
-        """Return those of `trials` that call number `index` computes."""
+        """Return the part of `trials` that call number `index` computes."""
         return trials[index * self.lanes : (index + 1) * self.lanes]
 
     def start(self, part: Int64[np.ndarray, " part"]) -> tuple[Any, int]:
-        """Start one call of the program for the trials `part`; `collect` waits for its result."""
+        """Start one call of the program for the trials `part`; `collect` returns the results."""
         self.compile()
         assert self._compiled is not None
         # A short call is filled up with copies of the last trial, so that all calls have equal
@@ -227,7 +226,7 @@ class Program:
 
 
 def collect(started: tuple[Any, int]) -> Record:
-    """Wait for a call that `Program.start` started; return its results on every process."""
+    """Wait for a call that `Program.start` started; return the results on every process."""
     outputs, count = started
     metrics, arrays = jax.tree.map(lambda array: whole(array)[:count], outputs)
     return {"metrics": metrics, "arrays": arrays}

@@ -13,7 +13,7 @@ from slth_jax.sweep.program import Record, unpack
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Return values as an array; if types differ or values are tuples, as an array of objects."""
+    """Return values as an array; its dtype is object if types differ or values are tuples."""
     if len({type(value) for value in values}) == 1 and not isinstance(values[0], tuple):
         return np.array(values)
     column = np.empty(len(values), object)
@@ -25,16 +25,16 @@ class Results:
     """The finished trials of a sweep, ordered by point of the grid and then by seed.
 
     Attributes:
-      trials: integers `[row]`, the number in the sweep of the trial in each row of the table.
+      trials: integers `[row]`: for each row of the table, the trial's number in the sweep.
       metrics: a dict from the name of a metric to its values `[row, ...]`.
-      missing: the number of trials of the sweep that the table lacks, because they belong to
-        another shard or are not computed yet.
-      computed: the number of trials that this call computed; the other trials were read from the
-        folder.
-      draws: the checksum of the random numbers that the trials drew (`draws.draws`); None if an
-        older version ran the sweep.
-      compile_seconds, run_seconds: the seconds that this call spent on compiling, and on computing
-        and saving.
+      missing: the number of trials that are not in the table, because they belong to another shard
+        or are not computed yet.
+      computed: the number of trials that the call of `run` computed; all other trials in the table
+        were read from the folder.
+      draws: the checksum of the sweep's random numbers (see `draws.draws`); None if a version of
+        this library that did not store it ran the sweep.
+      compile_seconds, run_seconds: the time that the call of `run` spent on compiling, and the time
+        it spent on computing and saving.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Results:
         compile_seconds: float = 0.0,
         run_seconds: float = 0.0,
     ):
-        """Join the metrics of all chunks; ``read(chunk)`` returns the record with its arrays."""
+        """Join the metrics of all chunks; ``read(chunk)`` returns a chunk's metrics and arrays."""
         numbers = sorted(records)
         trials = [plan.chunks[number].trials for number in numbers]
         self._plan, self._read, self._specs = plan, read, specs
@@ -86,10 +86,11 @@ class Results:
         return self.missing == 0
 
     def check_draws(self) -> None:
-        """Raise an error if this process would draw other random numbers than the sweep did.
+        """Raise an error if this process draws other random numbers than the sweep.
 
         Raises:
-          CheckpointError: with this release or these settings of JAX the random numbers differ.
+          CheckpointError: the random numbers differ, because the release or the settings of JAX
+            differ.
         """
         if self.draws is not None and self.draws != draws():
             raise storage.CheckpointError(
@@ -139,9 +140,10 @@ class Results:
         """Return the arrays of the trial in one row; masks are booleans.
 
         The result is a nested dictionary with the names of the trial's tree: the fields of a
-        NamedTuple, the keys of a dictionary, the indices ('0', '1') of a list. A single array is
-        returned without a dictionary. If the sweep is in a folder, the arrays are read from there,
-        and the chunk that was read last stays in memory.
+        NamedTuple, the keys of a dictionary, the indices ('0', '1') of a list. If the trial
+        returned a single array, this array is returned without a dictionary. If the sweep has a
+        folder, the arrays are read from the folder, and the chunk that was read last stays in
+        memory.
         """
         index = checks.integer("index", index, low=0, high=len(self) - 1)
         number = int(self._chunk[index])

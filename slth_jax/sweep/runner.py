@@ -1,4 +1,4 @@
-"""`run` runs a trial at every grid point with every seed; `load` reads a folder's results."""
+"""`run` runs a trial at every point of a grid with every seed; `load` reads saved results."""
 
 import contextlib
 import logging
@@ -26,7 +26,11 @@ _log = logging.getLogger("slth_jax.sweep")
 
 
 class Work(TypedDict, total=False):
-    """Options of `run` that divide the work and show progress; results do not depend on them."""
+    """Options of `run` that divide the work and show its progress.
+
+    The result of a trial does not depend on these options, except that `batch` affects its last
+    bits.
+    """
 
     chunk: int | None
     batch: int | None
@@ -48,64 +52,65 @@ def run(
     config: Mapping[str, Any] | None = None,
     **work: Unpack[Work],
 ) -> Results:
-    """Run `trial` at every point of `grid` with every seed, or finish the sweep in `out`.
+    """Run `trial` at every point of `grid` with every seed, or finish a stopped sweep in `out`.
 
-    A trial is a pure function `trial(key, hparams) -> metrics` or `-> (metrics, arrays)`. Its key
-    is `jax.random.key(seed, impl='threefry2x32')`. `metrics` is a dict from name to a scalar or to
-    a small array of fixed shape. `arrays` is any tree of arrays, such as masks (which are stored as
-    one bit per entry). Trials are vmapped, sharded over the first axis of `mesh` and computed in
-    chunks. Each chunk is saved before the next chunk starts.
+    A trial is a pure function `trial(key, hparams) -> metrics` or `-> (metrics, arrays)`. The key
+    of a trial is `jax.random.key(seed, impl='threefry2x32')`. `metrics` is a dict from name to a
+    scalar or to a small array of fixed shape. `arrays` is any tree of arrays, such as masks (which
+    are stored as one bit per entry). Trials are vmapped, sharded over the first axis of `mesh` and
+    computed in chunks. Each chunk is saved before the next chunk starts.
 
     On the same kind of device and with the same `batch`, a trial's result has the same bits for
-    every chunk and every number of devices and processes. (XLA may simplify an expression of the
-    trial, such as ``x / sqrt(n)``, differently for one device than for several devices;
-    `jax.lax.optimization_barrier` around the divisor prevents this.)
+    every chunk and every number of devices and processes. There is one exception: XLA may simplify
+    an expression of the trial, such as ``x / sqrt(n)``, differently for one device than for several
+    devices. `jax.lax.optimization_barrier` around the divisor prevents this.
 
     Args:
-      trial: the trial, whose result must depend on `key` and `hparams` only.
+      trial: the trial function; its result must depend only on `key` and `hparams`.
       seeds: the number of seeds (0, 1, ...), or a list of integers in [0, 2^32). A sweep in `out`
-        can be continued with a list that has more seeds at the end. Their trials are added, and
-        nothing else changes.
-      grid: a dict from name to list of values, whose combinations are all run; or a list of points.
-        In `hparams` a number or boolean is a traced scalar; any other value is static.
-      static: the names of values that the trial receives as plain Python; each combination of them
-        is compiled separately.
-      padded: the names of sizes, which are integers >= 1. The trial receives the traced int32
-        `hparams[name]` and the padded size `hparams[name + '_max']`, a Python int that is at least
-        as large. The trial must use the padded size in the shapes of its arrays. The trial's result
-        must not depend on the padded size.
-      buckets: the padded sizes: None for 8, 32, 128, 512, ...; 'largest' for one program at the
-        largest size; a list of sizes; or a dict from name to such a value. Each padded size is
-        compiled separately.
-      out: a folder for the results, on this machine or in a bucket (gs://, s3://), from which a
-        stopped sweep is resumed; None to keep the results in memory. Other sweeps cannot use the
+        can be continued with a list that has more seeds at the end. The trials of these seeds are
+        added, and nothing else changes.
+      grid: a dict from name to list of values, of which all combinations are run; or a list of
+        points, each a dict from name to value. A number or boolean becomes a traced scalar in
+        `hparams`; any other value is static.
+      static: the names of further values that the trial receives as plain Python; a program is
+        compiled for each combination of static values.
+      padded: the names of sizes, which are integers >= 1. The trial receives the size as a traced
+        int32, `hparams[name]`, and the padded size as a Python int, `hparams[name + '_max']`, which
+        is at least as large. The trial must use the padded size in the shapes of its arrays. The
+        trial's result must not depend on the padded size.
+      buckets: the padded sizes. None for 8, 32, 128, 512, ...; 'largest' to pad every size to the
+        largest size in the grid; a list of padded sizes; or a dict from name to one of these. A
+        program is compiled for each padded size.
+      out: a folder for the results, on this machine or in a bucket (gs://, s3://). A stopped sweep
+        is resumed from this folder. None to keep the results in memory. No other sweep can use the
         folder once the first chunk is finished.
       mesh: a mesh of devices; None for all devices of all processes along one axis.
-      config: any other values that the results depend on, which JSON can store. They are saved, and
-        must be equal when the sweep is resumed.
+      config: other values that the results depend on, which JSON can store. They are saved, and a
+        sweep can be resumed only with equal values.
       **work: options that divide the work and show its progress.
 
         - ``chunk``: the number of trials that are saved together; None for 512 (more for very many
-          trials). At most one chunk is computed again after a kill, so choose fewer if a trial
-          takes seconds or minutes.
+          trials). After a kill at most one chunk is computed again, so choose a smaller number if a
+          trial takes seconds or minutes.
         - ``batch``: the number of trials that a device computes at once; None for an eighth of a
-          chunk, at most 64 (16 on a CPU). The last bits of results depend on the batch, so it is
-          chosen without regard to the number of devices.
-        - ``shard``: 'i/n' computes every n-th chunk from the i-th on (0 <= i < n) and needs no
-          other process. Shards may share `out`; `load` joins them.
-        - ``progress``: called with (trials done, trials to do) at the start and after each chunk,
-          on the first process.
-        - ``on_start``: called with the numbers of the trials whose computation begins
-          (`Results.trials`), on the first process.
+          chunk, at most 64 (16 on a CPU). The last bits of results depend on the batch, so the
+          default batch does not depend on the number of devices.
+        - ``shard``: 'i/n' computes only the chunks whose number is i modulo n (0 <= i < n), without
+          communication between shards. Shards may have the same folder `out`; `load` joins them.
+        - ``progress``: a function that the first process calls with (trials done, all trials of
+          this call), at the start and after each chunk.
+        - ``on_start``: a function that the first process calls with the numbers of trials (see
+          `Results.trials`), just before their computation starts.
 
     Returns:
-      The results of the trials of this call, whether computed now or read from `out`.
+      The results of all trials of this call, some of which may have been read from `out`.
 
     Raises:
       ValueError: an argument cannot be used, or the trial does not return a dict of named metrics.
       CheckpointError: `out` belongs to another sweep, is in use, or cannot be written to.
-      SystemExit: with status 143, after SIGTERM, if `out` is given and this is the main thread.
-        Finished chunks are kept; the current chunk is abandoned.
+      SystemExit: with status 143, after SIGTERM, if `out` is given and `run` was called in the main
+        thread. Finished chunks are kept; the chunk in progress is lost.
     """
     unknown = sorted(work.keys() - Work.__annotations__.keys())
     if unknown:
@@ -157,7 +162,7 @@ def run(
 
 @contextlib.contextmanager
 def _no_context_mesh() -> Iterator[None]:
-    """Disable a mesh of `jax.set_mesh`, since a sweep takes its mesh as an argument."""
+    """Disable any mesh set by `jax.set_mesh`, because a sweep receives its mesh as an argument."""
     if jax.sharding.get_abstract_mesh().empty:
         yield
     else:
@@ -168,17 +173,17 @@ def _no_context_mesh() -> Iterator[None]:
 def load(
     out: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False
 ) -> Results:
-    """Return the results in a sweep's folder, joined with the sweep's shards in other folders.
+    """Return the results in the folder of a sweep, joined with shards in other folders.
 
     Args:
       out: the folder that was passed to `run` as `out`.
       more: folders of other shards of the same sweep.
-      partial: if true and the sweep is unfinished, its finished trials are returned and no error is
-        raised.
+      partial: whether to return the finished trials of an unfinished sweep, instead of raising an
+        error.
 
     Raises:
-      CheckpointError: a folder has no sweep, is damaged or belongs to another sweep, or trials are
-        missing and `partial` is False.
+      CheckpointError: a folder contains no sweep, is damaged or belongs to another sweep, or trials
+        are missing and `partial` is False.
     """
     folders = (out, *more)
     # The folder of a shard without any chunk has no configuration.
@@ -208,7 +213,7 @@ def load(
 
 
 def _write_table(kept: Store, results: Results) -> None:
-    """Write the table if all chunks exist, including those of other shards and of added seeds."""
+    """Write the table of all trials if the chunks of all shards and of all seeds exist."""
     config = kept.folder.recorded()
     if config is None:
         return

@@ -1,4 +1,4 @@
-"""The folder of a sweep: one piece per chunk of trials, and the table of all trials.
+"""The folder of a sweep: the results of each chunk of trials, and the table of all trials.
 
 OUT/config.json     everything that the results depend on; written with the first chunk
 OUT/chunks/000012/  the results of one chunk (see `storage.RunFolder`)
@@ -26,7 +26,7 @@ _SEEDS = ("plan.seeds", "plan.portions")
 
 
 class Store:
-    """Reads and writes the folder of one sweep."""
+    """The folder of one sweep, for reading and writing."""
 
     def __init__(
         self,
@@ -40,16 +40,16 @@ class Store:
         self.folder = _folder(out, config, shard)
 
     def claim(self) -> contextlib.AbstractContextManager[None]:
-        """Lock the folder, or this shard's part of it, which other shards may share."""
+        """Lock the folder or, if the sweep has shards, this shard's part of the folder."""
         return self.folder.claim()
 
     def existing(self) -> set[int]:
-        """Return the numbers of the chunks that exist, complete or damaged."""
+        """Return the numbers of the chunks that exist, whether they are complete or damaged."""
         names = set(self.folder.names())
         return {chunk.number for chunk in self.plan.chunks if _name(chunk.number) in names}
 
     def finished(self, numbers: list[int]) -> list[int]:
-        """Return which of these chunks are complete; move damaged chunks aside, undeleted."""
+        """Return which of these chunks are complete; move damaged chunks to another folder."""
         existing, chunks = self.existing(), self.plan.chunks
         names = [(n, _name(n), self._contents(chunks[n])) for n in numbers if n in existing]
         return [n for n, name, contents in names if self.folder.whole(name, contents)]
@@ -58,7 +58,7 @@ class Store:
         """Return the results of a chunk.
 
         Raises:
-          Damaged: a byte has changed, or the chunk belongs to another sweep.
+          Damaged: a byte of the chunk has changed, or the chunk belongs to another sweep.
         """
         chunk = self.plan.chunks[number]
         like = empty_record(self._programs[chunk.group], len(chunk.trials))
@@ -67,7 +67,7 @@ class Store:
         return {**like, **arrays}
 
     def save(self, number: int, record: Record) -> Callable[[], None]:
-        """Start saving a chunk; return a function that makes the chunk durable and visible."""
+        """Start saving a chunk; return a function that completes the save and makes it durable."""
         filled = {name: part for name, part in record.items() if part}
         contents = self._contents(self.plan.chunks[number])
         return self.folder.save(_name(number), filled, contents=contents)
@@ -90,7 +90,7 @@ class Store:
         storage.seal(self.folder.path, ("table.csv",))
 
     def check_table(self) -> None:
-        """Warn if `table.csv` is damaged, although results are read only from the chunks."""
+        """Warn if `table.csv` is damaged; the results themselves are read from the chunks."""
         try:
             if (self.folder.path / storage.SUMS).exists():
                 storage.check(self.folder.path, ("table.csv",))
@@ -99,12 +99,12 @@ class Store:
 
 
 def recorded(out: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the configuration of the sweep in a folder; None if it has no finished chunk."""
+    """Return the configuration of a folder's sweep; None if the folder has no finished chunk."""
     return _folder(out, {}).recorded()
 
 
 def read_config(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the configuration of the sweep in a folder, whether or not chunks are finished."""
+    """Return the configuration of a folder's sweep, even if no chunk is finished."""
     path = storage.place(out).absolute() / storage.CONFIG
     if not path.exists():
         raise CheckpointError(f"{out} has no results of a sweep yet")
@@ -128,7 +128,7 @@ def _folder(
 
 
 def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Describe a difference between two sweeps; a differing program is named by its trial."""
+    """Describe a difference between two sweeps; name a program that differs by its trial."""
     place, before, now = parts
     if place == "draws":
         release = "another release of JAX, or other settings such as jax_threefry_partitionable"
