@@ -1,11 +1,12 @@
 """Find the masks under which a random source approximates a given target, and check them.
 
-`prune` and `relu` contain the public functions. They validate their arguments and turn a network
-into products of two random matrices. `engine` finds the masks of these products: a rule (`rules`)
-assigns hidden units to columns, `search` approximates every entry of the target by a subset sum,
-and the samples that the sums keep become the masks. The functions `prune_*` return masks. The
-functions `solve_*` return a `Pruned`, which contains masks and a report. `find_width` finds the
-smallest source width for a given error. Bounds on a ticket's error are in `slth_jax.guarantee`.
+The modules `prune` and `relu` contain the public functions, which validate their arguments and
+write a network as products of two random matrices. `engine` finds the masks of each product. First
+a rule (from `rules`) assigns the hidden units to the columns of one matrix. Then `search`
+approximates every entry of the target by a subset sum over the units of its column, and the mask
+keeps the units in that subset. The functions `prune_*` return masks. The functions `solve_*` return
+a `Pruned`, which contains masks and a report. `find_width` finds the smallest source width for a
+given error. Bounds on a ticket's error are in `slth_jax.guarantee`.
 """
 
 from slth_jax.construction.encode import Encoded, encode_matrix

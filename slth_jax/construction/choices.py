@@ -1,8 +1,8 @@
-"""Pack masks that keep one unit of each M = 2^b neighbouring units into b bits per choice.
+"""Pack a mask that keeps exactly one of every 2^b neighbouring units: b bits per kept unit.
 
-The last axis of such a mask has r groups of M units, and each row keeps exactly one unit per group,
-its *digit*. A row is stored as its r digits of b bits, the highest bit first, padded to whole
-bytes.
+The last axis of such a mask consists of r groups of M = 2^b units. Each row keeps exactly one unit
+per group; the number of this unit within its group is the group's *digit*. A row of the mask is
+stored as r digits of b bits each (highest bit first) and padded to whole bytes.
 """
 
 import math
@@ -28,7 +28,7 @@ def pack(digits: Int[Array, "*rows r"], bits: int) -> UInt8[Array, "*rows bytes"
 
 
 def unpack(packed: UInt8[ArrayLike, "*rows bytes"], r: int, bits: int) -> Int[Array, "*rows r"]:
-    """Return the r digits of each row of packed bytes."""
+    """Undo `pack`: return the r digits (numbers of kept units) of each row of bytes."""
     packed = jnp.asarray(packed)
     ones = jnp.unpackbits(packed, axis=-1, count=r * bits).reshape(*packed.shape[:-1], r, bits)
     values = 1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)
@@ -36,12 +36,12 @@ def unpack(packed: UInt8[ArrayLike, "*rows bytes"], r: int, bits: int) -> Int[Ar
 
 
 def mask(digits: Int[Array, "*rows r"], bits: int) -> Bool[Array, "*rows units"]:
-    """Return the mask that keeps, of each group of ``2^bits`` units, the unit its digit chooses."""
+    """Return the mask for these digits: in each group of ``2^bits`` units it keeps one unit."""
     units = jnp.arange(1 << bits, dtype=jnp.int32)
     kept = digits[..., None] == _along(units, digits.ndim)
     return kept.reshape(*digits.shape[:-1], -1)
 
 
 def _along(values: Int[Array, " n"], axes: int) -> Int[Array, "..."]:
-    """Reshape `values` to `axes` axes of length one, followed by the axis of the values."""
+    """Return `values` with `axes` axes of length one inserted before its axis."""
     return values.reshape((1,) * axes + values.shape)

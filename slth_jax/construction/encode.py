@@ -1,4 +1,4 @@
-"""Hide a matrix at b bits per entry: draw random factors from a key and find their masks."""
+"""Store a matrix as masks over two random factors drawn from a key, at b mask bits per entry."""
 
 import math
 from functools import partial
@@ -29,15 +29,17 @@ _ROWS_TRIED = 16
 
 
 class Encoded(NamedTuple):
-    """A target as masked random factors: ``(left * left_mask) @ (right * right_mask)``.
+    """A matrix as a product of two masked factors: ``(left * left_mask) @ (right * right_mask)``.
 
     Attributes:
-      left: the free factor, multiplied by its scale.
-      right: the grouped factor.
-      left_mask: the mask of `left`, which keeps one unit per column in each row.
-      right_mask: the mask of `right`, a band that is the same for every target.
-      scale: the largest weight of `left`; besides key and masks only this number must be stored.
-      bits: the mask bits per entry of the target; `right_mask` takes none, since it is fixed.
+      left: the first random factor, multiplied by `scale`.
+      right: the second random factor.
+      left_mask: the mask of `left`; each row keeps one hidden unit for each column of the target.
+      right_mask: the mask of `right`, a band matrix that is the same for every target.
+      scale: the number by which the random `left` was multiplied; besides the key and the masks,
+        only this number must be stored.
+      bits: the number of mask bits per entry of the target; `right_mask` adds none, since it is
+        fixed.
       error: the mean squared error of the product's entries divided by the mean square of the
         target's entries.
     """
@@ -60,23 +62,24 @@ def encode_matrix(
     source: str = "uniform",
     scale: float | None = None,
 ) -> Encoded:
-    """Hide a matrix in a product of two random matrices at `bits` mask bits per entry.
+    """Approximate a matrix by the product of two masked random factors, `bits` mask bits per entry.
 
-    Two factors with ``2^bits`` units per column are drawn from `key`. The masks are the result of
-    ``construction.prune_product(..., construction=band(bits, states))`` for these factors.
+    Two random factors are drawn from `key`, with ``2^bits`` hidden units per column of the target.
+    The masks are the result of ``construction.prune_product(..., construction=band(bits, states))``
+    for these factors.
 
     Args:
       key: a typed PRNG key. Row i of `left` is drawn with the key ``fold_in(fold_in(key, 0), i)``,
         and unit k of `right` with the key ``fold_in(fold_in(key, 1), k)``.
-      target: `[p, r]`, not all zeros. Each row is solved as a whole, and long rows have smaller
-        errors.
-      bits: b, from 1 to 12.
+      target: the matrix `[p, r]`, not all zeros. Each row is solved as a whole, and rows with more
+        entries have smaller errors.
+      bits: b, the number of mask bits per entry, from 1 to 12.
       states: the base-2 logarithm of the number of search states, see `band`.
-      source: the distributions of the factors: 'uniform', the paper's U[-1, 1] for both;
-        'sign_uniform' and 'sign_normal', with random signs for the free factor, which give smaller
-        errors; 'signs', with random signs for both factors.
-      scale: the scale of the free factor. If it is None, seven scales are tried on up to 16 rows
-        and the best is used.
+      source: the distributions of the factors. 'uniform' is the paper's U[-1, 1] for both factors.
+        'sign_uniform' and 'sign_normal' draw random signs for `left` and uniform or normal weights
+        for `right`, which gives smaller errors. 'signs' draws random signs for both factors.
+      scale: the number by which `left` is multiplied. If it is None, seven scales are tried on up
+        to 16 rows and the best is used.
 
     Raises:
       ValueError: an argument is outside its range, or the target is empty or all zeros.
@@ -110,6 +113,6 @@ def encode_matrix(
 
 @partial(jax.jit, static_argnames="band")
 def _solve(left: Array, target: Array, *, right: Array, band: Band):
-    """Return the masks and the sum of squared errors."""
+    """Return both masks and the sum of the squared errors of the masked product."""
     left_mask, right_mask, error = trellis.solve(left, right, target, right.shape[0], band)
     return left_mask, right_mask, jnp.sum(jnp.square(error))

@@ -1,9 +1,10 @@
 """The engine: find masks under which the product of two random factors approximates a matrix.
 
 ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj`` (Lemmas 4 and 7). A rule assigns
-the hidden units k to the columns j of `right`, the grouped factor. This assignment is the mask of
-`right`. Each entry of the target is then a subset sum over the samples ``left_ik right_kj`` of the
-units k assigned to j. The kept samples are the mask of `left`, the free factor.
+each hidden unit k to a column j of `right`, the *grouped factor*; this assignment is the mask of
+`right`. Entry (i, j) of the target is approximated by a subset sum over the samples ``left_ik
+right_kj`` of the units k assigned to column j. The mask of `left`, the *free factor*, keeps the
+samples in these subsets.
 """
 
 import math
@@ -25,14 +26,14 @@ from slth_jax.types import Array, ArrayLike
 
 
 class Report(NamedTuple):
-    """Statistics of the subset sums that give a pair of masks; each target entry has one sum."""
+    """Statistics of the subset sums behind two masks; each sum approximates one target entry."""
 
     num_sums: Array
     out_of_reach: Array  # number of targets larger than the sum of all samples of their sign
     max_error: Array
 
     def __repr__(self) -> str:
-        """Return one line with the numbers; batched and traced arrays are shown as arrays."""
+        """Return the report as one line of text; batched and traced arrays are shown as arrays."""
         known = ((name, checks.concrete(value)) for name, value in self._asdict().items())
         shown = (
             f"{name}={getattr(self, name)}"
@@ -44,14 +45,14 @@ class Report(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """The result of pruning a source: the masks, and a report on the subset sums of its entries."""
+    """The result of pruning a random source: masks, and a report on the subset sums behind them."""
 
     masks: Any
     report: Any
 
 
 class Problem(NamedTuple):
-    """A target matrix and two factors whose hidden units are assigned to columns."""
+    """A target matrix and its two factors, with hidden units assigned to the columns of `right`."""
 
     left: Float[Array, "*batch p n"]
     right: Float[Array, "*batch n r"]
@@ -63,7 +64,7 @@ class Problem(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """The masks of a problem's two factors, and a report."""
+    """The solution of a `Problem`: the masks of its two factors, and a report."""
 
     left_mask: Bool[Array, "*batch p n"]
     right_mask: Bool[Array, "*batch n r"]
@@ -77,16 +78,18 @@ def product(
     rule: Rule,
     width: ArrayLike | None = None,
 ) -> Problem:
-    """Return the problem ``target ~ left right``, with its hidden units assigned to columns.
+    """Assign the hidden units to columns; return the `Problem` ``target ~ left right``.
 
     Args:
-      left: the free factor.
-      right: the grouped factor. A rule may exchange `left` and `right`.
+      left: the free factor: each of its rows keeps a subset of the hidden units.
+      right: the grouped factor: each of its columns keeps the hidden units assigned to it. If the
+        rule has `either_side` and `left` has fewer rows than `right` has columns, the two factors
+        exchange their roles.
       target: the matrix to approximate.
-      rule: see `rules.RULES`.
-      width: the number of hidden units, the same for the whole batch. None for the number of units
-        up to the last unit that is not all zeros. The zeros after that unit are padding and change
-        no mask, inside `jit` and `vmap` too.
+      rule: the rule that assigns hidden units to columns.
+      width: the number of hidden units, the same for the whole batch. If it is None, units at the
+        end that are all zeros in both factors are not counted. Such units are padding and change no
+        mask, inside `jit` and `vmap` too.
     """
     *batch, p, n = left.shape
     chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])
@@ -115,9 +118,10 @@ def hidden_width(
 
 
 def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
-    """Refuse a source that has fewer hidden units than the `needed` columns.
+    """Refuse a source that has fewer than `needed` hidden units, one for each group.
 
-    `n` includes the padding, `width` does not. `width` may be traced, or an array for a batch.
+    `n` counts the hidden units with padding, `width` without padding. `width` may be a traced
+    value, or an array with the width of each problem of a batch.
     """
     known = checks.concrete(width)
     least = n if known is None else min(n, int(known.min()))
@@ -126,7 +130,7 @@ def validate_width(name: str, n: int, width: ArrayLike, needed: int) -> None:
 
 
 def solve(problems: Sequence[Problem]) -> list[Solved]:
-    """Solve several problems; all problems with the same rule are solved as one compiled batch."""
+    """Solve several problems; the subset sums of problems with the same rule form one batch."""
     solved: dict[int, Solved] = {}
     for rule in dict.fromkeys(problem.rule for problem in problems):
         places = [i for i, problem in enumerate(problems) if problem.rule == rule]
@@ -144,14 +148,14 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
 
 
 def _sums(problem: Problem) -> search.Sums:
-    """Return the subset sums of a problem, with batch axes and p merged into one axis of rows."""
+    """Return the subset sums of a problem; the batch axes and axis p become one axis of rows."""
     lead = problem.target.ndim - 1
     batched = _batched(search.sums, lead - 1)(*problem[:4])
     return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:]), batched)
 
 
 def _shortest_paths(problem: Problem, band: Band) -> Solved:
-    """Solve a problem in which the mask of the grouped factor is a band."""
+    """Solve a problem by shortest paths; the mask of `right` is a band matrix."""
     solve_one = partial(trellis.solve, band=band)
     width = jnp.broadcast_to(problem.width, problem.target.shape[:-2])
     parts = _batched(solve_one, problem.target.ndim - 2)(*problem[:3], width)
@@ -167,16 +171,16 @@ def solve_rows(
     assignment: Assignment,
     rule: Rule,
 ) -> Rows:
-    """Choose the samples that each row of the free factor keeps.
+    """Choose, for each row of `left`, the hidden units (samples) that its mask keeps.
 
     A row's result does not depend on the other rows or their number, nor on `jit`, `vmap` or
-    sharding. Rows may therefore be spread over devices, which then work independently.
+    sharding. The rows of a matrix may therefore be split over devices that work independently.
 
     Args:
-      left: rows of the free factor.
-      right: the grouped factor.
-      target: the rows to approximate.
-      assignment: ``rule.assignment(right, width)``.
+      left: all or some rows of the first factor.
+      right: the second factor, whose hidden units are assigned to its columns.
+      target: the rows of the target matrix that correspond to the rows of `left`.
+      assignment: the result of ``rule.assignment(right, width)``.
       rule: the rule that made the assignment.
 
     Raises:
@@ -197,7 +201,10 @@ def left_mask(
     pattern: Bool[Array, "p blocks R"],
     n: int,
 ) -> Bool[Array, "p {n}"]:
-    """Return the mask of the free factor from the samples and patterns that its rows keep."""
+    """Return the mask of `left` from the samples and shift units that each of its rows keeps.
+
+    A shift unit is a hidden unit that is connected to several columns.
+    """
     p = kept.shape[0]
     chex.assert_shape(kept, (p, *assignment.units.shape))
     bits = [kept.reshape(p, -1), pattern.reshape(p, -1), jnp.zeros((p, 1), bool)]
@@ -209,9 +216,10 @@ def left_mask(
 
 
 def right_mask(assignment: Assignment, n: int) -> Bool[Array, "{n} r"]:
-    """Return the mask of the grouped factor.
+    """Return the mask of `right`, the grouped factor.
 
-    A unit is connected to its column, a shift unit to all columns of its block.
+    Each unit is connected to the column that it is assigned to; a shift unit is connected to all
+    columns of one block.
     """
     column = jnp.arange(assignment.units.shape[0])
     filled = jnp.where(assignment.filled, assignment.units, n)  # [r, slots]
@@ -223,9 +231,10 @@ def right_mask(assignment: Assignment, n: int) -> Bool[Array, "{n} r"]:
 def split_by_sign(
     assignment: Assignment, right: Float[Array, "n r"]
 ) -> tuple[Assignment, Assignment]:
-    """Split an assignment into units with a positive and with a negative weight to their column.
+    """Split an assignment into one of positive and one of negative units.
 
-    In both results the filled slots of a column come first.
+    A unit's sign is the sign of its weight in `right` to the column that it is assigned to. In both
+    results the filled slots of a column (slots with a unit) come before its empty slots.
     """
     column = jnp.arange(right.shape[1])[:, None]
     weight = jnp.where(assignment.filled, right[assignment.units, column], 0)  # [r, slots]
@@ -247,7 +256,10 @@ def joined(reports: Sequence[Report]) -> Report:
 
 
 def _solved(problem: Problem, rows: Rows) -> Solved:
-    """Return masks and report; in `rows` the batch axes and p are merged into one axis."""
+    """Return the masks and the report of a problem from its solved rows.
+
+    In `rows` the batch axes and the axis p are merged into one axis.
+    """
     target, n = problem.target, problem.left.shape[-1]
     report = Report(
         num_sums=jnp.asarray(target.size),
@@ -262,14 +274,14 @@ def _solved(problem: Problem, rows: Rows) -> Solved:
 
 
 def _masks(problem: Problem, left: Array, right: Array, report: Report) -> Solved:
-    """Return the masks in the order in which the caller passed the factors."""
+    """Return the report and the masks; the masks are in the caller's order of the two factors."""
     if problem.swapped:
         left, right = jnp.matrix_transpose(right), jnp.matrix_transpose(left)
     return Solved(left, right, report)
 
 
 def _shift_or(assignment: Assignment, n: int) -> Int[Array, "blocks R"]:
-    """Return the shift units, with n (one past the last unit) in place of missing units."""
+    """Return the indices of shift units; missing units (-1) become n, which is out of range."""
     return jnp.where(assignment.shift < 0, n, assignment.shift)
 
 

@@ -1,8 +1,8 @@
-"""Find masks under which a random source approximates a target: products, attention, networks.
+"""Find masks under which a random product, attention layer or network approximates a target.
 
 Every entry of a target matrix becomes one subset sum over products of source weights (Lemmas 4 and
-7). Each function turns its network into products of two matrices, solves all products as one batch
-(`engine.solve`), and returns masks as booleans with the shapes of the source weights.
+7). Each function writes its network as products of two matrices and solves all products with one
+call of `engine.solve`. It returns boolean masks with the shapes of the source weights.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from slth_jax.types import (
 
 
 class AttentionReport(NamedTuple):
-    """The reports on the two merged matrices: the query-key and the value-output matrix."""
+    """Reports on the two merged matrices: query-key (`w_q w_k^T`) and value-output (`w_v w_o`)."""
 
     qk: Report
     vo: Report
@@ -47,34 +47,36 @@ def solve_product(
     """Mask two random matrices so that their product approximates `target` (Lemmas 4 and 7).
 
     ``target_ij ~ sum_k (left * left_mask)_ik (right * right_mask)_kj``. Rules differ in how they
-    assign the n hidden units to groups:
+    assign the n hidden units to groups, usually one group per column of `target`:
 
     - 'proof': there are r groups of ``n' = n // r`` consecutive units, one group per column of
       `right`. `right_mask` keeps exactly group j in column j, and both masks drop the ``n - r n'``
-      remaining units. Entry (i, j) is then a subset sum over ``left_ik right_kj``, k in group j.
-    - 'reach': there is one group per row of `left` or per column of `right`, whichever are fewer,
-      and no unit remains. The groups choose in turn the unit with the largest weight, so that the
-      same width reaches larger targets.
-    - 'shift': as 'reach', but a few units, the shift units, are connected to blocks of up to eight
-      columns. Each row keeps or drops each shift unit, which moves its targets, and takes the
-      choice with the smallest error.
-    - 'fitted', the default: also has shift units. The other units are assigned so that half the sum
-      of an entry's samples is close to the entry's target, because subset sums are densest there.
-    - 'band': takes b mask bits per entry instead of a subset sum. 2^b units start at each column,
-      and each row keeps one of them per column, chosen by a shortest path (`construction.band`).
+      remaining units. Entry (i, j) is then a subset sum over ``left_ik right_kj`` with k in group
+      j.
+    - 'reach': there is one group per row of `left` or per column of `right`, whichever are fewer.
+      The groups choose in turn the unused unit with the largest weight, until every unit is used.
+      At the same width, larger targets can then be approximated.
+    - 'shift': like 'reach', but a few hidden units, the shift units, are each connected to a block
+      of up to eight columns. A row that keeps a shift unit moves its targets in the block. For each
+      block a row tries several choices of shift units and takes the one with the smallest error.
+    - 'fitted', the default: like 'shift', but the other units are assigned so that half the sum of
+      an entry's samples is close to the target entry, because subset sums are densest there.
+    - 'band': an entry takes b mask bits and is not a subset sum. 2^b units start at each column of
+      `right`, and each row of `left` keeps one of them per column, chosen by a shortest path
+      (`construction.band`).
 
     Args:
       left: the first random matrix `[..., p, n]`.
       right: the second random matrix `[..., n, r]`.
       target: the matrix to approximate `[..., p, r]`.
-      construction: a name in `rules.RULES`, or a rule.
+      construction: a `Rule`, or the name of a rule in `rules.RULES`.
 
     Returns:
       Boolean masks `(left_mask [..., p, n], right_mask [..., n, r])`, and a `Report`.
 
     Raises:
       ValueError: shapes do not fit, values are not finite, or there are fewer hidden units than
-        columns.
+        groups.
     """
     rule = rules.get(construction)
     left = checks.array("left", left, min_ndim=2, kind="factor")
@@ -112,28 +114,30 @@ def solve_attention(
 ) -> Pruned:
     """Mask a random attention layer so that it approximates a given one (Theorems 3 and 9).
 
-    Two products are solved as in `solve_product`. For the target ``w_qk``, `left` is ``w_q /
-    sqrt(n_k)`` and the grouped factor `right` is ``w_k^T``. For the target ``w_vo^T``, `left` is
-    ``w_o^T`` and the grouped factor `right` is ``w_v^T``, so that units are grouped over d_in as in
-    the bound on n_v.
+    The layer is written as two products, which are solved as in `solve_product`. The first product
+    approximates ``w_qk``: `left` is ``w_q / sqrt(n_k)`` and `right` is ``w_k^T``. The second
+    approximates ``w_vo^T``: `left` is ``w_o^T`` and `right` is ``w_v^T``. Units are thus grouped
+    over the d_in input coordinates, as in the theorem's bound on n_v.
 
-    Cross-attention is the same with ``w_qk [m, n]`` and ``w_vo [l, o]``: groups are over the
-    inputs of keys and of values. Every head of the source has keys and values of its own, since
-    the theorem approximates ``w_qk`` of each head. The heads of a grouped-query target are
-    therefore approximated one by one, each with a copy of the keys and values it shares.
+    Cross-attention is solved in the same way, with ``w_qk [m, n]`` and ``w_vo [l, o]``: units are
+    grouped over the input coordinates of keys (n) and of values (l). Every head of the source has
+    its own keys and values, since the theorem approximates ``w_qk`` of each head. If the target has
+    grouped queries, each head is therefore approximated with a copy of the keys and values that it
+    shares.
 
     Args:
-      source: `w_q [h, m, n_k]`, `w_k [h, n, n_k]`, `w_v [h, l, n_v]`, `w_o [h, n_v, o]`.
-      target: projections with the same h, m, n, l and o; d_k, d_v and the number of key/value
-        heads may be any.
-      construction: a name in `rules.RULES` or a rule, see `solve_product`.
+      source: the random layer: `w_q [h, m, n_k]`, `w_k [h, n, n_k]`, `w_v [h, l, n_v]`,
+        `w_o [h, n_v, o]`.
+      target: the layer to approximate, with the same h, m, n, l and o. Its key width d_k, its value
+        width d_v and its number of key/value heads are free.
+      construction: a `Rule`, or the name of a rule, see `solve_product`.
 
     Returns:
       The masks, of the same type as `source`, and an `AttentionReport`.
 
     Raises:
-      ValueError: heads or widths do not match, values are not finite, or the source has fewer
-        hidden units than input coordinates.
+      ValueError: the numbers of heads or the widths do not match, values are not finite, or the
+        source has fewer hidden units than groups.
     """
     rule = rules.get(construction)
     validate_attention(source, target, rule)
@@ -155,16 +159,18 @@ def solve_transformer(
     Each block is masked as in `solve_attention` and `solve_layers`.
 
     Args:
-      source: blocks whose ReLU nets have twice as many layers as those of the target, and the same
-        biases.
-      target: blocks without normalisation. A block without layers consists of attention only.
-      construction: a name in `rules.RULES` or a rule, see `solve_product`.
+      source: as many random blocks as `target`. A source block has two ReLU layers for each layer
+        of the target block: the first has no bias, the second has the bias of the target layer.
+      target: blocks without normalisation. A block without ReLU layers consists of attention only.
+      construction: a `Rule`, or the name of a rule, see `solve_product`.
 
     Returns:
-      The masks (one `Block` of booleans per block, with None for biases), and one `Report`.
+      The masks (one `Block` of booleans per block, with None for biases), and one `Report` on all
+      subset sums.
 
     Raises:
-      ValueError: the numbers of blocks or layers differ, or `solve_attention` would raise an error.
+      ValueError: the numbers of blocks do not match, or `solve_attention` or `solve_layers` would
+        raise an error.
     """
     checks.sequence("source", source, Block)
     checks.sequence("target", target, Block)
@@ -180,13 +186,13 @@ def solve_transformer(
 
 
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
-    """Return ``source * mask`` leaf by leaf; weights whose mask is None stay as they are.
+    """Multiply each array of `source` by its mask; arrays whose mask is None stay unchanged.
 
-    Lists and tuples count as equal; the result contains tuples.
+    A list in `source` may stand for a tuple in `masks`, and vice versa; the result contains tuples.
 
     Raises:
-      ValueError: the masks are not boolean, or their tree or shapes differ from those of the
-        weights.
+      ValueError: a mask is not boolean, or the tree structure or shapes of masks and weights
+        differ.
     """
     masks, source = _with_tuples(masks), _with_tuples(source)
 
@@ -220,7 +226,7 @@ def _with_tuples(tree: PyTree) -> PyTree:
 
 
 def validate_attention(source: Projections, target: Projections, rule: Rule) -> None:
-    """Refuse a source and a target that do not fit together."""
+    """Refuse a source layer whose shapes do not fit the target, or with too few hidden units."""
     for name, params in (("source", source), ("target", target)):
         checks.record(name, params, Projections)
     factor = partial(checks.array, kind="factor")
@@ -276,7 +282,7 @@ def _solve_transformer(source, target, *, rule: Rule) -> Pruned:
 
 
 def _attention_problems(source, target, rule: Rule) -> list[Problem]:
-    """Return the problems of the query-key and value-output products, grouped over the inputs."""
+    """Return two problems: the query-key product and the value-output product."""
     merged = attention.merge(target)
     # The barrier keeps the division as it is. Otherwise XLA replaces x / sqrt(n) by x * rsqrt(n) or
     # by x * (1 / sqrt(n)), depending on the number of devices and on whether n is known, and each
@@ -292,7 +298,7 @@ def _attention_problems(source, target, rule: Rule) -> list[Problem]:
 
 
 def _attention_masks(source: Projections, qk: Solved, vo: Solved) -> Projections:
-    """Return the masks in the type of `source`, with the same padding."""
+    """Return the masks as projections of the same type as `source`, with the same padding."""
     turn = jnp.matrix_transpose
     masks = qk.left_mask, turn(qk.right_mask), turn(vo.right_mask), turn(vo.left_mask)
     if isinstance(source, PaddedAttention):

@@ -1,9 +1,9 @@
-"""Find masks of random ReLU networks with two random layers per target layer (Lemma 2).
+"""Find masks of ReLU networks that have two random layers per layer of the target (Lemma 2).
 
-A unit of the first layer is connected to one input j. Units with ``w1_kj > 0`` pass the positive
-part of x_j, and the remaining units pass the negative part. Every entry of the target therefore
-becomes two subset sums over ``w2_ik w1_kj``: one over the units with positive weight and one over
-the units with negative weight (Pensia et al. 2020).
+The mask connects each unit k of the first random layer to one input j. Units with a positive weight
+``w1_kj`` pass on the positive part of x_j, and units with a negative weight its negative part.
+Every entry of the target therefore becomes two subset sums over products ``w2_ik w1_kj``, one for
+each sign of ``w1_kj`` (Pensia et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,9 @@ def solve_relu_layer(
     Args:
       w1: the weights of the first random layer `[n, i]`.
       w2: the weights of the second random layer `[o, n]`.
-      target: the linear map to approximate `[o, i]`.
-      construction: as in `prune_product`; the units are grouped over the inputs i.
+      target: the matrix `[o, i]` of the linear map to approximate.
+      construction: a `Rule`, or the name of a rule, as in `prune_product`. Units are grouped over
+        the i inputs; shift units and bands are not used.
 
     Returns:
       The boolean masks `(mask1 [n, i], mask2 [o, n])`, and a `Report`.
@@ -68,18 +69,19 @@ def solve_layers(
     """Mask a random ReLU net of 2 L layers so that it approximates a net of L layers (Theorem 10).
 
     Layers 2l and 2l + 1 of `source` together approximate layer l of `target`. Biases are never
-    masked, so layer 2l + 1 of `source` must have the biases of layer l of `target`.
+    masked: layer 2l of `source` must have none, and layer 2l + 1 the bias of layer l of `target`.
 
     Args:
-      source: 2 L layers. target: L layers.
+      source: the 2 L random layers.
+      target: the L layers to approximate.
       construction: as in `solve_relu_layer`.
 
     Returns:
-      The masks of the layers of `source`, and a list of one `Report` per layer of `target`.
+      The masks of the layers of `source`, and a list with one `Report` per layer of `target`.
 
     Raises:
-      ValueError: `source` does not have 2 L layers, biases differ, or `solve_relu_layer` would
-        raise an error.
+      ValueError: `source` does not have twice as many layers as `target`, biases do not match, or
+        `solve_relu_layer` would raise an error.
     """
     rule = rules.get(construction)
     validate_layers(source, target)
@@ -99,8 +101,8 @@ def _solve_layers(source, target, *, rule: Rule):
 def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rule) -> list[Problem]:
     """Return two problems per layer of `target`: one for positive and one for negative inputs.
 
-    Shift units are not used: with a ReLU between the factors, a unit connected to several columns
-    would pass the positive part of a sum of inputs, not a sum of positive parts.
+    Shift units (units connected to several inputs) are not used. Through its ReLU such a unit would
+    pass on the positive part of a sum of inputs, while the sum of their positive parts is needed.
     """
     rule = rule.for_relu()
     problems = []
@@ -113,7 +115,7 @@ def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rul
 
 
 def layer_masks(solved: Sequence[Solved]) -> tuple[Linear, ...]:
-    """Return, for each pair of solved problems, the masks of two source layers."""
+    """Return the masks of two source layers for each pair of solved problems."""
     masks = []
     for plus, minus in zip(solved[::2], solved[1::2], strict=True):
         masks += [
@@ -128,11 +130,13 @@ def validate_layers(
     target: Sequence[Linear],
     names: tuple[str, str, str] | None = None,
 ) -> None:
-    """Refuse ReLU nets that do not fit together.
+    """Refuse a random ReLU network whose layers or biases do not fit the target network.
 
     Args:
-      source: 2 L layers. target: L layers.
-      names: the names of the first two source layers and of their target layer, for error messages.
+      source: the 2 L random layers.
+      target: the L layers to approximate.
+      names: for error messages, the names of the first two source layers and of the target layer
+        that they approximate. None for names with the index of each layer.
     """
     if len(source) != 2 * len(target):
         allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"

@@ -1,7 +1,7 @@
-"""Solve each row of a target matrix as subset sums, and choose the row's shift units.
+"""Approximate each row of a target matrix by subset sums, and choose the row's shift units.
 
-The letters in shapes are: p rows of the free factor, r columns of the grouped factor in blocks of
-c, R shift units per block, `slots` units per column.
+The letters in shapes are: p rows of `left`, r columns of `right` in blocks of c columns, R shift
+units per block, `slots` units per column.
 """
 
 import math
@@ -20,7 +20,7 @@ from slth_jax.types import Array
 
 
 class Rows(NamedTuple):
-    """The samples and shift units that each row of the free factor keeps, and their errors."""
+    """The samples and shift units that each row of `left` keeps, and the errors of its entries."""
 
     kept: Bool[Array, "p r slots"]
     pattern: Bool[Array, "p blocks R"]
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The subset-sum problems of rows, in blocks of c columns; zeros pad the last block."""
+    """The subset sums of each row, in blocks of c columns; the last block is padded with zeros."""
 
     samples: Float[Array, "*p blocks c slots"]
     shifts: Float[Array, "*p blocks R c"]  # the contribution of each shift unit
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The best pattern found so far for each block."""
+    """The best pattern (choice of shift units) found so far for each block of each row."""
 
     score: Float[Array, "p blocks"]  # the sum of squared errors
     tried: Int[Array, "p blocks"]  # the number of patterns tried, in the order of `_ordered`
@@ -53,7 +53,7 @@ def sums(
     target: Float[Array, "p r"],
     assignment: Assignment,
 ) -> Sums:
-    """Return the subset-sum problems of a product whose units are assigned to columns."""
+    """Return the subset sums of a product ``left right`` whose units are assigned to columns."""
     (p, r), n = target.shape, left.shape[1]
     chex.assert_shape([left, right], [(p, n), (n, r)])
     blocks, c = assignment.shift.shape[0], assignment.columns
@@ -73,7 +73,7 @@ def sums(
 def best(
     problems: Sequence[Sums], columns: Sequence[int], search: Search, most: int | None = None
 ) -> list[Rows]:
-    """Return the best masks of the rows of all problems, solved as one batch.
+    """Solve the subset sums of all problems as one batch; return the best masks of all rows.
 
     Args:
       problems: the subset sums of each problem.
@@ -123,9 +123,9 @@ def _solve(
 ) -> list[Solution]:
     """Solve the subset sums of several problems as one batch.
 
-    `samples` are `[..., slots]` and `values` are `[...]`. The solver takes long to compile, so it
-    is compiled once for all problems. Problems with fewer slots are padded with zeros, which do not
-    change their results.
+    Each problem has samples of shape `[..., slots]` and values of shape `[...]`. The solver takes
+    long to compile, so it is compiled once for all problems. Problems with fewer slots (samples per
+    sum) are padded with zeros, which do not change their results.
     """
     slots = max(x.shape[-1] for x in samples)
     padded = [jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, slots - x.shape[-1])]) for x in samples]
@@ -148,7 +148,7 @@ def _solve(
 
 
 def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
-    """Return the blocks to solve next: in each row, the worst blocks that have untried patterns."""
+    """Return, for each row, the blocks with the largest errors that still have untried patterns."""
     candidates = jnp.where(state.tried < 2**search.shift_units, state.score, -1)
     p, blocks = candidates.shape
     count = math.ceil(search.reroll * blocks)
@@ -166,13 +166,13 @@ def _worst(state: _State, search: Search) -> Int[Array, "p count"]:
 
 
 def _steps(search: Search) -> int:
-    """Return the total number of steps, each of which solves a fraction of a row's blocks."""
+    """Return the number of steps of the search; each step solves a fraction of a row's blocks."""
     rerolls = 2**search.shift_units - 1 if search.rerolls is None else search.rerolls
     return math.ceil(1 / search.reroll) + rerolls
 
 
 def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | None:
-    """Return each block's patterns in the order to try them; None means by increasing number."""
+    """Return the order in which each block tries its patterns; None means by increasing number."""
     if not search.centred:
         return None
     count = min(2**search.shift_units, _steps(search))
@@ -180,10 +180,10 @@ def _ordered(problem: Sums, search: Search) -> Int[Array, "p blocks count"] | No
 
 
 def _by_centre(row: Sums, count: int) -> Int[Array, "blocks count"]:
-    """Order the patterns of one row by how well they centre its targets.
+    """Sort the patterns of each block of one row by how well they centre the block's targets.
 
-    Samples and shifts are added one by one. A reduction might add in a different order in another
-    program, and patterns of nearly equal rank would then change places.
+    Samples and shifts are added one by one, in a fixed order. A JAX reduction might add in a
+    different order in another program, and nearly equal patterns would then change places.
     """
     samples, shifts, target = row  # [blocks, c, slots], [blocks, R, c], [blocks, c]
     centre, spread = jnp.zeros_like(target), jnp.zeros_like(target)
@@ -232,7 +232,7 @@ def _better(
     pattern: Int[Array, "p count"],
     solution: Solution,
 ) -> _State:
-    """Return the state in which the chosen blocks take `pattern` if its errors are smaller."""
+    """Return the new state: each chosen block takes its new `pattern` if this reduces its error."""
     tried = _take(state.tried, block)
     score = _sum_of_squares(solution.error)
     chex.assert_equal_shape([block, pattern, score])
@@ -258,7 +258,7 @@ def _rows(
     total: Float[Array, "p blocks c"],
     r: int,
 ) -> Rows:
-    """Return the results of each block's best pattern, arranged by row and column."""
+    """Return the results of the best patterns, with the columns of all blocks on one axis."""
     value = _shifted(problem, number)  # [p, blocks, c]
     most = jnp.sum(jnp.maximum(problem.samples, 0), axis=-1)
     least = jnp.sum(jnp.minimum(problem.samples, 0), axis=-1)
@@ -281,7 +281,7 @@ def _bits(number: Int[Array, "p blocks"], count: int) -> Bool[Array, "p blocks c
 
 
 def _shifted(problem: Sums, number: Int[Array, "p blocks"]) -> Float[Array, "p blocks c"]:
-    """Return the targets minus the contributions of the shift units in each block's pattern."""
+    """Return the targets minus the contributions of the shift units that each block keeps."""
     bits = _bits(number, problem.shifts.shape[2])  # [p, blocks, R]
     value = problem.target
     # Subtracted one after another: a reduction might have a different order in another program.
@@ -291,7 +291,7 @@ def _shifted(problem: Sums, number: Int[Array, "p blocks"]) -> Float[Array, "p b
 
 
 def _sum_of_squares(error: Float[Array, "p count c"]) -> Float[Array, "p count"]:
-    """Return the sum of squares over the last axis, with the same bits in every program."""
+    """Return the sum of squares over the last axis, bit-identical in every program."""
     squares = _short_square(error)
     total = squares[..., 0]
     for j in range(1, squares.shape[-1]):
@@ -300,9 +300,9 @@ def _sum_of_squares(error: Float[Array, "p count c"]) -> Float[Array, "p count"]
 
 
 def _short_square(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """Round x to the leading half of its digits and return the square, which is exact.
+    """Round x to half of its mantissa bits and return its square, which is then exact.
 
-    The result therefore does not depend on whether multiplication and addition are fused.
+    A sum of such squares does not depend on whether XLA fuses multiplication and addition.
     """
     info = jnp.finfo(x.dtype)
     short = jax.lax.reduce_precision(x, info.nexp, (info.nmant + 1) // 2 - 1)

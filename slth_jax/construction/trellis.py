@@ -1,19 +1,20 @@
-"""Find masks of a band, in which each row keeps one unit per column, as shortest paths.
+"""Find, by shortest paths, masks that keep one of 2^b units per row and column.
 
-Unit k of a band starts at column ``j = k // M``, where M = 2^b, and is connected to the columns
-``j, ..., j + L - 1``. Columns are counted modulo r, so the two ends of a row are joined and every
-column has L terms. Each row of the free factor keeps exactly one unit per column, its *digit*
-``d_j``. Entry j of a row is then
+The mask of `right` is a band: unit k starts at column ``j = k // M``, where M = 2^b, and is
+connected to the L columns ``j, ..., j + L - 1``. Columns are counted modulo r, so the last column
+is followed by the first, and every entry is a sum of L terms. Each row of `left` keeps exactly one
+of the M units that start at column j; its number among them is the *digit* ``d_j``. Entry j of a
+row of the masked product is then
 
     ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``.
 
 The digits of a row are therefore a walk through a trellis. The state before column j consists of
-the last L - 1 digits, a step chooses the next digit, and the length of the step is the squared
+the last L - 1 digits. A step chooses the next digit, and the length of the step is the squared
 error of entry j. Dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states finds the walk
-with the least squared error. On a CPU a C++ program does this
+with the least squared error. On a CPU a C++ program finds this walk
 (`subset_sum/native/shortest_paths.cc`). On other devices, or if there is no compiler, the functions
-below find bit-identical masks. In this file rows are the last axis, so that every operation is
-elementwise over rows.
+below find bit-identical masks. In the dynamic program the rows of `left` are the last axis, so that
+every operation is elementwise over rows.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ _SETTLE = 6  # windows before and after a state that determine it, except for ra
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """The shape of a band: ``M = 2^bits`` units start at each column and span `window` columns."""
+    """The shape of a band: ``2^bits`` units start at each column; each spans `window` columns."""
 
     bits: int
     window: int
@@ -46,16 +47,16 @@ def solve(
     width: ArrayLike,
     band: Band,
 ) -> tuple[Bool[Array, "p n"], Bool[Array, "n r"], Float[Array, "p r"]]:
-    """Return masks of both factors and the absolute errors of the entries.
+    """Return the masks of both factors and the absolute error of each entry of the product.
 
     Args:
-      left: the free factor.
-      right: the grouped factor.
+      left: the factor whose rows keep one unit per column.
+      right: the factor whose mask is a band.
       target: the matrix to approximate.
-      width: the number of units that are not padding; may be traced. At every column each row
-        chooses one of m units, where m is the largest power of two for which `width` suffices, at
-        most ``2^bits``.
-      band: the shape of the band; static.
+      width: the number of hidden units that are not padding; may be traced. At every column each
+        row chooses one of m units, where m is the largest power of two that is at most ``width //
+        r`` and at most ``2^bits``.
+      band: the shape of the band, a static argument.
     """
     n, r = right.shape
     bits = min(band.bits, (n // r).bit_length() - 1)
@@ -106,16 +107,18 @@ def shortest(
     target: Float[Array, "p r"],
     usable: ArrayLike,
 ) -> Int[Array, "p r"]:
-    """Return the digits, below `usable`, of the shortest closed walk through one state at the seam.
+    """Return the digits of the shortest closed walk whose state at the seam is fixed beforehand.
 
-    The seam lies between the last and the first column. Its state is taken from the shortest open
-    walk around the seam; the result is the shortest closed walk through that state.
+    The seam lies between the last and the first column. The state at the seam is taken from the
+    shortest open walk across it. The result is the shortest walk that starts and ends in this
+    state.
 
     Args:
       left: ``left[i, j, d]`` is the weight of row i to unit d of the units that start at column j.
-      right: ``right[j, d, t]`` is the weight of that unit to column j + t.
+      right: ``right[j, d, t]`` is the weight of the same unit to column j + t.
       target: the rows to approximate.
-      usable: the number of units per column among which rows choose, at most M; may be traced.
+      usable: the number of units per column among which rows choose, at most M; may be traced. All
+        digits are below this number.
     """
     left, right, target = (x.astype(jnp.float32) for x in (left, right, target))
     usable = jnp.asarray(usable, jnp.int32)
@@ -164,7 +167,7 @@ def _by_xla(
 
 
 def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array, " steps"]):
-    """Return the cost of each state after `columns`, and the digit that each step dropped."""
+    """Return the cost of each state after `columns`, and the digit that left it in each step."""
     r, m, window, p = terms.shape
 
     def step(cost, j):
@@ -199,7 +202,7 @@ def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array,
 
 
 def _backward(state: Int[Array, " p"], dropped, m: int):
-    """Follow the digits that were dropped; return the first state and the digits chosen."""
+    """Trace a walk back from its last state; return its first state and the digits it chose."""
     states = dropped.shape[1]
 
     def step(state, digits):
@@ -210,5 +213,5 @@ def _backward(state: Int[Array, " p"], dropped, m: int):
 
 
 def _rounded(x: Array) -> Array:
-    """Return x with 12 binary digits: products of two such numbers are exact in float32."""
+    """Round x to 12 binary digits, so that a product of two such numbers is exact in float32."""
     return jax.lax.reduce_precision(x, 8, 11)

@@ -1,4 +1,4 @@
-"""Search for the smallest source width whose tickets have at most a given error."""
+"""Search for the smallest source width at which tickets have at most a given error."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,24 +39,26 @@ def find_width(
 ) -> FoundWidth:
     """Return the smallest source width at which the mean error of tickets is at most `error`.
 
-    The error of a ticket is `attention.error`, averaged over sequences and sources. Widths are
+    The mean error is `attention.error`, averaged over sequences and random sources. Widths are
     doubled until the mean error is small enough, then bisected. Each doubling compiles one program,
     which is used for all widths up to the doubled width. The sources of one seed are nested: a
     source of width n has the first n units of the widest source. Therefore errors fall nearly
-    steadily as the width grows. If they do not fall steadily, the result is one of the widths at
-    which the mean error falls to `error`.
+    steadily as the width grows. If the mean error does not fall steadily, the result is a width
+    that meets `error` although the next smaller width does not. No width below ``max(m, n, l)``,
+    the largest input width, is tried.
 
     Args:
       target: `w_q [h, m, d_k]`, `w_k [g, n, d_k]`, `w_v [g, l, d_v]`, `w_o [h, d_v, o]`.
       error: the largest mean error allowed, above 0.
-      key: a PRNG key, from which the sources are drawn, and the inputs too if `inputs` is None.
+      key: a PRNG key from which the sources are drawn; if `inputs` is None, the inputs are drawn
+        from it too.
       inputs: sequences `[s, t, m]`; None for 16 sequences of 8 random tokens of norm `max_norm`.
-      memory: for cross-attention, the argument of `attention.error` with this name. If it is None
-        and keys and values have inputs of other widths than queries, random tokens are drawn.
+      memory: for cross-attention, the argument `memory` of `attention.error`. If it is None, but m,
+        n and l are not all equal, random tokens are drawn.
       max_norm: the norm of random tokens.
       seeds: the number of random sources.
-      construction: a name in `rules.RULES`, or a rule.
-      source: the function that draws a source, from `initializers`.
+      construction: a `Rule`, or the name of a rule in `rules.RULES`.
+      source: the function from `initializers` that draws a source.
       largest: the largest width to try.
 
     Raises:
@@ -131,7 +133,7 @@ def _errors(
     padded: int,
     rule: Rule,
 ) -> Float[Array, " seeds"]:
-    """Draw a source from each key; return the error of its ticket."""
+    """Draw a source from each key; return the error of its ticket, averaged over sequences."""
 
     def ticket_error(key: Key) -> Float[Array, ""]:
         weights = draw(key, n_k=width, n_v=width, padded=padded)

@@ -1,4 +1,4 @@
-"""The rules of construction, listed in `RULES`; each is a `rule.Rule` in a separate file."""
+"""Define the rules that assign hidden units to columns; `RULES` maps names to default rules."""
 
 from slth_jax import checks
 from slth_jax.construction.rules import band as bands
@@ -15,7 +15,7 @@ RULES: dict[str, Rule] = {
 
 
 def get(construction: str | Rule) -> Rule:
-    """Return the rule with this name; a `Rule` is returned unchanged.
+    """Return the rule with the name `construction`; return a `Rule` unchanged.
 
     Raises:
       ValueError: no rule has the name `construction`.
@@ -26,7 +26,7 @@ def get(construction: str | Rule) -> Rule:
 
 
 def parse(text: str) -> Rule:
-    """Return the rule that a user typed: a name, or 'shift:R,C' for R units per block of C columns.
+    """Parse a rule's name, or 'shift:R,C' for the rule with R shift units per block of C columns.
 
     Raises:
       ValueError: `text` is neither a rule's name nor of the form 'shift:R,C'.

@@ -1,4 +1,4 @@
-"""A rule with b mask bits per weight: each row keeps one of 2^b units per column.
+"""The rule 'band': each row keeps one of 2^b units per column, so a weight takes b mask bits.
 
 `construction.trellis` describes the masks, and docs/bits.md lists their errors.
 """
@@ -10,18 +10,18 @@ from slth_jax.construction.trellis import Band
 
 
 def band(bits: int = 4, states: int = 12) -> Rule:
-    """Return the rule in which 2^bits units start at each column and each row keeps one of them.
+    """Return the rule 'band', in which each row keeps one of the 2^bits units of each column.
 
     Args:
-      bits: b, the mask bits per weight. The source should have ``2^b`` units per column. In a
-        narrower source each row chooses among m units per column, where m is the largest power of
-        two that fits.
-      states: the base-2 logarithm of the number of search states. A unit is connected to ``L = 1 +
-        states // bits`` columns. The time per weight grows as ``2^(b L)``, while the error falls
-        only slowly as L grows.
+      bits: b, the number of mask bits per weight. The source should have ``2^b`` units per column.
+        If it has fewer, each row chooses among m units per column, where m is the largest power of
+        two for which the source has enough units.
+      states: the base-2 logarithm of the number of search states. Each hidden unit is connected to
+        ``L = 1 + states // bits`` columns. The time per weight grows as ``2^(b L)``, while the
+        error falls only slowly as L grows.
 
     Raises:
-      ValueError: `bits` outside [1, 12], or `states` outside [0, 16].
+      ValueError: `bits` is outside [1, 12], or `states` is outside [0, 16].
     """
     bits = checks.integer("bits", bits, low=1, high=12)
     states = checks.integer("states", states, low=0, high=16)

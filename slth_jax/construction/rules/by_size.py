@@ -1,4 +1,7 @@
-"""Assign units by the magnitude of their weights, so that the same width reaches larger targets."""
+"""Assign hidden units by the magnitude of their weights, the largest first.
+
+Subset sums then have a wider range, so a source of the same width approximates larger targets.
+"""
 
 import jax.numpy as jnp
 
@@ -6,7 +9,7 @@ from slth_jax.construction.rules.rule import Factors, Rule, Slots, Span, take_tu
 
 
 def by_size(factors: Factors, span: Span) -> Slots:
-    """Let the columns j choose in turn the unused unit k with the largest ``|right_kj|``.
+    """Let each column j in turn choose the unused unit k with the largest ``|right_kj|``.
 
     Every unit is assigned.
     """
@@ -16,11 +19,12 @@ def by_size(factors: Factors, span: Span) -> Slots:
 
 
 def by_signed_size(factors: Factors, span: Span) -> Slots:
-    """Let the columns j choose in turn the largest ``right_kj``, then the largest ``-right_kj``.
+    """Let columns choose units with the largest and with the lowest weight in alternate rounds.
 
-    If a ReLU stands between the factors, an entry is two subset sums: one over the units with
-    positive weight and one over the units with negative weight (Lemma 2). This rule gives both sums
-    the same number of samples.
+    In each round every column j in turn chooses the unused unit k with the largest ``right_kj`` or,
+    in the next round, with the largest ``-right_kj``. If a ReLU stands between the factors, an
+    entry is two subset sums: one over the units with positive weight and one over the units with
+    negative weight (Lemma 2). This rule gives both sums of an entry the same number of samples.
     """
     n, r = factors.right.shape
     weight = jnp.stack([factors.right.T, -factors.right.T])  # [2, r, n]

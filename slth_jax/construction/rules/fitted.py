@@ -1,22 +1,25 @@
-"""Use shift units; assign the other units to bring half the samples' sum near each target.
+"""The rule 'fitted': assign units so that each target lies in the middle of its subset sums.
 
-The subset sums of a column's m samples are densest at half the sum of all m samples. If the set of
-units S_j is assigned to column j, it should therefore satisfy
+The subset sums of a column's m samples are densest at half the sum of all m samples. The set S_j of
+the units assigned to column j should therefore satisfy
 
     target_ij = 1/2 sum_{k in S_j} left_ik right_kj    for all rows i.
 
-The rules that assign units by magnitude or in order ignore this condition. With them the source
-must be wide enough that even its worst entry is within reach. The units of a column are chosen once
-for all rows, which takes little time: the columns choose in turn
+Rules that assign units by magnitude or in order ignore this condition. Under such rules a source
+must be so wide that even the target farthest from its middle lies within the range of its sums. The
+units of a column are chosen once for all rows, which takes little time. Each column j in turn
+chooses the unit
 
     argmax_k  right_kj (left_k . e_j) - 1/8 (|right_kj| - size_j)^2 |left_k|^2,
 
-where e_j is the vector of the column's targets minus half of the samples assigned so far. If all
-vectors left_k had the same length, the first term alone would bring e_j closest to zero. The second
-term prefers weights whose magnitude is near size_j, the magnitude that suits the column. If size_j
-were 0, the smallest weights would be chosen first, and all subset sums would be nearly equal.
+where e_j is the vector of the targets of column j minus half the sum of the samples assigned to the
+column so far. If all vectors right_kj left_k had the same length, the first term alone would choose
+the unit that brings e_j closest to zero. The second term prefers weights right_kj whose magnitude
+is near size_j, a magnitude that suits the column. If size_j were 0, the smallest weights would be
+chosen first, and all subset sums would be nearly equal.
 
-The assignment depends on the target, so a ticket must store both masks.
+Some hidden units are shift units, as in the rule 'shift'. The assignment depends on the target, so
+a ticket must store both masks.
 """
 
 import chex
@@ -30,16 +33,16 @@ from slth_jax.types import Array, ArrayLike
 
 
 def to_the_middle(factors: Factors, span: Span) -> Slots:
-    """Let the columns choose in turn the unit that brings their targets nearest to the middle."""
+    """Let each column in turn choose the unit that best centres its targets among its sums."""
     return _centre(factors, span, signs=False)
 
 
 def to_both_middles(factors: Factors, span: Span) -> Slots:
     """Assign units as `to_the_middle` does, for factors with a ReLU between them.
 
-    Columns choose units of positive and of negative weight in turn. The units with positive weight
-    approximate a target for positive inputs, the units with negative weight for negative inputs
-    (Lemma 2).
+    Columns choose units with positive weight and units with negative weight in alternate rounds.
+    The units with positive weight approximate a target for positive inputs, and the units with
+    negative weight approximate it for negative inputs (Lemma 2).
     """
     return _centre(factors, span, signs=True)
 
@@ -100,11 +103,11 @@ def _suitable_size(
 ) -> Float[Array, " r"]:
     """Return, for each column j, the magnitude of ``right_kj`` that suits it best; shape `[r]`.
 
-    Let column j have m units of this magnitude. The standard deviation sigma of their subset sums,
-    where ``sigma^2 = m E[left^2] magnitude^2 / 4``, is then ``0.3 m`` times the root mean square of
-    the targets. If sigma is much larger, the sums are sparse. If it is much smaller, some targets
-    are out of reach. The magnitude is rounded to three bits, so that a different summation order
-    almost never changes it.
+    The subset sums of m units of this magnitude have a standard deviation sigma of ``0.3 m`` times
+    the root mean square of the column's targets, where ``sigma^2 = m E[left^2] magnitude^2 / 4``.
+    If sigma is much larger, the sums are sparse. If sigma is much smaller, some targets lie outside
+    the range of the sums. The magnitude is rounded to three bits, so that a different summation
+    order almost never changes it.
     """
     p = target.shape[0]
     square = jnp.sum(left**2) / (p * jnp.asarray(last, left.dtype))
@@ -113,13 +116,13 @@ def _suitable_size(
 
 
 def _to_integers(x: Float[Array, "a b"], bits: int) -> tuple[Int[Array, "a b"], Int[Array, ""]]:
-    """Return integers up to 2^bits and an exponent e, so that ``x ~ integers 2^(e - bits)``."""
+    """Return integers of at most 2^bits and an exponent e with ``x ~ integers 2^(e - bits)``."""
     _, exponent = jnp.frexp(jnp.max(jnp.abs(x)))
     return jnp.round(jnp.ldexp(x, bits - exponent)).astype(jnp.int32), exponent
 
 
 def _short(x: Int[Array, " n"], digits: int) -> Float[Array, " n"]:
-    """Round x to few enough binary digits that its products with matrix entries are exact."""
+    """Round x to `digits` mantissa bits, so few that its products with matrix entries are exact."""
     return jax.lax.reduce_precision(x.astype(jnp.float32), 8, digits)
 
 

@@ -1,4 +1,4 @@
-"""The rule in the proof of Lemmas 4 and 7: units are assigned in order, equally many per column."""
+"""The rule 'proof' (Lemmas 4 and 7): assign units in order, equally many to each column."""
 
 import jax.numpy as jnp
 
@@ -6,7 +6,7 @@ from slth_jax.construction.rules.rule import Factors, Rule, Slots, Span
 
 
 def in_order(factors: Factors, span: Span) -> Slots:
-    """Assign the next ``(last - first) // r`` units to each column; remaining units stay unused."""
+    """Assign ``(last - first) // r`` consecutive units to each column; leave the rest unused."""
     r = factors.right.shape[1]
     size = jnp.maximum((jnp.asarray(span.last) - span.first) // r, 1)
     slots = jnp.arange(span.most // r, dtype=jnp.int32)[None, :]

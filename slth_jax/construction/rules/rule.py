@@ -29,7 +29,7 @@ class Factors(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The hidden units ``first ... last - 1``; `first` and `last` may be traced."""
+    """A range of hidden units, ``first ... last - 1``; `first` and `last` may be traced."""
 
     first: ArrayLike
     last: ArrayLike
@@ -39,8 +39,9 @@ class Span(NamedTuple):
 class Assignment(NamedTuple):
     """The assignment of the hidden units of ``right [n, r]`` to its columns.
 
-    The columns form `blocks` blocks of ``c = ceil(r / blocks)`` neighbours. A unit in a slot is
-    connected to one column, a shift unit to every column of its block.
+    The r columns form `blocks` blocks of ``c = ceil(r / blocks)`` neighbouring columns. A column
+    has slots, and the unit in a slot is connected to this column only. A shift unit is connected to
+    every column of one block.
     """
 
     units: Int[Array, "*batch r slots"]  # the unit in each slot of each column
@@ -61,26 +62,28 @@ Assign = Callable[[Factors, Span], Slots]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Settings of the search for the mask of each row of the free factor; tickets store them.
+    """Settings of the search for the mask of each row of `left`; stored tickets contain them.
 
-    Row i keeps or drops each of the R shift units of a block. Pattern s in {0, 1}^R changes target
-    j of the block to ``target_ij - sum_u s_u left_iu right_uj``, which is then approximated by an
-    ordinary subset sum over the units of column j. For each block the row takes the best pattern
-    that was tried. If a ReLU stands between the factors, there are no shift units.
+    Row i of `left` keeps or drops each of the R shift units of a block; a *pattern* s in {0, 1}^R
+    is one such choice. Pattern s changes target j of the block to ``target_ij - sum_u s_u left_iu
+    right_uj``. An ordinary subset sum over the units of column j then approximates the changed
+    target. For each block a row uses the pattern with the smallest error of those that were tried.
+    If a ReLU stands between the factors, there are no shift units.
 
     Attributes:
       shift_units: R, the number of shift units per block; 0 for none.
       columns: c, the largest number of columns in a block.
       reroll: the fraction of a row's blocks that one step solves. The first steps solve each block
         once. Each of the `rerolls` further steps selects the blocks with the largest errors so far
-        and solves them again, with their next patterns. If `reroll` is 1 and `rerolls` is None,
+        and solves each of them again with its next pattern. If `reroll` is 1 and `rerolls` is None,
         every block is solved with every pattern.
-      rerolls: the number of further steps; None for ``2^R - 1``.
+      rerolls: the number of steps after every block was solved once; None for ``2^R - 1``.
       centred: if true, patterns that bring a block's targets nearest to the middle of their subset
-        sums are tried first; if false, patterns are tried in increasing order of their number. Let
-        the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2. Patterns are sorted
-        by ``max_j (v_j - mu_j)^2 / sigma_j^2``, where v_j are the shifted targets, smallest first.
-        Subset sums are densest at mu_j, so one of the first few patterns is nearly always the best.
+        sums are tried first. If false, patterns are tried in the order of their binary numbers. Let
+        the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2. Patterns are tried
+        in increasing order of ``max_j (v_j - mu_j)^2 / sigma_j^2``, where v_j is target j under the
+        pattern. The subset sums of column j are densest at mu_j, so one of the first few patterns
+        is nearly always the best.
 
     Raises:
       ValueError: a number is outside its range.
@@ -104,21 +107,21 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule of construction: how units are assigned, and how the masks of rows are searched.
+    """A rule of construction: it assigns units to columns, and configures the search for masks.
 
     Attributes:
       name: the name by which callers select the rule.
       summary: a one-line description.
       assign: the function that assigns units to columns, see `Assign`.
-      assign_relu: the function used instead of `assign` if a ReLU stands between the factors; None
-        for `assign` itself.
+      assign_relu: the function used instead of `assign` if a ReLU stands between the factors. None
+        means that `assign` is used in that case too.
       search: the settings of the search for masks.
-      either_side: if true, the factor with the smaller outer dimension is the grouped factor; if
-        false, `right` always is.
+      either_side: if true, units are grouped over the rows of `left` or the columns of `right`,
+        whichever are fewer; if false, always over the columns of `right`.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
       most: the largest number of samples per entry that are kept; None for no limit.
-      band: the shape of the grouped factor's mask if rows are solved by shortest paths
-        (`construction.trellis`); None if they are solved by subset sums.
+      band: the shape of the mask of `right` if rows are solved by shortest paths
+        (`construction.trellis`); None if rows are solved by subset sums.
     """
 
     name: str
@@ -132,7 +135,10 @@ class Rule:
     band: Band | None = None
 
     def for_relu(self) -> "Rule":
-        """Return this rule for factors with a ReLU between them: it has no shift units."""
+        """Return the variant of this rule for two factors with a ReLU between them.
+
+        The variant has neither shift units nor a band.
+        """
         assign = self.assign_relu or self.assign
         return dataclasses.replace(self, assign=assign, search=Search(), band=None)
 
@@ -146,8 +152,9 @@ class Rule:
     ) -> Assignment:
         """Assign the first `width` units (rows of `right`) to columns; `width` may be traced.
 
-        The first ``R blocks`` units are shift units. A block has fewer than R shift units if R per
-        block would be more than a quarter of all units, or would leave a column without a unit.
+        The first ``R * blocks`` units become shift units, R for each block of columns. A block has
+        fewer than R shift units if R per block would be more than a quarter of all units, or would
+        leave a column without a unit.
 
         Raises:
           ValueError: the rule needs `left` and `target`, and one of them is None.
@@ -173,7 +180,7 @@ class Rule:
 
 
 def _rounds(width, r: int, blocks: int, most: int):
-    """Return the number of shift units per block at each width; `most` is the upper limit."""
+    """Return the number of shift units per block for a source of each width, at most `most`."""
     spare = (width - r) // blocks
     quarter = width // (4 * blocks)
     return (spare * (spare < quarter) + quarter * (spare >= quarter)).clip(0, most)
@@ -188,16 +195,16 @@ def take_turns(
     state: Any = None,
     taken: Callable[[Array, Array, Any], Any] = lambda turn, unit, state: state,
 ) -> Slots:
-    """Let the columns choose in turn the unused unit that has the largest value for them.
+    """Let each column in turn choose the unused unit to which `weigh` gives the largest value.
 
     Args:
-      weigh: ``weigh(turn, state)`` returns the value `[n]` of each unit to column ``turn %
-        num_columns``.
+      weigh: a function; ``weigh(turn, state)`` returns the value `[n]` of each unit for column
+        ``turn % num_columns``.
       num_columns: the number r of columns.
-      span: the units to assign.
+      span: the range of units to assign.
       n: the total number of units.
-      state: values that `weigh` reads besides the turn.
-      taken: ``taken(turn, unit, state)`` returns the state after `unit` was assigned.
+      state: the initial state, which `weigh` reads and `taken` updates.
+      taken: a function; ``taken(turn, unit, state)`` returns the state after `unit` was assigned.
     """
     slots = -(-span.most // num_columns)
     index = jnp.arange(n, dtype=jnp.int32)

@@ -1,7 +1,8 @@
-"""Assign units by magnitude, and add shift units with which rows re-solve their worst targets.
+"""The rule 'shift': assign units by magnitude; shift units change targets to re-solve the worst.
 
-All settings of shift units are in this file: `SEARCH` is used by the rules 'shift' and 'fitted',
-`shift` takes other numbers, and `for_samples` chooses settings for whole models.
+All settings of shift units are in this file. `SEARCH` contains the settings of the rules 'shift'
+and 'fitted'. The function `shift` returns a rule with other settings, and `for_samples` chooses
+settings for whole models.
 """
 
 import dataclasses
@@ -32,16 +33,20 @@ def shift(
     rerolls: int | None = None,
     centred: bool = False,
 ) -> Rule:
-    """Return the rule 'shift' with R shift units per block of c columns; see `Search`."""
+    """Return the rule 'shift' with `shift_units` shift units per block of `columns` columns.
+
+    The class `Search` describes all arguments.
+    """
     search = Search(shift_units, columns, reroll, rerolls, centred)
     return dataclasses.replace(RULE, search=search)
 
 
 def for_samples(samples: int, *, many: bool = False) -> Rule:
-    """Return the rule with the best measured settings for a number of samples per entry.
+    """Return the rule 'shift' with the best measured settings for a number of samples per entry.
 
-    An entry with fewer samples has a larger error but is solved faster, so more re-rolls are
-    affordable. If `many` is true, because there are many entries, each entry is solved five times.
+    An entry with fewer samples has a larger error but is solved faster, so there is time to solve
+    it again more often. Pass ``many=True`` if there are many entries: each entry is then solved
+    about five times.
     """
     if many:
         return shift(5, 5)
