@@ -1,10 +1,11 @@
-"""Solve random subset sums exactly: the closest subset, for millions of small instances at once.
+"""Solve millions of small subset-sum instances at once: find the subset with the closest sum.
 
-This subpackage contains no networks. `solver` contains the public function. `batch` chooses a
-program for the platform and cuts a batch into tiles. `tile` turns samples into integers or, if
-there are too many to enumerate, first decides the largest samples greedily. `meet_in_the_middle`
-lists the sums of two halves and finds the closest pair. On CPUs `kernel` compiles the same
-computation from the C++ files in `native`.
+This subpackage does not depend on networks. `solver` and `few` contain the public functions `solve`
+and `solve_few`. `batch` chooses a program for the platform and splits a batch of instances into
+tiles. `tile` rounds samples to integers; if there are too many samples to enumerate, it first
+decides the largest samples greedily. `meet_in_the_middle` lists the subset sums of two halves of
+the samples and finds the closest pair. On CPUs `kernel` compiles the same computation from the C++
+files in `native`.
 """
 
 from slth_jax.subset_sum.batch import LANES

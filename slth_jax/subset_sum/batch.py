@@ -1,7 +1,8 @@
-"""Solve a batch of subset sums tile after tile, with one program per platform.
+"""Solve a batch of subset sums in tiles, with a different program for each platform.
 
-`solve_batch` is a JAX primitive. Its program is chosen and traced when the primitive is lowered.
-The platform is not known earlier, because the program may be compiled for another machine.
+`solve_batch` binds a JAX primitive, whose program is chosen and traced when the primitive is
+lowered. The platform is not known before lowering, because the program may be compiled for another
+machine.
 """
 
 import functools
@@ -32,9 +33,9 @@ def solve_batch(
     Args:
       samples: the numbers to choose from, float32 or float64.
       value: the numbers that the sums should reach, in the same dtype.
-      max_exact: the largest number of samples whose subsets are enumerated.
-      devices: the number of devices over which the batch is known to be split. It affects only the
-        size of tiles, and not the result.
+      max_exact: the largest number of samples for which all subsets are tried.
+      devices: the number of devices over which the batch is known to be split. This number affects
+        only the size of tiles, not the result.
     """
     # `value` gets an axis of length one, since XLA splits a call only along the first of several
     # axes.
@@ -96,7 +97,7 @@ def _tiled(samples, value, max_exact, lanes, apart=False):
 
 
 def _lower_for_cpu(context, samples, value, *, max_exact, devices):
-    """Emit a call of the compiled kernel if it can be used; otherwise emit XLA's program."""
+    """Emit a call of the compiled C++ kernel; if it cannot be used, emit the program for XLA."""
     samples_type = context.avals_in[0]
     if samples_type.size and samples_type.dtype == jnp.float32 and kernel.ready():
         return kernel.lower(context, samples, value, max_exact)
@@ -119,12 +120,12 @@ def in_tiles(
     lanes: int,
     apart: bool = False,
 ) -> TileSolution:
-    """Solve a batch in tiles of about `lanes` instances, so that long batches take no more memory.
+    """Solve a batch in tiles of about `lanes` instances; long batches take no more memory.
 
     A tile takes the same number of instances from each of `rows` equal parts of the batch. If the
-    number of devices divides `lanes`, a batch that is split over devices is therefore not moved:
-    each device solves its part of every tile. If `apart` is true, XLA compiles the merges
-    separately.
+    number of devices divides `lanes`, each device therefore solves its part of every tile, and no
+    data move between devices. If `apart` is true, XLA compiles the merges of sorted lists
+    separately from the surrounding operations.
     """
     batch, n = samples.shape
     if batch == 0 or n == 0:

@@ -1,4 +1,4 @@
-"""Subset sums that keep few samples: the closest subset with at most k elements."""
+"""Solve subset sums that keep few samples: find the closest sum of at most k samples."""
 
 import functools
 import itertools
@@ -24,22 +24,23 @@ def solve_few(
     """Return the subset of at most `most` samples whose sum is closest to `value`.
 
     `mask` minimises ``|value - sum_i mask_i samples_i|`` over the masks with at most `most` ones
-    (subset sums of fixed size: da Cunha et al. 2023, Natale et al. 2024). For each number of
-    samples from the first half, every sum of the first half is compared with the nearest sum of the
-    second half, so the time grows as the number of subsets of a half.
+    (subset sums of fixed size: da Cunha et al. 2023, Natale et al. 2024). The samples are split
+    into two halves. Every sum of at most k samples of the first half is combined with the sum of
+    the second half that suits it best, so the time grows as the number of such subsets of a half.
 
     Args:
       samples: float32 or float64 of shape [..., n].
-      value: the number to hit, of the leading shape [...].
+      value: the numbers that the sums should reach, of shape [...].
       most: k, the largest number of samples that are kept.
 
     Returns:
-      As `solve`. `optimal` is true: no subset with at most k elements is closer, for samples
-      rounded to multiples of ``2^-29 sum |samples|``. Zeros are never kept.
+      A `Solution` as from `solve`. `optimal` is always true: if samples are rounded to multiples of
+      ``2^-29 sum |samples|``, no subset of at most k samples has a closer sum. Zeros are never
+      kept.
 
     Raises:
-      ValueError: shapes that do not fit, NaN or infinite numbers, k below 1, or more than 65,536
-        subsets of a half.
+      ValueError: shapes do not fit, numbers are NaN or infinite, k is below 1, or half of the
+        samples have more than 65,536 subsets of at most k samples.
 
     Examples:
       >>> solution = solve_few(jnp.array([[0.5, -0.2, 0.125, 0.75]]), jnp.array([0.6]), most=1)
@@ -62,7 +63,7 @@ def solve_few(
 
 
 def _masks(n: int, most: int) -> list[Bool[np.ndarray, "subsets n"]]:
-    """Return the masks of n samples with exactly 0, 1, ... ones, up to `most`."""
+    """Return, for each count from 0 to `most`, all masks of n samples with `count` ones."""
     tables = []
     for count in range(min(most, n) + 1):
         chosen = np.array(list(itertools.combinations(range(n), count)), int)

@@ -1,9 +1,9 @@
 """Compile the C++ solver for CPUs (`native/`) at first use, and load it from the user's cache.
 
-The library is stored in `$XDG_CACHE_HOME/slth_jax` (`~/.cache/slth_jax`) under a name that depends
-on the source, the version of jaxlib, the compiler and the processor. If there is no compiler, or if
-anything fails, XLA compiles the same computation. That program is slower, but its results are
-bit-identical.
+The compiled library is stored in `$XDG_CACHE_HOME/slth_jax` (`~/.cache/slth_jax`) under a name that
+depends on the source code, the version of jaxlib, the compiler and the processor. If there is no
+compiler, or if compiling or loading fails, XLA compiles the same computation. XLA's program is
+slower than the C++ solver, but its results are bit-identical.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 
 @functools.cache
 def ready() -> bool:
-    """Return whether the compiled solver can be called; compile and load it if necessary.
+    """Compile and load the C++ solver if necessary; return whether it can be called.
 
     If the solver cannot be used, the reason is logged once. `SLTH_KERNEL=0` disables the solver.
     """
@@ -60,7 +60,7 @@ def ready() -> bool:
 def lower(
     context: mlir.LoweringRuleContext, samples: ir.Value, value: ir.Value, max_exact: int
 ) -> Sequence[ir.Value | Sequence[ir.Value]]:
-    """Emit the kernel call that solves `samples[b, n]`, `value[b, 1]` in float32; needs `ready`."""
+    """Emit the kernel call for float32 `samples[b, n]` and `value[b, 1]`; `ready` must be true."""
     b, n = (int(x) for x in ir.RankedTensorType(samples.type).shape)
     # A device solves its part of the batch, with all samples of each instance. The first attribute
     # is for Shardy, which decides how arrays are placed, the second for XLA, which splits the call.
@@ -75,7 +75,7 @@ def lower(
 
 
 def _line(error: Exception) -> str:
-    """Return an error as one line; for a compiler's output, the first line with an error."""
+    """Return an error as one line: of a compiler's output, the first line that contains 'error'."""
     if not isinstance(error, subprocess.CalledProcessError):
         return " ".join(str(error).split())
     lines = error.stderr.strip().splitlines() or ["no message"]
@@ -108,7 +108,7 @@ def _built() -> Path:
 
 
 def _compile(compiler: str, options: Sequence[str], library: Path) -> None:
-    """Compile to a temporary name, then rename, so that no process loads an incomplete library."""
+    """Compile to a temporary file and rename it, so that no process loads an incomplete library."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="compiling-") as folder:
         built = Path(folder) / library.name
         sources = [str(path) for path in SOURCES if path.suffix == ".cc"]
@@ -124,7 +124,7 @@ def _processor_options() -> tuple[str, ...]:
 
 
 def _processor() -> str:
-    """Return the processor's kind and instruction sets, since many machines may share the cache."""
+    """Return the processor's model and instruction sets; different machines may share the cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

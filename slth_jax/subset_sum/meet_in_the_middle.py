@@ -1,26 +1,28 @@
-"""Solve subset sums of a few integers exactly, for many instances at once, without sorting.
+"""Solve subset sums of a few integers exactly, for many instances at once, without `sort`.
 
 Horowitz and Sahni (1974) split the numbers into two halves, list the 2^(n/2) sums of each half in
-order, and find the closest pair. Here every step is an elementwise operation on arrays whose last
-axis is the batch:
+order, and find the closest pair. In this module every step is an elementwise operation on arrays
+whose last axis is the batch:
 
-- The sums of a half come in complementary pairs `x, total - x`, so only the lower half of the list
-  is kept. Adding the number `q` maps the sorted lower half `x` to the two lists `x` and `min(total
-  - x, q + x)`. The first list rises, and the second, reversed, rises and then falls. Together they
-  form a bitonic list, which a few passes of minimum and maximum (Batcher 1968) sort.
+- The subset sums of a half come in complementary pairs `x, total - x`, so only the smaller sum `x`
+  of each pair is stored. If one more number `q` is included, the sorted list `x` becomes two lists,
+  `x` and `min(total - x, q + x)`. The first list rises; the second list, reversed, rises and then
+  falls. The two lists together are bitonic and are sorted by a few passes of minimum and maximum
+  (Batcher 1968).
 - The sums `A` of one half in rising order, followed by `value - B` in falling order (`B` are the
-  sums of the other half), are bitonic as well. Sums are even and `value` is made odd, so the lowest
-  bit of a sorted entry shows from which list it comes. The closest pair is adjacent.
+  sums of the other half), are bitonic as well. All sums are even and `value` is made odd, so the
+  lowest bit of a sorted entry shows from which list it comes. In the sorted list the closest pair
+  of sums is adjacent.
 - The numbers are integers, so every sum is exact in whatever order it is computed. The subset that
   gives a sum is found afterwards by comparing the sum with all pairs of partial sums.
 
 On a CPU, where XLA compiles each pass to one loop nest, the following measures made the search
 fast. A pass has two merge stages, which halves the memory traffic; three stages gained nothing.
 Every pass ends in a concatenation, because XLA would recompute a bare minimum inside its consumers.
-Reductions are passes over eight slices, because a reduction with a computed operand is not
-vectorised. A tile has at least 64 instances, because shorter inner loops are unrolled before they
-are vectorised. A `cond` surrounds the passes, because slicing a tile inside them prevents
-vectorisation.
+Reductions are written as passes over eight slices, because XLA does not vectorise a reduction of a
+computed array. A tile has at least 64 instances, because shorter inner loops are unrolled before
+they are vectorised. A `cond` surrounds the passes, because XLA would otherwise fuse the slicing of
+a tile into them, which prevents vectorisation.
 """
 
 import functools
@@ -41,8 +43,9 @@ def closest_subset(
     Zeros at the end of `q` change nothing, and a zero is never kept.
 
     Args:
-      q: signed integers, n even and at least 2, `sum |q| < 2^30` (int32) or `2^62` (int64).
-      value: integers between the sum of the negative and the sum of the positive `q`.
+      q: signed integers; n is even and at least 2, and `sum |q|` is below 2^30 (int32) or 2^62
+        (int64).
+      value: integers between the sum of the negative and the sum of the positive entries of `q`.
     """
     size, below = 2 * jnp.abs(q), 2 * jnp.maximum(-q, 0)
     below_a, below_b = (
@@ -68,8 +71,8 @@ def closest_subset(
 def _apart(running: Bool[Array, ""] | None, function: Callable, *operands: Array):
     """Return `function(*operands)`; if `running` is given, XLA compiles it separately.
 
-    Otherwise XLA would fuse the surrounding operations, such as slicing a tile, into the function's
-    loops.
+    If `running` is None, XLA fuses the surrounding operations, such as slicing a tile, into the
+    loops of the function.
     """
     if running is None:
         return function(*operands)
@@ -89,11 +92,12 @@ def _with_totals(q: Array) -> tuple[Array, Array]:
 
 
 def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):
-    """Return the distance `[1, b]` of the closest pair of sums, and the pair's sum of `a`.
+    """Find the sum of `a` and the sum of `b` that together come closest to `target - 1`.
 
-    If several sums of `a` are equally close, the least of them is returned. Sums are even, so the
-    lowest bit of the result is free. It is set if the partner `target - 1 - (sum of b)` lies before
-    the sum of `a`.
+    Return the distance `[1, b]` of this pair from `target - 1`, and the pair's sum of `a`. If
+    several pairs are equally close, the one with the smallest sum of `a` is taken. All sums are
+    even, so the lowest bit of the returned sum is free. This bit is set if the partner `target - 1
+    - (sum of b)` is less than the sum of `a`.
     """
     low_a, low_b = _lower_sums(a, a_totals), _lower_sums(b, b_totals)
     # Rising: low_a, high_a. Falling: target - low_b, target - high_b.
@@ -120,7 +124,7 @@ def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: 
 
 
 def _lower_sums(q: Array, totals: Array) -> Array:
-    """Return the lower half of the sums of the nonnegative `q[h, b]` in rising order."""
+    """Return the smaller half of all subset sums of the nonnegative `q[h, b]`, in rising order."""
     lower = jnp.zeros_like(q[:1])
     for k in range(1, q.shape[0]):
         added = jnp.minimum(totals[k - 1 : k] - lower, q[k : k + 1] + lower)
@@ -129,7 +133,7 @@ def _lower_sums(q: Array, totals: Array) -> Array:
 
 
 def _stage(rows: Sequence[Array]) -> list[Array]:
-    """Sort, elementwise, a bitonic sequence of 2^k arrays, the least first."""
+    """Sort a bitonic sequence of 2^k arrays elementwise, in rising order."""
     rows, stride = list(rows), len(rows) // 2
     while stride:
         for i in range(len(rows)):
@@ -141,7 +145,7 @@ def _stage(rows: Sequence[Array]) -> list[Array]:
 
 
 def _sort_bitonic(x: Array, groups: int) -> Array:
-    """Sort each column of `x[2^k, b]`, which consists of `groups` bitonic groups in order."""
+    """Sort each column of `x[2^k, b]`; its `groups` equal parts are bitonic and in rising order."""
     length, batch = x.shape
     while groups < length:
         stages = (length // groups).bit_length() - 1
@@ -171,7 +175,7 @@ def _least(chunk: Callable[[int, int], Array], length: int) -> Array:
 def _sums(q: Array) -> Array:
     """Return the sums `[2^h, b]` of all subsets of `q[h, b]`.
 
-    Bit k of the row number stands for row k of `q`.
+    Bit k of a sum's row number is 1 if row k of `q` is in the subset.
     """
     sums = jnp.zeros_like(q[:1], shape=(1, q.shape[1]))
     for k in range(q.shape[0]):
@@ -182,8 +186,8 @@ def _sums(q: Array) -> Array:
 def _find_subset(q: Array, total: Array) -> Array:
     """Return the mask `[h, b]` of the subset of `q[h, b]` that sums to `total[1, b]` exactly.
 
-    If there are several such subsets, the result is the one whose bits form the smallest number, so
-    a zero is never kept.
+    If there are several such subsets, the result is the subset whose mask, read as a binary number,
+    is smallest, so a zero is never kept.
     """
     h = q.shape[0]
     low, high = _sums(q[: (h + 1) // 2]), _sums(q[(h + 1) // 2 :])

@@ -1,8 +1,9 @@
-"""Solve a tile of subset sums: try all subsets in fixed point, or partly greedily if too many.
+"""Solve a tile (a part of a batch) of subset sums by trying all subsets in fixed point.
 
-Every number on which a decision depends is an integer, is a sum whose rounding error is kept, or is
-scaled only by a power of two. Therefore neither the order of a reduction nor fused multiply-adds
-can change a bit. In this module the batch is the last axis, and no operation mixes two instances.
+If there are too many samples, the largest are first decided greedily. Every number on which a
+decision depends is an integer, or a sum stored with its rounding error, or a number scaled by a
+power of two. Therefore neither the order of a reduction nor fused multiply-adds can change a bit of
+the result. In this module the batch is the last axis, and no operation mixes two instances.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from slth_jax.subset_sum import meet_in_the_middle
 
 
 class TileSolution(NamedTuple):
-    """The closest subsets of a tile."""
+    """The closest subset for every instance of a tile."""
 
     mask: Bool[Array, "b n"]
     total: Float[Array, "b"]
@@ -33,7 +34,8 @@ def solve_tile(
 ) -> TileSolution:
     """Return the subsets of `samples` whose sums are closest to `value`.
 
-    If `running` is given, it is always true, and makes XLA compile the merges separately.
+    `running` is None or a boolean that is always true. If it is given, XLA compiles the merges of
+    sorted lists separately from the surrounding operations.
     """
     n = samples.shape[1]
     samples = jnp.where(jnp.abs(samples) < jnp.finfo(samples.dtype).tiny, 0, samples)
@@ -67,9 +69,9 @@ def _two_sum(
 
 
 def _total(x: Float[Array, "n b"]) -> Float[Array, "b"]:
-    """Return the sum over the first axis with an error close to one rounding.
+    """Return the sum over the first axis; its error is close to that of a single rounding.
 
-    Neighbours are added pairwise, so zeros at the end change nothing.
+    Neighbouring entries are added pairwise, so zeros at the end change nothing.
     """
     low = jnp.zeros_like(x)
     while x.shape[0] > 1:
@@ -81,7 +83,7 @@ def _total(x: Float[Array, "n b"]) -> Float[Array, "b"]:
 
 
 def _power_of_two(exponent: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """Return 2^exponent, for exponents that normal numbers can have."""
+    """Return 2^exponent, for exponents of normal floating-point numbers."""
     info = jnp.finfo(dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     bits = (exponent.astype(integer) - info.minexp + 1) << info.nmant
@@ -89,7 +91,7 @@ def _power_of_two(exponent: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array,
 
 
 def _exponent(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Return floor(log2 x) for positive normal numbers; for zero, a smaller number."""
+    """Return floor(log2 x) for positive normal x; for zero, a number below all of these."""
     info = jnp.finfo(x.dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     bits = lax.bitcast_convert_type(x, integer)
@@ -102,11 +104,11 @@ def _enumerate(
     value_low: Float[Array, "b"],
     running: Bool[Array, ""] | None,
 ) -> Bool[Array, "n b"]:
-    """Return the mask of the closest subset of `samples` to `value + value_low`.
+    """Try all subsets; return the mask of the one whose sum is closest to `value + value_low`.
 
-    Sums are computed in fixed point. The unit is a power of two such that `sum |samples|` takes 30
-    bits of an int32 (62 bits of an int64). All sums are then exact, and only the samples are
-    rounded.
+    Sums are computed in fixed point. The unit of the fixed-point numbers is a power of two such
+    that `sum |samples|` takes 30 bits of an int32 (62 bits of an int64). All sums are then exact,
+    and only the samples are rounded.
     """
     dtype = samples.dtype
     integer, width = (jnp.int32, 30) if dtype == jnp.float32 else (jnp.int64, 62)
@@ -185,9 +187,10 @@ def _reach_and_resolve(
 
 
 def _by_size(samples: Float[Array, "b n"]) -> tuple[Int[Array, "b n"], Int[Array, "b"]]:
-    """Return the order of rising magnitude (19 leading bits, then index), and the nonzero count.
+    """Return the order of samples by rising magnitude, and the number of nonzero samples.
 
-    Zeros come last in the order.
+    Samples are compared by the 19 leading bits of their magnitudes, then by index. Zeros come last
+    in the order.
     """
     info = jnp.finfo(samples.dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
@@ -203,11 +206,11 @@ def _settle(
     rest: tuple[Float[Array, "2 b"], Float[Array, "2 b"]],
     now: tuple[Float[Array, "b"], Bool[Array, "b"]],
 ) -> tuple[tuple[Num[Array, "2 b"], Num[Array, "2 b"]], Bool[Array, "2 b"]]:
-    """Keep or drop one sample per instance, by two strategies; return the new rests and `keep`.
+    """Keep or drop one sample per instance by two strategies; return new distances and decisions.
 
-    The strategy in row 0 reduces the distance from the middle of the range that later samples can
-    reach, and skips the samples that are set aside (`free`). The strategy in row 1 reduces the
-    distance from the value, and uses all samples.
+    The strategy in row 0 of the arrays reduces the distance between the value and the middle of the
+    range that later samples can reach; it skips the samples that are set aside (`free`). The
+    strategy in row 1 reduces the distance between the value and the sum, and decides all samples.
     """
     (high, low), (sample, free) = rest, now
     step = jnp.stack([0.5 * sample, sample])  # [2, b]
