@@ -87,7 +87,7 @@ def function(name: str, value: Any) -> Any:
 
 
 def key(name: str, value: Any) -> Key:
-    """Return `value` as a typed PRNG key; the uint32 pair of `jax.random.PRNGKey` is wrapped."""
+    """Return `value` as a typed PRNG key; convert a uint32 pair from `jax.random.PRNGKey`."""
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and value.shape == ():
         return value
@@ -105,7 +105,10 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return `value` as a finite float that lies between `low` and `high`."""
+    """Return `value` as a finite float that lies between `low` and `high`.
+
+    The limit `low` itself is excluded if `open_low` is true, and `high` if `open_high` is true.
+    """
     left = "(" if open_low or low == -math.inf else "["
     right = ")" if open_high or high == math.inf else "]"
     allowed = f"a number in {left}{low:g}, {high:g}{right}"
@@ -135,7 +138,7 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None) -> int:
 
 
 def _scalar(value: Any) -> Any:
-    """Return the entry of a concrete array without dimensions; return other values unchanged."""
+    """Convert a concrete array without dimensions to a number; return other values unchanged."""
     plain = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
     if not plain or value.shape or not jnp.issubdtype(value.dtype, np.number):
         return value
@@ -151,7 +154,7 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
 
 
 def shard(value: str | None) -> tuple[int, int]:
-    """Return (i, n) for the text 'i/n', which means part i of n parts; (0, 1) for None."""
+    """Parse 'i/n' (part i of n parts, counted from 0) as (i, n); return (0, 1) for None."""
     if value is None:
         return 0, 1
     index, slash, count = str(value).partition("/")
@@ -186,14 +189,14 @@ def array(
     """Return `value` as a JAX array after a check of its rank, shape, dtype and entries.
 
     NumPy arrays and lists of float64 are rounded to float32 without a warning while JAX's 64-bit
-    mode is off. This is the library's only special treatment of float64.
+    mode is off. This rounding is the library's only special treatment of float64.
 
     Args:
       name: the argument's name, for the error message.
       value: any argument of `jnp.asarray`.
       ndim: the exact rank; None if any rank is allowed.
       min_ndim: the least rank.
-      shape: the exact shape; an entry is None if any size is allowed.
+      shape: the exact shape; an entry is None if its axis may have any size.
       kind: the allowed dtypes: 'float', 'wide' (float32 or float64, as subset sums need), 'factor'
         (as 'wide', and entries must be at most 1e17 in magnitude, because products of two entries
         are summed), 'bool' or 'int'.

@@ -1,9 +1,9 @@
-"""Draw the weights of random sources.
+"""Draw the random weights of sources, the networks that are then masked.
 
 The random numbers of a source do not depend on its width: hidden unit j of attention projection p
 (0, 1, 2, 3 for q, k, v, o) is drawn from the key ``fold_in(key, 4 j + p)``. Therefore, up to the
-scale, a source of width n consists of the first n units of any wider source with the same key. A
-program that pads widths draws the same weights.
+scale, a source of width n consists of the first n units of any wider source with the same key.
+Padding arrays to a larger width does not change the weights drawn.
 
 Each distribution of attention weights is a function with an entry in `ATTENTION`.
 """
@@ -67,22 +67,23 @@ def theory_attention(
 ) -> Projections:
     """Draw a random attention layer as the paper's theory assumes (section 2).
 
-    Entries of `w_q, w_k` are ``U[-n_k^(1/4), n_k^(1/4)]``, entries of `w_v, w_o` are ``U[-1, 1]``.
+    Entries of `w_q, w_k` are ``U[-n_k^(1/4), n_k^(1/4)]``, and entries of `w_v, w_o` are ``U[-1,
+    1]``.
 
     Args:
       key: a typed PRNG key.
       num_heads, d_in, d_out: the target's number of heads h, input width m and output width o.
       n_k, n_v: the source's key width and value width; may be traced if `padded` is given.
-      d_memory: for cross-attention, the input width of keys and values, or a pair of both widths;
-        None for d_in.
-      padded: the static width of the arrays, in which units from number `n_k` (or `n_v`) on are
-        zeros. None for arrays of widths `n_k` and `n_v` without padding.
+      d_memory: for cross-attention, the input width of keys and values, or a pair (width of keys,
+        width of values); None means d_in.
+      padded: a static width for the arrays, whose units from index `n_k` (or `n_v`) on are zeros.
+        If it is None, the arrays have the widths `n_k` and `n_v` without padding.
       dtype: the dtype of the weights.
 
     Returns:
-      `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`; m of `w_k` and of `w_v` are the
-      widths `d_memory` if it is given. If `padded` is given, a `types.PaddedAttention`, which
-      stores the widths n_k and n_v.
+      `w_q, w_k [h, m, n_k]`, `w_v [h, m, n_v]`, `w_o [h, n_v, o]`. If `d_memory` is given, its
+      widths replace m in `w_k` and `w_v`. If `padded` is given, the result is a
+      `types.PaddedAttention`, which also stores which units are padding.
 
     Raises:
       ValueError: a width is below 1 or above `padded`.
@@ -179,7 +180,7 @@ def theory_blocks(
 ) -> tuple[Projections, ...]:
     """Draw `theory_attention` with d_in = d_out = d for each block b, from ``fold_in(key, b)``.
 
-    `options` are `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
+    `options` are the arguments `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
     key = checks.key("key", key)
     _checked_size("d", d)
@@ -190,12 +191,13 @@ def theory_blocks(
 
 
 def theory_layers(key: Key, widths: Sequence[int], units: Sequence[int]) -> tuple[Linear, ...]:
-    """Draw two layers, with entries ``U[-1, 1]``, per layer of the target ReLU net (Lemma 2).
+    """Draw two random layers per layer of a target ReLU net, with entries ``U[-1, 1]`` (Lemma 2).
 
     Args:
-      key: a typed PRNG key; unit j of pair l is drawn from ``fold_in(fold_in(key, l), j)``.
+      key: a typed PRNG key; hidden unit j of the pair of layers l is drawn from
+        ``fold_in(fold_in(key, l), j)``.
       widths: the target's number of inputs, then the number of outputs of each of its layers.
-      units: the number of hidden units between the two layers of each pair.
+      units: for each pair of layers, the number of hidden units between the two layers.
 
     Returns:
       Layers without biases, two per layer of the target: first `[n, i]`, then `[o, n]`.
@@ -226,18 +228,18 @@ def theory_transformer(
 ) -> tuple[Block, ...]:
     """Draw a random transformer as the theory assumes (paper, Theorems 11 and 14), without biases.
 
-    Block b has the attention weights of `theory_blocks` and the layers that `theory_layers` draws
-    from ``fold_in(key, 2^31 + b)`` for a ReLU network with d inputs, d outputs and hidden layers of
-    the widths `hidden`.
+    Block b has the attention weights of `theory_blocks`. Its ReLU layers are drawn by
+    `theory_layers` from ``fold_in(key, 2^31 + b)``, for a target ReLU network with d inputs, d
+    outputs and hidden layers of the widths `hidden`.
 
     Args:
       key: a typed PRNG key.
-      num_blocks: number of blocks.
-      num_heads: heads per block.
-      d: width of the tokens.
-      hidden: widths of the target's ReLU network between its layers.
-      units: for each layer of the target's ReLU network, the number of the source's hidden units;
-        one entry more than `hidden`.
+      num_blocks: the number of blocks.
+      num_heads: the number of attention heads per block.
+      d: the width of the tokens.
+      hidden: the widths of the hidden layers of the target's ReLU network.
+      units: for each layer of the target's ReLU network, the number of hidden units between the two
+        source layers that approximate it; one entry more than `hidden`.
       options: the arguments `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
     key, hidden = checks.key("key", key), checks.sequence("hidden", hidden)
@@ -273,13 +275,13 @@ def units(
     shape: tuple[int, ...],
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
-    """Draw hidden units of `shape`, unit j from ``fold_in(key, j)``; return `[count, *shape]`."""
+    """Draw hidden units of `shape`, with unit j from ``fold_in(key, j)``: `[count, *shape]`."""
     keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(count))
     return jax.vmap(lambda unit_key: draw(unit_key, shape, dtype))(keys)
 
 
 class _Shape(NamedTuple):
-    """The validated shape of an attention layer; sizes are arrays in the weights' dtype."""
+    """The validated shape of an attention layer; its sizes are scalars in the weights' dtype."""
 
     heads_and_width: tuple[int, int]  # h, and the largest of the widths
     widths: tuple[int, int, int, int]  # the outer dimension of w_q, w_k, w_v and w_o
@@ -379,7 +381,7 @@ def _checked_size(name: str, size: ArrayLike) -> int:
 
 
 def _width(name: str, n: ArrayLike, padded: int | None) -> ArrayLike:
-    """Return the number of units of a projection; it may be traced if `padded` is given."""
+    """Check and return the number `n` of hidden units; if `padded` is given, it may be traced."""
     if padded is None:
         return _checked_size(name, n)
     known = checks.concrete(n)

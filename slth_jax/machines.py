@@ -1,8 +1,9 @@
-"""Compile programs for machines that are not present, to learn their memory and least time.
+"""Compile programs for absent machines, to predict their memory and bound their time.
 
 The compilers for TPUs (`pip install "jax[tpu]"`) and NVIDIA GPUs (`"jax[cuda12]"`) run on any
-machine. `compile_for("v5e:4x4", trace)` compiles a program for that topology. It reports the memory
-per chip, the operations, the collectives and a lower bound on the running time.
+machine. For example, `compile_for("v5e:4x4", trace)` compiles a program for 16 TPU v5e chips. The
+result reports the memory per chip, the operations, the collectives and a lower bound on the running
+time.
 """
 
 import os
@@ -31,10 +32,10 @@ class Chip(NamedTuple):
 
     Attributes:
       platform: 'tpu' or 'cuda'.
-      kind: the name in Google's API of a slice of four such chips; empty for GPUs.
+      kind: the name of four such chips in Google's API, such as 'v5litepod-4'; empty for GPUs.
       memory: the number of bytes per chip.
-      flops: dense bfloat16 operations per second.
-      bandwidth: bytes per second between chip and memory.
+      flops: dense bfloat16 operations per second and chip.
+      bandwidth: bytes per second between a chip and its memory.
     """
 
     platform: str
@@ -79,8 +80,9 @@ class Report(NamedTuple):
         A result that reuses an argument's memory counts only as an argument.
       capacity: the number of bytes of a chip's memory.
       flops: floating-point operations of matrix products per call, see `product_flops`.
-      collectives: a dict from the kind of collective to its number in the program. Collectives of
-        single numbers, with which devices agree to continue a loop, have the kind 'scalar'.
+      collectives: a dict from each kind of collective operation to the number of such operations in
+        the program. Collectives over single numbers, by which devices agree to continue a loop,
+        have the kind 'scalar'.
       callbacks: the number of callbacks to the host in the program.
       seconds: a lower bound on the time per call. It is the time of all matrix products at the
         chip's peak rate, or the time of one pass over arguments and results at the chip's
@@ -238,7 +240,7 @@ def _known_platform(platform: str) -> Iterator[None]:
 
 
 def product_flops(jaxpr: Any) -> float:
-    """Return the floating-point operations of all matrix products of a jaxpr.
+    """Return the number of floating-point operations of all matrix products in a jaxpr.
 
     The body of a scan counts once per iteration; the body of a `while` loop counts only once.
     Operations inside `shard_map` are per device, so they are multiplied by the number of devices in
@@ -266,9 +268,9 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def loop_traffic(text: str) -> int:
-    """Return the bytes that one iteration of a TPU program's loops writes to main memory.
+    """Return the bytes that the loops of a TPU program write to main memory in one iteration each.
 
-    These are the results whose layout is not in the vector memory, `S(1)`.
+    Every result is counted unless its layout is in the vector memory, `S(1)`.
     """
     body = ""
     written: dict[str, int] = {}
@@ -286,7 +288,7 @@ _NO_TRAFFIC = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "c
 
 
 def _bytes_outside(shape: str) -> int:
-    """Return the bytes of those arrays of an HLO shape that are not in the vector memory."""
+    """Return the bytes of all arrays in an HLO shape except arrays in the vector memory."""
     total = 0
     for kind, sizes, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
         if kind in _BYTES and "S(1)" not in layout:

@@ -1,7 +1,7 @@
-"""The theory's transformer: blocks of attention and a ReLU network, without normalisation.
+"""Apply the paper's transformer: blocks of attention and a ReLU network, no normalisation.
 
 A block is ``Blk(x) = F(Attn(x) + x) + Attn(x) + x`` (paper, Theorems 11 and 14). The letters in
-shapes are those of `attention`.
+shapes are listed in `attention.core`.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def apply_block(
 ) -> Array:
     """Compute ``F(Attn(x) + x) + Attn(x) + x`` of tokens `[t, m]` (paper, Theorem 11).
 
-    `attn_mask` and `queries` (the rows to compute) are as in `attention.apply`.
+    `attn_mask` and `queries` (the indices of the tokens to compute) are as in `attention.apply`.
     """
     x = checks.array("x", x, shape=(None, block.attention.w_q.shape[1]))
     attended = attention.apply(
@@ -64,10 +64,11 @@ def apply(
 ) -> Array:
     """Apply the blocks one after another to tokens `[t, m]` (paper, Theorem 14).
 
-    If `queries` is given, the last block computes these rows only, and the result is `[q, m]`.
+    If `queries` (indices `[q]` of tokens) is given, the last block computes the output of these
+    tokens only, and the result is `[q, m]`.
 
     Raises:
-      ValueError: widths that do not fit, or a row of `attn_mask` that attends to nothing.
+      ValueError: widths do not fit together, or a row of `attn_mask` has no True.
     """
     for index, block in enumerate(checks.sequence("blocks", blocks, Block)):
         _check(f"blocks[{index}]", block)
@@ -82,7 +83,7 @@ def apply(
 
 
 def _check(name: str, block: Block) -> None:
-    """Refuse a block whose attention or layers change the width of their input."""
+    """Refuse a block whose attention or ReLU network changes the width of the tokens."""
     params = validated(f"{name}.attention", block.attention)
     m = params.w_q.shape[1]
     for field in ("w_k", "w_v"):  # a transformer has no memory

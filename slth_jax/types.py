@@ -21,7 +21,7 @@ Metrics = Mapping[str, ArrayLike]
 
 
 def _brief(kind: str, fields: Mapping[str, Any]) -> str:
-    """Return the text ``kind(name=float32[2,8], ...)``, with dtypes and shapes of arrays."""
+    """Return a text ``kind(name=float32[2,8], ...)`` that shows arrays by dtype and shape."""
 
     def shown(value: Any) -> str:
         if not (hasattr(value, "shape") and hasattr(value, "dtype")):
@@ -35,8 +35,9 @@ class AttentionParams(NamedTuple):
     """The projections of multi-head attention, or their masks as booleans in the same shapes.
 
     Letters: h heads, m input width, k key width, v value width, o output width. In cross-attention
-    keys and values have input widths n and l of their own; in grouped-query attention g key/value
-    heads, of which each serves h / g heads in turn. Otherwise n = l = m and g = h.
+    the inputs of keys have width n, and the inputs of values have width l. In grouped-query
+    attention there are g key/value heads, each of which serves h / g consecutive query heads. In
+    ordinary self-attention n = l = m and g = h.
     """
 
     w_q: Float[Array, "h m k"]
@@ -62,12 +63,13 @@ class AttentionParams(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PaddedAttention:
-    """Projections of a static width whose last hidden units are zeros (padding), or their masks.
+    """Projections padded with zero hidden units to a static width, or masks of such projections.
 
-    The units that are not padding are the nonzero entries of `k_units` and `v_units`. For JAX an
-    instance is a tree of six arrays. `vmap`, stacking, changes of dtype and products with masks do
-    not change which entries are nonzero. An instance cannot be unpacked, which prevents confusion
-    with `AttentionParams`, whose widths are the shapes of the arrays.
+    A hidden unit is padding if its entry of `k_units` (queries and keys) or `v_units` (values) is
+    zero. For JAX an instance is a tree of six arrays. `vmap`, stacking, changes of dtype and
+    products with masks do not change which of these entries are zero. An instance cannot be
+    unpacked like a tuple, which prevents confusion with `AttentionParams`, whose widths are given
+    by the shapes of the arrays.
     """
 
     # The type is `Any` because JAX also stores shapes and shardings in these fields.

@@ -1,13 +1,14 @@
 """Convert attention layers of PyTorch and Flax, with biases as weights of a constant input.
 
-If the inputs are ``(x, 1)``, a bias is one more row of a projection. The query bias and the value
-bias become such rows. The key bias adds ``q_i . b_k`` to every logit of row i. The softmax cancels
-this term, so the key bias is left out. The output bias becomes the output of one more value unit,
-which is connected to the constant input only. This is exact because the attention weights of a row
-sum to one.
+If a constant 1 is appended to each input, ``(x, 1)``, a bias is one more row of a projection
+matrix. The query bias and the value bias become such rows of `w_q` and `w_v`. The key bias adds
+``q_i . b_k`` to every logit of row i. A softmax does not change if all its logits change by the
+same amount, so the key bias is left out. The output bias becomes the output of one more hidden unit
+of the values, which is connected to the constant input only. The output bias is represented
+exactly, because the attention weights of a row sum to one.
 
-Dropout and the dtype and precision of the layer's computation are ignored. Every other array or
-option is either converted or refused with an error that names it.
+Dropout is ignored, and so are the dtype and the precision in which the layer computes. Every other
+array or option is either converted or refused with an error that names it.
 """
 
 import sys
@@ -34,23 +35,24 @@ def with_biases(
     value: ArrayLike | None = None,
     output: ArrayLike | None = None,
 ) -> AttentionParams:
-    """Return projections without biases that give the same output on ``append_one(x)``.
+    """Include biases in the projections, which must then be applied to ``append_one(x)``.
 
-    The softmax cancels a bias of the keys, so there is no argument for it. In cross-attention the
-    inputs of keys and values are extended too: ``memory=append_one(memory)``.
+    There is no argument for a bias of the keys, because it does not change the softmax. In
+    cross-attention a 1 must be appended to the inputs of keys and values too:
+    ``memory=append_one(memory)``.
 
     Args:
       params: `w_q [h, m, k]`, `w_k [g, n, k]`, `w_v [g, l, v]`, `w_o [h, v, o]`.
-      query: the query biases `[h, k]`; None for none.
-      value: the value biases `[g, v]`; None for none.
-      output: the output bias `[o]`, which is added once, not per head; None for none.
+      query: the query biases `[h, k]`, or None.
+      value: the value biases `[g, v]`, or None.
+      output: the output bias `[o]`, which is added once, not once per head; or None.
 
     Returns:
       Projections for inputs of widths m + 1, n + 1 and l + 1; if `output` is given, every head has
-      one more value unit.
+      one more hidden unit of the values.
 
     Raises:
-      ValueError: a bias does not have the shape above.
+      ValueError: the shape of a bias does not fit the projections.
     """
     w_q, w_k, w_v, w_o = (jnp.asarray(w) for w in params)
     h, _, o = w_o.shape
@@ -83,12 +85,12 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
 
     Returns:
       `AttentionParams` in float32. If the layer has biases (PyTorch's default), the projections
-      include them as in `with_biases`, and must be applied to ``append_one(x)``. The projections of
-      a layer with `kdim` or `vdim` are applied to ``memory=(key, value)``.
+      include them as in `with_biases`, and must be applied to ``append_one(x)``. If the layer has
+      `kdim` or `vdim`, pass ``memory=(key, value)`` to `apply`.
 
     Raises:
       ValueError: the layer adds tokens (`add_bias_kv`, `add_zero_attn`), or the names or shapes of
-        the arrays do not match such a layer.
+        the arrays are not those of a `MultiheadAttention`.
     """
     if not isinstance(source, Mapping):
         _check_module(source)
@@ -135,17 +137,19 @@ def from_flax(source: Any) -> AttentionParams:
 
     Args:
       source: an `nnx.MultiHeadAttention`, or the parameters of a linen
-        `MultiHeadDotProductAttention`: ``{"query": {"kernel": [m, h, k], ...}, "key": ...,
-        "value": ..., "out": {"kernel": [h, v, o], ...}}``, or the same under "params".
+        `MultiHeadDotProductAttention`: ``{"query": {"kernel": [m, h, k], ...}, "key": ..., "value":
+        ..., "out": {"kernel": [h, v, o], ...}}``, or this dict under the key "params".
 
     Returns:
       `AttentionParams` in float32, with biases included as in `with_biases`. If several query heads
       share a key-value head (`num_kv_heads`), each query head gets a copy of the key-value head. If
-      keys and values have inputs of another width (`in_kv_features`), these are the `memory`.
+      keys and values have inputs of a different width than queries (`in_kv_features`), pass these
+      inputs as `memory`.
 
     Raises:
       ValueError: arrays are missing or unknown (such as the scales of `normalize_qk`), shapes do
-        not fit together, or `attention_fn`, `decode` or a dot product is not Flax's default.
+        not fit together, or an option such as `attention_fn`, `decode` or `qkv_dot_general` is not
+        Flax's default.
     """
     tree = source.get("params", source) if isinstance(source, Mapping) else _nnx_parameters(source)
     for name, layer in tree.items():
@@ -214,7 +218,7 @@ def _nnx_parameters(module: Any) -> dict[str, Any]:
 
 
 def _check_module(source: Any) -> None:
-    """Refuse a module that computes something other than PyTorch's layer with its state dict."""
+    """Refuse modules other than an unmodified `torch.nn.MultiheadAttention` without hooks."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(source, torch.nn.MultiheadAttention):
         raise checks.fail("source", "a torch.nn.MultiheadAttention", type(source).__name__)
@@ -229,8 +233,8 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     """Return a PyTorch tensor or an array as a NumPy array of float32.
 
     Raises:
-      ValueError: the numbers are complex, integers, or have fewer than 16 bits (such weights need
-        scales).
+      ValueError: the dtype is complex, integer or a float of fewer than 16 bits (such a float needs
+        a scale).
     """
     dtype = getattr(value, "dtype", None)
     dtype = "float32" if dtype is None else str(dtype).removeprefix("torch.")

@@ -2,10 +2,10 @@
 
 The functions take no weight masks: to apply a ticket, pass ``weights * mask`` as the weights.
 
-The letters in all shapes and einsums are: h heads, g key/value heads, m input width of queries,
-n of keys, l of values, k key width, v value width, o output width, q query tokens, t key/value
+The letters in all shapes and einsums are: h heads, g key/value heads, m input width of queries, n
+of keys, l of values, k key width, v value width, o output width, q query tokens, t key/value
 tokens. In self-attention m = n = l. In grouped-query attention g divides h, and each key/value head
-serves h / g heads in turn.
+serves h / g consecutive query heads.
 """
 
 from collections.abc import Callable
@@ -37,20 +37,21 @@ def apply(
 ) -> Float[Array, "q o"]:
     """Compute multi-head attention of one sequence (paper, section 2).
 
-    ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i. With `memory`,
-    cross-attention: ``sum_h softmax_masked(x_i w_q (keys w_k)^T / sqrt(k)) values w_v w_o``.
+    ``sum_h softmax_masked(x_i w_q (x w_k)^T / sqrt(k)) x w_v w_o`` for every row i. If `memory` is
+    given, the result is cross-attention: ``sum_h softmax_masked(x_i w_q (keys w_k)^T / sqrt(k))
+    values w_v w_o``.
 
     Args:
-      params: `w_q [h, m, k]`, `w_k [g, n, k]`, `w_v [g, l, v]`, `w_o [h, v, o]`. The k in
-        ``1 / sqrt(k)`` is `params.key_width`, the key width without padding
-        (`types.PaddedAttention`). If g < h (grouped queries), each head uses a copy of its keys and
-        values.
+      params: `w_q [h, m, k]`, `w_k [g, n, k]`, `w_v [g, l, v]`, `w_o [h, v, o]`. The k in ``1 /
+        sqrt(k)`` is `params.key_width`, the key width without padding (`types.PaddedAttention`). If
+        g < h (grouped queries), each head uses a copy of the keys and values that it shares.
       x: the tokens of one sequence `[t, m]`. For a batch of sequences use `jax.vmap`.
-      attn_mask: booleans `[t, t]`, or `[tokens of x, tokens of memory]`, True if token i may attend
-        to token j; None if all may. A token that may attend to nothing is refused. Under a JAX
-        transformation, where values are not known, the output for such a token is zero.
+      attn_mask: booleans `[t, t]`, or `[tokens of x, tokens of memory]`; True if token i may attend
+        to token j. None if every token may attend to all. A mask with a row without True is
+        refused. Under a JAX transformation, where the values of the mask are not known, the output
+        for such a row is zero.
       memory: the tokens `[s, n]` from which keys and values are computed, or a tuple: the inputs of
-        keys `[s, n]` and of values `[s, l]`. None for `x` itself.
+        keys `[s, n]` and of values `[s, l]`. None means that they are computed from `x`.
       queries: the indices `[q]` of the tokens whose output is computed; None for all.
       block_size: the number of query tokens computed at once. If it is None, at most 2^22 logits
         are in memory at once, so memory grows as t and not as t^2.
@@ -58,7 +59,7 @@ def apply(
         default on accelerators is too low to measure errors near 1e-6.
 
     Returns:
-      `[t, o]`, or `[q, o]` if `queries` is given.
+      The output `[t, o]`, or `[q, o]` if `queries` is given.
 
     Raises:
       ValueError: a shape, dtype or value does not fit; the error message names the argument.
@@ -108,8 +109,9 @@ def pattern(
       params, x, attn_mask, memory, precision: the arguments of `apply`.
 
     Returns:
-      The weights `[h, t, t]`, or `[h, tokens of x, tokens of memory]`; each row sums to one. Memory
-      grows as t^2, so the function is meant for pictures of short sequences.
+      The weights `[h, t, t]`, or `[h, tokens of x, tokens of memory]` if `memory` is given; each
+      row sums to one. The size of this array grows as t^2, so the function is meant for pictures of
+      short sequences.
 
     Raises:
       ValueError: as in `apply`.
@@ -126,7 +128,8 @@ def merge(params: Projections) -> MergedParams:
     """Merge the four projections into the two matrices that attention depends on.
 
     ``w_qk = w_q w_k^T / sqrt(k)`` `[h, m, n]`, ``w_vo = w_v w_o`` `[h, l, o]` (paper, section 2).
-    Heads of grouped queries each have matrices of their own, with the keys and values they share.
+    In grouped-query attention every head gets its own two matrices, computed from the keys and
+    values that it shares with other heads.
     """
     w_q, w_k, w_v, w_o = validated("params", params)
     root = _key_root(params)
@@ -148,8 +151,8 @@ def apply_merged(
 ) -> Float[Array, "q o"]:
     """Compute the result of `apply` from the merged matrices.
 
-    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo``, with `memory` in place of the second and third x.
-    Arguments, shapes and errors are as in `apply`.
+    ``sum_h softmax_masked(x_i w_qk x^T) x w_vo`` for every row i. If `memory` is given, it replaces
+    the second and the third x. Arguments, shapes and errors are as in `apply`.
     """
     w_qk, w_vo = checks.record("merged", merged, MergedParams)
     h, m, n = checks.array("merged.w_qk", w_qk, ndim=3).shape
@@ -180,20 +183,21 @@ def error(
 ) -> Float[Array, "*s"]:
     """Return the error of a ticket: ``max_i ||ticket(x)_i - target(x)_i||_2`` over the tokens i.
 
-    The error is computed in the dtype of `x` or of the weights, whichever is wider. Pass float64
-    inputs to measure errors near the rounding error of float32.
+    The error is computed in the dtype of `x` or of the weights, whichever has more bits. Pass
+    float64 inputs to measure errors near the rounding error of float32.
 
     Args:
       ticket: source weights times masks (`construction.apply_masks`).
-      target: the attention layer to approximate; h, k and v may differ from the ticket's.
+      target: the attention layer to approximate; its numbers h, k and v may differ from those of
+        the ticket.
       x: one sequence `[t, m]`, or sequences `[s, t, m]`; long sequences are computed one after
         another.
       attn_mask, queries: the arguments of `apply` with these names.
-      memory: the argument of `apply` with this name; with sequences `[s, t, m]`, its arrays have a
-        first axis of the same length.
+      memory: the argument of `apply` with this name; if `x` is `[s, t, m]`, the arrays of `memory`
+        also have a first axis of length s.
 
     Returns:
-      A scalar for one sequence, `[s]` for several.
+      The error: a scalar for one sequence, an array `[s]` for s sequences.
 
     Raises:
       ValueError: as in `apply`.
@@ -246,7 +250,7 @@ def _logits(
 def _softmax(
     logits: Float[Array, "h q t"], may_attend: Bool[Array, "q t"] | None
 ) -> Float[Array, "h q t"]:
-    """Return the softmax over the entries with `may_attend`; a row without any gives zeros."""
+    """Return the softmax over entries with `may_attend` true; rows without such entries are 0."""
     if may_attend is None:
         return jax.nn.softmax(logits, axis=-1)
     # A row that attends to nothing would give 0 / 0. Such a row first attends to all tokens; its
@@ -262,7 +266,7 @@ def _in_blocks(
     allowed: Bool[Array, "q t"] | None,
     block: int,
 ) -> Float[Array, "q o"]:
-    """Apply `attend` to `block` of the `rows` at a time."""
+    """Apply `attend` to `rows` (the query tokens), `block` rows at a time."""
     if rows.shape[0] <= block:
         return attend(rows, allowed)
     if allowed is None:
@@ -273,7 +277,7 @@ def _in_blocks(
 
 
 def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
-    """Return all of `x` on every device if it is split over explicit axes of a mesh.
+    """Copy all of `x` to every device if `x` is sharded over explicit axes of a mesh.
 
     Every token attends to every other token, so the logits would have two axes split over the same
     mesh axis, which JAX refuses for explicit axes.
@@ -300,7 +304,7 @@ def _tokens(
     queries: ArrayLike | None,
     widths: tuple[int, int, int],
 ) -> _Tokens:
-    """Return the query tokens and the inputs of keys and values, of widths (m, n, l)."""
+    """Validate the query tokens and the inputs of keys and values, whose widths are (m, n, l)."""
     m, n, l = widths
     x = _gathered(checks.array("x", x, shape=(None, m)))
     if memory is not None:
@@ -371,9 +375,10 @@ def _block_size(block_size: int | None, num_heads: int, t: int) -> int:
 
 
 def validated(name: str, params: Projections) -> AttentionParams:
-    """Return projections as JAX arrays; refuse heads or widths that do not fit together.
+    """Return projections as JAX arrays; refuse widths or numbers of heads that do not fit together.
 
-    Keys and values that several heads share are repeated: `w_k [h, n, k]`, `w_v [h, l, v]`.
+    Keys and values that several heads share are repeated for each head: `w_k [h, n, k]`, `w_v [h,
+    l, v]`.
     """
     checks.record(name, params, Projections)
     w_q = checks.array(f"{name}.w_q", params.w_q, ndim=3)
