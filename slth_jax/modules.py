@@ -1,7 +1,7 @@
-"""Flax NNX modules: a wrapper that masks any model by trained scores, and the theory's layers.
+"""Flax NNX modules: `Supermask`, which masks any module by trained scores, and two models.
 
-`Supermask` wraps a module. The module's matrices become `Frozen` variables, each with a `Score`.
-The wrapper is called and trained like the module itself::
+`Supermask` wraps a module. The matrices of the wrapped module become `Frozen` variables, each with
+a `Score`. The wrapper is called and trained like the module itself::
 
     model = Supermask(CNN(rngs=rngs), keep=0.3, rngs=rngs)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Score)
@@ -12,7 +12,7 @@ The wrapper is called and trained like the module itself::
         optimizer.update(model, gradient)
         return loss
 
-`edge_popup.fit` trains many such runs at once, with controls and resume.
+`edge_popup.fit` trains many masked models at once, adds control runs, and resumes if stopped.
 """
 
 import math
@@ -36,7 +36,7 @@ class Frozen(nnx.Variable):
 
 
 class Score(nnx.Param):
-    """The scores of an array of weights, which training changes."""
+    """The trained scores of one array of weights, one score per entry."""
 
 
 class Fraction(nnx.Variable):
@@ -44,7 +44,7 @@ class Fraction(nnx.Variable):
 
 
 class Supermask(nnx.Module):
-    """A module whose frozen matrices are masked; masks keep the `num_kept` largest scores.
+    """A wrapper that freezes the matrices of a module and masks them by trained scores.
 
     Gradients pass straight through the masks to the scores. Biases, gains and other parameters stay
     `nnx.Param`. An optimiser with ``wrt=Score`` does not change these parameters, whereas an
@@ -59,9 +59,10 @@ class Supermask(nnx.Module):
         arrays, which can be traced; traced fractions are rounded to millionths.
       rngs: the random streams. Initial scores are drawn from the stream 'params'. If the variant
         samples masks, they are drawn from the stream 'masks'.
-      variant: a form of edge-popup, or the name of a form in `edge_popup.VARIANTS`. Its scope must
-        be 'array' or, if arrays are stacks of matrices, 'matrix'. Forms with `keep_at` or
-        `redraw_every` depend on the step, and can only be used with `edge_popup.fit`.
+      variant: a form of edge-popup, or the name of a form in `edge_popup.VARIANTS`. If arrays are
+        stacks of matrices, its scope must be 'matrix'; if its scope is 'global', `keep` must be one
+        fraction. Variants with `keep_at` or `redraw_every` depend on the step, and can only be used
+        with `edge_popup.fit`.
       mask: a function ``mask(name, array)`` that returns whether a parameter is masked, see
         `edge_popup.Masking`.
 
@@ -148,7 +149,7 @@ class Supermask(nnx.Module):
         return None if self.rngs is None else self.rngs.masks()
 
     def _take_state(self, ticket: nnx.Module) -> None:
-        """Copy the mutable state of `ticket`, the plain module, after a call."""
+        """Copy the mutable state of `ticket`, which was called, to the wrapped module."""
         before = dict(_split(self.model)[2])
         for path, leaf in _split(ticket)[2]:
             if path in before and value_of(leaf) is value_of(before[path]):
@@ -184,7 +185,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "*n t m"], attn_mask: Bool[Array, "t t"] | None = None
     ) -> Float[Array, "*n t o"]:
-        """Return the output for every sequence (see `attention.apply`)."""
+        """Return the output of attention for every sequence (see `attention.apply`)."""
         apply = lambda rows: attention.apply(self.arrays(), rows, attn_mask)  # noqa: E731
         for _ in x.shape[:-2]:
             apply = jax.vmap(apply)
@@ -192,7 +193,7 @@ class Attention(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A transformer of the `models` family.
+    """A transformer of the subpackage `models` as a Flax NNX module.
 
     Each array stacks the matrices of all blocks, so a `Supermask` of a decoder needs a variant
     whose scope is 'matrix'.
@@ -200,7 +201,7 @@ class Decoder(nnx.Module):
     Args:
       params: a dict from name to array, as `models.initialise` or `models.weights` returns it. Each
         array becomes an `nnx.Param` in the attribute `params`.
-      settings: the settings that describe the model.
+      settings: the model's shape and form, see `models.Settings`.
       dtype: the dtype of the matrix products.
     """
 
@@ -262,14 +263,14 @@ def _retyped(variable: nnx.Variable, kind: type[nnx.Variable], **more: Any) -> A
 
 
 def _plain(frozen: Frozen, value: Array) -> nnx.Variable:
-    """Return a variable with the type that `frozen` had before it was frozen, and a new value."""
+    """Return a variable with the value `value` and the type that `frozen` had before freezing."""
     metadata = frozen.get_metadata()
     kind = metadata.pop("of")
     return kind(value, **metadata)
 
 
 def _kept(keep: Any, masked: Mapping[str, Any], variant: edge_popup.Variant) -> Any:
-    """Check and return the fractions; arrays become variables, so that JAX can trace them."""
+    """Check and return the fractions; JAX arrays become variables, so that they can be traced."""
     if not isinstance(keep, Mapping):
         checked = fraction(keep)
         return Fraction(jnp.asarray(keep)) if isinstance(keep, jax.Array) else checked
@@ -297,7 +298,7 @@ def _name(path: tuple) -> str:
 
 
 def _fan_in(model: nnx.Module, masked: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return a dict of the fan-in of arrays whose axes are not inputs followed by outputs."""
+    """Return a dict from name to fan-in, for arrays whose shape does not determine the fan-in."""
     result = {}
     for path, module in nnx.iter_modules(model):
         prefix = "".join(f"{part}." for part in path)

@@ -1,9 +1,9 @@
 """Turn scores into masks; the number of kept connections is computed in this module only.
 
-A mask is 1 where a connection is kept. It keeps the connections with the largest |score|
+A mask is 1 where a connection is kept. A mask keeps the connections with the largest |score|
 (edge-popup, Ramanujan et al. 2020), exactly `num_kept` of them even if scores are equal. The
-threshold is found by bisection on the bits of the scores, with counts instead of sorting. A count
-over shards is a sum, so sharded scores are not moved between devices.
+threshold is found by bisection on the bits of the scores: scores are counted, not sorted. The
+counts of all shards are added, so sharded scores are not moved between devices.
 """
 
 import functools
@@ -61,7 +61,7 @@ def from_scores(
     *,
     magnitude: bool = True,
 ) -> Bool[Array, "*shape"]:
-    """Return the mask that keeps the `num_kept` largest |score|; among equals, lower indices.
+    """Return a mask that keeps a fraction `keep` of connections: those with the largest |score|.
 
     Args:
       scores: floating-point numbers in any shape and sharding; up to 2^32 - 2 entries.
@@ -74,7 +74,7 @@ def from_scores(
 
     Raises:
       ValueError: `keep` is outside (0, 1], or scores are not floating-point, are empty or contain
-        NaN. Under a JAX transformation, where values are not known, a NaN ranks above all numbers
+        NaN. If values are not known because of a JAX transformation, a NaN ranks above all numbers
         and is kept.
 
     Examples:
@@ -113,9 +113,9 @@ def straight_through(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of ``|scores|``.
 
-    In `weights * straight_through(scores, mask)` the score of every connection, kept or not,
-    therefore has the gradient ``g w sign(score)``, where w is the weight and g the gradient of the
-    masked weight (Ramanujan et al. 2020, equation 5, with the |score| of its published code).
+    In `weights * straight_through(scores, mask)` every score has the gradient ``g w sign(score)``,
+    whether or not its connection is kept. Here w is the weight, and g is the gradient of the masked
+    weight. This is equation 5 of Ramanujan et al. 2020, with |score| as in their published code.
     """
     return mask.astype(scores.dtype)
 
@@ -132,8 +132,8 @@ def straight_through_raw(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of `scores` themselves.
 
-    Use it if masks rank connections by the score and not by |score|. The gradient of a score is
-    then ``g w``.
+    Use this function if masks rank connections by the score and not by |score|. In `weights *
+    straight_through_raw(scores, mask)` every score has the gradient ``g w``.
     """
     return mask.astype(scores.dtype)
 
@@ -146,8 +146,8 @@ def _straight_through_raw_jvp(primals, tangents):
 def pack(mask: Bool[ArrayLike, "*shape"]) -> UInt8[Array, " bytes"]:
     """Pack a boolean mask into uint8, eight connections per byte, in C order, highest bit first.
 
-    The result has ``ceil(size / 8)`` bytes, as `numpy.packbits` returns them; unused last bits are
-    0.
+    The result has ``ceil(size / 8)`` bytes and equals that of `numpy.packbits`. Unused bits of the
+    last byte are 0.
 
     Raises:
       ValueError: `mask` is not boolean.
@@ -172,7 +172,7 @@ def unpack(bits: UInt8[ArrayLike, " bytes"], shape: Sequence[int]) -> Bool[Array
 
 
 def _checked_keep(keep: ArrayLike) -> ArrayLike:
-    """Return `keep`; refuse known values outside (0, 1], without changing their precision."""
+    """Return `keep` in its original precision; refuse values outside (0, 1]."""
     if isinstance(keep, jax.Array):
         keep = checks.array("keep", keep, ndim=0)
     value = np.asarray(keep)[()] if isinstance(keep, jax.Array) else keep
@@ -250,7 +250,7 @@ def _count(entries: Array) -> Array:
 
 
 def _order(scores: Array, magnitude: bool) -> Array:
-    """Map scores to unsigned integers that have the order of |score| or, if False, of the score."""
+    """Map scores to unsigned integers in the order of |score| (of score if not `magnitude`)."""
     info = jnp.finfo(scores.dtype)
     bits = jax.lax.bitcast_convert_type(scores, jnp.dtype(f"uint{info.bits}"))
     sign = jnp.asarray(1 << (info.bits - 1), bits.dtype)

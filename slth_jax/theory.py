@@ -1,10 +1,11 @@
 """The paper's bounds (arXiv:2511.04217) as plain functions of floats.
 
 Widths have the form ``n >= d C log(...)``. The theory does not give the value of the universal
-constant C, which can only be estimated by measurement (`MEASURED`). It is the required argument
-`constant`. Each function that returns a width is followed by its inverse, which returns the error
-for which a width suffices. Logarithms of factors are added, so that no product leaves the range of
-floats. An error beyond that range is returned as `math.inf`.
+constant C, which can only be estimated by measurement (`MEASURED`). Functions take C as the
+argument `constant`. `product_error`, `relu_error` and `attention_error` are inverses of
+`product_width`, `relu_width` and `attention_widths`: they return the error for which a width
+suffices. Logarithms of factors are added, so that no product leaves the range of floats. An error
+beyond the range of floats is returned as `math.inf`.
 """
 
 import math
@@ -14,21 +15,21 @@ from slth_jax import checks
 
 
 class Widths(NamedTuple):
-    """The key width and the value width of a source that a theorem requires."""
+    """The key width and the value width that a theorem requires of a source."""
 
     n_k: int
     n_v: int
 
 
 class BlockWidths(NamedTuple):
-    """The source widths of a transformer block: of attention (n_k = n_v) and of ReLU layers."""
+    """The source widths for a block: n_mha = n_k = n_v for attention, n_fc for ReLU layers."""
 
     n_mha: int
     n_fc: int
 
 
 def product_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int:
-    """Return the width n at which random matrices contain a target matrix (Lemmas 4 and 7).
+    """Return the width n at which masked random matrices approximate a target (Lemmas 4, 7).
 
     ``n >= d_in C log(d_in d_out / epsilon)``. For a target `[d_out, d_in]` the error of every entry
     is then at most ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
@@ -51,11 +52,11 @@ def counting_width(
     ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads, if each hidden unit has ``2^b``
     different value and output masks. For a single token of norm up to alpha, the output depends
     only on the sum of the merged value-output matrices of all heads. The error is at most epsilon
-    only if the sums of ticket and target differ by at most ``epsilon / alpha`` in the spectral
-    norm. If the value width is at least ``min(d_in, d_out)``, the sums of targets of norm 1 fill a
-    ball of radius H, and at least ``(H alpha / epsilon)^(d_in d_out)`` balls of radius ``epsilon /
-    alpha`` are needed to cover that ball (by volume). If heads have width ``d / H``, the sums
-    contain only the ball of radius 1; in this case pass ``alpha / H`` as `alpha`.
+    only if these sums of ticket and target differ by at most ``epsilon / alpha`` in the spectral
+    norm. If the value width of targets is at least ``min(d_in, d_out)``, the sums of all targets of
+    norm 1 fill a ball of radius H. By volume, at least ``(H alpha / epsilon)^(d_in d_out)`` balls
+    of radius ``epsilon / alpha`` are needed to cover this ball. If heads have width ``d / H``, the
+    sums contain only the ball of radius 1; in this case pass ``alpha / H`` as `alpha`.
 
     The bound holds for the worst target and input, whereas measured laws are averages over random
     targets and inputs.
@@ -63,11 +64,12 @@ def counting_width(
     Args:
       epsilon, alpha: the error, and the norm of the token.
       d_in, d_out, num_heads: the shape of the layer.
-      masks: the masks that are allowed. 'any': all masks are allowed, ``b = d_in + d_out``.
-        'assigned': the target determines the column to which each unit of the grouped factor is
-        assigned, as in the rule 'fitted', ``b = max(d_in, d_out) + log2(min(d_in, d_out))``.
-        'fixed': the mask of the grouped factor does not depend on the target, as in the rules
-        'proof', 'reach' and 'shift', ``b = max(d_in, d_out)``.
+      masks: the masks that are allowed, in the value and the output matrix. 'any': all masks, ``b =
+        d_in + d_out``. 'assigned': in the grouped factor (either the value or the output matrix)
+        each unit keeps one entry, whose position depends on the target, as in the rule 'fitted';
+        ``b = max(d_in, d_out) + log2(min(d_in, d_out))``. 'fixed': the mask of the grouped factor
+        does not depend on the target, as in the rules 'proof', 'reach' and 'shift'; ``b = max(d_in,
+        d_out)``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, alpha=alpha, num_heads=num_heads)
     small, large = sorted((d_in, d_out))
@@ -84,7 +86,7 @@ def product_error(n: int, *, d_in: int, d_out: int, constant: float) -> float:
 
 
 def relu_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int:
-    """Return the width n at which a two-layer ReLU net contains a linear map (Lemma 2).
+    """Return the width n at which a masked ReLU net approximates a linear map (Lemma 2).
 
     ``n >= d_in C log(2 d_in d_out / epsilon)`` (Pensia et al. 2020).
     """
@@ -121,13 +123,14 @@ def sharp_softmax_error(logit_error: float, *, alpha: float) -> float:
 
 
 class MeasuredLaw(NamedTuple):
-    """A measured formula for the width at which tickets reach an error, and its valid region.
+    """A measured formula for the width at which tickets have a given error, and where it holds.
 
     ``n_k = n_v = d margin (intercept + slope log(1 / epsilon) + log_d log(d) + log_heads log(H) +
     small / d^2)``. The formula has the form of Theorem 3, in which C = `slope`, ``log_d = 3/2 C``
-    and ``log_heads = C``. Here these three numbers are measured, and ``small / d^2`` is a
-    correction for small d. At every measured point the mean error over sources is at most epsilon
-    at this width, and above epsilon at half this width (`python -m experiments width-law`).
+    and ``log_heads = C``. In this class `slope`, `log_d` and `log_heads` are measured, and ``small
+    / d^2`` is a correction for small d. At every measured point the mean error over sources is at
+    most epsilon at the width of the formula, and above epsilon at half this width (`python -m
+    experiments width-law`).
     """
 
     intercept: float
@@ -149,8 +152,8 @@ class MeasuredLaw(NamedTuple):
     def covers(self, d: int, num_heads: int) -> bool:
         """Return whether (log d, log H) lies in the convex hull of the measured shapes.
 
-        Take the directions from the point to all shapes. The point lies in the hull if no angle
-        between neighbouring directions is above pi.
+        The directions from the point to all measured shapes are sorted. The point lies in the hull
+        if no angle between neighbouring directions is above pi.
         """
         if (d, num_heads) in self.shapes:
             return True
@@ -163,7 +166,7 @@ class MeasuredLaw(NamedTuple):
         return max(gaps) <= math.pi + 1e-9
 
     def nearest(self, d: int, num_heads: int) -> tuple[int, int]:
-        """Return the measured shape (d, H) that is nearest to the given shape in logarithms."""
+        """Return the measured shape (d, H) that is nearest to the given shape in (log d, log H)."""
         return min(
             self.shapes,
             key=lambda shape: math.hypot(math.log(shape[0] / d), math.log(shape[1] / num_heads)),
@@ -206,16 +209,16 @@ def attention_widths(
 ) -> Widths:
     """Return source widths for tickets of attention with error `epsilon` (Theorems 3 and 9).
 
-    ``n_k >= d_in C log(8 H alpha^3 d_in^(3/2) / epsilon)`` and
-    ``n_v >= d_in C log(2 H alpha d_in sqrt(d_out) / epsilon)``, with probability at least
-    ``1 - epsilon``, for tokens of norm at most ``alpha >= max(sqrt(d_in), sqrt(d_out))`` and
-    target projections of spectral norm at most 1.
+    ``n_k >= d_in C log(8 H alpha^3 d_in^(3/2) / epsilon)`` and ``n_v >= d_in C log(2 H alpha d_in
+    sqrt(d_out) / epsilon)``. These widths suffice with probability at least ``1 - epsilon``, for
+    tokens of norm at most alpha and target projections of spectral norm at most 1. alpha must be at
+    least ``sqrt(d_in)`` and ``sqrt(d_out)``.
 
-    If `constant` is 'measured', the widths follow the law in `MEASURED` for the rule
-    `construction`. The law was measured with ``n_k = n_v``, and its epsilon is the mean error over
-    sources. It is used for alpha up to 1.1 sqrt(d), with ``epsilon / (alpha / sqrt(d))^3`` in place
-    of epsilon, because errors grow at most as alpha^3. d is the larger of d_in and d_out, which may
-    differ by 1 or by a quarter.
+    If `constant` is 'measured', the widths follow the measured law of the rule `construction`
+    (`MEASURED`). The law was measured with ``n_k = n_v``, and its epsilon is the mean error over
+    sources. The law is used for alpha up to 1.1 sqrt(d), where d is the larger of d_in and d_out.
+    Errors grow at most as alpha^3, so ``epsilon / (alpha / sqrt(d))^3`` takes the place of epsilon.
+    d_in and d_out may differ by 1 or by a factor of at most 1.25.
 
     Raises:
       ValueError: `constant` is 'measured', and the rule, shape, norm or error is outside the
@@ -264,7 +267,7 @@ def attention_error(
 def relu_network_width(
     epsilon: float, *, d_in: int, d_out: int, num_layers: int, constant: float
 ) -> int:
-    """Return the source width per layer of a ReLU net with L = `num_layers` layers (Theorem 10).
+    """Return the width of each source layer for a ReLU net of L = `num_layers` layers (Theorem 10).
 
     ``n >= d_in C log(4 L d_in d_out / epsilon)``. A ticket of a source with 2 L layers then has at
     most the error `relu_network_error`.
@@ -284,10 +287,10 @@ def relu_network_error(epsilon: float, *, alpha: float) -> float:
 def block_widths(
     epsilon: float, *, d_in: int, num_heads: int, num_layers: int, alpha: float, constant: float
 ) -> BlockWidths:
-    """Return source widths of a block ``F(Attn(x) + x) + Attn(x) + x`` (Theorem 11).
+    """Return source widths for a block ``F(Attn(x) + x) + Attn(x) + x`` (Theorem 11).
 
-    ``n_mha >= d C log(32 alpha^3 H d^(3/2) / epsilon)``,
-    ``n_fc >= d C log(24 alpha L H d^(5/2) / epsilon)``; L = `num_layers` of F.
+    ``n_mha >= d C log(32 alpha^3 H d^(3/2) / epsilon)``, ``n_fc >= d C log(24 alpha L H d^(5/2) /
+    epsilon)``; F has L = `num_layers` layers.
     """
     _positive(
         epsilon=epsilon, d_in=d_in, num_heads=num_heads, num_layers=num_layers, constant=constant
@@ -316,9 +319,9 @@ def transformer_budgets(
 ) -> list[tuple[float, float]]:
     """Return each block's input bound and error budget, ``[(beta_b, eps_b)]`` (Theorems 6, 14).
 
-    ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The budget of the last block is ``epsilon / 2``, and
-    that of an earlier block is ``eps_b = eps_(b+1) / (32 H sqrt(d) beta_(b+1)^2)``. Block 1 has
-    twice this budget, because it has no predecessor.
+    ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The budget of the last block is ``epsilon / 2``, and the
+    budget of an earlier block b is ``eps_b = eps_(b+1) / (32 H sqrt(d) beta_(b+1)^2)``. The first
+    block has twice this budget, because it has no predecessor.
 
     Raises:
       ValueError: a bound or a budget is beyond the range of floats. `transformer_widths` has no
@@ -360,11 +363,11 @@ def transformer_widths(
     alpha: float,
     constant: float,
 ) -> list[BlockWidths]:
-    """Return source widths per block of a transformer without norms (Theorems 6 and 14).
+    """Return source widths for each block of a transformer without norms (Theorems 6 and 14).
 
-    These are the `block_widths` for the budgets of `transformer_budgets`. The input bound of the
-    first block is alpha, and the input bound of each later block b is ``2 beta_b``. For one block
-    this is Theorem 11.
+    The widths of a block are the `block_widths` for its budget in `transformer_budgets`. The input
+    bound of the first block is alpha, and the input bound of each later block b is ``2 beta_b``.
+    For a single block the widths are those of Theorem 11.
     """
     _positive(num_layers=num_layers, constant=constant)
     logs = _log_budgets(epsilon, d_in, num_heads, num_blocks, alpha)
@@ -382,7 +385,7 @@ def transformer_widths(
 
 
 def _attention_logs(d_in: int, d_out: int, num_heads: int, alpha: float) -> tuple[float, float]:
-    """Return Theorem 9's logarithms for key and value widths, with epsilon = 1."""
+    """Return the logarithms in Theorem 9 for the key and the value width, with epsilon = 1."""
     qk = math.log(8 * num_heads) + 3 * math.log(alpha) + 1.5 * math.log(d_in)
     vo = math.log(2 * num_heads) + math.log(alpha) + math.log(d_in) + math.log(d_out) / 2
     return qk, vo

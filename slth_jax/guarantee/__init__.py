@@ -3,9 +3,10 @@
 The error is ``max_i ||ticket(x)_i - target(x)_i||``, the largest 2-norm over rows of the output.
 
 The bound `guaranteed_error` holds for all inputs whose rows have at most a given norm, and
-`guaranteed_error_on` holds for given inputs. `guarantee` and `guarantee_on` return the same bounds
-in more detail. All of these functions compare the merged matrices of ticket and target (`pairs`),
-in NumPy float64. The proofs are in ``docs/guarantee.md``.
+`guaranteed_error_on` holds only for the inputs that are passed to it. `guarantee` and
+`guarantee_on` return the same bounds in more detail. All of these functions compare products of
+weight matrices (query times key, value times output) of ticket and target, in NumPy float64
+(`pairs`). The proofs are in ``docs/guarantee.md``.
 """
 
 from slth_jax.guarantee.all_inputs import Guarantee, guarantee, guaranteed_error, is_vacuous

@@ -1,10 +1,11 @@
 """A bound on a ticket's error for all inputs whose rows have at most a given norm.
 
-The theorems in the paper assume norms of at most 1 and contain unknown constants. This module
-applies the same argument to the numbers of one ticket: the largest input norm alpha, the spectral
-norms of the target's merged matrices and of the differences between target and ticket, the sharper
-softmax bound ``2 tanh(e / 2)`` (`theory.sharp_softmax_error`), and a term for round-off. Symbols
-are listed in `pairs`.
+The theorems in the paper assume target matrices of spectral norm at most 1, and contain unknown
+constants. This module applies the same argument to the weights of one ticket. The bound depends on
+the largest input norm alpha, on spectral norms of the target's merged matrices, and on spectral
+norms of the differences between the merged matrices of ticket and target. The softmax bound is
+sharper, ``2 tanh(e / 2)`` (`theory.sharp_softmax_error`), and a term for round-off is added. The
+docstring of `pairs` lists all symbols.
 """
 
 from collections.abc import Sequence
@@ -30,12 +31,12 @@ class Guarantee(NamedTuple):
 
     @property
     def vacuous(self) -> bool:
-        """Whether `error` >= `size`: then an output of all zeros has an error as small."""
+        """Whether the bound is useless: `error` >= `size`, the bound for an output of all zeros."""
         return not self.error < self.size
 
 
 class Steps(NamedTuple):
-    """The error bound after each block, for sequences s whose rows have norm at most alpha[s]."""
+    """The error bound after each block; the rows of sequence s have norms of at most alpha[s]."""
 
     errors: Float[Floats, "b s"]
     round_off: Float[Floats, " s"]  # the part that is due to rounding, summed over blocks
@@ -54,10 +55,11 @@ def guaranteed_error(
     """Bound the error of a ticket on all inputs whose rows have 2-norm at most `max_norm`.
 
     For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha ||V||`` with
-    ``e = alpha^2 ||D||``, ``alpha = max_norm``; the bounds of all heads are added. Each block's
-    bounds on norms and errors are the next block's assumptions. The bound holds for every attention
-    mask. Except for its round-off term, it also holds for every number of tokens. For
-    cross-attention `max_norm` also bounds the rows of the memory.
+    ``e = alpha^2 ||D||``, ``alpha = max_norm`` (`pairs` lists the symbols). The bounds of all heads
+    are added. The bounds on norms and errors after one block are assumptions about the next block.
+    The bound holds for every attention mask. Except for its round-off term, it also holds for every
+    number of tokens. For cross-attention `max_norm` also bounds the rows of the memory, the input
+    of keys and values.
 
     Args:
       source: the unmasked random weights, either of attention or of a sequence of transformer
@@ -73,7 +75,7 @@ def guaranteed_error(
 
     Returns:
       The bound. `guarantee` also returns the terms of the bound, and `is_vacuous` returns whether
-      it is too large to be useful.
+      the bound is too large to be useful.
 
     Raises:
       ValueError: shapes do not fit, weights are not finite, masks are not booleans, or `max_norm`
@@ -101,7 +103,10 @@ def guarantee(
 
 
 def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> Steps:
-    """Bound, after each block, the target's norm (alpha before the first), error and round-off."""
+    """Bound the error, the round-off and the norm of the target's rows after each block.
+
+    `alpha` bounds the norm of the rows of each sequence before the first block.
+    """
     error, rounding = np.zeros_like(alpha), np.zeros_like(alpha)
     errors, unit = [], network.unit
     for pair in network.pairs:
@@ -126,7 +131,7 @@ def propagate(network: Network, alpha: Float[Floats, " s"], num_tokens: int) -> 
 def _attention(
     pair: Pair, alpha: Float[Floats, " s"], num_tokens: int, unit: float
 ) -> tuple[Float[Floats, " s"], Float[Floats, " s"]]:
-    """Bound the difference of ticket and target on equal rows; return bound and round-off."""
+    """Bound the difference of ticket and target on equal inputs; return (bound, round-off)."""
     moved = _average(alpha**2 * pair.norm_D[:, None], alpha)  # [h, s]
     difference = np.sum(moved * pair.T.norm_W[:, None] + alpha * pair.norm_V[:, None], axis=0)
     round_off = pair.round_off(alpha, num_tokens, unit)
@@ -134,14 +139,14 @@ def _attention(
 
 
 def _average(e: Float[Floats, "h s"], alpha: Float[Floats, " s"]) -> Float[Floats, "h s"]:
-    """Bound the change of a softmax average of rows with norm alpha if its logits change by e."""
+    """Bound how much a softmax average of rows of norm alpha changes if its logits change by e."""
     return 2 * np.tanh(e / 2) * alpha
 
 
 def _layers(
     layers: Sequence[Layer], error: Float[Floats, " s"], norm: Float[Floats, " s"], unit: float
 ) -> tuple[Float[Floats, " s"], Float[Floats, " s"], Float[Floats, " s"]]:
-    """Bound error, norm and round-off of ``F(y) + y`` for rows y with bounded error and norm."""
+    """Bound error, norm and round-off of ``F(y) + y``, given bounds `error` and `norm` for y."""
     in_error, in_norm, rounding = error, norm, np.zeros_like(norm)
     if not layers:
         return error, norm, rounding

@@ -1,9 +1,9 @@
-"""A bound on the error of a ticket that holds for given inputs only, and is much tighter.
+"""A much tighter bound on the error of a ticket, which holds for given inputs only.
 
 The target is computed on the inputs; the ticket is not. The effect of the weight differences is
-computed exactly on the target's activations y. The ticket's activations differ from y by at most
-eps, which is bounded by means of norms taken at y. The numbered steps and their proofs are in
-``docs/guarantee.md``; symbols are listed in `pairs`.
+computed exactly on the target's activations y. The distance between the ticket's activations and y
+is at most eps, which is computed from norms at y. The numbered steps and their proofs are in
+``docs/guarantee.md``. The docstring of `pairs` lists all symbols.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class OnInputs(NamedTuple):
 
     @property
     def vacuous(self) -> Bool[np.ndarray, " s"]:
-        """Whether the bound of any row of a sequence is at least the norm of the target's row."""
+        """Whether a sequence has a row whose bound is at least the norm of the target's row."""
         return ~np.all(self.rows < self.norms[-1], axis=-1)
 
 
@@ -56,11 +56,14 @@ def guaranteed_error_on(
 ) -> Any:
     """Bound ``max_i ||ticket(x)_i - target(x)_i||``, the error of a ticket, on given sequences x.
 
-    `guaranteed_error` holds for every input whose rows have at most a given norm. This bound holds
-    for `inputs` only. It is never larger, and usually far smaller. On the target's rows y the
-    logits change by ``y_i D y_j``, and the resulting change of attention weights is bounded for the
-    target's attention weights. ReLU units count only if they may be active. The effect of errors in
-    earlier blocks is bounded by norms taken at the target's rows.
+    `guaranteed_error` holds for every input whose rows have at most a given norm, whereas
+    `guaranteed_error_on` holds for `inputs` only. For the norms and lengths of `inputs`, the bound
+    of `guaranteed_error_on` is never larger, and usually far smaller.
+
+    At the target's rows y the logits of ticket and target differ by ``y_i D y_j``. From this
+    difference and the target's attention weights, the change of each attention weight is bounded. A
+    ReLU unit adds to the bound only if it may be active. The effect of errors in earlier blocks is
+    bounded by norms at the target's rows.
 
     Args:
       source, masks, target: the arguments of `guaranteed_error` with these names.
@@ -106,7 +109,7 @@ def guarantee_on(source, masks, target, inputs, attn_mask=None, *, dtype: Any = 
 
 
 def _bounds(network: Network, y: Float[Floats, "s t m"], allowed: Bool[np.ndarray, "t t"]):
-    """Return the arrays of `OnInputs` for some sequences y."""
+    """Return the arrays of `OnInputs` for the sequences y, a part of all sequences."""
     unit = network.unit
     for_all = all_inputs.propagate(network, np.max(_norm(y), axis=-1), y.shape[1])
     eps, round_off = np.zeros(y.shape[:2]), np.zeros(len(y))  # [s, t], [s]
@@ -138,10 +141,10 @@ def _attention(
     allowed: Bool[np.ndarray, "t t"],
     unit: float,
 ) -> tuple[Float[Floats, "s t o"], Float[Floats, "s t"], Float[Floats, " s"]]:
-    """Return the target's attention output at rows y, the ticket's distance, and round-off.
+    """Return the target's attention output at y, a bound on the ticket's error, and round-off.
 
-    These are steps 1 to 3 of ``docs/guarantee.md``. The ticket's rows lie within eps of the
-    target's rows.
+    These are steps 1 to 3 of ``docs/guarantee.md``. `eps` bounds the distance between the ticket's
+    input rows and y.
     """
     y_T = np.swapaxes(y, 1, 2)  # [s, m, t]
     S, T = pair.S, pair.T
@@ -187,7 +190,7 @@ def _weights_moved(
     r: Float[Floats, "s t t"],
     allowed: Bool[np.ndarray, "t t"],
 ) -> tuple[Float[Floats, "s t t"], Float[Floats, "s t"]]:
-    """Bound the change of softmax weights p if logits change by d, known up to r (step 2).
+    """Bound the change of softmax weights p if logits change by between d - r and d + r (step 2).
 
     Returns:
       m, the bound for each weight; and s, the bound for the sum over a row, which may be smaller
@@ -214,7 +217,7 @@ def _weights_moved(
 def _layers(
     layers: Sequence[Layer], y: Float[Floats, "s t i"], eps: Float[Floats, "s t"], unit: float
 ) -> tuple[Float[Floats, "s t i"], Float[Floats, "s t"], Float[Floats, " s"]]:
-    """Return the target's ``F(y) + y``, the ticket's distance from it, and round-off (step 4)."""
+    """Return the target's ``F(y) + y``, a bound on the ticket's error, and round-off (step 4)."""
     x, in_eps, total = y, eps, np.zeros(len(y))
     for l, layer in enumerate(layers):
         u = np.maximum(x, 0) @ layer.D_plus.T  # the source layers' error on these rows, [s, t, o]

@@ -1,7 +1,7 @@
 """The merged matrices of a ticket and its target, their differences and norms, in float64.
 
-These do not depend on any input. In the whole subpackage, the symbols of docs/guarantee.md have
-these names:
+Matrices, differences and norms do not depend on any input. In the whole subpackage, the symbols of
+docs/guarantee.md have these names:
 
 | symbol | name |
 | --- | --- |
@@ -60,9 +60,9 @@ class Merged(NamedTuple):
 class Layer(NamedTuple):
     """A ReLU layer W of the target, and the two source layers that approximate it.
 
-    The two source layers compute ``P x+ + M x-`` with ``x+ = max(x, 0)``, ``x- = min(x, 0)``,
-    because every unit is connected to one coordinate, and ``relu(a x)`` is ``a x+`` if ``a > 0``
-    and ``a x-`` otherwise.
+    The two source layers compute ``P x+ + M x-`` with ``x+ = max(x, 0)``, ``x- = min(x, 0)``. Every
+    hidden unit is connected to one coordinate of x, by a weight a, and ``relu(a x)`` is ``a x+`` if
+    ``a > 0`` and ``a x-`` if ``a < 0``.
     """
 
     W: Float[Floats, "o i"]
@@ -89,12 +89,12 @@ class Layer(NamedTuple):
         return float(spectral(self.differences))
 
     def round_off(self, alpha: Any, unit: float) -> Any:
-        """Bound the sum of the round-off of ticket and target, for rows of norm `alpha`."""
+        """Bound the round-off of this layer, ticket plus target, for rows of norm `alpha`."""
         return gamma(self.terms, unit) * self.absolute * alpha + 2 * unit * np.linalg.norm(self.b)
 
 
 class Pair(NamedTuple):
-    """One block of the ticket (S) and of the target (T)."""
+    """The same block of the ticket (S) and of the target (T), and the differences D and V."""
 
     S: Merged
     T: Merged
@@ -105,7 +105,7 @@ class Pair(NamedTuple):
     layers: tuple[Layer, ...]
 
     def round_off(self, alpha: Any, num_tokens: int, unit: float) -> Float[Floats, "*s"]:
-        """Bound the sum of both attention layers' round-off, for rows of norm `alpha`."""
+        """Bound the round-off of attention, ticket plus target, for rows of norm `alpha`."""
         return self.S.round_off(alpha, num_tokens, unit) + self.T.round_off(alpha, num_tokens, unit)
 
 
@@ -119,7 +119,7 @@ class Network(NamedTuple):
 
 
 def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
-    """Pair the blocks of ticket and target, with weights rounded to the dtype of computation.
+    """Round all weights to the dtype of computation, and pair the blocks of ticket and target.
 
     Args:
       source, masks, target: attention or sequences of blocks, as in `guaranteed_error`.
@@ -160,7 +160,7 @@ def compare(source: Any, masks: Any, target: Any, dtype: Any) -> Network:
 
 
 def refuse_cross(name: str, merged: Merged) -> None:
-    """Refuse cross-attention, whose keys and values have inputs of other widths than queries."""
+    """Refuse cross-attention if keys and values have inputs of other widths than queries."""
     (_, m, n), l = merged.A.shape, merged.W.shape[1]
     if not m == n == l:
         raise checks.fail(name, "self-attention", f"inputs of widths {m}, {n} and {l}")
