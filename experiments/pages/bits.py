@@ -23,23 +23,24 @@ def readme_bits() -> str:
     )
     coded = np.pi * np.e / 6 * 2.0**-8  # uniform steps, entropy-coded, at small errors
     return wrapped(
-        f"Masks can be as small as a quantised model. With `hide --bits B` each row of a factor "
-        f"keeps one of 2^B units per column; a shortest-path search selects the units. With 4 bits "
-        f"per weight, the squared error of Gaussian weights is {g(float(band))} times their "
-        f"variance. For a scalar quantiser that is fitted to the same weights this ratio is "
-        f"{g(float(lloyd))}, or about {g(coded)} with entropy coding. A ticket of stories260K with "
-        f"{small['bytes'] / 1e6:.3f} MB has perplexity {small['perplexity']:.2f}; stories260K "
-        f"itself has {small['target_perplexity']:.2f}, and its weights rounded to "
-        f"{peer['bytes'] / 1e6:.3f} MB have {peer['perplexity']:.2f}. A ticket with "
-        f"{close['bytes'] / 1e6:.2f} MB has the target's top-1 token at "
+        f"The masks of a model can need as few bytes as the quantised model. With `hide --bits B` "
+        f"the masks have B bits per weight; a shortest-path search selects them. With 4 bits per "
+        f"weight, the mean squared error of Gaussian weights is {g(float(band))} times their "
+        f"variance. A scalar quantiser that is fitted to these weights has an error of "
+        f"{g(float(lloyd))} times their variance, or about {g(coded)} times with entropy coding. "
+        f"A ticket of stories260K with {small['bytes'] / 1e6:.3f} MB has perplexity "
+        f"{small['perplexity']:.2f}. The perplexity of stories260K is "
+        f"{small['target_perplexity']:.2f}, and with weights rounded to "
+        f"{peer['bytes'] / 1e6:.3f} MB it is {peer['perplexity']:.2f}. A ticket with "
+        f"{close['bytes'] / 1e6:.2f} MB predicts the same top-1 token as stories260K at "
         f"{100 * close['top1_agreement']:.1f} % of the positions. The page on "
-        f"[bits](docs/bits.md) explains this code, proves a lower bound on the error, and compares "
-        f"other methods."
+        f"[bits](docs/bits.md) explains these masks, proves a lower bound on the error, and "
+        f"compares other methods."
     )
 
 
 def bits_models() -> str:
-    """Return the paragraphs on all-MiniLM-L6-v2 and SmolLM2-135M-Instruct in bands."""
+    """Return the paragraphs on all-MiniLM-L6-v2 and SmolLM2-135M-Instruct hidden by `--bits`."""
     encoder, chat = read("real_minilm_bits"), read("real_chat_bits")
     close, near = encoder["compare"], chat["compare"]
     parts = near["ticket_perplexity"] / near["target_perplexity"] - 1
@@ -47,26 +48,26 @@ def bits_models() -> str:
         wrapped(text)
         for text in (
             f"all-MiniLM-L6-v2 was hidden with {_stored(encoder)}. On {close['sentences']:,} lines of "
-            f"WikiText-2 the cosine between the sentence embeddings of ticket and target is "
+            f"WikiText-2 the cosine between the ticket's and the target's sentence embedding is "
             f"{close['mean_cosine']:.5f} on average and at least {close['least_cosine']:.4f}. "
             f"Ticket and target find the same nearest neighbour for {close['equal_nearest']} of "
-            f"{close['queries']} queries.",
+            f"{close['queries']} query sentences.",
             f"SmolLM2-135M-Instruct was hidden with {_stored(chat)}. On {near['tokens']:,} tokens of "
             f"WikiText-2 the ticket's "
             f"perplexity is {near['ticket_perplexity']:.2f} (target {near['target_perplexity']:.2f}, "
-            f"{100 * parts:+.1f} %), and its top-1 token is the target's at "
+            f"{100 * parts:+.1f} %), and ticket and target have the same top-1 token at "
             f"{100 * near['top1_agreement']:.1f} % of the positions. "
-            f"Ticket and target give equal answers to {near['equal_answers']} of "
+            f"Ticket and target generate equal answers to {near['equal_answers']} of "
             f"{len(near['answers'])} questions.",
         )
     )
 
 
 def _stored(run: dict[str, Any]) -> str:
-    """Return a sentence on a model hidden in bands: its bits, bytes, time and command."""
+    """Return text on a model hidden by `--bits`: its bits per entry, bytes, time and command."""
     cost = run["hide"]
     bands, weights = cost["bands"], cost["target_bytes"] // 4
-    others = "".join(f", {bits} for {kind}" for kind, bits in bands["others"])
+    others = "".join(f" ({bits} for the matrix {kind})" for kind, bits in bands["others"])
     minutes = (
         f"{cost['seconds'] / 60:.0f} minutes"
         if cost["seconds"] > 120
@@ -122,7 +123,7 @@ def bits_stories() -> str:
             )
         )
     names = ("model", "bits", "MB", "perplexity", "equal top-1 tokens (%)", "equal texts")
-    note = f"\n\nThe target's perplexity is {rows[0]['target_perplexity']:.3f}."
+    note = f"\n\nThe perplexity of stories260K itself is {rows[0]['target_perplexity']:.3f}."
     return table(names, lines) + note
 
 
@@ -137,5 +138,8 @@ def bits_sparse() -> str:
         for row in result["rows"]
     ]  # fmt: skip
     names = ("samples m", "limit k", "kept", "bits per entry", "median error")
-    note = f"{result['entries']:,} entries per row; {result['device']}, {result['date']}."
+    note = (
+        f"Each row of the table was measured on {result['entries']:,} matrix entries "
+        f"({result['device']}, {result['date']})."
+    )
     return f"{table(names, rows)}\n\n{note}"

@@ -20,11 +20,12 @@ def readme_figure_4() -> str:
         f"This is figure 4 of the paper, with 100 random sources per width. The wider the random "
         f"layer, the smaller the error of the constructed subnetwork, until only rounding errors "
         f"remain. For {drawn['targets']} "
-        f"targets drawn from the theory's distribution the mean error follows {drawn['gamma']:.2f} "
-        f"exp(-{drawn['delta']:.3f} n); for {other['targets']} other targets it follows "
-        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). The paper's fit is 0.8 exp(-0.06 n). The "
-        f"trained target ({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier to "
-        f"approximate, because its task can hardly be learned and training makes its weights small."
+        f"targets drawn from the theory's distribution the mean error at width n follows "
+        f"{drawn['gamma']:.2f} exp(-{drawn['delta']:.3f} n). For {other['targets']} other targets "
+        f"from this distribution it follows {other['gamma']:.2f} exp(-{other['delta']:.3f} n). The "
+        f"paper's fit is 0.8 exp(-0.06 n). A trained target "
+        f"({trained['gamma']:.2f} exp(-{trained['delta']:.3f} n)) is easier to "
+        f"approximate: its task can hardly be learned, so training makes its weights small."
     )
 
 
@@ -39,7 +40,7 @@ def readme_claims() -> str:
             f"stories260K ({WEIGHTS:,} "
             f"weights of 32 bits) becomes a file of {row['ticket_bytes'] / 1e6:.2f} MB, which is "
             f"{bits:.0f} bits of masks and scales per trained weight. Each scale is derived from the "
-            f"largest entry of a matrix, and 4 bits per row choose among 16 random rows.",
+            f"largest entry of a matrix, and for each row 4 bits select one of 16 random rows.",
         ),
         (
             "A ticket approximates its target with high probability; each ticket's error is measured "
@@ -47,10 +48,10 @@ def readme_claims() -> str:
             "That a ticket equals its target; that a given ticket has a known probability of success.",
         ),
         (
-            "Bounds for a given ticket hold for every input whose rows have at most a given norm, or "
-            "for given inputs only. They include round-off.",
-            "That they are always useful: for deep or trained networks they are often larger than the "
-            "outputs.",
+            "The error of a given ticket is bounded, for every input whose rows have at most a given "
+            "norm, or for given inputs only. The bounds include round-off.",
+            "That the bounds are always useful: for deep or trained networks the bounds are often "
+            "larger than the outputs.",
         ),
         (
             "The measured law: one hidden unit per input coordinate for every bit of precision, on "
