@@ -2,14 +2,14 @@
 
     python -m experiments.benchmarks.bits --preset quick|full --out DIR
 
-The target matrices have Gaussian or Laplace entries. There is also, if ``$SLTH_DATA`` is set to the
-folder that contains `pretrained`, a matrix of the model stories260K. Each method approximates a
-matrix with b bits per entry, which are mask bits or the bits of a quantiser. The bits that store
-scales are added: 32 bits per matrix for masks, 16 bits per 128 entries for rounding. The rule
-`fitted` assigns hidden units to columns depending on the target, so the bits that encode this
-assignment are added too. Their number is log2 of the number of masks that have the same shape and
-the same number of ones. Errors are mean squared errors divided by the mean square of the target.
-The figure also shows Shannon's lower bound.
+The target matrices have Gaussian or Laplace entries. If ``$SLTH_DATA`` is set to the folder that
+contains `pretrained`, a matrix of the model stories260K is approximated too. Each method
+approximates a matrix with b bits per entry, which are mask bits or the bits of a quantiser. The
+bits that store scales are added: 32 bits per matrix for masks, 16 bits per 128 entries for
+rounding. The rule `fitted` assigns hidden units to columns depending on the target, so the bits
+that encode this assignment are added too. The assignment is a mask, which needs log2 N bits if
+there are N masks of its shape with its number of ones. Errors are mean squared errors divided by
+the mean square of the target. The figure also shows Shannon's lower bound.
 """
 
 import argparse

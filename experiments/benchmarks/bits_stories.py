@@ -5,9 +5,9 @@
 Tickets and rounded models are evaluated on texts that stories260K generates, as in
 `experiments.benchmarks.hide`. The size of a ticket is the size of its file. Rounding uses the best
 clipping value and a 16-bit scale for every 64 entries of a row. The size of a rounded model is the
-size of its rounded entries and scales. The gains of normalisation layers are not rounded. In a
-ticket these gains are multiplied into the matrices. If DIR already contains the results of a
-setting, the setting is not measured again.
+size of its rounded entries and scales. In a rounded model the gains of normalisation layers are not
+rounded; in a ticket the gains are multiplied into the matrices. If DIR already contains the results
+of a setting, the setting is not measured again.
 """
 
 import argparse

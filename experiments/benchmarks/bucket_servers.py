@@ -1,8 +1,8 @@
 """Local servers that emulate cloud buckets, and a proxy that makes requests fail.
 
-`gcs()` emulates the JSON API of Google Cloud Storage. It supports conditional requests, because
-common emulators ignore `ifGenerationMatch`. `s3()` starts the S3 emulator moto. Each of these two
-context managers serves a bucket 'tickets' through a `Proxy`, and yields the environment variables
+`gcs()` emulates the JSON API of Google Cloud Storage. Unlike common emulators, `gcs()` does not
+ignore the condition `ifGenerationMatch`. `s3()` starts the S3 emulator moto. The context managers
+`gcs()` and `s3()` serve a bucket 'tickets' through a `Proxy`, and yield the environment variables
 that a program needs to use the bucket.
 """
 

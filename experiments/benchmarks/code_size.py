@@ -49,7 +49,7 @@ def size(root: Path) -> str:
 
 
 def walk(call: Callable[[], object], root: Path) -> list[str]:
-    """Run `call`; return the files below `root` of which a function ran, in any thread."""
+    """Run `call`; return the files below `root` whose functions were called, in any thread."""
     reached = set()
 
     def profile(frame, event, _):

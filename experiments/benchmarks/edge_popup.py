@@ -236,7 +236,7 @@ def main() -> None:
 
 
 def _repeated(step: Callable[[np.ndarray], Any], tokens: np.ndarray) -> None:
-    """Call `step` as often as there are seeds, one call after another."""
+    """Call `step` once per seed, one call after another."""
     for _ in range(SEEDS):
         step(tokens)
 

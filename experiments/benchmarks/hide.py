@@ -39,7 +39,7 @@ NAMES = ("rule", "form", "attention", "tied")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with `arguments` (default: `sys.argv`); return the exit status."""
+    """Parse `arguments`, run the benchmark, write the results, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
     parser.add_argument("--tokenizer")

@@ -4,7 +4,7 @@
 
 The network that adds modulo 113 is compared with its ticket on all 12,769 questions. For the
 attention-only network the inputs are 10,000 random sequences, each followed by a copy of itself.
-For the bracket classifier they are 10,000 strings of brackets. The command writes
+For the bracket classifier the inputs are 10,000 strings of brackets. The command writes
 ``hide_published.json`` into DIR.
 """
 
@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with `arguments` (default: `sys.argv`); return the exit status."""
+    """Parse `arguments`, run the benchmark, write the results, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", required=True)

@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks.key_biases --out DIR
 
-The model has two blocks of width 64; it is hidden with 16 samples per entry. Three models are
-compared: +-100 is the key bias of no coordinate, of the coordinates whose rotary frequency is low,
-or of all coordinates of each head. Logit errors are divided by the standard deviation of the
-logits. The command writes ``key_biases.json`` into DIR.
+The model has two blocks of width 64; it is hidden with 16 samples per entry. In each head, key
+biases of +-100 are set at no coordinate, at the coordinates with the lowest rotary frequencies, or
+at all coordinates. Logit errors are divided by the standard deviation of the logits. The command
+writes ``key_biases.json`` into DIR.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def measure(folder: Path, samples: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with `arguments` (default: `sys.argv`); return the exit status."""
+    """Parse `arguments`, run the benchmark, write the results, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", required=True)
     parser.add_argument("--samples", type=int, default=16)

@@ -220,7 +220,7 @@ WORK |= {
 
 
 def main(name: str, out: Path, inputs: Path, how: str = "off") -> int:
-    """Do the run `name` as the process `how` (DISTRIBUTED); return the exit status."""
+    """Do the run `name`; `how` is the argument DISTRIBUTED. Return the exit status."""
     from slth_jax import distributed
     from slth_jax.cli import outcome
 

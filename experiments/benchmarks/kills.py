@@ -10,7 +10,7 @@ probability 1/2 the process is killed only when its next save begins, so that so
 save.
 
 If a run has several processes, a process is chosen at random and killed at a random time after its
-start. Every other process must end within a minute. If such a process fails, the last line of its
+start. Every other process must end within a minute. If another process fails, the last line of its
 error output must name the killed process. After the run is resumed, its results must be equal, bit
 for bit, to the results of a single process. ``--save`` adds the number of kills to
 ``results/kills.json``, which also contains the numbers for other runs and seeds.

@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.law_check --out FILE.json
 
 A point (d, H, epsilon) is a width d, a number H of heads and an error epsilon. Let n be the width
-of the source that ``theory.attention_widths(constant='measured')`` returns for a point. The mean
-error over sources should be at most epsilon at width n, and larger than epsilon at width n / 2.
+of the random network that ``theory.attention_widths(constant='measured')`` returns for a point. The
+mean error over random networks should be at most epsilon at width n, and larger than epsilon at
+width n / 2.
 """
 
 import argparse

@@ -6,8 +6,8 @@ The masks come from direct calls of `prune_*` with every rule, from figures 4 to
 trained target, and from `hide` of stories260K with 20 samples. The trained target and stories260K
 are read from ``$SLTH_DATA/pretrained``; both are skipped if SLTH_DATA is not set. The program uses
 only public names and the files of finished runs, so that it also runs with older versions of the
-library. With ``--against`` it prints the entries that differ from the given file, and its exit
-status is 1 if any entry differs.
+library. With ``--against`` the program also prints the entries that differ from the given file, and
+its exit status is 1 if any entry differs.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.sparse
 
 Targets are Gaussian, and the samples are products of two uniform numbers. Each row of the result
-contains the number m of samples per matrix entry, and the limit k (null for no limit). It also
+contains the number m of samples per matrix entry, and the limit k (null for no limit). The row also
 contains the share of ones in the mask that selects the samples, the entropy of this mask in bits
 per matrix entry, and the median error divided by the standard deviation of the target's entries.
 Results are written to ``results/sparse.json``.

@@ -10,8 +10,8 @@ two times. The other solvers solve a few of these instances, one at a time, with
 a solver exceeds the limit with a single instance, it is not run at larger n. The time is also
 measured against the batch size. The preset `full` also measures the peak memory of a separate
 process that solves one million instances, and the published case: 397,000 weights of 21 samples,
-for which a commercial solver took 77,266 s on 36 cores. This preset takes about five minutes on two
-cores, during which no other program should run.
+for which a commercial solver took 77,266 s on 36 cores. The preset `full` takes about five minutes
+on two cores, during which no other program should run.
 """
 
 import argparse

@@ -97,7 +97,7 @@ def _checksum(masks: dict[str, Any], width: int) -> str:
 
 
 def pair(first: str) -> dict[str, Any]:
-    """Time the sweep and the loop in separate processes; run `first` first; compare the masks."""
+    """Time sweep and loop in separate processes, starting with `first`; compare the masks."""
     ways = sorted(("batched", "one_by_one"), key=lambda way: way != first)
     times = {way: _alone(way, devices=2 if way == "batched" else 1) for way in ways}
     masks = [times[way].pop("masks") for way in ways]
