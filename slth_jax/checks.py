@@ -107,7 +107,7 @@ def number(
 ) -> float:
     """Return `value` as a finite float that lies between `low` and `high`.
 
-    The limit `low` itself is excluded if `open_low` is true, and `high` if `open_high` is true.
+    `low` itself is excluded if `open_low` is true, and `high` itself if `open_high` is true.
     """
     left = "(" if open_low or low == -math.inf else "["
     right = ")" if open_high or high == math.inf else "]"
@@ -237,7 +237,7 @@ def array(
 
 
 def finite_result(result: Array) -> Array:
-    """Return `result`; raise an error if it overflowed (not checked while JAX traces)."""
+    """Return `result`; raise an error if an entry overflowed (not checked while JAX traces)."""
     known = not isinstance(result, jax.core.Tracer) and result.is_fully_addressable
     if known and not jnp.isfinite(result).all():
         allowed = f"small enough for a finite result in {result.dtype}"

@@ -77,7 +77,7 @@ def theory_attention(
       d_memory: for cross-attention, the input width of keys and values, or a pair (width of keys,
         width of values); None means d_in.
       padded: a static width for the arrays, whose units from index `n_k` (or `n_v`) on are zeros.
-        If it is None, the arrays have the widths `n_k` and `n_v` without padding.
+        If `padded` is None, the arrays have the widths `n_k` and `n_v` without padding.
       dtype: the dtype of the weights.
 
     Returns:
@@ -108,7 +108,7 @@ def xavier_attention(
     """Draw a Xavier-uniform source: ``U[-b, b]``, ``b = sqrt(6 / (fan_in + fan_out))`` per head.
 
     If `scale_qk` is true, the query and key weights are multiplied by ``n_k^(1/4)`` (paper,
-    appendix). The other arguments, the shapes and the errors are as in `theory_attention`.
+    appendix). All other arguments, the shapes and the errors are as in `theory_attention`.
     """
     shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
     scale = _fourth_root(shape.n_k) if scale_qk else 1
@@ -159,7 +159,7 @@ def signed_constant_attention(
 ) -> Projections:
     """Draw weights ``+-n_k^(1/4)`` for `w_q, w_k` and ``+-1`` for `w_v, w_o`, with random signs.
 
-    This is the signed-constant distribution of Ramanujan et al. (2020), with the scales of
+    The weights have the signed-constant distribution of Ramanujan et al. (2020), with the scales of
     `theory_attention`. Arguments, shapes and errors are as in `theory_attention`.
     """
     shape = _shape(num_heads, d_in, d_out, d_memory, n_k, n_v, padded, dtype)
@@ -178,7 +178,7 @@ ATTENTION: dict[str, Callable[..., Projections]] = {
 def theory_blocks(
     key: Key, *, num_blocks: int, num_heads: int, d: int, **options
 ) -> tuple[Projections, ...]:
-    """Draw `theory_attention` with d_in = d_out = d for each block b, from ``fold_in(key, b)``.
+    """For each block b draw `theory_attention` with d_in = d_out = d from ``fold_in(key, b)``.
 
     `options` are the arguments `n_k`, `n_v`, `padded` and `dtype` of `theory_attention`.
     """
@@ -196,7 +196,7 @@ def theory_layers(key: Key, widths: Sequence[int], units: Sequence[int]) -> tupl
     Args:
       key: a typed PRNG key; hidden unit j of the pair of layers l is drawn from
         ``fold_in(fold_in(key, l), j)``.
-      widths: the target's number of inputs, then the number of outputs of each of its layers.
+      widths: the target's number of inputs, then the number of outputs of each target layer.
       units: for each pair of layers, the number of hidden units between the two layers.
 
     Returns:
@@ -228,8 +228,8 @@ def theory_transformer(
 ) -> tuple[Block, ...]:
     """Draw a random transformer as the theory assumes (paper, Theorems 11 and 14), without biases.
 
-    Block b has the attention weights of `theory_blocks`. Its ReLU layers are drawn by
-    `theory_layers` from ``fold_in(key, 2^31 + b)``, for a target ReLU network with d inputs, d
+    Block b has the attention weights of `theory_blocks`. The ReLU layers of block b are drawn by
+    `theory_layers` from ``fold_in(key, 2^31 + b)``. They fit a target ReLU network with d inputs, d
     outputs and hidden layers of the widths `hidden`.
 
     Args:
@@ -341,7 +341,7 @@ def _shape(
 def _draw_attention(
     draw: Draw, key: Key, shape: _Shape, scales: tuple[Array, Array, Array, Array]
 ) -> Projections:
-    """Draw the four projections, multiplied by their scales."""
+    """Draw the four projections, each multiplied by its scale."""
     key = checks.key("key", key)
     real_k, real_v = shape.real
     count, dtype = max(real_k.size, real_v.size), shape.n_k.dtype

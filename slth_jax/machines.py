@@ -1,9 +1,9 @@
-"""Compile programs for absent machines, to predict their memory and bound their time.
+"""Compile programs for machines that are not present, to predict memory and running time.
 
 The compilers for TPUs (`pip install "jax[tpu]"`) and NVIDIA GPUs (`"jax[cuda12]"`) run on any
 machine. For example, `compile_for("v5e:4x4", trace)` compiles a program for 16 TPU v5e chips. The
-result reports the memory per chip, the operations, the collectives and a lower bound on the running
-time.
+returned `Report` contains the memory per chip, the operations, the collectives and a lower bound on
+the running time.
 """
 
 import os
@@ -84,8 +84,8 @@ class Report(NamedTuple):
         the program. Collectives over single numbers, by which devices agree to continue a loop,
         have the kind 'scalar'.
       callbacks: the number of callbacks to the host in the program.
-      seconds: a lower bound on the time per call. It is the time of all matrix products at the
-        chip's peak rate, or the time of one pass over arguments and results at the chip's
+      seconds: a lower bound on the time per call. The bound is the time of all matrix products at
+        the chip's peak rate, or the time of one pass over arguments and results at the chip's
         bandwidth, whichever is longer. Elementwise operations are not counted.
       compile_seconds: the time that compiling took on this machine.
       text: the compiled program.
@@ -106,7 +106,7 @@ class Report(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """The total number of bytes per chip."""
+        """The number of bytes per chip of arguments, temporary arrays and results together."""
         return self.arguments + self.temporary + self.results
 
     @property
@@ -184,7 +184,7 @@ def compile_for(on: str, trace: Callable[[Sequence[Any]], Any]) -> Report:
     Args:
       on: a kind of chip and a topology, such as 'v5e:2x2', 'v6e:16x16' or 'h100:8'.
       trace: a function that receives the topology's devices and returns
-        ``jax.jit(f).trace(*shapes)``, where the shardings of the shapes are on these devices.
+        ``jax.jit(f).trace(*shapes)``, where the shapes have shardings over these devices.
 
     Returns:
       A `Report` of memory, operations, collectives and time.
@@ -270,7 +270,7 @@ def product_flops(jaxpr: Any) -> float:
 def loop_traffic(text: str) -> int:
     """Return the bytes that the loops of a TPU program write to main memory in one iteration each.
 
-    Every result is counted unless its layout is in the vector memory, `S(1)`.
+    The result of an operation is counted unless its layout is in the vector memory, `S(1)`.
     """
     body = ""
     written: dict[str, int] = {}

@@ -67,9 +67,9 @@ class PaddedAttention:
 
     A hidden unit is padding if its entry of `k_units` (queries and keys) or `v_units` (values) is
     zero. For JAX an instance is a tree of six arrays. `vmap`, stacking, changes of dtype and
-    products with masks do not change which of these entries are zero. An instance cannot be
-    unpacked like a tuple, which prevents confusion with `AttentionParams`, whose widths are given
-    by the shapes of the arrays.
+    products with masks do not change which hidden units are padding. An instance cannot be unpacked
+    like a tuple, which prevents confusion with `AttentionParams`, whose widths are given by the
+    shapes of the arrays.
     """
 
     # The type is `Any` because JAX also stores shapes and shardings in these fields.

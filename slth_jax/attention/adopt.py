@@ -1,14 +1,14 @@
 """Convert attention layers of PyTorch and Flax, with biases as weights of a constant input.
 
 If a constant 1 is appended to each input, ``(x, 1)``, a bias is one more row of a projection
-matrix. The query bias and the value bias become such rows of `w_q` and `w_v`. The key bias adds
-``q_i . b_k`` to every logit of row i. A softmax does not change if all its logits change by the
-same amount, so the key bias is left out. The output bias becomes the output of one more hidden unit
-of the values, which is connected to the constant input only. The output bias is represented
-exactly, because the attention weights of a row sum to one.
+matrix. The query bias becomes a row of `w_q`, and the value bias becomes a row of `w_v`. The key
+bias adds ``q_i . b_k`` to every logit of row i. A softmax does not change if all its logits change
+by the same amount, so the key bias is left out. The output bias becomes the output of one more
+hidden unit of the values, which is connected to the constant input only. The output bias is
+represented exactly, because the attention weights of a row sum to one.
 
 Dropout is ignored, and so are the dtype and the precision in which the layer computes. Every other
-array or option is either converted or refused with an error that names it.
+array or option is either converted or refused with an error that names the array or option.
 """
 
 import sys
@@ -81,7 +81,7 @@ def from_torch(source: Any, num_heads: int | None = None) -> AttentionParams:
     Args:
       source: the module, or its state dict; the tensors or arrays have any floating-point dtype.
       num_heads: the number of heads; required if `source` is a state dict, which does not contain
-        it.
+        this number.
 
     Returns:
       `AttentionParams` in float32. If the layer has biases (PyTorch's default), the projections

@@ -2,8 +2,8 @@
 
 The functions take no weight masks: to apply a ticket, pass ``weights * mask`` as the weights.
 
-The letters in all shapes and einsums are: h heads, g key/value heads, m input width of queries, n
-of keys, l of values, k key width, v value width, o output width, q query tokens, t key/value
+The letters in all shapes and einsums are: h heads, g key/value heads; input widths m of queries, n
+of keys and l of values; k key width, v value width, o output width; q query tokens, t key/value
 tokens. In self-attention m = n = l. In grouped-query attention g divides h, and each key/value head
 serves h / g consecutive query heads.
 """
@@ -47,14 +47,15 @@ def apply(
         g < h (grouped queries), each head uses a copy of the keys and values that it shares.
       x: the tokens of one sequence `[t, m]`. For a batch of sequences use `jax.vmap`.
       attn_mask: booleans `[t, t]`, or `[tokens of x, tokens of memory]`; True if token i may attend
-        to token j. None if every token may attend to all. A mask with a row without True is
-        refused. Under a JAX transformation, where the values of the mask are not known, the output
-        for such a row is zero.
+        to token j. None if every token may attend to all tokens. A mask in which a row has no True
+        is refused. Under a JAX transformation the values of the mask are not known, and the output
+        for a row without True is zero.
       memory: the tokens `[s, n]` from which keys and values are computed, or a tuple: the inputs of
-        keys `[s, n]` and of values `[s, l]`. None means that they are computed from `x`.
+        keys `[s, n]` and of values `[s, l]`. If `memory` is None, keys and values are computed from
+        `x`.
       queries: the indices `[q]` of the tokens whose output is computed; None for all.
-      block_size: the number of query tokens computed at once. If it is None, at most 2^22 logits
-        are in memory at once, so memory grows as t and not as t^2.
+      block_size: the number of query tokens computed at once. If `block_size` is None, at most 2^22
+        logits are in memory at once, so memory grows as t and not as t^2.
       precision: the precision of matrix products, as in `jax.default_matmul_precision`. JAX's own
         default on accelerators is too low to measure errors near 1e-6.
 
@@ -110,7 +111,7 @@ def pattern(
 
     Returns:
       The weights `[h, t, t]`, or `[h, tokens of x, tokens of memory]` if `memory` is given; each
-      row sums to one. The size of this array grows as t^2, so the function is meant for pictures of
+      row sums to one. The array of weights grows as t^2, so the function is meant for pictures of
       short sequences.
 
     Raises:
@@ -152,7 +153,7 @@ def apply_merged(
     """Compute the result of `apply` from the merged matrices.
 
     ``sum_h softmax_masked(x_i w_qk x^T) x w_vo`` for every row i. If `memory` is given, it replaces
-    the second and the third x. Arguments, shapes and errors are as in `apply`.
+    the second and the third x of the formula. Arguments, shapes and errors are as in `apply`.
     """
     w_qk, w_vo = checks.record("merged", merged, MergedParams)
     h, m, n = checks.array("merged.w_qk", w_qk, ndim=3).shape
@@ -289,7 +290,7 @@ def _gathered(x: Float[Array, "t m"]) -> Float[Array, "t m"]:
 
 
 class _Tokens(NamedTuple):
-    """The validated inputs of attention."""
+    """The validated query tokens, inputs of keys and values, and mask of an attention layer."""
 
     rows: Float[Array, "q m"]
     keys: Float[Array, "t n"]

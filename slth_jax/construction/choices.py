@@ -15,7 +15,7 @@ from slth_jax.types import Array, ArrayLike
 
 
 def num_bytes(shape: Sequence[int], bits: int) -> int:
-    """Return the number of bytes into which `pack` packs a mask with this shape."""
+    """Return the number of bytes into which `pack` packs a mask of shape `shape`."""
     *rows, units = shape
     return math.prod(rows) * -(-(units >> bits) * bits // 8)
 
@@ -36,12 +36,12 @@ def unpack(packed: UInt8[ArrayLike, "*rows bytes"], r: int, bits: int) -> Int[Ar
 
 
 def mask(digits: Int[Array, "*rows r"], bits: int) -> Bool[Array, "*rows units"]:
-    """Return the mask for these digits: in each group of ``2^bits`` units it keeps one unit."""
+    """Return the mask for these digits: it keeps one of every ``2^bits`` units."""
     units = jnp.arange(1 << bits, dtype=jnp.int32)
     kept = digits[..., None] == _along(units, digits.ndim)
     return kept.reshape(*digits.shape[:-1], -1)
 
 
 def _along(values: Int[Array, " n"], axes: int) -> Int[Array, "..."]:
-    """Return `values` with `axes` axes of length one inserted before its axis."""
+    """Return `values` with `axes` axes of length one inserted before its last axis."""
     return values.reshape((1,) * axes + values.shape)

@@ -78,8 +78,8 @@ def encode_matrix(
       source: the distributions of the factors. 'uniform' is the paper's U[-1, 1] for both factors.
         'sign_uniform' and 'sign_normal' draw random signs for `left` and uniform or normal weights
         for `right`, which gives smaller errors. 'signs' draws random signs for both factors.
-      scale: the number by which `left` is multiplied. If it is None, seven scales are tried on up
-        to 16 rows and the best is used.
+      scale: the number by which `left` is multiplied. If `scale` is None, seven scales are tried on
+        up to 16 rows of the target, and the best is used.
 
     Raises:
       ValueError: an argument is outside its range, or the target is empty or all zeros.

@@ -4,7 +4,7 @@
 each hidden unit k to a column j of `right`, the *grouped factor*; this assignment is the mask of
 `right`. Entry (i, j) of the target is approximated by a subset sum over the samples ``left_ik
 right_kj`` of the units k assigned to column j. The mask of `left`, the *free factor*, keeps the
-samples in these subsets.
+samples in the chosen subsets.
 """
 
 import math
@@ -26,7 +26,7 @@ from slth_jax.types import Array, ArrayLike
 
 
 class Report(NamedTuple):
-    """Statistics of the subset sums behind two masks; each sum approximates one target entry."""
+    """Statistics of the subset sums that yield masks; each sum approximates one target entry."""
 
     num_sums: Array
     out_of_reach: Array  # number of targets larger than the sum of all samples of their sign
@@ -45,7 +45,7 @@ class Report(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """The result of pruning a random source: masks, and a report on the subset sums behind them."""
+    """The result of pruning a random source: the masks, and a report on their subset sums."""
 
     masks: Any
     report: Any
@@ -87,9 +87,9 @@ def product(
         exchange their roles.
       target: the matrix to approximate.
       rule: the rule that assigns hidden units to columns.
-      width: the number of hidden units, the same for the whole batch. If it is None, units at the
-        end that are all zeros in both factors are not counted. Such units are padding and change no
-        mask, inside `jit` and `vmap` too.
+      width: the number of hidden units, the same for the whole batch. If `width` is None, hidden
+        units at the end that are all zeros in both factors are not counted. All-zero units at the
+        end are padding and change no mask, inside `jit` and `vmap` too.
     """
     *batch, p, n = left.shape
     chex.assert_shape([right, target], [(*batch, n, None), (*batch, p, right.shape[-1])])
@@ -155,7 +155,7 @@ def _sums(problem: Problem) -> search.Sums:
 
 
 def _shortest_paths(problem: Problem, band: Band) -> Solved:
-    """Solve a problem by shortest paths; the mask of `right` is a band matrix."""
+    """Solve a `Problem` by shortest paths, with a band matrix as the mask of `right`."""
     solve_one = partial(trellis.solve, band=band)
     width = jnp.broadcast_to(problem.width, problem.target.shape[:-2])
     parts = _batched(solve_one, problem.target.ndim - 2)(*problem[:3], width)
@@ -231,10 +231,10 @@ def right_mask(assignment: Assignment, n: int) -> Bool[Array, "{n} r"]:
 def split_by_sign(
     assignment: Assignment, right: Float[Array, "n r"]
 ) -> tuple[Assignment, Assignment]:
-    """Split an assignment into one of positive and one of negative units.
+    """Split an assignment in two: units with positive weight and units with negative weight.
 
-    A unit's sign is the sign of its weight in `right` to the column that it is assigned to. In both
-    results the filled slots of a column (slots with a unit) come before its empty slots.
+    The weight of a unit is its entry of `right` in the column that it is assigned to. In both parts
+    the filled slots of a column (slots with a unit) come before its empty slots.
     """
     column = jnp.arange(right.shape[1])[:, None]
     weight = jnp.where(assignment.filled, right[assignment.units, column], 0)  # [r, slots]
@@ -256,7 +256,7 @@ def joined(reports: Sequence[Report]) -> Report:
 
 
 def _solved(problem: Problem, rows: Rows) -> Solved:
-    """Return the masks and the report of a problem from its solved rows.
+    """Return the masks and the report of a `Problem` whose `rows` have been solved.
 
     In `rows` the batch axes and the axis p are merged into one axis.
     """
@@ -274,7 +274,7 @@ def _solved(problem: Problem, rows: Rows) -> Solved:
 
 
 def _masks(problem: Problem, left: Array, right: Array, report: Report) -> Solved:
-    """Return the report and the masks; the masks are in the caller's order of the two factors."""
+    """Return masks and report; undo the exchange of the two factors if they were exchanged."""
     if problem.swapped:
         left, right = jnp.matrix_transpose(right), jnp.matrix_transpose(left)
     return Solved(left, right, report)

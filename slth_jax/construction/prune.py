@@ -2,7 +2,7 @@
 
 Every entry of a target matrix becomes one subset sum over products of source weights (Lemmas 4 and
 7). Each function writes its network as products of two matrices and solves all products with one
-call of `engine.solve`. It returns boolean masks with the shapes of the source weights.
+call of `engine.solve`. Each function returns boolean masks with the shapes of the source weights.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def solve_product(
       j.
     - 'reach': there is one group per row of `left` or per column of `right`, whichever are fewer.
       The groups choose in turn the unused unit with the largest weight, until every unit is used.
-      At the same width, larger targets can then be approximated.
+      Larger targets can then be approximated at the same source width.
     - 'shift': like 'reach', but a few hidden units, the shift units, are each connected to a block
       of up to eight columns. A row that keeps a shift unit moves its targets in the block. For each
       block a row tries several choices of shift units and takes the one with the smallest error.
@@ -128,8 +128,8 @@ def solve_attention(
     Args:
       source: the random layer: `w_q [h, m, n_k]`, `w_k [h, n, n_k]`, `w_v [h, l, n_v]`,
         `w_o [h, n_v, o]`.
-      target: the layer to approximate, with the same h, m, n, l and o. Its key width d_k, its value
-        width d_v and its number of key/value heads are free.
+      target: the layer to approximate, with the same h, m, n, l and o. The target's key width d_k,
+        its value width d_v and its number of key/value heads are free.
       construction: a `Rule`, or the name of a rule, see `solve_product`.
 
     Returns:
@@ -159,8 +159,9 @@ def solve_transformer(
     Each block is masked as in `solve_attention` and `solve_layers`.
 
     Args:
-      source: as many random blocks as `target`. A source block has two ReLU layers for each layer
-        of the target block: the first has no bias, the second has the bias of the target layer.
+      source: one random block for each block of `target`. A source block has two ReLU layers for
+        each layer of the target block: the first has no bias, the second has the bias of the target
+        layer.
       target: blocks without normalisation. A block without ReLU layers consists of attention only.
       construction: a `Rule`, or the name of a rule, see `solve_product`.
 
@@ -188,7 +189,7 @@ def solve_transformer(
 def apply_masks(source: PyTree, masks: PyTree) -> PyTree:
     """Multiply each array of `source` by its mask; arrays whose mask is None stay unchanged.
 
-    A list in `source` may stand for a tuple in `masks`, and vice versa; the result contains tuples.
+    A list in `source` matches a tuple in `masks`, and vice versa; the result contains tuples.
 
     Raises:
       ValueError: a mask is not boolean, or the tree structure or shapes of masks and weights

@@ -38,7 +38,7 @@ def solve_relu_layer(
       w2: the weights of the second random layer `[o, n]`.
       target: the matrix `[o, i]` of the linear map to approximate.
       construction: a `Rule`, or the name of a rule, as in `prune_product`. Units are grouped over
-        the i inputs; shift units and bands are not used.
+        the inputs; shift units and bands are not used.
 
     Returns:
       The boolean masks `(mask1 [n, i], mask2 [o, n])`, and a `Report`.
@@ -99,10 +99,11 @@ def _solve_layers(source, target, *, rule: Rule):
 
 
 def layer_problems(source: Sequence[Linear], target: Sequence[Linear], rule: Rule) -> list[Problem]:
-    """Return two problems per layer of `target`: one for positive and one for negative inputs.
+    """Return two `Problem`s per layer of `target`: one for positive and one for negative inputs.
 
-    Shift units (units connected to several inputs) are not used. Through its ReLU such a unit would
-    pass on the positive part of a sum of inputs, while the sum of their positive parts is needed.
+    Shift units (units connected to several inputs) are not used. The ReLU of such a unit would pass
+    on the positive part of a sum of inputs, while the sum of the positive parts of the inputs is
+    needed.
     """
     rule = rule.for_relu()
     problems = []
@@ -136,7 +137,7 @@ def validate_layers(
       source: the 2 L random layers.
       target: the L layers to approximate.
       names: for error messages, the names of the first two source layers and of the target layer
-        that they approximate. None for names with the index of each layer.
+        that they approximate. If `names` is None, the messages name layers by their index.
     """
     if len(source) != 2 * len(target):
         allowed = f"a ReLU net of {2 * len(target)} layers, twice the target's"

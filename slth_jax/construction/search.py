@@ -183,7 +183,7 @@ def _by_centre(row: Sums, count: int) -> Int[Array, "blocks count"]:
     """Sort the patterns of each block of one row by how well they centre the block's targets.
 
     Samples and shifts are added one by one, in a fixed order. A JAX reduction might add in a
-    different order in another program, and nearly equal patterns would then change places.
+    different order in another program, and the order of nearly equal patterns would then change.
     """
     samples, shifts, target = row  # [blocks, c, slots], [blocks, R, c], [blocks, c]
     centre, spread = jnp.zeros_like(target), jnp.zeros_like(target)
@@ -302,7 +302,7 @@ def _sum_of_squares(error: Float[Array, "p count c"]) -> Float[Array, "p count"]
 def _short_square(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     """Round x to half of its mantissa bits and return its square, which is then exact.
 
-    A sum of such squares does not depend on whether XLA fuses multiplication and addition.
+    A sum of exact squares does not depend on whether XLA fuses multiplication and addition.
     """
     info = jnp.finfo(x.dtype)
     short = jax.lax.reduce_precision(x, info.nexp, (info.nmant + 1) // 2 - 1)

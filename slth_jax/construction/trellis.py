@@ -3,18 +3,18 @@
 The mask of `right` is a band: unit k starts at column ``j = k // M``, where M = 2^b, and is
 connected to the L columns ``j, ..., j + L - 1``. Columns are counted modulo r, so the last column
 is followed by the first, and every entry is a sum of L terms. Each row of `left` keeps exactly one
-of the M units that start at column j; its number among them is the *digit* ``d_j``. Entry j of a
-row of the masked product is then
+of the M units that start at column j; the number of the kept unit among these M is the *digit*
+``d_j``. Entry j of a row of the masked product is then
 
     ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``.
 
-The digits of a row are therefore a walk through a trellis. The state before column j consists of
-the last L - 1 digits. A step chooses the next digit, and the length of the step is the squared
-error of entry j. Dynamic programming (Viterbi 1967) over ``2^(b (L - 1))`` states finds the walk
-with the least squared error. On a CPU a C++ program finds this walk
-(`subset_sum/native/shortest_paths.cc`). On other devices, or if there is no compiler, the functions
-below find bit-identical masks. In the dynamic program the rows of `left` are the last axis, so that
-every operation is elementwise over rows.
+The digits of a row therefore form a walk through a trellis (a graph of states). The state before
+column j consists of the last L - 1 digits. A step chooses the next digit, and the length of the
+step is the squared error of entry j. Dynamic programming (Viterbi 1967) over ``2^(b (L - 1))``
+states finds the walk with the least squared error. On a CPU a C++ program
+(`subset_sum/native/shortest_paths.cc`) finds the shortest walk. On other devices, or if there is no
+compiler, the functions below find bit-identical masks. In the dynamic program the rows of `left`
+are the last axis, so that every operation is elementwise over rows.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _SETTLE = 6  # windows before and after a state that determine it, except for ra
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """The shape of a band: ``2^bits`` units start at each column; each spans `window` columns."""
+    """The shape of a band: at each column start ``2^bits`` units that span `window` columns."""
 
     bits: int
     window: int
@@ -110,15 +110,15 @@ def shortest(
     """Return the digits of the shortest closed walk whose state at the seam is fixed beforehand.
 
     The seam lies between the last and the first column. The state at the seam is taken from the
-    shortest open walk across it. The result is the shortest walk that starts and ends in this
-    state.
+    shortest open walk across the seam. The result is the shortest walk that starts and ends in the
+    state at the seam.
 
     Args:
       left: ``left[i, j, d]`` is the weight of row i to unit d of the units that start at column j.
       right: ``right[j, d, t]`` is the weight of the same unit to column j + t.
       target: the rows to approximate.
       usable: the number of units per column among which rows choose, at most M; may be traced. All
-        digits are below this number.
+        digits are below `usable`.
     """
     left, right, target = (x.astype(jnp.float32) for x in (left, right, target))
     usable = jnp.asarray(usable, jnp.int32)

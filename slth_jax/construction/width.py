@@ -17,7 +17,7 @@ from slth_jax.types import Array, ArrayLike, AttentionParams, Key, Memory, Proje
 
 
 class FoundWidth(NamedTuple):
-    """The smallest width ``n_k = n_v``, the mean error at it, and all widths that were tried."""
+    """The smallest width ``n_k = n_v``, its mean error, and all widths that were tried."""
 
     width: int
     error: float
@@ -42,10 +42,10 @@ def find_width(
     The mean error is `attention.error`, averaged over sequences and random sources. Widths are
     doubled until the mean error is small enough, then bisected. Each doubling compiles one program,
     which is used for all widths up to the doubled width. The sources of one seed are nested: a
-    source of width n has the first n units of the widest source. Therefore errors fall nearly
-    steadily as the width grows. If the mean error does not fall steadily, the result is a width
-    that meets `error` although the next smaller width does not. No width below ``max(m, n, l)``,
-    the largest input width, is tried.
+    source of width n has the first n units of the widest source. Because the sources are nested,
+    errors fall nearly steadily as the width grows. If the mean error does not fall steadily, the
+    result is a width that meets `error` although the next smaller width does not. No width below
+    ``max(m, n, l)``, the largest input width, is tried.
 
     Args:
       target: `w_q [h, m, d_k]`, `w_k [g, n, d_k]`, `w_v [g, l, d_v]`, `w_o [h, d_v, o]`.
@@ -53,8 +53,8 @@ def find_width(
       key: a PRNG key from which the sources are drawn; if `inputs` is None, the inputs are drawn
         from it too.
       inputs: sequences `[s, t, m]`; None for 16 sequences of 8 random tokens of norm `max_norm`.
-      memory: for cross-attention, the argument `memory` of `attention.error`. If it is None, but m,
-        n and l are not all equal, random tokens are drawn.
+      memory: for cross-attention, the argument `memory` of `attention.error`. If `memory` is None,
+        but m, n and l are not all equal, random tokens are drawn.
       max_norm: the norm of random tokens.
       seeds: the number of random sources.
       construction: a `Rule`, or the name of a rule in `rules.RULES`.
@@ -62,8 +62,8 @@ def find_width(
       largest: the largest width to try.
 
     Raises:
-      ValueError: no width up to `largest` reaches `error`, or `prune_attention` would raise an
-        error.
+      ValueError: no width up to `largest` has a mean error of at most `error`, or `prune_attention`
+        would raise an error.
 
     Examples:
       >>> shape = {"num_heads": 1, "d_in": 2, "d_out": 2}

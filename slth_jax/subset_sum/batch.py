@@ -28,14 +28,14 @@ _solve_batch.multiple_results = True
 def solve_batch(
     samples: Float[Array, "b n"], value: Float[Array, "b"], *, max_exact: int, devices: int
 ) -> TileSolution:
-    """Solve a batch: return `mask [b, n]` and `total`, `error`, `optimal`, each `[b]`.
+    """Solve a batch of b instances: return `mask [b, n]`, and `total`, `error`, `optimal [b]`.
 
     Args:
       samples: the numbers to choose from, float32 or float64.
       value: the numbers that the sums should reach, in the same dtype.
       max_exact: the largest number of samples for which all subsets are tried.
-      devices: the number of devices over which the batch is known to be split. This number affects
-        only the size of tiles, not the result.
+      devices: the number of devices over which the batch is known to be split. The number of
+        devices affects only the size of tiles, not the result.
     """
     # `value` gets an axis of length one, since XLA splits a call only along the first of several
     # axes.

@@ -25,8 +25,8 @@ def solve_few(
 
     `mask` minimises ``|value - sum_i mask_i samples_i|`` over the masks with at most `most` ones
     (subset sums of fixed size: da Cunha et al. 2023, Natale et al. 2024). The samples are split
-    into two halves. Every sum of at most k samples of the first half is combined with the sum of
-    the second half that suits it best, so the time grows as the number of such subsets of a half.
+    into two halves. Every sum of at most k samples of the first half is combined with the best
+    matching sum of the second half, so the time grows as the number of these sums.
 
     Args:
       samples: float32 or float64 of shape [..., n].
@@ -34,9 +34,9 @@ def solve_few(
       most: k, the largest number of samples that are kept.
 
     Returns:
-      A `Solution` as from `solve`. `optimal` is always true: if samples are rounded to multiples of
-      ``2^-29 sum |samples|``, no subset of at most k samples has a closer sum. Zeros are never
-      kept.
+      A `Solution` with the same fields as the result of `solve`. `optimal` is always true: if
+      samples are rounded to multiples of ``2^-29 sum |samples|``, no subset of at most k samples
+      has a closer sum. Zeros are never kept.
 
     Raises:
       ValueError: shapes do not fit, numbers are NaN or infinite, k is below 1, or half of the

@@ -1,12 +1,12 @@
 """Solve subset sums of a few integers exactly, for many instances at once, without `sort`.
 
 Horowitz and Sahni (1974) split the numbers into two halves, list the 2^(n/2) sums of each half in
-order, and find the closest pair. In this module every step is an elementwise operation on arrays
-whose last axis is the batch:
+order, and find the pair of sums that adds up closest to the value. In this module every step is an
+elementwise operation on arrays whose last axis is the batch:
 
 - The subset sums of a half come in complementary pairs `x, total - x`, so only the smaller sum `x`
   of each pair is stored. If one more number `q` is included, the sorted list `x` becomes two lists,
-  `x` and `min(total - x, q + x)`. The first list rises; the second list, reversed, rises and then
+  `x` and `min(total - x, q + x)`. The list `x` rises; the other list, reversed, rises and then
   falls. The two lists together are bitonic and are sorted by a few passes of minimum and maximum
   (Batcher 1968).
 - The sums `A` of one half in rising order, followed by `value - B` in falling order (`B` are the
@@ -69,7 +69,7 @@ def closest_subset(
 
 
 def _apart(running: Bool[Array, ""] | None, function: Callable, *operands: Array):
-    """Return `function(*operands)`; if `running` is given, XLA compiles it separately.
+    """Return `function(*operands)`; if `running` is given, XLA compiles this call separately.
 
     If `running` is None, XLA fuses the surrounding operations, such as slicing a tile, into the
     loops of the function.
@@ -94,9 +94,10 @@ def _with_totals(q: Array) -> tuple[Array, Array]:
 def _closest_pair(a: Array, a_totals: Array, b: Array, b_totals: Array, target: Array):
     """Find the sum of `a` and the sum of `b` that together come closest to `target - 1`.
 
-    Return the distance `[1, b]` of this pair from `target - 1`, and the pair's sum of `a`. If
-    several pairs are equally close, the one with the smallest sum of `a` is taken. All sums are
-    even, so the lowest bit of the returned sum is free. This bit is set if the partner `target - 1
+    Return the distance `[1, b]` between `target - 1` and the closest pair of sums, and the pair's
+    sum of `a`. If several pairs are equally close, the pair with the smallest sum of `a` is taken.
+    All sums are even, so the lowest bit of the returned sum serves as a flag. The flag is set if
+    the partner `target - 1
     - (sum of b)` is less than the sum of `a`.
     """
     low_a, low_b = _lower_sums(a, a_totals), _lower_sums(b, b_totals)
@@ -186,8 +187,8 @@ def _sums(q: Array) -> Array:
 def _find_subset(q: Array, total: Array) -> Array:
     """Return the mask `[h, b]` of the subset of `q[h, b]` that sums to `total[1, b]` exactly.
 
-    If there are several such subsets, the result is the subset whose mask, read as a binary number,
-    is smallest, so a zero is never kept.
+    If several subsets have this sum, the result is the subset whose mask, read as a binary number,
+    is smallest. A zero is therefore never kept.
     """
     h = q.shape[0]
     low, high = _sums(q[: (h + 1) // 2]), _sums(q[(h + 1) // 2 :])

@@ -1,4 +1,4 @@
-"""Solve millions of small subset-sum instances at once: find the subset with the closest sum."""
+"""Solve millions of small subset-sum problems at once: find the sum closest to a value."""
 
 import functools
 import math
@@ -38,11 +38,11 @@ def solve(
 
     `mask` minimises `|value - sum_i mask_i samples_i|` over {0, 1}^n, by meeting in the middle
     (Horowitz and Sahni 1974) in time O(2^(n/2) n). If there are more than 30 samples, 24 samples
-    among the smaller three quarters are set aside; if `max_exact` is given, it replaces both
-    numbers. The remaining samples are kept or dropped one by one, the largest first, so that the
-    value stays nearest to the middle of the sums that can still be reached. The samples that were
-    set aside are then solved exactly. The result is never worse than the greedy choice, which goes
-    through all samples, the largest first, and keeps each sample that brings the sum closer.
+    among the smaller three quarters are set aside. The argument `max_exact`, if given, replaces
+    both numbers. The remaining samples are kept or dropped one by one, the largest first, so that
+    the value stays nearest to the middle of the sums that can still be reached. The samples that
+    were set aside are then solved exactly. The result is never worse than the greedy choice, which
+    goes through all samples, the largest first, and keeps each sample that brings the sum closer.
 
     Zeros are never kept. The result of an instance does not depend on zeros appended to its
     samples, on the other instances of the batch, or on `jit`, `vmap` and sharding. Subnormal
@@ -57,18 +57,19 @@ def solve(
       samples: the numbers to choose from, float32 or float64 of shape [..., n], n up to 4,096.
       value: the numbers that the sums should reach, of shape [...].
       max_exact: the largest number of samples (not counting zeros) for which the optimum is
-        guaranteed, from 2 to 30. Every two more samples double the time. None means 30 if n is at
-        most 30, and 24 if n is larger. Pass a number if the results for 25 to 30 samples must not
-        depend on appended zeros.
+        guaranteed, from 2 to 30. Every two more samples double the time. If it is None, `max_exact`
+        is 30 if n is at most 30, and 24 if n is larger. Set `max_exact` if the results for 25 to 30
+        samples must not depend on appended zeros.
 
     Returns:
       A `Solution`. `total` is the sum of the kept samples, rounded once. `error` is `|value -
-      total|`. `optimal` is true if no subset can be closer, up to rounding: all subsets were tried
-      (at most `max_exact` samples are not zero), or `value` lies at or beyond the sum of all
-      positive or all negative samples, or `error` is at most the rounding unit `eps` times the
-      largest of `|value|` and `|samples|`. Subsets are tried with samples rounded to multiples of
-      `2^-29 sum |samples|` (`2^-61` in float64). If all subsets were tried, the error is therefore
-      at most `n 2^-29 sum |samples|` above the least possible error.
+      total|`. `optimal` is true if all subsets were tried (at most `max_exact` samples are not
+      zero), or if `value` lies at or beyond the sum of all positive or of all negative samples.
+      `optimal` is also true if `error` is at most the rounding unit `eps` times the largest of
+      `|value|` and `|samples|`. In all three cases no subset has a closer sum, up to rounding.
+      Subsets are tried with samples rounded to multiples of `2^-29 sum |samples|` (`2^-61` in
+      float64). If all subsets were tried, the error is therefore at most `n 2^-29 sum |samples|`
+      above the least possible error.
 
     Raises:
       ValueError: shapes do not fit, there are more than 4,096 samples, a number is NaN or infinite
@@ -114,7 +115,7 @@ def _solve(
 
 
 def _devices(samples: Array) -> int:
-    """Return the number of devices that share the batch; 1 inside `jit`, where it is unknown."""
+    """Return the number of devices that share the batch; 1 inside `jit`, where they are unknown."""
     if isinstance(samples, jax.core.Tracer) or not samples.size:
         return 1
     shard = samples.sharding.shard_shape(samples.shape)

@@ -1,9 +1,10 @@
 """Solve a tile (a part of a batch) of subset sums by trying all subsets in fixed point.
 
-If there are too many samples, the largest are first decided greedily. Every number on which a
-decision depends is an integer, or a sum stored with its rounding error, or a number scaled by a
-power of two. Therefore neither the order of a reduction nor fused multiply-adds can change a bit of
-the result. In this module the batch is the last axis, and no operation mixes two instances.
+If there are too many samples to try all subsets, the largest samples are first decided greedily.
+Every number on which a decision depends is an integer, or a sum stored with its rounding error, or
+a number scaled by a power of two. Therefore neither the order of a reduction nor fused
+multiply-adds can change a bit of the result. In this module the batch is the last axis, and no
+operation mixes two instances.
 """
 
 from typing import NamedTuple
@@ -34,8 +35,8 @@ def solve_tile(
 ) -> TileSolution:
     """Return the subsets of `samples` whose sums are closest to `value`.
 
-    `running` is None or a boolean that is always true. If it is given, XLA compiles the merges of
-    sorted lists separately from the surrounding operations.
+    `running` is None or a boolean that is always true. If `running` is given, XLA compiles the
+    merges of sorted lists separately from the surrounding operations.
     """
     n = samples.shape[1]
     samples = jnp.where(jnp.abs(samples) < jnp.finfo(samples.dtype).tiny, 0, samples)
@@ -91,7 +92,7 @@ def _power_of_two(exponent: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array,
 
 
 def _exponent(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Return floor(log2 x) for positive normal x; for zero, a number below all of these."""
+    """Return floor(log2 x) for positive normal x; for zero, less than any such exponent."""
     info = jnp.finfo(x.dtype)
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     bits = lax.bitcast_convert_type(x, integer)
@@ -107,8 +108,8 @@ def _enumerate(
     """Try all subsets; return the mask of the one whose sum is closest to `value + value_low`.
 
     Sums are computed in fixed point. The unit of the fixed-point numbers is a power of two such
-    that `sum |samples|` takes 30 bits of an int32 (62 bits of an int64). All sums are then exact,
-    and only the samples are rounded.
+    that `sum |samples|` takes 30 bits of an int32 (62 bits of an int64). All sums of fixed-point
+    numbers are exact, so only the samples are rounded.
     """
     dtype = samples.dtype
     integer, width = (jnp.int32, 30) if dtype == jnp.float32 else (jnp.int64, 62)
@@ -206,11 +207,11 @@ def _settle(
     rest: tuple[Float[Array, "2 b"], Float[Array, "2 b"]],
     now: tuple[Float[Array, "b"], Bool[Array, "b"]],
 ) -> tuple[tuple[Num[Array, "2 b"], Num[Array, "2 b"]], Bool[Array, "2 b"]]:
-    """Keep or drop one sample per instance by two strategies; return new distances and decisions.
+    """Keep or drop one sample per instance by two strategies; return new state and decisions.
 
-    The strategy in row 0 of the arrays reduces the distance between the value and the middle of the
-    range that later samples can reach; it skips the samples that are set aside (`free`). The
-    strategy in row 1 reduces the distance between the value and the sum, and decides all samples.
+    The strategy in row 0 of the arrays brings the value closer to the middle of the range that
+    later samples can reach. This strategy skips the samples that are set aside (`free`). The
+    strategy in row 1 brings the sum closer to the value, and decides all samples.
     """
     (high, low), (sample, free) = rest, now
     step = jnp.stack([0.5 * sample, sample])  # [2, b]

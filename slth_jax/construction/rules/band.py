@@ -14,8 +14,8 @@ def band(bits: int = 4, states: int = 12) -> Rule:
 
     Args:
       bits: b, the number of mask bits per weight. The source should have ``2^b`` units per column.
-        If it has fewer, each row chooses among m units per column, where m is the largest power of
-        two for which the source has enough units.
+        If the source has fewer, each row chooses among m units per column, where m is the largest
+        power of two for which there are enough units.
       states: the base-2 logarithm of the number of search states. Each hidden unit is connected to
         ``L = 1 + states // bits`` columns. The time per weight grows as ``2^(b L)``, while the
         error falls only slowly as L grows.

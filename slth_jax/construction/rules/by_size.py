@@ -1,6 +1,7 @@
 """Assign hidden units by the magnitude of their weights, the largest first.
 
-Subset sums then have a wider range, so a source of the same width approximates larger targets.
+Large weights widen the range of the subset sums, so a source of the same width approximates larger
+targets.
 """
 
 import jax.numpy as jnp
@@ -21,10 +22,11 @@ def by_size(factors: Factors, span: Span) -> Slots:
 def by_signed_size(factors: Factors, span: Span) -> Slots:
     """Let columns choose units with the largest and with the lowest weight in alternate rounds.
 
-    In each round every column j in turn chooses the unused unit k with the largest ``right_kj`` or,
-    in the next round, with the largest ``-right_kj``. If a ReLU stands between the factors, an
-    entry is two subset sums: one over the units with positive weight and one over the units with
-    negative weight (Lemma 2). This rule gives both sums of an entry the same number of samples.
+    In one round every column j in turn chooses the unused unit k with the largest ``right_kj``; in
+    the next round it chooses the unused unit with the largest ``-right_kj``. If a ReLU stands
+    between the factors, an entry is two subset sums: one over the units with positive weight and
+    one over the units with negative weight (Lemma 2). This rule gives the two subset sums of an
+    entry the same number of samples.
     """
     n, r = factors.right.shape
     weight = jnp.stack([factors.right.T, -factors.right.T])  # [2, r, n]

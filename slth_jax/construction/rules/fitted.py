@@ -5,18 +5,18 @@ the units assigned to column j should therefore satisfy
 
     target_ij = 1/2 sum_{k in S_j} left_ik right_kj    for all rows i.
 
-Rules that assign units by magnitude or in order ignore this condition. Under such rules a source
-must be so wide that even the target farthest from its middle lies within the range of its sums. The
-units of a column are chosen once for all rows, which takes little time. Each column j in turn
-chooses the unit
+Rules that assign units by magnitude or in order do not centre the targets in this way. Without
+centring, a source must be so wide that even the target farthest from the middle of its subset sums
+lies within their range. The units of a column are chosen once for all rows, which takes little
+time. Each column j in turn chooses the unit
 
     argmax_k  right_kj (left_k . e_j) - 1/8 (|right_kj| - size_j)^2 |left_k|^2,
 
 where e_j is the vector of the targets of column j minus half the sum of the samples assigned to the
-column so far. If all vectors right_kj left_k had the same length, the first term alone would choose
-the unit that brings e_j closest to zero. The second term prefers weights right_kj whose magnitude
-is near size_j, a magnitude that suits the column. If size_j were 0, the smallest weights would be
-chosen first, and all subset sums would be nearly equal.
+column so far. If all vectors right_kj left_k had the same length, the term with e_j alone would
+choose the unit that brings e_j closest to zero. The term with size_j prefers weights right_kj whose
+magnitude is near size_j, a magnitude that suits the column. If size_j were 0, the smallest weights
+would be chosen first, and all subset sums would be nearly equal.
 
 Some hidden units are shift units, as in the rule 'shift'. The assignment depends on the target, so
 a ticket must store both masks.
@@ -103,11 +103,11 @@ def _suitable_size(
 ) -> Float[Array, " r"]:
     """Return, for each column j, the magnitude of ``right_kj`` that suits it best; shape `[r]`.
 
-    The subset sums of m units of this magnitude have a standard deviation sigma of ``0.3 m`` times
-    the root mean square of the column's targets, where ``sigma^2 = m E[left^2] magnitude^2 / 4``.
-    If sigma is much larger, the sums are sparse. If sigma is much smaller, some targets lie outside
-    the range of the sums. The magnitude is rounded to three bits, so that a different summation
-    order almost never changes it.
+    If m units have the suitable magnitude, their subset sums have a standard deviation sigma of
+    ``0.3 m`` times the root mean square of the column's targets: ``sigma^2 = m E[left^2]
+    magnitude^2 / 4``. If sigma is much larger, the sums are sparse. If sigma is much smaller, some
+    targets lie outside the range of the sums. The magnitude is rounded to three bits, so that a
+    different summation order almost never changes it.
     """
     p = target.shape[0]
     square = jnp.sum(left**2) / (p * jnp.asarray(last, left.dtype))

@@ -1,8 +1,8 @@
 """A rule of construction: it assigns hidden units to columns and configures the search for masks.
 
 A rule *assigns* the hidden units k of ``target_ij ~ sum_k left_ik right_kj`` to the columns j of
-`right`, the grouped factor. The result is an `Assignment`; `construction.engine` turns it into
-masks.
+`right`, the grouped factor. The result of a rule is an `Assignment`, which `construction.engine`
+turns into masks.
 """
 
 import dataclasses
@@ -39,9 +39,9 @@ class Span(NamedTuple):
 class Assignment(NamedTuple):
     """The assignment of the hidden units of ``right [n, r]`` to its columns.
 
-    The r columns form `blocks` blocks of ``c = ceil(r / blocks)`` neighbouring columns. A column
-    has slots, and the unit in a slot is connected to this column only. A shift unit is connected to
-    every column of one block.
+    The r columns form `blocks` blocks of ``c = ceil(r / blocks)`` neighbouring columns. Each column
+    has slots (places for units), and the unit in a slot is connected to that column only. A shift
+    unit is connected to every column of one block.
     """
 
     units: Int[Array, "*batch r slots"]  # the unit in each slot of each column
@@ -67,8 +67,8 @@ class Search:
     Row i of `left` keeps or drops each of the R shift units of a block; a *pattern* s in {0, 1}^R
     is one such choice. Pattern s changes target j of the block to ``target_ij - sum_u s_u left_iu
     right_uj``. An ordinary subset sum over the units of column j then approximates the changed
-    target. For each block a row uses the pattern with the smallest error of those that were tried.
-    If a ReLU stands between the factors, there are no shift units.
+    target. For each block a row uses the pattern (choice of shift units) with the smallest error
+    among all patterns tried. If a ReLU stands between the factors, there are no shift units.
 
     Attributes:
       shift_units: R, the number of shift units per block; 0 for none.
@@ -79,11 +79,11 @@ class Search:
         every block is solved with every pattern.
       rerolls: the number of steps after every block was solved once; None for ``2^R - 1``.
       centred: if true, patterns that bring a block's targets nearest to the middle of their subset
-        sums are tried first. If false, patterns are tried in the order of their binary numbers. Let
-        the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2. Patterns are tried
-        in increasing order of ``max_j (v_j - mu_j)^2 / sigma_j^2``, where v_j is target j under the
-        pattern. The subset sums of column j are densest at mu_j, so one of the first few patterns
-        is nearly always the best.
+        sums are tried first. If `centred` is false, patterns are tried in the order of their binary
+        numbers. Let the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2.
+        Patterns are tried in increasing order of ``max_j (v_j - mu_j)^2 / sigma_j^2``, where v_j is
+        target j after the change by the pattern. The subset sums of column j are densest at mu_j,
+        so one of the first few patterns is nearly always the best.
 
     Raises:
       ValueError: a number is outside its range.
@@ -113,8 +113,8 @@ class Rule:
       name: the name by which callers select the rule.
       summary: a one-line description.
       assign: the function that assigns units to columns, see `Assign`.
-      assign_relu: the function used instead of `assign` if a ReLU stands between the factors. None
-        means that `assign` is used in that case too.
+      assign_relu: the function used instead of `assign` if a ReLU stands between the factors. If
+        `assign_relu` is None, `assign` is used with a ReLU too.
       search: the settings of the search for masks.
       either_side: if true, units are grouped over the rows of `left` or the columns of `right`,
         whichever are fewer; if false, always over the columns of `right`.

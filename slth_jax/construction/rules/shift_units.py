@@ -1,4 +1,4 @@
-"""The rule 'shift': assign units by magnitude; shift units change targets to re-solve the worst.
+"""The rule 'shift': assign units by magnitude; add shift units, which move a row's targets.
 
 All settings of shift units are in this file. `SEARCH` contains the settings of the rules 'shift'
 and 'fitted'. The function `shift` returns a rule with other settings, and `for_samples` chooses

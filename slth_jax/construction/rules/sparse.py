@@ -10,7 +10,7 @@ def sparse(most: int) -> Rule:
 
     If each entry has m samples, the mask of `left` keeps at most the fraction ``most / m``. Units
     are assigned in order, as in the proof of Lemma 4; the sums are solved by
-    `subset_sum.solve_few`. The smaller this fraction, the more samples are needed for the same
+    `subset_sum.solve_few`. The smaller the kept fraction, the more samples are needed for the same
     error, see docs/bits.md (subset sums of fixed size: da Cunha et al. 2023, Natale et al. 2024).
 
     Args:
