@@ -23,7 +23,7 @@ def readme_bits() -> str:
     )
     coded = np.pi * np.e / 6 * 2.0**-8  # uniform steps, entropy-coded, at small errors
     return wrapped(
-        f"The masks of a model can need as few bytes as the quantised model. With `hide --bits B` "
+        f"The masks of a ticket can need as few bytes as a quantised model. With `hide --bits B` "
         f"the masks have B bits per weight; a shortest-path search selects them. With 4 bits per "
         f"weight, the mean squared error of Gaussian weights is {g(float(band))} times their "
         f"variance. A scalar quantiser that is fitted to these weights has an error of "
