@@ -58,11 +58,11 @@ class Supermask(nnx.Module):
         names of arrays or beginnings of names ('conv' for 'conv.kernel'). Fractions may be JAX
         arrays, which can be traced; traced fractions are rounded to millionths.
       rngs: the random streams. Initial scores are drawn from the stream 'params'. If the variant
-        samples masks, they are drawn from the stream 'masks'.
-      variant: a form of edge-popup, or the name of a form in `edge_popup.VARIANTS`. If arrays are
-        stacks of matrices, its scope must be 'matrix'; if its scope is 'global', `keep` must be one
-        fraction. Variants with `keep_at` or `redraw_every` depend on the step, and can only be used
-        with `edge_popup.fit`.
+        samples masks, the masks are drawn from the stream 'masks'.
+      variant: a form of edge-popup, or the name of a form in `edge_popup.VARIANTS`. The variant's
+        scope should be 'matrix' if arrays are stacks of matrices. If the scope is 'global', `keep`
+        must be one fraction. Variants with `keep_at` or `redraw_every` depend on the step, and can
+        only be used with `edge_popup.fit`.
       mask: a function ``mask(name, array)`` that returns whether a parameter is masked, see
         `edge_popup.Masking`.
 
@@ -149,7 +149,7 @@ class Supermask(nnx.Module):
         return None if self.rngs is None else self.rngs.masks()
 
     def _take_state(self, ticket: nnx.Module) -> None:
-        """Copy the mutable state of `ticket`, which was called, to the wrapped module."""
+        """After a call of `ticket`, copy its mutable state to the wrapped module."""
         before = dict(_split(self.model)[2])
         for path, leaf in _split(ticket)[2]:
             if path in before and value_of(leaf) is value_of(before[path]):

@@ -26,9 +26,9 @@ _MILLION = 1_000_000
 def num_kept(size: int, keep: ArrayLike) -> int:
     """Return how many of `size` connections are kept, given the fraction `keep`.
 
-    The number is ``max(1, floor(keep size + 1/2))``, computed exactly from the decimal number that
-    Python prints for `keep`. For example, 0.29 of 50 is 15 (14.5 rounded up), whether `keep` is a
-    Python float or a float32.
+    The number of kept connections is ``max(1, floor(keep size + 1/2))``, computed exactly from the
+    decimal number that Python prints for `keep`. For example, 0.29 of 50 is 15 (14.5 rounded up),
+    whether `keep` is a Python float or a float32.
 
     Raises:
       ValueError: `keep` is outside (0, 1], or `size` is outside [1, 2^32 - 2].
@@ -115,7 +115,8 @@ def straight_through(
 
     In `weights * straight_through(scores, mask)` every score has the gradient ``g w sign(score)``,
     whether or not its connection is kept. Here w is the weight, and g is the gradient of the masked
-    weight. This is equation 5 of Ramanujan et al. 2020, with |score| as in their published code.
+    weight. The gradient is equation 5 of Ramanujan et al. 2020, with |score| as in their published
+    code.
     """
     return mask.astype(scores.dtype)
 
@@ -132,8 +133,8 @@ def straight_through_raw(
 ) -> Float[Array, "*shape"]:
     """Return `mask` in the dtype of `scores`, with the gradient of `scores` themselves.
 
-    Use this function if masks rank connections by the score and not by |score|. In `weights *
-    straight_through_raw(scores, mask)` every score has the gradient ``g w``.
+    Use `straight_through_raw` if masks rank connections by the score and not by |score|. In
+    `weights * straight_through_raw(scores, mask)` every score has the gradient ``g w``.
     """
     return mask.astype(scores.dtype)
 
@@ -241,8 +242,8 @@ def _largest(leaves: list[Array], count: Array, magnitude: bool) -> list[Array]:
 def _count(entries: Array) -> Array:
     """Return the exact number of True entries as uint32.
 
-    Each row is summed first, in float32 if this is exact. XLA compiles these sums to vector
-    instructions, which on a CPU are 3.5 times faster than one sum of integers.
+    Each row is summed first, in float32 if the sum is exact in float32. XLA compiles sums of rows
+    to vector instructions, which on a CPU are 3.5 times faster than one sum of integers.
     """
     exact = entries.shape[-1] < 2**24
     rows = jnp.sum(entries, axis=-1, dtype=jnp.float32 if exact else jnp.uint32)

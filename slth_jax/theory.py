@@ -31,8 +31,8 @@ class BlockWidths(NamedTuple):
 def product_width(epsilon: float, *, d_in: int, d_out: int, constant: float) -> int:
     """Return the width n at which masked random matrices approximate a target (Lemmas 4, 7).
 
-    ``n >= d_in C log(d_in d_out / epsilon)``. For a target `[d_out, d_in]` the error of every entry
-    is then at most ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
+    ``n >= d_in C log(d_in d_out / epsilon)``. At this width the error of every entry of a target
+    `[d_out, d_in]` is at most ``epsilon / (d_in d_out)`` with probability at least ``1 - epsilon``.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, constant=constant)
     return _width(d_in, constant, math.log(d_in) + math.log(d_out) - math.log(epsilon))
@@ -49,14 +49,16 @@ def counting_width(
 ) -> int:
     """Return the width below which there are too few masks to approximate every target.
 
-    ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads, if each hidden unit has ``2^b``
-    different value and output masks. For a single token of norm up to alpha, the output depends
-    only on the sum of the merged value-output matrices of all heads. The error is at most epsilon
-    only if these sums of ticket and target differ by at most ``epsilon / alpha`` in the spectral
-    norm. If the value width of targets is at least ``min(d_in, d_out)``, the sums of all targets of
-    norm 1 fill a ball of radius H. By volume, at least ``(H alpha / epsilon)^(d_in d_out)`` balls
-    of radius ``epsilon / alpha`` are needed to cover this ball. If heads have width ``d / H``, the
-    sums contain only the ball of radius 1; in this case pass ``alpha / H`` as `alpha`.
+    The width is ``n >= d_in d_out log2(H alpha / epsilon) / (H b)`` for H heads, if each hidden
+    unit has ``2^b`` different masks (in the value and the output matrix together). For a single
+    token of norm up to alpha, the output depends only on the sum of the merged value-output
+    matrices of all heads. The error is at most epsilon only if the sum of the ticket and the sum of
+    the target differ by at most ``epsilon / alpha`` in the spectral norm. If the value width of
+    targets is at least ``min(d_in, d_out)``, the sums of all targets of norm 1 fill a ball of
+    radius H. By volume, at least ``(H alpha / epsilon)^(d_in d_out)`` balls of radius ``epsilon /
+    alpha`` are needed to cover a ball of radius H. If the target's heads have width ``d / H``, the
+    sums of all targets contain only the ball of radius 1; in this case pass ``alpha / H`` as
+    `alpha`.
 
     The bound holds for the worst target and input, whereas measured laws are averages over random
     targets and inputs.
@@ -269,8 +271,8 @@ def relu_network_width(
 ) -> int:
     """Return the width of each source layer for a ReLU net of L = `num_layers` layers (Theorem 10).
 
-    ``n >= d_in C log(4 L d_in d_out / epsilon)``. A ticket of a source with 2 L layers then has at
-    most the error `relu_network_error`.
+    ``n >= d_in C log(4 L d_in d_out / epsilon)``. At this width a ticket of a source with 2 L
+    layers has at most the error `relu_network_error`.
     """
     _positive(epsilon=epsilon, d_in=d_in, d_out=d_out, num_layers=num_layers, constant=constant)
     log_ratio = math.log(4 * num_layers) + math.log(d_in) + math.log(d_out) - math.log(epsilon)
@@ -321,7 +323,7 @@ def transformer_budgets(
 
     ``beta_b = alpha (4 H sqrt(d))^(b-1)``. The budget of the last block is ``epsilon / 2``, and the
     budget of an earlier block b is ``eps_b = eps_(b+1) / (32 H sqrt(d) beta_(b+1)^2)``. The first
-    block has twice this budget, because it has no predecessor.
+    block has twice the budget that the formula gives, because it has no predecessor.
 
     Raises:
       ValueError: a bound or a budget is beyond the range of floats. `transformer_widths` has no

@@ -20,7 +20,7 @@ class Best(NamedTuple):
       masks: a dict from array name to packed mask, one bit per connection.
       moving: the other arrays of the state that training changes, by field name: 'trainable' (the
         learned arrays and, if there are controls, their weights), 'model' (the model's mutable
-        state) and, if weights are re-drawn, 'weights'. Empty if only masks are stored.
+        state) and, if weights are re-drawn, 'weights'. `moving` is empty if only masks are stored.
     """
 
     loss: Float32[np.ndarray, " run"]

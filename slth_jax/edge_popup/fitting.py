@@ -43,8 +43,8 @@ def fit(
         drawn.
       params: the random source: any tree of arrays (nested dictionaries, tuples, Linen's
         parameters), a Flax NNX module, or a `Stateful` with parameters and mutable state. `params`
-        may also be a function ``params(key)`` that draws such a source. With a function, every seed
-        has different weights, and variants may re-draw weights (IteRand).
+        may also be a function ``params(key)`` that draws such a source. If `params` is a function,
+        every seed has different weights, and variants may re-draw weights (IteRand).
       loss: ``loss(params, batch) -> scalar``, a mean over the batch; for a `Stateful` model
         ``loss(params, state, batch, key) -> (scalar, state)``. For a Flax module the loss takes no
         state; `fit` carries the module's state along.
@@ -53,16 +53,16 @@ def fit(
       training: the number of steps, the optimiser and the options of evaluation.
       keep: the fraction of each array that is kept, in (0, 1], or a dictionary of fractions whose
         keys are names of arrays or beginnings of names ('conv' for 'conv.kernel'). If `keep` is a
-        list of such values, each value has its own runs. If not all runs keep the same fraction,
-        all fractions are rounded to millionths.
+        list of fractions or dictionaries, each entry has its own runs. If not all runs keep the
+        same fraction, all fractions are rounded to millionths.
       seeds: the number of runs per setting; run i uses ``jax.random.fold_in(key, i)``. If `seeds`
         is None, there is one run per setting, which uses `key` itself.
       controls: further runs, for comparison. 'dense' trains all floating-point arrays without
         masks. 'random' trains all floating-point arrays under random masks, which keep as many
         connections as edge-popup does.
       masking: the choice of the arrays that are masked, and the form of edge-popup.
-      out: a folder for checkpoints; None to save no checkpoints. A stopped fit is resumed from this
-        folder, and its result is bit-identical to that of an uninterrupted fit.
+      out: a folder for checkpoints; None to save no checkpoints. A stopped fit is resumed from the
+        folder `out`, and its result is bit-identical to that of an uninterrupted fit.
 
     Returns:
       One result per run: first the runs of edge-popup, then the controls.

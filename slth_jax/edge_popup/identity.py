@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r"0x[0-9a-f]+")  # the address of a function in a program'
 
 
 def of_arrays(tree: PyTree) -> str:
-    """Return the SHA-256 of the paths, dtypes, shapes and bytes of the arrays of a tree."""
+    """Return one SHA-256 of all arrays in a tree: their paths, dtypes, shapes and bytes."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""The training loop: train and evaluate many runs together; save checkpoints and resume."""
+"""The training loop: train and evaluate many runs together; save and load checkpoints."""
 
 import contextlib
 import dataclasses
@@ -31,12 +31,12 @@ class Trained(NamedTuple):
     Attributes:
       state: the state of all runs after the last step.
       best: the best evaluation of each run.
-      log: one dict per evaluation. The keys of each dict are 'step', 'loss' (the mean training loss
+      log: one dict per evaluation. The keys of an entry are 'step', 'loss' (the mean training loss
         since the previous evaluation) and 'steps_per_second' (None if a program was compiled since
-        the previous evaluation). If there are validation batches, there are also 'validation'
-        (their loss) and the names of other measurements. The entry before the first step has
-        neither 'loss' nor 'steps_per_second'. Losses and measurements are lists with one value per
-        run.
+        the previous evaluation). If there are validation batches, an entry also has the keys
+        'validation' (the validation loss) and the names of other measurements. If runs are
+        evaluated before the first step, the entry of step 0 has neither 'loss' nor
+        'steps_per_second'. Losses and measurements are lists with one value per run.
     """
 
     state: State
@@ -56,9 +56,9 @@ def train(
 ) -> Trained:
     """Train all runs to their last step; resume from the last intact checkpoint in `out`, if any.
 
-    The results of a run depend only on the run's settings. Training that is killed and resumed
-    gives the same bits as uninterrupted training. The best evaluation has the lowest validation
-    loss, or the lowest mean training loss if there are no validation batches.
+    The results of a run depend only on the settings of this run, not on other runs. Training that
+    is killed and resumed gives the same bits as uninterrupted training. The best evaluation has the
+    lowest validation loss, or the lowest mean training loss if there are no validation batches.
 
     Args:
       runs: the runs to train.
@@ -66,7 +66,7 @@ def train(
         checkpoint.
       evaluate_first: whether to evaluate also before the first step, when masks are still random.
       best_params: whether `Best` stores not only the masks but also the other arrays that training
-        changes. False saves memory.
+        changes, which takes more memory.
       out: a folder for checkpoints.
       config: everything that the results depend on; `out` is refused if it contains a different
         config.
@@ -76,8 +76,8 @@ def train(
     Raises:
       ValueError: a loss or a gradient became NaN or infinite; the error message names the step and
         the run. The last intact checkpoint is kept.
-      CheckpointError: `out` belongs to another training, is in use, or cannot be written to.
-      SystemExit: with status 143, after SIGTERM, once the current steps are finished and saved.
+      CheckpointError: `out` contains another training, is in use, or cannot be written to.
+      SystemExit: with status 143, after SIGTERM, once the steps in progress are finished and saved.
         SIGTERM is handled only in the main thread, and only if `out` is given.
     """
     wheels.warn_if_unused()
@@ -152,7 +152,7 @@ class _Training:
         self.pace = None if compiled else (self.step - begun) / seconds
 
     def evaluate(self) -> None:
-        """Evaluate; add a log entry; store the masks of the runs whose loss is a new minimum."""
+        """Evaluate all runs, add a log entry, and store the masks of runs with a new least loss."""
         value = self._joined().mean(axis=-1)
         self.losses = []
         entry: Entry = {"step": self.step, "loss": value.tolist(), "steps_per_second": self.pace}
@@ -249,7 +249,7 @@ def _moving(runs: Runs, state: State, best_params: bool) -> dict[str, Any]:
 
 
 def _refuse(runs: Runs, values: Float[np.ndarray, " run"], step: int, what: str) -> None:
-    """Raise an error that names the first run whose value is not finite, if there is one."""
+    """If a value is not finite, raise an error that names the first run with such a value."""
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         run = bad[0]

@@ -25,8 +25,9 @@ Arrays = dict[str, Shaped[Array, "..."]]
 class Stateful(NamedTuple):
     """A model with mutable state: batch statistics, counters, random keys.
 
-    The loss of such a model is ``loss(params, state, batch, key) -> (loss, state)``. The evaluation
-    of such a model is ``evaluate(params, state, batch)``; it does not change the state.
+    The loss of a `Stateful` model is ``loss(params, state, batch, key) -> (loss, state)``. The
+    evaluation of a `Stateful` model is ``evaluate(params, state, batch)``, which does not change
+    the state.
     """
 
     params: PyTree
@@ -45,9 +46,9 @@ class Masking:
         'layers.0.kernel'.
       learn: ``learn(name, array)`` returns whether an array without a mask is trained. If `learn`
         is None, arrays without a mask are not trained, so biases and gains keep their values.
-      fan_in: a dict from the name of an array to its number of inputs per output. The scale of the
-        initial scores depends on this number. An entry is needed only for an array whose last axis
-        is not the output axis.
+      fan_in: a dict from the name of an array to its number of inputs per output, on which the
+        scale of the initial scores depends. `fan_in` needs an entry only for an array whose last
+        axis is not the output axis.
     """
 
     variant: Variant | str = "ramanujan"
@@ -112,7 +113,7 @@ class Tree:
         return self.join(named)
 
     def loss(self, loss: Loss, named: Arrays, batch: PyTree) -> Array:
-        """Return the user's loss at these named arrays."""
+        """Return the user's loss for these parameters."""
         return loss(self.join(named), batch)
 
     def evaluate(self, evaluate: Loss | None, loss: Loss) -> Loss:
@@ -199,7 +200,7 @@ class Parts:
 
 
 def parts_of(named: Arrays, masking: Masking) -> Parts:
-    """Return which of the named arrays are masked, which are trained without a mask, and the rest.
+    """Return which of the named arrays are masked, trained without a mask, or neither.
 
     Raises:
       ValueError: no array is masked, or an array that cannot be masked is chosen.
@@ -221,7 +222,9 @@ def parts_of(named: Arrays, masking: Masking) -> Parts:
 
 
 def fraction(keep: Any, name: str = "keep") -> Any:
-    """Return the float that Python prints for a fraction; return a traced fraction unchanged.
+    """Convert a fraction to the Python float that has the same decimals in print.
+
+    For example, a float32 of 0.29 becomes 0.29. A traced fraction is returned unchanged.
 
     Raises:
       ValueError: a fraction that is not traced is outside (0, 1].

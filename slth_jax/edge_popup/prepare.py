@@ -280,7 +280,7 @@ def _wide(array: Array) -> Array:
 
 
 def _with(opt_state: PyTree, hyperparameters: Mapping[str, float]) -> PyTree:
-    """Return the optimiser's state after these hyperparameters are set in it."""
+    """Set hyperparameters in an optimiser's state; return the new state."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(opt_state)
     places = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     for name, value in hyperparameters.items():

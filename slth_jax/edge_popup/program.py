@@ -70,9 +70,9 @@ class Program:
     Args:
       task: the functions and constants that the runs share.
       runs: the number of runs.
-      keep: the fraction that all runs keep: a Python number or a dictionary of numbers. It is an
-        exact constant of the program. None if runs keep different fractions; different fractions
-        are traced, and rounded to millionths.
+      keep: the fraction that all runs keep (a Python number or a dictionary of numbers), an exact
+        constant in the program. If runs keep different fractions, `keep` is None, and the fractions
+        are traced and rounded to millionths.
       shared: whether all runs see the same batches `[step, row, ...]`; if not, batches are
         `[run, step, row, ...]`.
       mesh: a mesh of devices with axes 'run', 'data' and 'model'; None for a single device.
@@ -186,7 +186,8 @@ class Program:
     def place_validation(self, batches: PyTree) -> PyTree:
         """Place on the mesh one NumPy validation batch, which is the same for all runs.
 
-        Its arrays are `[row, ...]` if training batches are shared, else `[part, row, ...]`.
+        The arrays are `[row, ...]` if all runs share their training batches, else `[part, row,
+        ...]`.
         """
         return self._placed(batches, runs=False, steps=not self._shared)
 

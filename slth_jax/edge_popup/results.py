@@ -47,9 +47,9 @@ class Fit:
       ticket: source weights times masks, in the form in which the model was given: a tree of
         parameters, or a module. For a control run the trained weights replace the source weights.
       best_loss, best_step: the loss and the step of the best evaluation.
-      log: one dict per evaluation. Its keys are 'step', 'loss' (the mean training loss since the
-        previous evaluation) and, if validation batches were given, 'validation' and the names of
-        other measurements.
+      log: one dict per evaluation. The keys of an entry are 'step', 'loss' (the mean training loss
+        since the previous evaluation) and, if validation batches were given, 'validation' and the
+        names of other measurements.
     """
 
     setting: Setting

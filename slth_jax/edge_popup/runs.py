@@ -31,7 +31,7 @@ class Runs:
       validation: the validation batches, the same for all runs; an evaluation is the mean over
         batches.
       draw: ``draw(keys)`` returns a dict from array name to new weights from the source's
-        distribution. Only variants that re-draw weights need it.
+        distribution. Only variants that re-draw weights need `draw`.
       control: booleans `[run]`, True if a run is a control; None if there are no controls.
       stretch: the largest number of steps per call of the program; None for all steps up to the
         next evaluation.

@@ -22,7 +22,8 @@ class Schedule:
       warmup: the number of steps of the linear warm-up, which starts at rate 0.
       final: the last learning rate divided by the highest learning rate; 0.1 in the paper.
       weight_decay: AdamW's weight decay of the scores and of trained matrices; biases and gains do
-        not decay. The paper does not state a value. The default is the value in PyTorch.
+        not decay. The paper does not state its weight decay. The default, 0.01, is the default of
+        AdamW in PyTorch.
       b1, b2: AdamW's decay rates of the first and second moment.
     """
 
@@ -47,7 +48,7 @@ class Schedule:
     def optimizer(self, learning_rate: ArrayLike) -> optax.GradientTransformationExtraArgs:
         """Return the optimiser; its state stores `learning_rate`, the highest rate.
 
-        Therefore runs of one program may have different learning rates (see
+        Runs of one program may therefore have different learning rates (see
         `optax.inject_hyperparams`).
         """
         return optax.inject_hyperparams(self._adamw)(learning_rate=learning_rate)

@@ -2,7 +2,7 @@
 
 A run may be a *control*, which trains weights under a fixed mask. In a control the weights and the
 scores are exchanged: `State.weights` holds the scores that determine the mask, and the optimiser
-changes the weights. Therefore one program can train tickets and controls.
+changes the weights. Because of this exchange, one program can train tickets and controls.
 """
 
 import functools
@@ -67,11 +67,11 @@ def init_scores(
     Adam's 1e-8, would be 0, and the score of a connection without gradient would become 0 / 0.
 
     Args:
-      key: a typed PRNG key. The index of each array among the sorted names is folded into it.
+      key: a typed PRNG key. The index of each array among the sorted names is folded into `key`.
       weights: arrays of at least two dimensions.
       variant: the variant whose `init` draws the scores.
-      fan_in: a dict from array name to the number of inputs per output. An entry is needed only if
-        `Variant.fan_in` would be wrong for the array.
+      fan_in: a dict from array name to the number of inputs per output. `fan_in` needs an entry
+        only if `Variant.fan_in` would be wrong for the array.
     """
     scores = {}
     for index, name in enumerate(sorted(weights)):

@@ -25,15 +25,15 @@ class Training:
         `Trainable`.
       sweep: a dict from the name of a hyperparameter in the optimiser's state
         (`optax.inject_hyperparams`) to its values, such as ``{"learning_rate": [0.01, 0.1]}``.
-        Every combination of values has its own runs, and its own controls.
+        Every combination of swept values has its own runs and its own controls.
       accumulate: the number of parts of a batch that are computed one after another.
-      validation: the validation batches. The result contains the masks of the evaluation with the
-        least mean loss on these batches. Without validation batches, the evaluation with the least
-        mean training loss since the previous evaluation is chosen.
+      validation: the validation batches. The result of a run contains the masks of the evaluation
+        with the least mean loss on the validation batches. Without validation batches, the
+        evaluation with the least mean training loss since the previous evaluation is chosen.
       evaluate: ``evaluate(params, batch)`` returns the loss of an evaluation, or a dictionary of
         measurements that contains 'loss'; None for the training loss. For a `Stateful` model
         `evaluate` is called as ``evaluate(params, state, batch)``, and it cannot be None if there
-        are validation batches. A Flax module is passed after ``.eval()``.
+        are validation batches. A Flax module is passed to `evaluate` after ``.eval()``.
       evaluate_every: the number of steps between evaluations; each evaluation is followed by a
         checkpoint.
       evaluate_first: whether to evaluate also before the first step, when masks are still random.

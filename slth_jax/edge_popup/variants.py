@@ -1,7 +1,7 @@
 """Variants of edge-popup: how scores are initialised, turned into masks and given gradients.
 
-A variant is an object that contains these functions; it is passed to `fit` in `Masking`. The
-following variant ranks connections by |weight x score|::
+A variant is an object that contains the functions for these three steps; it is passed to `fit` in
+`Masking`. The following variant ranks connections by |weight x score|::
 
     def masks(key, scores, weights, keep):
         sizes = jax.tree.map(jnp.multiply, scores, weights)
@@ -61,8 +61,8 @@ class Variant:
         each or, if `scope` is 'global', dictionaries of all arrays. `key` differs at every step, so
         that masks can be sampled.
       through: ``through(scores, mask)`` returns the mask in the dtype of the scores. The forward
-        pass multiplies the weights by this array, and the derivative of `through` passes gradients
-        to the scores.
+        pass multiplies the weights by the result of `through`, and the derivative of `through`
+        passes gradients to the scores.
       init: ``init(key, shape, dtype, fan_in)`` returns the initial scores.
       scope: the entries that are ranked together. 'array': all entries of an array, such as a
         convolution's kernel. 'matrix': all entries of one matrix, for arrays that are stacks of

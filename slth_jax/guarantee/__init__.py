@@ -1,6 +1,7 @@
-"""Bounds on the error of a ticket, from its actual weights and masks.
+"""Bounds on the error of a ticket, computed from its weights and masks.
 
-The error is ``max_i ||ticket(x)_i - target(x)_i||``, the largest 2-norm over rows of the output.
+The error is ``max_i ||ticket(x)_i - target(x)_i||``, the largest distance between two corresponding
+rows of the outputs.
 
 The bound `guaranteed_error` holds for all inputs whose rows have at most a given norm, and
 `guaranteed_error_on` holds only for the inputs that are passed to it. `guarantee` and

@@ -1,11 +1,11 @@
 """A bound on a ticket's error for all inputs whose rows have at most a given norm.
 
 The theorems in the paper assume target matrices of spectral norm at most 1, and contain unknown
-constants. This module applies the same argument to the weights of one ticket. The bound depends on
-the largest input norm alpha, on spectral norms of the target's merged matrices, and on spectral
-norms of the differences between the merged matrices of ticket and target. The softmax bound is
-sharper, ``2 tanh(e / 2)`` (`theory.sharp_softmax_error`), and a term for round-off is added. The
-docstring of `pairs` lists all symbols.
+constants. This module applies the argument of the theorems to the weights of one ticket. The bound
+depends on the largest input norm alpha, on spectral norms of the target's merged matrices, and on
+spectral norms of the differences between the merged matrices of ticket and target. The softmax
+bound ``2 tanh(e / 2)`` (`theory.sharp_softmax_error`) is sharper than in the paper, and a term for
+round-off is added. The docstring of `pairs` lists all symbols.
 """
 
 from collections.abc import Sequence
@@ -56,10 +56,10 @@ def guaranteed_error(
 
     For one head, ``||p_S X W_S - p_T X W_T|| <= 2 tanh(e / 2) alpha ||W_T|| + alpha ||V||`` with
     ``e = alpha^2 ||D||``, ``alpha = max_norm`` (`pairs` lists the symbols). The bounds of all heads
-    are added. The bounds on norms and errors after one block are assumptions about the next block.
-    The bound holds for every attention mask. Except for its round-off term, it also holds for every
-    number of tokens. For cross-attention `max_norm` also bounds the rows of the memory, the input
-    of keys and values.
+    are added. The bounds on norms and errors after one block hold for the inputs of the next block.
+    The bound holds for every attention mask. Except for its round-off term, the bound also holds
+    for every number of tokens. For cross-attention `max_norm` also bounds the rows of the memory,
+    the input of keys and values.
 
     Args:
       source: the unmasked random weights, either of attention or of a sequence of transformer

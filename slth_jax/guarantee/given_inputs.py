@@ -1,9 +1,9 @@
 """A much tighter bound on the error of a ticket, which holds for given inputs only.
 
-The target is computed on the inputs; the ticket is not. The effect of the weight differences is
-computed exactly on the target's activations y. The distance between the ticket's activations and y
-is at most eps, which is computed from norms at y. The numbered steps and their proofs are in
-``docs/guarantee.md``. The docstring of `pairs` lists all symbols.
+The target is computed on the inputs; the ticket is not. The effect of the weight differences
+between ticket and target is computed exactly on the target's activations y. The distance between
+the ticket's activations and y is at most eps, which is computed from norms at y. The numbered steps
+and their proofs are in ``docs/guarantee.md``. The docstring of `pairs` lists all symbols.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class OnInputs(NamedTuple):
 
     @property
     def error(self) -> Float[Floats, " s"]:
-        """The bound on the largest error of a row, per sequence."""
+        """For each sequence, the bound on the largest error of a row."""
         return self.rows.max(axis=-1)
 
     @property
@@ -66,7 +66,7 @@ def guaranteed_error_on(
     bounded by norms at the target's rows.
 
     Args:
-      source, masks, target: the arguments of `guaranteed_error` with these names.
+      source, masks, target: as in `guaranteed_error`.
       inputs: sequences `[s, t, m]`, or one sequence `[t, m]`.
       attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may.
       dtype: as in `guaranteed_error`.
@@ -76,8 +76,8 @@ def guaranteed_error_on(
       `guarantee_on` returns the bound of each row after each block.
 
     Raises:
-      ValueError: shapes do not fit, a row of `attn_mask` attends to nothing, or the inputs of the
-        target's keys and values have other widths than those of its queries.
+      ValueError: shapes do not fit, a row of `attn_mask` attends to nothing, or the target's keys
+        and values have inputs of other widths than the target's queries.
     """
     bounds = guarantee_on(source, masks, target, inputs, attn_mask, dtype=dtype).error
     return bounds[0] if np.ndim(inputs) == 2 else bounds
@@ -143,8 +143,8 @@ def _attention(
 ) -> tuple[Float[Floats, "s t o"], Float[Floats, "s t"], Float[Floats, " s"]]:
     """Return the target's attention output at y, a bound on the ticket's error, and round-off.
 
-    These are steps 1 to 3 of ``docs/guarantee.md``. `eps` bounds the distance between the ticket's
-    input rows and y.
+    The computation is steps 1 to 3 of ``docs/guarantee.md``. `eps` bounds the distance between the
+    ticket's input rows and y.
     """
     y_T = np.swapaxes(y, 1, 2)  # [s, m, t]
     S, T = pair.S, pair.T

@@ -94,7 +94,7 @@ class Layer(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The same block of the ticket (S) and of the target (T), and the differences D and V."""
+    """The same block of ticket (S) and target (T), with the differences of merged matrices."""
 
     S: Merged
     T: Merged

@@ -47,7 +47,7 @@ def compute(
 
     Args:
       plan: the plan of the sweep.
-      programs: one program per group of trials in the plan.
+      programs: one program for each group of trials in the plan.
       numbers: the numbers of the chunks that this call must return.
       store: the folder in which chunks are saved; None to keep chunks in memory.
       finished: the numbers of the chunks that are already complete in `store`.

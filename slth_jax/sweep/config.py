@@ -15,7 +15,7 @@ from slth_jax.sweep.program import Program, Trial
 def describe(
     trial: Trial, plan: Plan, programs: Sequence[Program], more: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return everything that a sweep's results depend on, and, for messages, the trial's name."""
+    """Return everything that a sweep's results depend on, and the trial's name for messages."""
     device = jax.devices()[0]
     name = getattr(trial, "__qualname__", type(trial).__name__)
     described = {

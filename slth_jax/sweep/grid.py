@@ -81,9 +81,9 @@ def column_of(name: str, column: list[Any]) -> Shaped[np.ndarray, " point"]:
 def buckets_of(name: str, values: list[Any], buckets: Any) -> dict[int, int]:
     """Return a dict from each size in `values` to its padded size.
 
-    By default the padded size is the smallest of 8, 32, 128, 512, ... that is large enough. These
-    numbers are fixed, so that a trial has the same padded size in every sweep. Powers of two would
-    waste less memory and time per trial. However, compiling one more program takes as long as
+    By default the padded size is the smallest of 8, 32, 128, 512, ... that is large enough. The
+    numbers 8, 32, 128, ... are fixed, so that a trial has the same padded size in every sweep.
+    Powers of two would waste less time per trial, but compiling one more program takes as long as
     hundreds of trials.
     """
     sizes = sorted({checks.integer(f"grid[{name!r}]", value, low=1) for value in values})

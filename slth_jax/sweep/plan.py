@@ -1,7 +1,7 @@
 """The plan of a sweep: all trials, and their division into programs and chunks.
 
-A plan depends only on the arguments, so it is the same on every host, for every number of devices
-and after every restart.
+A plan depends only on the arguments of the sweep, so it is the same on every host, for every number
+of devices and after every restart.
 """
 
 import dataclasses
@@ -182,8 +182,8 @@ def continued(
       recipe: the `Plan.recipe` that the folder contains; None if the folder has no finished chunk.
 
     Returns:
-      A dict with `portions`, `chunk` and `batch`. `chunk` and `batch` are the sizes in the folder.
-      `portions` are the numbers in the folder, and the number of seeds that this call adds.
+      A dict with `portions`, `chunk` and `batch`. `chunk` and `batch` are taken from the folder.
+      `portions` lists how many seeds each earlier call added, and how many this call adds.
     """
     if recipe is None:
         return {"portions": None, "chunk": None, "batch": None}
@@ -207,7 +207,7 @@ def _sizes(largest: int, chunk: int | None, batch: int | None) -> tuple[int, int
 
 
 def _chunks(groups: list[Group], portions: Sequence[int], num_seeds: int, size: int) -> list[Chunk]:
-    """Cut trials into chunks of at most `size`; each has seeds of one portion and one group."""
+    """Cut trials into chunks of at most `size`; a chunk has one group and one portion of seeds."""
     pieces: list[tuple[int, np.ndarray]] = []
     ends = np.cumsum(portions, dtype=np.int64)  # [portion]
     for begin, end in zip([0, *ends[:-1]], ends, strict=True):

@@ -63,13 +63,13 @@ def run(
     On the same kind of device and with the same `batch`, a trial's result has the same bits for
     every chunk and every number of devices and processes. There is one exception: XLA may simplify
     an expression of the trial, such as ``x / sqrt(n)``, differently for one device than for several
-    devices. `jax.lax.optimization_barrier` around the divisor prevents this.
+    devices, unless `jax.lax.optimization_barrier` is applied to the divisor.
 
     Args:
       trial: the trial function; its result must depend only on `key` and `hparams`.
       seeds: the number of seeds (0, 1, ...), or a list of integers in [0, 2^32). A sweep in `out`
-        can be continued with a list that has more seeds at the end. The trials of these seeds are
-        added, and nothing else changes.
+        can be continued with a list that has more seeds at the end. The trials of the additional
+        seeds are added, and nothing else changes.
       grid: a dict from name to list of values, of which all combinations are run; or a list of
         points, each a dict from name to value. A number or boolean becomes a traced scalar in
         `hparams`; any other value is static.
@@ -80,14 +80,14 @@ def run(
         is at least as large. The trial must use the padded size in the shapes of its arrays. The
         trial's result must not depend on the padded size.
       buckets: the padded sizes. None for 8, 32, 128, 512, ...; 'largest' to pad every size to the
-        largest size in the grid; a list of padded sizes; or a dict from name to one of these. A
-        program is compiled for each padded size.
+        largest size in the grid; a list of padded sizes; or a dict from the name of a size to such
+        a choice. A program is compiled for each padded size.
       out: a folder for the results, on this machine or in a bucket (gs://, s3://). A stopped sweep
-        is resumed from this folder. None to keep the results in memory. No other sweep can use the
-        folder once the first chunk is finished.
+        is resumed from `out`. If `out` is None, the results stay in memory. No other sweep can use
+        the folder once the first chunk is finished.
       mesh: a mesh of devices; None for all devices of all processes along one axis.
-      config: other values that the results depend on, which JSON can store. They are saved, and a
-        sweep can be resumed only with equal values.
+      config: other values that the results depend on, which JSON can store. These values are saved,
+        and a sweep can be resumed only with an equal `config`.
       **work: options that divide the work and show its progress.
 
         - ``chunk``: the number of trials that are saved together; None for 512 (more for very many

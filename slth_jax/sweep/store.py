@@ -128,7 +128,7 @@ def _folder(
 
 
 def _explain(parts: tuple[str, Any, Any], stored: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Describe a difference between two sweeps; name a program that differs by its trial."""
+    """Describe a difference between two sweeps; if their programs differ, name the trial."""
     place, before, now = parts
     if place == "draws":
         release = "another release of JAX, or other settings such as jax_threefry_partitionable"
