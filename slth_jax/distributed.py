@@ -40,8 +40,8 @@ _is_alone = contextvars.ContextVar("alone", default=False)
 def on_first(step: Callable[[], Any]) -> Any:
     """Call `step` on the first process; every process returns its value or raises its error.
 
-    If only the first process raised an error, such as a full disk, the others would wait for it
-    forever.
+    Without this function, an error on the first process alone, such as a full disk, would leave the
+    other processes waiting forever.
     """
     if not _several():
         return step()
@@ -88,7 +88,7 @@ def whole(array: Any) -> np.ndarray:
 
 
 def _travels(error: Exception) -> bool:
-    """Return whether an exception can be sent to another process."""
+    """Return whether an exception can be pickled and sent to another process."""
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
@@ -108,10 +108,10 @@ def _broadcast(value: Any) -> Any:
 def until_sigterm() -> Iterator[Callable[..., None]]:
     """Yield ``check(last=None)``, which ends all processes once one process has received SIGTERM.
 
-    The exit status is 143. Within the `with` block the signal only sets a flag, so no operation is
-    interrupted. If `last` is given, it is called before the process ends. Outside the main thread
-    Python cannot handle signals, so `check` then reacts only to signals that other processes
-    received.
+    The exit status of every process is then 143. Within the `with` block the signal only sets a
+    flag, so no operation is interrupted. If the function `last` is given, `check` calls it before
+    it ends the process. Outside the main thread Python cannot handle signals, so `check` then
+    reacts only to signals that other processes received.
     """
     stop_requested = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -139,21 +139,23 @@ def until_sigterm() -> Iterator[Callable[..., None]]:
 def joined(how: str, report: Callable[[BaseException], int] | None = None) -> Iterator[None]:
     """Join the processes of one run for the duration of the `with` block.
 
-    No process waits for a lost process. Each process reports every second that it is alive. If
-    another process has failed, or has been silent for 25 seconds, this process prints a line that
-    names the lost process and ends with the status `LOST`. It also ends in this way if not all
-    processes join within 40 seconds (SLTH_JOIN_SECONDS). An error in the `with` block calls
-    `report` and then ends this process immediately.
+    A process never waits forever for a process that is lost. Each process reports every second that
+    it is alive. If another process has failed, or has been silent for 25 seconds, this process
+    prints a line that names the lost process and ends with the status `LOST`. This process also
+    ends with a line and the status `LOST` if not all processes join within 40 seconds
+    (SLTH_JOIN_SECONDS). If the `with` block raises an error, `report` is called and this process
+    ends immediately.
 
     Args:
       how: 'off' for this process alone; 'on' for the processes that a scheduler (Slurm, MPI, Cloud
         TPU, Kubernetes) describes; 'auto' for 'on' if a scheduler is found and 'off' otherwise; or
         'HOST:PORT,I/N' for process I of N, where process 0 is at HOST:PORT.
-      report: a function that prints an error and returns the exit status. If the argument is None,
+      report: a function that prints an error and returns the exit status. If `report` is None,
         Python's traceback is printed and the exit status is 1.
 
     Raises:
-      ValueError: `how` is none of these, or `how` is 'on' and no scheduler was found.
+      ValueError: `how` has another form, `how` is 'on' and no scheduler was found, or the processes
+        cannot be joined.
     """
     if how == "off" or jax.distributed.is_initialized():
         yield

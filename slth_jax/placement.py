@@ -1,8 +1,9 @@
-"""Place the arrays of runs on a mesh of devices.
+"""Distribute the arrays of many runs over a mesh of devices.
 
 A mesh may have the axes 'run' (many runs under one vmap), 'data' (the rows of a batch) and 'model'
-(the last axis of parameters, scores and optimiser moments). GSPMD partitions the program
-accordingly. Masks are found by counting, so sharded scores are not moved between devices.
+(the last axis of parameters, scores and optimiser moments). GSPMD, the partitioner of XLA, divides
+the program along these axes. The threshold of a mask is found by counting scores, not by sorting
+them, so sharded scores are not moved between devices.
 """
 
 import math
@@ -18,7 +19,7 @@ from slth_jax.types import PyTree
 
 
 def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh of all devices, split along runs first, then along rows, then along 'model'.
+    """Return a mesh that splits all devices over runs first, then over rows, then over 'model'.
 
     Args:
       runs: the number of runs.
@@ -32,7 +33,7 @@ def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> M
 
 
 def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh of these `sizes` along 'run', 'data' and 'model', by default of all devices."""
+    """Return a mesh with these `sizes` of its axes 'run', 'data' and 'model'."""
     kinds = (AxisType.Auto,) * 3
     return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=kinds, devices=devices)
 
@@ -40,11 +41,11 @@ def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> M
 def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:
     """Return a sharding for each leaf of a run's state.
 
-    If a leaf has two or more dimensions and the size of its last axis is divisible by the mesh axis
-    'model', the last axis is split over 'model'.
+    If a leaf has two or more dimensions and the size of its last axis is divisible by the size of
+    the mesh axis 'model', the last axis is split over 'model'.
 
     Args:
-      tree: arrays, or shapes.
+      tree: arrays, or `jax.ShapeDtypeStruct`s.
       mesh: a mesh whose axes have the type `jax.sharding.AxisType.Auto`.
       runs: whether leaves have a first axis of runs, which is split over 'run'.
     """
@@ -52,7 +53,7 @@ def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:
 
 
 def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = False) -> PyTree:
-    """Return a sharding for each leaf `[(run,) (step,) row, ...]`; rows are split over 'data'."""
+    """Return shardings of batch leaves `[(run,) (step,) row, ...]`; rows are split over 'data'."""
     row = int(runs) + int(steps)
 
     def sharding(leaf) -> NamedSharding:
@@ -66,7 +67,7 @@ def of_batch(batch: PyTree, mesh: Mesh, *, runs: bool = False, steps: bool = Fal
 
 
 def put(tree: PyTree, places: PyTree) -> PyTree:
-    """Place arrays with the shardings `places`; each process copies the shards of its devices.
+    """Put arrays on devices with the shardings `places`; each process copies its own shards.
 
     Args:
       tree: arrays that are equal on every process, or that are already spread over all processes.
@@ -87,7 +88,8 @@ def put(tree: PyTree, places: PyTree) -> PyTree:
 def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
     """Return the trees ``start(0), start(1), ...`` as one tree with a first axis of runs.
 
-    Each process starts the runs of its own devices one after another, and keeps their shards.
+    Each process calls `start` one after another for those runs that its own devices store, and
+    keeps only the shards of its devices.
 
     Args:
       start: a function that returns the tree of run number i.
@@ -118,7 +120,7 @@ def stacked(start: Callable[[int], PyTree], shapes: PyTree) -> PyTree:
 
 
 def of_this_process(tree: PyTree) -> PyTree:
-    """Return replicated arrays as arrays of this process only; return other arrays unchanged."""
+    """Convert replicated arrays to arrays of this process only; return other arrays unchanged."""
 
     def local(leaf):
         whole = leaf.is_fully_replicated and not leaf.is_fully_addressable

@@ -32,12 +32,12 @@ _BROKEN = ("gloo", "nccl", "connection", "coordination", "barrier", "unavailable
 
 
 class Watch:
-    """Reports that this process is alive, and ends this process once another process is lost.
+    """Report regularly that this process is alive; end this process once another process is lost.
 
     The reports are counters in the key-value store of JAX's coordination service. Process 0 serves
-    the store, so process 0 is lost if the store does not answer. JAX notices this too and aborts
-    with a C++ stack trace. To prevent this trace, SIGABRT is handled as soon as the watch is
-    constructed.
+    the store, so process 0 counts as lost if the store does not answer. JAX itself aborts with a
+    C++ stack trace if process 0 is lost. To suppress the stack trace, the constructor of `Watch`
+    installs a handler of SIGABRT.
 
     Args:
       joining: the number of seconds after which JAX aborts if not all processes have joined.
@@ -53,7 +53,7 @@ class Watch:
         ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
 
     def start(self) -> None:
-        """Begin to report; must be called after all processes have joined.
+        """Start the thread that reports and watches; call this after all processes have joined.
 
         The index and the number of processes are not read through JAX's public functions, which
         would first exchange the devices of all processes and would wait for a lost process.
@@ -64,7 +64,7 @@ class Watch:
         self._thread.start()
 
     def cancel(self) -> None:
-        """End the watch and restore the default action of SIGABRT."""
+        """Restore the default action of SIGABRT."""
         ctypes.CDLL(None).signal(signal.SIGABRT, None)
 
     def finished(self) -> None:
@@ -73,7 +73,7 @@ class Watch:
         self._leave()
 
     def stopped(self) -> None:
-        """Leave the run after SIGTERM if all processes leave it; otherwise end all processes."""
+        """After SIGTERM, leave the run with all processes; after 8 s without them, only exit."""
         self._set(self._me, _STOPPED)
         until = time.monotonic() + _GRACE - 2
         with contextlib.suppress(Exception):  # process 0 may have ended
@@ -150,7 +150,7 @@ class Watch:
                     self._end(other, state)
 
     def _aborted(self) -> None:
-        """Handle the SIGABRT of JAX's abort: end this process without a stack trace."""
+        """Handle SIGABRT, which JAX raises to abort: end this process without a stack trace."""
         state = jax_distributed.global_state
         me, count = state.process_id, state.num_processes
         others = "process 1" if count == 2 else "another process"

@@ -1,4 +1,4 @@
-"""Choose the wheels of JAX for this machine's accelerator; check that installed wheels match.
+"""Choose JAX's wheels for this machine's accelerator; check that installed wheels fit together.
 
 JAX, its compiler (jaxlib) and an accelerator's plugin must belong to the same release. If a plugin
 belongs to another release, JAX only warns and runs everything on the CPU. This module imports only
@@ -35,10 +35,11 @@ def installed() -> dict[str, str]:
 
 
 def extra(versions: Mapping[str, str], *, tpu: bool, driver: int | None) -> str | None:
-    """Return the extra of slth-jax for a machine: 'tpu', 'cuda12', 'cuda13', or None for a CPU.
+    """Return slth-jax's pip extra for a machine: 'tpu', 'cuda12', 'cuda13', or None for a CPU.
 
     Args:
-      versions: the result of `installed`. An installed plugin determines the CUDA release.
+      versions: the result of `installed`. If the machine has no TPU, an installed CUDA plugin
+        determines the result.
       tpu: whether the machine has a TPU.
       driver: the major version of NVIDIA's driver; None if there is no GPU.
     """
@@ -53,7 +54,7 @@ def extra(versions: Mapping[str, str], *, tpu: bool, driver: int | None) -> str 
 
 
 def extras(*more: str) -> str:
-    """Return the extras to install on this machine, such as 'plots,cuda12'."""
+    """Return the pip extras `more` and the accelerator's extra, such as 'plots,cuda12'."""
     accelerator = extra(installed(), tpu=has_tpu(), driver=nvidia_driver())
     return ",".join([*more, *([accelerator] if accelerator else [])])
 
@@ -76,7 +77,7 @@ def nvidia_driver() -> int | None:
 
 
 def mismatch(versions: Mapping[str, str], libtpu: str | None) -> str | None:
-    """Return a line about the first wheels that do not belong to the same release, or None.
+    """Return a line about the first wheels found to be of different releases; None if all match.
 
     Args:
       versions: see `installed`.
@@ -119,7 +120,7 @@ def advice() -> str:
 
 
 def unused(versions: Mapping[str, str], backend: str, libtpu: str | None) -> str | None:
-    """Return a warning if an accelerator's plugin is installed but JAX runs on the CPU; or None."""
+    """Return a warning if JAX runs on the CPU although a plugin is installed, else None."""
     plugins = [name for name in versions if name == "libtpu" or name.endswith("-plugin")]
     if backend != "cpu" or not plugins:
         return None

@@ -11,7 +11,7 @@ VERBS = {"hide": hide, "generate": generate, "embed": embed, "ticket": tickets}
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs."""
+    """Return the parser of the command line with all subcommands."""
     top = argparse.ArgumentParser(
         prog="slth-jax",
         description=__doc__,

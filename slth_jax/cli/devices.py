@@ -19,8 +19,9 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
 def split_cpu(devices: int | None) -> None:
     """Split the CPU into `devices` JAX devices.
 
-    If `devices` is None, the environment variable JAX_NUM_CPU_DEVICES contains the number; if it is
-    not set, there is one device per core. A single CPU device keeps little more than one core busy.
+    If `devices` is None, the environment variable JAX_NUM_CPU_DEVICES contains the number of
+    devices; if the variable is not set, there is one device per core. JAX keeps little more than
+    one core busy per CPU device.
     """
     if devices is None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))

@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Generate the weights, then the embeddings."""
+    """Generate the ticket's weights, then print or save the embeddings of the texts."""
     from slth_jax.cli.devices import split_cpu
 
     split_cpu(options.devices)

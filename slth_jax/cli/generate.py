@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Generate the weights, then the text."""
+    """Generate the ticket's weights, then print the continuation of the prompt."""
     from slth_jax.cli.devices import split_cpu
 
     split_cpu(options.devices)

@@ -1,8 +1,8 @@
 """Hide a trained language model in random numbers.
 
 The command finds masks under which a random network, drawn from a seed and never trained, computes
-approximately the same function as the model. A stopped run is resumed; the ticket is
-DIR/ticket.safetensors.
+approximately the same function as the model. If the run was stopped, the same command resumes it.
+The ticket is written to DIR/ticket.safetensors.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def _estimated(cost: Any, reader: Any) -> str:
 
 
 def _compiled(on: str, programs: Any) -> Iterator[str]:
-    """Yield a text that reports the programs compiled for another machine."""
+    """Yield the lines of a report on the programs that were compiled for the machine `on`."""
     for report, parts, calls in programs:
         yield f"{parts[0]} and {len(parts) - 1} more of its shape: {calls} calls of one program"
         yield from report.lines("use a rule with fewer samples")
@@ -210,7 +210,7 @@ def _compiled(on: str, programs: Any) -> Iterator[str]:
 
 
 def _solve(reader: Any, spec: Any, options: argparse.Namespace) -> "Place | None":
-    """Write the ticket; return its path on the first process, and None on the other processes."""
+    """Find the masks and write the ticket; return its path on the first process, elsewhere None."""
     import jax
 
     from slth_jax import checks, distributed, hide

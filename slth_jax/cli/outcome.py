@@ -1,4 +1,4 @@
-"""Turn an error into one printed line and an exit status, the same for every command line."""
+"""Print an error as one line and choose the exit status, in the same way for all commands."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def epilog() -> str:
 
 
 def run(command: Callable[[], object]) -> int:
-    """Call `command` and return the exit status; print its error, if any, on standard error."""
+    """Call `command` and return the exit status; print an expected error on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that a terminal lacks becomes '?'
             stream.reconfigure(errors="replace")
@@ -52,7 +52,7 @@ def run(command: Callable[[], object]) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Print an error and return the exit status; an expected error is printed as one line."""
+    """Print an expected error as one line and return the exit status; raise any other error."""
     if isinstance(error, KeyboardInterrupt):
         return refuse("interrupted: the same command continues", 130)
     if os.environ.get("SLTH_TRACEBACK") or not _is_expected(error):
@@ -84,11 +84,11 @@ def _is_expected(error: BaseException) -> bool:
 
 
 def _of_standard_output(error: OSError) -> bool:
-    """Return whether an error comes from standard output: errors of other files name their file."""
+    """Return whether an error comes from standard output; only such errors name no file."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     return error.filename is None and error.errno in full and sys.stdout is not None
 
 
 def _discard_output() -> None:
-    """Redirect standard output to nowhere, so that Python can close it without another error."""
+    """Redirect standard output to the null device, so that closing it raises no second error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Show progress: on a terminal as a bar with the time left, elsewhere as lines with the time."""
+"""Show progress: as a bar with the time left on a terminal, otherwise as dated lines."""
 
 import contextlib
 import datetime
@@ -13,7 +13,7 @@ _PAUSE = 30.0  # seconds between two lines
 
 @contextlib.contextmanager
 def bar(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show progress on standard error; yield `update(done, total)`."""
+    """Yield a function `update(done, total)` that shows progress on standard error."""
     if quiet or sys.stderr is None:
         yield lambda done, total: None
     elif not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Options of the verbs that generate texts, and a class that generates the texts."""
+"""Options of the subcommands that generate text, and the class that generates the text."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options shared by all verbs that generate texts."""
+    """Add the options shared by all subcommands that generate text."""
     parser.add_argument("--length", type=int, default=200, help="tokens to add (default: 200)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 for the likeliest token (default)"
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def tokenizer(parser: argparse.ArgumentParser) -> None:
-    """Add the options with which a verb finds its tokenizer."""
+    """Add the options `--tokenizer` and `--devices`."""
     parser.add_argument(
         "--tokenizer",
         metavar="PATH",
@@ -34,7 +34,7 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 class Writer:
-    """Continue the command line's prompt, or answer its chat, with one model after another.
+    """Continue the prompt, or answer the chat message, of the command line by any number of models.
 
     Attributes:
       prompt: the tokens of the prompt.
@@ -44,8 +44,9 @@ class Writer:
         """Find the tokenizer of the model at the path `model` and encode the prompt.
 
         Raises:
-          ValueError: a chat is given together with a prompt, the model has no chat template for a
-            chat, or the model cannot read the prompt.
+          ValueError: both a chat message and a prompt are given, the tokenizer for a chat message
+            is not a folder or has no chat template, or the model cannot process the prompt's
+            tokens.
         """
         import numpy as np
 
@@ -67,7 +68,7 @@ class Writer:
         models.decoder.check_tokens(np.asarray([self.prompt], np.int32), settings)
 
     def write(self, model: "Model") -> tuple[list[int], str]:
-        """Return the tokens of prompt and continuation, and the text (for a chat, the answer)."""
+        """Return the tokens of prompt and continuation, and the text (of a chat, the answer)."""
         import jax
 
         from slth_jax import models

@@ -14,7 +14,7 @@ HELP = "show, verify or export a ticket's file"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this verb."""
+    """Add the arguments of this subcommand."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print the content")
     show.add_argument("--plot", metavar="OUT.png", help="also draw the masks (PNG, SVG or PDF)")
@@ -138,7 +138,7 @@ def _plot(opened: Any, out: str) -> str:
 
 
 def _export_model(file: str, out: str) -> str:
-    """Write the weights of a whole model's ticket (source times masks); describe them in a line."""
+    """Write the masked weights of a whole model's ticket; return a line that describes them."""
     import dataclasses
     import json
 

@@ -1,4 +1,4 @@
-"""Plot the errors of single matrix entries, and the errors of outputs against the width."""
+"""Plot the errors of single matrix entries, and the errors of tickets against the width."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def error_bands(
     ylabel: str = "error",
     log: bool = True,
 ) -> Figure:
-    """Plot the median over seeds against the width, and bands with 50 % and 90 % of the seeds.
+    """Plot the median error against the width, and bands that contain 50 % and 90 % of the seeds.
 
     Args:
       widths: n widths, or n values of another variable, such as steps.
@@ -49,7 +49,7 @@ def error_bands(
       log: whether the vertical axis is logarithmic; errors of 0 are then left out.
 
     Raises:
-      ValueError: the errors do not have one column per width, or a number is not finite.
+      ValueError: the errors do not have one column per width, or an error is not finite.
     """
     curves = errors if isinstance(errors, Mapping) else {"": errors}
     drawing, axes = style.figure()
@@ -79,12 +79,12 @@ def error_bands(
 def entry_errors(
     tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
 ) -> Figure:
-    """Draw, for every error, the fraction of merged-matrix entries with at most this error.
+    """Plot the cumulative distribution of the errors of the merged matrices' entries.
 
     The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
-    in float64. A dashed line shows the rounding error of float32. It is ``2^-24`` times the
-    target's largest entry, which is half the distance between neighbouring float32 numbers of this
-    magnitude.
+    in float64. A dashed line shows the rounding error of float32. This rounding error is ``2^-24``
+    times the largest magnitude of the target's entries, about half the distance between
+    neighbouring float32 numbers of this magnitude.
 
     Args:
       tickets: a ticket (source times masks), or a dict from the name of a curve to a ticket.
@@ -124,7 +124,7 @@ def entry_errors(
 
 
 def _merged(params: AttentionParams) -> tuple[np.ndarray, np.ndarray]:
-    """Return the merged matrices in float64."""
+    """Return the merged matrices ``w_qk`` and ``w_vo`` of all heads in float64."""
     weights = (params.w_q, params.w_k, params.w_v, params.w_o)
     w_q, w_k, w_v, w_o = (np.asarray(w, np.float64) for w in weights)
     return (

@@ -26,8 +26,9 @@ def masks(
 ) -> Figure:
     """Plot masks, one below the other, with a coloured cell for each kept connection.
 
-    The long side of a matrix is horizontal, so hidden units run to the right. If a matrix has more
-    than 1024 rows or columns, only the first 1024 are shown, and the picture contains a note.
+    The long side of a matrix is horizontal, so hidden units are shown from left to right. If a
+    matrix has more than 1024 rows or columns, only the first 1024 are shown, and the matrix's title
+    mentions this cut.
 
     Args:
       masks: booleans in any tree, such as `AttentionParams [h, m, n]`, the result of
@@ -93,7 +94,7 @@ def attention_maps(
     attn_mask: ArrayLike | None = None,
     tokens: Sequence[str] | None = None,
 ) -> Figure:
-    """Plot the attention maps of target and ticket, and their difference (`attention.pattern`).
+    """Plot the attention maps (`attention.pattern`) of target and ticket, and their difference.
 
     Args:
       target, ticket: projections with equal numbers of heads and inputs; a ticket is source times
@@ -101,11 +102,11 @@ def attention_maps(
       x: the tokens `[t, m]` of one sequence.
       head: the index of the head.
       attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may.
-      tokens: the t words to write at the axes; None for none.
+      tokens: the t words to write at the axes; None to write the tokens' indices.
 
     Raises:
-      ValueError: `attention.pattern` refuses the input, there is no such head, or there are not t
-        words.
+      ValueError: `attention.pattern` refuses the input, there is no such head, or `tokens` does not
+        have t words.
     """
     maps = [np.asarray(attention.pattern(p, x, attn_mask)) for p in (target, ticket)]
     if maps[0].shape != maps[1].shape:
@@ -140,7 +141,7 @@ def attention_maps(
 
 
 def _matrix(stack: np.ndarray, head: int, name: str) -> np.ndarray:
-    """Return the matrix of `head`, with the long side horizontal."""
+    """Return the matrix of `head`, transposed if its long side is not horizontal."""
     matrices = stack.reshape(-1, *stack.shape[-2:])
     checks.integer(f"head of {name}", head if stack.ndim > 2 else 0, low=0, high=len(matrices) - 1)
     matrix = matrices[head if stack.ndim > 2 else 0]
@@ -161,7 +162,7 @@ def _cells(mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
 
 
 def _signed() -> Any:
-    """Return the colour map of weights, from the most negative through 0 to the largest."""
+    """Return the colour map for weights, from the most negative through 0 to the largest."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("signed", [style.COLORS[1], "white", style.COLORS[0]])

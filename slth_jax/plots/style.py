@@ -18,7 +18,7 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return a figure without axes, which is independent of pyplot.
+    """Return a figure that has no axes and is not managed by pyplot.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.

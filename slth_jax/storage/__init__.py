@@ -1,13 +1,13 @@
 """Crash-safe files and folders on a disk or in a bucket: atomic writes, locks, checksums, trees.
 
-`RunFolder` manages the folder of a run: its configuration, its lock and its pieces, which are saved
-results. The modules below it are: `places`, paths on this machine or in a bucket; `files`, atomic
-writes; `sums`, checksums of a folder's files; `locks`, which exclude other processes; `arrays`,
-trees of arrays stored by Orbax; `pieces` and `objects`, the formats of pieces on a disk and in a
-bucket; `media`, the other differences between disk and bucket; `bucket`, requests to a bucket;
-`claims`, which replace locks in a bucket; `names`, names of the leaves of a tree; `differences`,
-comparison of two configurations; and `hashes`, checksums of arrays and of JSON. Every error is a
-`CheckpointError` whose message is one line.
+`RunFolder` manages the output folder of a run: its configuration, its lock and its pieces (saved
+results). `places` represents paths on this machine or in a bucket, and `files` writes files
+atomically. `sums` writes and checks the checksums of a folder's files. `locks` keeps other
+processes out of a folder; in a bucket, `claims` replaces these locks. `arrays` saves trees of
+arrays by Orbax. `pieces` and `objects` define the formats of pieces on a disk and in a bucket, and
+`media` the other differences between disk and bucket. `bucket` sends the requests to a bucket.
+`names` names the leaves of a tree, `differences` compares two configurations, and `hashes` computes
+checksums of arrays and of JSON. Every error is a `CheckpointError` whose message is one line.
 """
 
 from slth_jax.storage.arrays import load_tree, save_tree

@@ -12,14 +12,15 @@ from slth_jax.types import PyTree
 
 
 def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
-    """Start an asynchronous Orbax save of a tree of arrays; return a function that finishes it.
+    """Start saving a tree of arrays with Orbax; return a function that waits until all is saved.
 
-    In a run of several processes every process must call both functions. The arrays must be NumPy
-    arrays that are equal on every process, or JAX arrays that are sharded over the processes. Each
-    process writes only its own shards.
+    In a run of several processes every process must call `save_tree` and the returned function. The
+    arrays must be NumPy arrays that are equal on every process, or JAX arrays that are sharded over
+    the processes. Each process writes only its own shards.
 
     Raises:
-      CheckpointError: Orbax cannot write the tree; both functions may raise this error.
+      CheckpointError: Orbax cannot write the tree; `save_tree` or the returned function raises this
+        error.
     """
     # Imported here because the import takes a second, which tickets and plain files do not need.
     from orbax.checkpoint import v1 as ocp
@@ -46,7 +47,7 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the stack traces that Orbax's threads log in addition to raising the exception."""
+    """Suppress Orbax's log, which repeats the stack trace of an exception that is raised anyway."""
     log = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:

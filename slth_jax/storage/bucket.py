@@ -1,8 +1,9 @@
 """Objects in a bucket of Google Cloud Storage or S3, through TensorStore.
 
-An object is written completely or not at all. A write can be made conditional on the version that
-is stored. Endpoints and credentials come from the providers' usual variables: AWS_ENDPOINT_URL,
-AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE, STORAGE_EMULATOR_HOST, GOOGLE_APPLICATION_CREDENTIALS.
+An object is written completely or not at all. A write can be made conditional: it then succeeds
+only if a given version of the object is stored. Endpoints and credentials come from the providers'
+usual variables: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE,
+STORAGE_EMULATOR_HOST, GOOGLE_APPLICATION_CREDENTIALS.
 """
 
 import functools
@@ -61,7 +62,7 @@ class Bucket:
         self._store = tensorstore.KvStore.open(spec, context=context).result()
 
     def read(self, key: str) -> Stored | None:
-        """Return the object with this key; None if there is none."""
+        """Return the bytes and the version of an object; None if no object has this key."""
         result = self._answer("read", key, lambda: self._store.read(key))
         return Stored(result.value, result.stamp.generation) if result.state == "value" else None
 
@@ -70,16 +71,17 @@ class Bucket:
         self._answer("write", key, lambda: self._store.write(key, data))
 
     def swap(self, key: str, version: bytes | None, data: bytes | None) -> bytes | None:
-        """Write or delete an object, on condition that a given version of it is stored.
+        """Write or delete an object if its stored version is still `version`.
 
         Args:
           key: the key of the object.
           version: the version that must be stored, as `read` or an earlier `swap` returned it. None
-            if no object with this key may exist.
+            requires that no object has this key.
           data: the new bytes; None to delete the object.
 
         Returns:
-          The new version (b'' for a deleted object); None if another version was stored.
+          The new version (b'' for a deleted object); None if nothing was changed because another
+          version was stored.
         """
         before = self._missing if version is None else version
         answer = self._answer("write", key, lambda: self._store.write(key, data, if_equal=before))
@@ -99,7 +101,7 @@ class Bucket:
         self._answer("delete", key, lambda: self._store.write(key, None))
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys that begin with `prefix`, in order."""
+        """Return the sorted keys that begin with `prefix`."""
         return self._keys(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "")
 
     def has(self, key: str) -> bool:
@@ -107,7 +109,7 @@ class Bucket:
         return bool(self._keys(key, key + "\0"))
 
     def check(self) -> None:
-        """Refuse a bucket that is missing or that this process may not list."""
+        """Raise an error if the bucket is missing or this process may not list its objects."""
         self._keys("slth-jax-no-such-object", "slth-jax-no-such-object\0")
 
     def _keys(self, first: str, end: str) -> list[str]:
@@ -142,7 +144,7 @@ def _opened(scheme: str, name: str, environment: tuple[tuple[str, str], ...]) ->
 
 
 def bucket(scheme: str, name: str) -> Bucket:
-    """Return the `Bucket` of this name, the same instance while the environment is unchanged."""
+    """Return the `Bucket` with this name, cached until a relevant environment variable changes."""
     named = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
     environment = {name: value for name, value in os.environ.items() if name.startswith(named)}
     return _opened(scheme, name, tuple(sorted(environment.items())))

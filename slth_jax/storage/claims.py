@@ -1,9 +1,10 @@
-"""Claims, which replace locks on the folders of a bucket.
+"""Claims on the folders of a bucket; a claim replaces a lock.
 
-A claim is an object that the owning process renews as long as the process lives. If another process
-finds the claim, it watches the claim. If the claim is not renewed for `SLTH_CLAIM_SECONDS` (45),
-the owner counts as dead, and the other process takes the claim over. The clocks of machines are
-compared only in one case: a claim that is more than an hour old is taken over at once.
+A claim is an object that the owning process renews as long as the process lives. A process that
+finds the claim of another process watches the claim. If the claim is not renewed for 45 seconds
+(`SLTH_CLAIM_SECONDS`), its owner counts as dead, and the watching process takes over the claim. A
+claim that is more than an hour old is taken over at once; only for this age are the clocks of two
+machines compared.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ class Claim:
     """
 
     def __init__(self, place: BucketPath):
-        """Store the arguments; nothing is written yet."""
+        """Prepare a claim; `take` writes it to the bucket."""
         self.place = place
         self._token = uuid.uuid4().hex
         self._count = 0
@@ -55,10 +56,10 @@ class Claim:
         self._thread = threading.Thread(target=self._renew_often, daemon=True)
 
     def take(self, *, wait: bool) -> None:
-        """Take the claim, even from a dead owner; if `wait` is true, wait until a live owner ends.
+        """Take the claim if it is free or its owner is dead; if `wait`, wait for a live owner.
 
         Raises:
-          Locked: a live process holds the claim.
+          Locked: `wait` is false and another live process holds the claim.
         """
         while not self._swap():
             stored = self.place.store.read(self.place.key)
@@ -74,7 +75,7 @@ class Claim:
         self._thread.start()
 
     def _swap(self) -> bool:
-        """Replace the version of the claim that was read last; return whether this succeeded."""
+        """Write the claim if its version is the one last read; return whether it was written."""
         self._count += 1
         fields = {
             "owner": f"process {os.getpid()} on {socket.gethostname()}",
@@ -144,12 +145,12 @@ def claimed(
     Args:
       folder: the folder to claim.
       name: the claim's name in the folder; one process at a time can hold it.
-      against: ``against(name)`` returns whether another live claim with that name excludes this
+      against: ``against(other)`` returns whether a live claim with the name `other` excludes this
         claim.
       wait: whether to wait until a live owner releases the claim.
 
     Raises:
-      Locked: a live process holds this claim or another claim that excludes it.
+      Locked: another live process holds this claim, or holds a different claim that excludes it.
       CheckpointError: the bucket cannot be written to.
     """
     claim = Claim(folder / name)
@@ -171,7 +172,7 @@ def claimed(
 
 
 def is_live(place: BucketPath, stored: Stored) -> bool:
-    """Watch another process's claim; return whether the claim is renewed within the period."""
+    """Watch another process's claim; return whether it is renewed within `SLTH_CLAIM_SECONDS`."""
     begin, period = time.monotonic(), _period()
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if time.time() - json.loads(stored.data)["time"] > _LONG + period:

@@ -15,17 +15,18 @@ def difference(
     grows: Collection[str] = (),
     ignores: Collection[str] = (),
 ) -> tuple[str, Any, Any] | None:
-    """Return the place of the first difference and the two values at it; None if equal.
+    """Return the path of the first difference and the two values at that path; None if equal.
 
     Args:
       stored, new: values that JSON can store.
-      at: the path of these two values in the whole configuration.
-      grows: places at which `new` may have a longer list than `stored`, provided that it begins
-        with the same entries. A number n stands for the list 0 ... n - 1.
-      ignores: places that are not compared.
+      at: the path of `stored` and `new` in the whole configuration; '' if they are the whole.
+      grows: paths at which the list in `new` may be longer than the list in `stored`, if it begins
+        with all entries of the list in `stored`. At these paths an integer n stands for the list 0
+        ... n - 1.
+      ignores: paths at which values are not compared.
 
     Returns:
-      The place, such as 'grid.width[2]', and the values in `stored` and `new`; `MISSING` stands for
+      The path, such as 'grid.width[2]', and the values in `stored` and `new`; `MISSING` stands for
       an absent value.
     """
     if at and at in ignores:
@@ -58,7 +59,7 @@ def _begins(longer: Any, shorter: Any) -> bool:
 
 
 def without(value: Any, places: Collection[str], *, at: str = "") -> Any:
-    """Return nested mappings without the entries at the given places, such as 'plan.seeds'."""
+    """Return nested mappings without the entries at the given paths, such as 'plan.seeds'."""
     if not isinstance(value, Mapping):
         return value
     kept = {}
@@ -70,14 +71,14 @@ def without(value: Any, places: Collection[str], *, at: str = "") -> Any:
 
 
 def explain(parts: tuple[str, Any, Any], stored: Any = None, new: Any = None) -> str:
-    """Describe a result of `difference` in words; `stored` and `new` are not used."""
+    """Describe a result of `difference` in words; the arguments `stored` and `new` are ignored."""
     place, *values = parts
     before, now = map(_short, values)
     return f"{place} is {before} there and {now} here"
 
 
 def _short(value: Any) -> str:
-    """Return a value as text, with long lists and mappings cut."""
+    """Return a value as text; long lists, mappings and strings are shortened."""
     short = reprlib.Repr()
     short.maxlist = short.maxdict = 6
     short.maxstring = short.maxother = 60

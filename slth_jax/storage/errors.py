@@ -12,7 +12,7 @@ class CheckpointError(Exception):
     """A file or folder cannot be used; the message is one line without control characters."""
 
     def __init__(self, message: str):
-        """Escape control characters, since file names may come from untrusted sources."""
+        """Escape control characters in the message, since it may contain untrusted file names."""
         super().__init__(checks.one_line(message))
 
 
@@ -37,7 +37,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def one_line(action: str, path: object) -> Iterator[None]:
-    """Turn operating-system errors into a `CheckpointError` 'cannot ACTION PATH: reason'."""
+    """Convert an `OSError` to a `CheckpointError` with the message 'cannot ACTION PATH: reason'."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Write files atomically: under a temporary name, flushed, then renamed; or as bucket objects.
+"""Write files atomically: write a temporary file, flush and rename it; or write a bucket object.
 
 A reader finds either the complete old file or the complete new file. Every error is a
 `CheckpointError` whose message is one line that names the file.
@@ -45,7 +45,7 @@ def make_folder(path: str | os.PathLike[str]) -> Place:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk; only then do renames in the folder survive a crash."""
+    """Flush a folder to the disk, so that renames in the folder survive a crash."""
     if not hasattr(os, "O_DIRECTORY"):  # a system that cannot open folders
         return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -56,10 +56,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_room(folder: Place, size: int) -> None:
-    """Check that `size` more bytes fit on the disk, by allocating and freeing a file.
+    """Check that `size` more bytes fit on the disk, by creating and removing a file of this size.
 
-    This check is for files that other libraries write, because their errors about a full disk are
-    unclear. For a bucket nothing is checked, since writing an object fails if the quota is used up.
+    This check is for files that other libraries write, because the errors of these libraries about
+    a full disk are unclear. For a bucket nothing is checked, since writing an object fails if the
+    quota is used up.
 
     Raises:
       CheckpointError: the bytes do not fit.
@@ -91,12 +92,12 @@ def move(source: Path, target: Path) -> None:
 def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield an open file that replaces `path` if the `with` block raises no error.
 
-    The replacement is atomic and survives a crash. If `path` is in a bucket, the object is
-    collected in memory and then written.
+    The replacement is atomic and survives a crash. If `path` is in a bucket, the written bytes are
+    collected in memory, and the object is written at the end of the block.
 
     Raises:
-      CheckpointError: the file cannot be written, for example because the disk is full. An older
-        file at `path` is unchanged.
+      CheckpointError: the file cannot be written, for example because the disk is full. A file that
+        already existed at `path` is unchanged.
     """
     path = place(path)
     if isinstance(path, BucketPath):
@@ -128,7 +129,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_new(path: str | os.PathLike[str], data: bytes) -> bool:
-    """Write `data` to `path` unless the file exists; return whether it was written."""
+    """Write `data` to `path` unless a file exists there; return whether `data` was written."""
     path = place(path)
     if isinstance(path, BucketPath):
         return path.store.swap(path.key, None, data) is not None
@@ -156,7 +157,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_regular(fd: int, path: Path) -> None:
-    """Refuse an open file that is a device, a pipe or a folder.
+    """Raise an error if an open file is a device, a pipe or a folder.
 
     Raises:
       CheckpointError: the file is not a regular file.
@@ -166,7 +167,7 @@ def check_regular(fd: int, path: Path) -> None:
 
 
 def plain(value: Any, at: str = "") -> Any:
-    """Return `value` converted to types that JSON has.
+    """Convert `value` to types that JSON can store.
 
     NumPy scalars and arrays become numbers and lists; tuples become lists. JSON lacks NaN and
     infinities, so these become the texts 'NaN', 'Infinity' and '-Infinity', which `float` and
@@ -194,12 +195,12 @@ def plain(value: Any, at: str = "") -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, checksum: bool = False) -> None:
-    """Write `value` (see `plain`) as indented JSON, atomically; see `json_bytes`."""
+    """Convert `value` with `plain` and write it atomically as indented JSON (see `json_bytes`)."""
     write_bytes(path, json_bytes(value, checksum=checksum))
 
 
 def json_bytes(value: Any, *, checksum: bool = False) -> bytes:
-    """Return `value` (see `plain`) as indented JSON.
+    """Convert `value` with `plain` and return the bytes of its indented JSON.
 
     If `checksum` is true, `value` must be a mapping. The SHA-256 of its canonical JSON is then
     added as the entry 'sha256', which `read_json` verifies.
@@ -214,7 +215,7 @@ def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) ->
     """Return the JSON at `path`.
 
     If `checksum` is true, the file must contain the checksum that `write_json(..., checksum=True)`
-    adds. If `checksum` is None, the checksum is verified if the file contains one.
+    adds. If `checksum` is None, a checksum is verified if the file contains one, but not required.
 
     Raises:
       Damaged: the file is not JSON, or differs from the JSON that was written.
@@ -232,7 +233,7 @@ def read_json(path: str | os.PathLike[str], *, checksum: bool | None = False) ->
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write mappings (see `plain`) as JSON lines, one mapping per line, atomically."""
+    """Convert mappings with `plain` and write them atomically as JSON, one mapping per line."""
     with writing(path) as file:
         for row in rows:
             file.write((json.dumps(plain(row), allow_nan=False) + "\n").encode())

@@ -19,7 +19,7 @@ def array_hash(named: Mapping[str, ArrayLike]) -> str:
 def stream_hash(
     arrays: Iterable[tuple[str, np.dtype | str, tuple[int, ...], Iterable[np.ndarray]]],
 ) -> str:
-    """Return the `array_hash` of arrays that are read in blocks: (name, dtype, shape, blocks)."""
+    """Return the `array_hash` of arrays given as (name, dtype, shape, blocks), sorted by name."""
     digest = hashlib.sha256()
     for name, dtype, shape, blocks in arrays:
         digest.update(f"{name} {dtype} {shape}\n".encode())
@@ -29,5 +29,5 @@ def stream_hash(
 
 
 def json_hash(value: Any) -> str:
-    """Return the SHA-256 of a JSON value; the order of the names in mappings has no effect."""
+    """Return the SHA-256 of a JSON value; the order of keys in mappings has no effect."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -17,15 +17,15 @@ def lock(
 ) -> Iterator[None]:
     """Lock `folder` for the `with` block, so that no other process writes to it.
 
-    On this machine the operating system's lock is used (`flock` on `folder/name`). It ends with the
-    process that holds it, even if the process is killed, but the file stays. Several processes may
-    hold a `shared` lock at the same time, but not while another process holds an unshared lock. If
-    `wait` is true, the call waits until the lock is free. In a bucket the lock is a claim
-    (`claims`), which is never shared.
+    For a folder on this machine the operating system's lock is used (`flock` on `folder/name`). The
+    lock is released when the process that holds it ends, even if the process is killed; the lock
+    file remains. Several processes may hold the lock at the same time if each of them sets
+    `shared`. If `wait` is true, the call waits until the lock is free. In a bucket the lock is a
+    claim (`claims`), which is never shared.
 
     Raises:
       Locked: another live process holds the lock; the error message names the process.
-      CheckpointError: the folder cannot be written to, or the operating system has no such locks.
+      CheckpointError: the folder cannot be written to, or the operating system has no `flock`.
     """
     where = place(folder)
     if isinstance(where, BucketPath):
@@ -64,10 +64,10 @@ def lock(
 
 @contextlib.contextmanager
 def lock_shard(folder: str | os.PathLike[str], index: int, count: int) -> Iterator[None]:
-    """Lock part `index` of `count` of a run's `folder`; a single part locks the whole folder.
+    """Lock part `index` of the `count` parts of a run; if `count` is 1, lock the whole `folder`.
 
     Raises:
-      Locked: another live process has locked the folder, or this part of it.
+      Locked: another live process has locked the folder, or this part of the run.
     """
     with lock(folder, shared=count > 1):
         if count == 1:

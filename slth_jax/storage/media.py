@@ -1,8 +1,9 @@
-"""A run's folder on a disk or in a bucket: the operations that differ between the two.
+"""The operations on a run's folder that differ between a disk and a bucket.
 
-On a disk a lock protects a run, and a piece is written under a temporary name and then renamed. In
-a bucket a claim protects a run, and a piece is one object, which is written only if no object has
-its name. A version of the configuration is overwritten only after it was read.
+On a disk a lock protects a run. A piece (a saved result of the run) is written under a temporary
+name and then renamed. In a bucket a claim protects a run. A piece is one object, which is written
+only if no object with this name exists. The configuration of a run in a bucket is overwritten only
+if it is still the version that this process read.
 """
 
 import contextlib
@@ -21,23 +22,23 @@ from slth_jax.storage.places import BucketPath, Place, remove
 
 
 class OnDisk:
-    """The operations of a run's folder on this machine."""
+    """The operations on a run's folder that is on this machine."""
 
     def __init__(self, path: Path):
         self._path = path
         self._watched: dict[Path, int] = {}  # open folders while the run is locked
 
     def form(self, form: Form) -> Form:
-        """Return the format in which this folder stores pieces; on a disk this is `form`."""
+        """Return `form`, the requested format of pieces, which a disk can store."""
         return form
 
     def hold(self, index: int, count: int) -> contextlib.AbstractContextManager[None]:
-        """Lock part `index` of `count` of the run in this folder for the `with` block."""
+        """Lock part `index` of the run's `count` parts for the duration of the `with` block."""
         return lock_shard(self._path, index, count)
 
     @contextlib.contextmanager
     def watch(self, *folders: Path) -> Iterator[None]:
-        """Let `check` notice if one of these folders was removed or replaced.
+        """Let `check` detect, within the `with` block, that a folder was removed or replaced.
 
         The folders are kept open, so that no other folder can get their inode numbers.
         """
@@ -50,21 +51,21 @@ class OnDisk:
             yield
 
     def check(self) -> None:
-        """Raise an error if the folder was removed, moved or replaced.
+        """Raise an error if a watched folder was removed, moved or replaced.
 
         Raises:
-          CheckpointError: the folder with the finished pieces is not there any more.
+          CheckpointError: a watched folder was removed, moved or replaced.
         """
         for folder, fd in self._watched.items():
             if not folder.is_dir() or not os.path.samestat(os.fstat(fd), os.stat(folder)):
                 raise CheckpointError(f"{folder} was removed or replaced while it was in use")
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Lock the configuration, which all shards share, for the `with` block."""
+        """Lock the configuration file, which all parts of the run share, for the `with` block."""
         return lock(self._path, name="lock-config", wait=True)
 
     def set_aside(self, place: Path, folder: Path) -> None:
-        """Move a damaged piece into `folder`, under an unused name."""
+        """Move a damaged piece (a saved result) into `folder`, under an unused name."""
         make_folder(folder)
         names = (folder / f"{place.name}.{i}" for i in itertools.count())
         move(place, next(name for name in names if not name.exists()))
@@ -73,25 +74,25 @@ class OnDisk:
         """Return None: on a disk `replace` needs no version, since `deciding` holds a lock."""
 
     def replace(self, path: Path, data: bytes, version: bytes | None) -> bool:
-        """Write a file if its version is still `version`; return whether it was written."""
+        """Write a file and return True; `version` is ignored, since `deciding` holds a lock."""
         write_bytes(path, data)
         return True
 
 
 class InBucket:
-    """The operations of a run's folder in a bucket; `OnDisk` describes the methods."""
+    """The operations on a run's folder that is in a bucket; `OnDisk` describes the methods."""
 
     def __init__(self, path: BucketPath):
         self._path = path
         self._claim: Claim | None = None
 
     def form(self, form: Form) -> Objects:
-        """Return the format of pieces in a bucket, which needs no renaming."""
+        """Return `Objects`, the only format of pieces in a bucket; `form` is ignored."""
         return Objects()
 
     @contextlib.contextmanager
     def hold(self, index: int, count: int) -> Iterator[None]:
-        """Claim the folder, or one part of it; claims on different parts are compatible."""
+        """Claim part `index` of the run's `count` parts; other processes may claim other parts."""
         self._path.store.check()
         name = "lock" if count == 1 else f"lock-{index}-of-{count}"
         # A claim on the whole run excludes claims on its parts, and the reverse.
@@ -105,7 +106,7 @@ class InBucket:
                 self._claim = None
 
     def watch(self, *folders: BucketPath) -> contextlib.AbstractContextManager[None]:
-        """Do nothing, since `check` checks the claim instead."""
+        """Do nothing: in a bucket `check` examines the claim instead of watched folders."""
         return contextlib.nullcontext()
 
     def check(self) -> None:
@@ -118,26 +119,26 @@ class InBucket:
             self._claim.check()
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Do nothing, since `replace` overwrites only the version that was read."""
+        """Do nothing: no lock is needed, since `replace` overwrites only the version it expects."""
         return contextlib.nullcontext()
 
     def set_aside(self, place: BucketPath, folder: BucketPath) -> None:
-        """Copy the object, then delete it."""
+        """Copy a damaged object to an unused name in `folder`, then delete the original."""
         data = place.read_bytes()
         names = (folder / f"{place.name}.{i}" for i in itertools.count())
         next(name for name in names if name.store.swap(name.key, None, data) is not None)
         remove(place)
 
     def version(self, path: BucketPath) -> bytes | None:
-        """Return the version of the object; None if it is missing."""
+        """Return the stored version of an object; None if the object does not exist."""
         stored = path.store.read(path.key)
         return None if stored is None else stored.version
 
     def replace(self, path: BucketPath, data: bytes, version: bytes | None) -> bool:
-        """Write the object if its version is still `version`; return whether it was written."""
+        """Write an object if its version is still `version`; return whether it was written."""
         return path.store.swap(path.key, version, data) is not None
 
 
 def medium(path: Place) -> OnDisk | InBucket:
-    """Return the operations for a run's folder at `path`, on a disk or in a bucket."""
+    """Return the operations on a run's folder at `path`: `OnDisk` or `InBucket`."""
     return InBucket(path) if isinstance(path, BucketPath) else OnDisk(path)

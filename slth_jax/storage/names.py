@@ -10,7 +10,7 @@ from slth_jax.types import PyTree
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return a dict from path, such as 'layers.0.w_q', to leaf; a single leaf has the path ''.
+    """Return a dict from path, such as 'layers.0.w_q', to leaf; the path of a bare leaf is ''.
 
     Raises:
       ValueError: two leaves have the same path.
@@ -23,7 +23,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def nested(named: Mapping[str, Any]) -> Any:
-    """Return {'a': {'b': x}} for {'a.b': x}; return a single leaf with the name '' itself."""
+    """Make a flat dict nested: {'a.b': x} becomes {'a': {'b': x}}, and {'': x} becomes x."""
     if list(named) == [""]:
         return named[""]
     tree: dict[str, Any] = {}

@@ -16,8 +16,7 @@ _ERRORS = (ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError
 def read_numpy(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarray]:
     """Return the array in a `.npy` file, or a dict of the arrays in a `.npz` file.
 
-    If the header of an array states more entries than the file has bytes, the array is refused
-    before memory is allocated.
+    An array whose header states more bytes than the file has is refused before memory is allocated.
 
     Raises:
       Damaged: the file is damaged, or is not a NumPy file.

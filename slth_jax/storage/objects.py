@@ -1,11 +1,12 @@
 """The format of a piece in a bucket: one object, plus more objects for large or sharded arrays.
 
-The object NAME.safetensors contains the arrays, the notes and a checksum, like a piece saved as
-`Files`. If the arrays are large, or sharded over processes, every process first writes its own
-shards into objects under NAME.parts/. NAME.safetensors is then written last and lists the parts
-with their checksums. Parts without a NAME.safetensors do not count as a piece. (Orbax is not used
-because it cannot write to S3, and because its checkpoints consist of several files, which no
-conditional write can protect.)
+A piece is a tree of arrays with notes (a dict of JSON values). The object NAME.safetensors contains
+the arrays, the notes and a checksum, like the file that `Files` writes. If the arrays are large, or
+sharded over processes, every process first writes its own shards into objects under NAME.parts/.
+NAME.safetensors is then written last and lists these objects with their checksums. Objects under
+NAME.parts/ are ignored if NAME.safetensors does not exist. (Orbax is not used because it cannot
+write to S3, and because its checkpoints consist of several files, which no conditional write can
+protect.)
 """
 
 import functools
@@ -44,11 +45,11 @@ class Objects:
         return [path.stem for path in pieces.glob(f"*{self.suffix}")]
 
     def notes(self, path: BucketPath) -> dict[str, Any]:
-        """Return the notes of a piece without a check of its parts, which `load` makes."""
+        """Return the notes of a piece; the objects with its shards are only checked by `load`."""
         return decode(path, path.read_bytes())[1]
 
     def check(self, path: BucketPath) -> dict[str, Any]:
-        """Compare all arrays with their checksums and return the notes.
+        """Compare all arrays of a piece with their checksums; return the notes of the piece.
 
         Raises:
           Damaged: an object is missing or changed.
@@ -59,7 +60,7 @@ class Objects:
         return notes
 
     def load(self, path: BucketPath, like: PyTree = None) -> PyTree:
-        """Return the arrays in the structure, shapes, dtypes and shardings of `like`.
+        """Return a piece's arrays in the structure, shapes, dtypes and shardings of `like`.
 
         Raises:
           Damaged: an object is missing or changed, or its arrays do not fit `like`.
@@ -74,9 +75,9 @@ class Objects:
     def start(
         self, place: BucketPath, aside: BucketPath, arrays: PyTree, notes: Mapping[str, Any]
     ) -> Pending:
-        """Start writing the objects of this process.
+        """Return the functions that write this process's arrays and make the piece visible.
 
-        The piece becomes visible when the first process writes the last object.
+        The piece becomes visible when the first process writes the object NAME.safetensors.
         """
         mine = dict(_shards_of(arrays))
         size = sum(array.nbytes for array in mine.values())
@@ -117,7 +118,7 @@ class Objects:
             part.unlink()
 
     def clean(self, pieces: BucketPath, ending: str) -> None:
-        """Remove the objects of pieces that were never completed."""
+        """Remove the objects of incomplete pieces, which killed processes have left."""
         for part in pieces.glob("*.parts/*"):
             whole = part.parent.with_name(f"{part.parent.stem}{self.suffix}")
             if f"{ending}-" in part.name and not whole.is_file():
@@ -125,10 +126,10 @@ class Objects:
 
 
 def _create(place: BucketPath, data: bytes) -> bool:
-    """Write an object unless one with this name exists; return whether it now has these bytes.
+    """Write an object unless its name is taken; return whether the stored bytes are `data`.
 
-    If one exists, another process (of shards i/m with a different m) has already written the same
-    arrays.
+    If the name is taken, a process that splits the run into a different number of shards has
+    already written the same arrays.
     """
     return place.store.swap(place.key, None, data) is not None
 
@@ -168,10 +169,10 @@ def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
 
 
 def _part(path: BucketPath, name: str, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the arrays of one part.
+    """Return the arrays in one object under NAME.parts/.
 
     Raises:
-      Damaged: the part is missing or changed.
+      Damaged: the object is missing or changed.
     """
     part = path.with_name(f"{path.stem}.parts") / name
     stored = part.store.read(part.key)
@@ -181,7 +182,7 @@ def _part(path: BucketPath, name: str, entry: Mapping[str, Any]) -> dict[str, np
 
 
 class _Shards:
-    """The arrays of a piece, whole or in shards; each part is read when it is needed."""
+    """The arrays of a piece, each whole or in shards; an object with shards is read when needed."""
 
     def __init__(
         self, path: BucketPath, arrays: Mapping[str, np.ndarray], parts: Mapping[str, Any]
@@ -199,7 +200,7 @@ class _Shards:
         return _part(self._path, part, self._parts[part]) if part else self._arrays
 
     def leaf(self, name: str, like: Any) -> Any:
-        """Return an array like `like`: a JAX array with its sharding, or a NumPy array."""
+        """Return the array `name` with the sharding of `like`, or as NumPy if `like` has none."""
         is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
         data = jax.eval_shape(jax.random.key_data, like) if is_key else like
         read = functools.partial(self._slice, name, data.shape, np.dtype(data.dtype))
@@ -239,10 +240,10 @@ class _Shards:
 
 
 def _span(low: np.ndarray, high: np.ndarray, start: list[int]) -> Slices:
-    """Return the slices from `low` to `high`, relative to a shard that begins at `start`."""
+    """Return the slices for the indices `low` to `high` within a shard that begins at `start`."""
     return tuple(slice(*pair) for pair in zip(low - start, high - start, strict=True))
 
 
 def _slices(text: str) -> Slices:
-    """Return ``(slice(0, 4), slice(8, 16))`` for '0:4,8:16'."""
+    """Parse the bounds of a shard: '0:4,8:16' gives ``(slice(0, 4), slice(8, 16))``."""
     return tuple(slice(*map(int, part.split(":"))) for part in text.split(",") if part)

@@ -1,4 +1,4 @@
-"""Two formats in which a run's pieces are stored: a folder written by Orbax, or a single file.
+"""Two formats of pieces (saved results of a run): a folder written by Orbax, or a single file.
 
 A piece is a tree of arrays with notes. `start` writes a piece under a temporary name. The piece is
 renamed when it is complete, so that a piece is either complete or absent. The module `objects`
@@ -40,13 +40,12 @@ DAMAGED = "damaged"  # the name of the folder for damaged pieces
 
 
 class Pending(NamedTuple):
-    """A piece that is being written.
+    """The remaining steps of saving a piece (a tree of arrays with notes).
 
     Attributes:
-      finish: a function that every process must call. It returns when this process has written its
-        part.
-      commit: a function that the first process must call after `finish`. It makes the piece
-        visible, unless another process has already done so.
+      finish: a function that every process must call; it writes the arrays of this process.
+      commit: a function that the first process must call after `finish`; it makes the piece
+        visible, unless another process has already saved the same piece.
     """
 
     finish: Callable[[], None]
@@ -74,7 +73,7 @@ class Renamed:
         raise NotImplementedError
 
     def notes(self, path: Path) -> dict[str, Any]:
-        """Check a piece as far as `load` requires, and return its notes."""
+        """Make the checks that must precede `load`, and return the notes of the piece."""
         return self.check(path)
 
     def drop(self, place: Path) -> None:
@@ -82,7 +81,7 @@ class Renamed:
         remove(place)
 
     def clean(self, pieces: Path, ending: str) -> None:
-        """Remove pieces that were never completed."""
+        """Remove incomplete pieces, whose names end in `ending`."""
         for left in pieces.glob(f"*{ending}"):
             remove(left)
 
@@ -95,10 +94,10 @@ def _rename(aside: Path, place: Path) -> None:
 
 
 class Folders(Renamed):
-    """A piece as a folder: `arrays` (any tree, by Orbax), `notes.json` and `SHA256SUMS`."""
+    """The format of a piece as a folder of `arrays` (by Orbax), `notes.json` and `SHA256SUMS`."""
 
     def check(self, path: Path) -> dict[str, Any]:
-        """Compare all files with their checksums, and return the notes.
+        """Compare all files of a piece with their checksums; return the notes of the piece.
 
         Raises:
           Damaged: a file is missing, superfluous or changed.
@@ -139,7 +138,7 @@ class Folders(Renamed):
 
 
 class Files(Renamed):
-    """A piece as one safetensors file of NumPy arrays, with notes and checksums as metadata.
+    """The format of a piece as one safetensors file, with notes and checksums as metadata.
 
     The metadata entry consists of the checksum of the notes, a space, and the notes as JSON. The
     entry 'sha256' of the notes is the checksum of the arrays.
@@ -148,7 +147,7 @@ class Files(Renamed):
     suffix = ".safetensors"
 
     def check(self, path: Place) -> dict[str, Any]:
-        """Compare the arrays with their checksum and return the notes.
+        """Compare the arrays of a piece with their checksum; return the notes of the piece.
 
         Raises:
           Damaged: the bytes of the file have changed.
@@ -156,7 +155,7 @@ class Files(Renamed):
         return self._read(path)[1]
 
     def load(self, path: Place, like: PyTree = None) -> Any:
-        """Return a dict from name to array; `like` is not needed, since the file has the shapes."""
+        """Return a dict from name to array; `like` is ignored, since the file has the shapes."""
         return self._read(path)[0]
 
     def start(
@@ -210,7 +209,7 @@ def _sum(text: str) -> str:
 
 
 def _first_sum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the checksum that the first versions used, which covers only the arrays' bytes."""
+    """Return the checksum that the library's first versions wrote: only of the arrays' bytes."""
     return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Paths on this machine (`pathlib.Path`), and paths in a bucket (`BucketPath`).
 
-`place` returns the one that a text describes. A `BucketPath` has those methods of `pathlib.Path`
-that this library uses, so callers can use both kinds of path in the same way.
+`place` converts a string to a path of the right kind. A `BucketPath` has those methods of
+`pathlib.Path` that this library uses, so callers can use both kinds of path in the same way.
 """
 
 import atexit
@@ -26,7 +26,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class BucketPath(os.PathLike[str]):
-    """The path of an object or a folder in a bucket; a folder is all objects under 'KEY/'.
+    """The path of an object or folder in a bucket; a folder consists of all keys under 'KEY/'.
 
     Attributes:
       scheme: 'gs' or 's3'.
@@ -48,7 +48,7 @@ class BucketPath(os.PathLike[str]):
 
     @property
     def store(self) -> Bucket:
-        """The bucket that contains the path."""
+        """The bucket that contains this object or folder."""
         return bucket(self.scheme, self.bucket)
 
     @property
@@ -72,7 +72,7 @@ class BucketPath(os.PathLike[str]):
         return dataclasses.replace(self, key=self.key.rpartition("/")[0])
 
     def with_name(self, name: str) -> "BucketPath":
-        """Return the path of `name` in the same folder."""
+        """Return the path of the object `name` in the folder of this object."""
         return self.parent / name
 
     def absolute(self) -> "BucketPath":
@@ -96,7 +96,7 @@ class BucketPath(os.PathLike[str]):
         return bool(self._keys())
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        """Yield the objects and folders in this folder, in order."""
+        """Yield the objects and folders in this folder, sorted by name."""
         parts = (key[len(self._prefix) :].partition("/")[0] for key in self._keys())
         return (self / name for name in dict.fromkeys(parts))
 
@@ -114,18 +114,18 @@ class BucketPath(os.PathLike[str]):
                 yield self / "/".join(parts)
 
     def stat(self) -> os.stat_result:
-        """Return a result with the object's size; all other fields, including times, are 0."""
+        """Return an `os.stat_result` with the object's size; the other fields are all 0."""
         return os.stat_result((0, 0, 0, 0, 0, 0, len(self.read_bytes()), 0, 0, 0))
 
     def open(self, mode: str = "rb") -> io.BytesIO:
-        """Return the object's bytes as an open file that can only be read."""
+        """Return the object's bytes as a file in memory; changes of the file are not stored."""
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
         """Return the object's bytes.
 
         Raises:
-          CheckpointError: there is no such object.
+          CheckpointError: the object does not exist.
         """
         stored = self.store.read(self.key)
         if stored is None:
@@ -201,8 +201,8 @@ class Local:
     """A local file with the bytes at a path, for libraries that cannot read from a bucket.
 
     Attributes:
-      path: the given path if it is local; otherwise the path of a copy, which is removed together
-        with this object.
+      path: the given path if it is local; otherwise the path of a temporary copy, which is deleted
+        when this `Local` object is.
     """
 
     def __init__(self, path: Place):
@@ -218,10 +218,11 @@ class Local:
 
 
 def fetched(path: Place, patterns: tuple[str, ...] = ("*",)) -> Path:
-    """Return a local path of a file, or of a folder with the files that match `patterns`.
+    """Return a local path of a file or folder; only files that match `patterns` are copied.
 
-    Objects in a bucket are copied once per process into a temporary folder, which is removed when
-    the process ends.
+    A path on this machine is returned unchanged. Objects in a bucket are copied once per process
+    into a temporary folder, which is removed when the process ends. All patterns are ignored if the
+    path is a single file.
     """
     return path if isinstance(path, Path) else _copied(path, patterns)
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, its lock, and pieces that survive a kill.
+"""The folder of a run: its configuration, its lock and its pieces (results that survive a kill).
 
     RUN/config.json     everything that the results depend on; written with the first piece
     RUN/PIECES/NAME     a piece: arrays and notes, with checksums and labels of its run
@@ -61,14 +61,15 @@ class RunFolder:
           path: the output folder, on this machine or in a bucket (gs://, s3://). It must be new or
             already belong to this run.
           config: everything that the results depend on.
-          kind: the word for the run in messages.
-          grows: the places in `config`, such as 'plan.seeds', whose lists a later call may extend.
-            A folder is accepted if its list has fewer entries.
-          ignores: places in `config` that are written but not compared.
-          optional: names in `config` that earlier versions did not write. They are compared only if
-            both configurations contain them.
-          shard: 'i/n' if this process computes the i-th of n parts, which share the folder; None
-            for all.
+          kind: the word that error messages use for the run.
+          grows: the paths in `config`, such as 'plan.seeds', of lists that a later call may extend.
+            A folder with a shorter list is accepted if the list in `config` begins with the entries
+            of the folder's list.
+          ignores: paths in `config` whose values are written but not compared.
+          optional: names in `config` that earlier versions did not write. Such a name is compared
+            only if the configurations of the folder and of this run contain it.
+          shard: 'i/n' if this process computes the i-th of n parts, which share the folder; None if
+            the run is not split.
           pieces: the folder of the pieces inside `path`; '' for `path` itself; None for a run
             without pieces.
           form: the format of a piece on a disk; in a bucket the format is always `Objects`.
@@ -89,10 +90,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Lock the folder, or this shard's part of it, for the duration of the `with` block.
+        """Lock the folder, or only this shard of the run, for the duration of the `with` block.
 
         Raises:
-          Locked: another live process holds the folder.
+          Locked: another live process has locked the folder or this shard.
           CheckpointError: the folder belongs to another run; the error message names the first
             difference.
         """
@@ -111,11 +112,11 @@ class RunFolder:
             self._form.clean(self._pieces, ".tmp" if self._shard[1] == 1 else self._aside)
 
     def deciding(self) -> contextlib.AbstractContextManager[None]:
-        """Lock the configuration, which all shards share, for the `with` block."""
+        """Lock the configuration file, which all shards of the run share, for the `with` block."""
         return self._medium.deciding()
 
     def recorded(self) -> dict[str, Any] | None:
-        """Return the configuration that the folder contains; None if it contains no run.
+        """Return the configuration in the folder; None if no run has stored a result in the folder.
 
         Raises:
           CheckpointError: the folder contains pieces but no configuration.
@@ -133,7 +134,7 @@ class RunFolder:
         return read_json(path, checksum=None)
 
     def compare(self) -> None:
-        """Refuse the folder if it belongs to another run.
+        """Raise an error if the folder belongs to another run.
 
         Raises:
           CheckpointError: the folder belongs to another run; the error message names the first
@@ -158,10 +159,10 @@ class RunFolder:
             )
 
     def record(self) -> None:
-        """Write the configuration, unless a run with more seeds has written one.
+        """Write the configuration, unless the folder has one of the same run with more seeds.
 
-        Only one process calls this function, after its first result. A run that fails before this
-        leaves the folder free for another run.
+        Only the first process calls this function, when it has a result to save. A run that fails
+        before its first result leaves the folder free for another run.
         """
         while True:
             version = self._medium.version(self.path / CONFIG)
@@ -188,7 +189,7 @@ class RunFolder:
         return self._pieces / f"{name}{self._form.suffix}"
 
     def whole(self, name: str, contents: Any = None) -> bool:
-        """Return whether this run wrote the piece and it is intact; otherwise move it aside."""
+        """Return whether this run has an intact piece `name`; move a bad piece into 'damaged'."""
         if not self.has(name):
             return False
         try:
@@ -203,7 +204,7 @@ class RunFolder:
     def _notes(
         self, name: str, contents: Any, read: Callable[[Place], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return the notes of a piece, after a check that the piece belongs to this run."""
+        """Check that a piece belongs to this run; return the notes of the piece."""
         notes = read(self._place(name))
         labels = {"run": self._identity, "piece": name, "contents": plain(contents)}
         # Pieces of the first versions have no labels.
@@ -219,13 +220,13 @@ class RunFolder:
         *,
         contents: Any = None,
     ) -> Callable[[], None]:
-        """Start saving a piece; return a function that makes the piece durable and visible.
+        """Start saving a piece (arrays with notes); return a function that completes the save.
 
         Args:
           name: the name of the piece.
           arrays: the tree of arrays; if the format is `Files`, a dict from name to NumPy array.
           notes: a dict of values that JSON can store, saved with the piece; None for no notes.
-          contents: a label for the piece's contents, such as the numbers of its trials; `load` must
+          contents: a label for the piece's contents, such as the indices of its trials; `load` must
             be called with an equal label.
 
         Raises:
@@ -261,7 +262,7 @@ class RunFolder:
           contents: the label that was passed to `save`.
 
         Raises:
-          Damaged: a byte has changed, or the piece belongs to another run or has another name.
+          Damaged: a byte of the piece has changed, or its labels (run, name, contents) are wrong.
         """
         notes = self._notes(name, contents, self._form.notes)
         return self._form.load(self._place(name), like), notes

@@ -16,7 +16,7 @@ _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def _files(folder: Place, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return the files whose checksums are recorded: those in `names`, or all if it is None."""
+    """Return the files to checksum, by name: those in `names`, or all if `names` is None."""
     if names is not None:
         return {name: folder / name for name in names if (folder / name).is_file()}
     inside: list[Any] = sorted(folder.glob("**/*"))  # type: ignore[type-var]
@@ -32,8 +32,8 @@ def _digest(path: Place) -> str:
 def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
     """Flush the files under `folder` and write their SHA-256 sums into `folder/SHA256SUMS`.
 
-    If `names` is given, only these files are included. The command `sha256sum` can also check the
-    sums.
+    If `names` is given, only the files with these names are included. The command `sha256sum` can
+    also check the sums.
 
     Raises:
       CheckpointError: a file cannot be flushed or written.
@@ -53,7 +53,7 @@ def seal(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> 
 
 
 def check(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> None:
-    """Compare the files that `seal(folder, names)` covered with `folder/SHA256SUMS`.
+    """Compare files with the checksums that `seal(folder, names)` wrote into `folder/SHA256SUMS`.
 
     Raises:
       Damaged: a file is missing, superfluous or changed; the error message names the file.

@@ -1,12 +1,12 @@
 """Save and load tickets: the name of a random source, packed masks, and checksums.
 
-A ticket is source weights times masks. The source is never trained, so a ticket's file contains no
-weights. It contains the source's name and options, the seed, and the packed masks, one bit per
-connection.
+A ticket is a subnetwork of a random network: the random source weights times masks. The source is
+never trained, so a ticket's file contains no weights. The file contains the source's name and
+options, the seed, and the packed masks, one bit per connection.
 
-`create` returns a `Ticket` for given masks, and `from_row` for a row of a sweep's results
-(`record`). `save` writes a ticket, `load` reads all of it, and `open` reads each mask only when it
-is needed (`file`). `materialize` generates the source weights again, compares them with the
+`create` returns a `Ticket` with given masks, and `from_row` returns the ticket that one trial of a
+sweep found. `save` writes a ticket's file, `load` reads the whole file, and `open` reads each mask
+only when it is accessed. `materialize` generates the source weights again, compares them with the
 fingerprint of the weights for which the masks were found, and returns the masked weights. `weights`
 yields masked weights one at a time, and `export` writes them as NumPy arrays. `verify` checks a
 file and, if a target is given, the error stored in the file. `describe` shows a ticket as text.

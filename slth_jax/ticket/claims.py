@@ -1,4 +1,4 @@
-"""Check the bytes of a ticket's file, its source, and the error that it states."""
+"""Check a ticket's file: its bytes, its random source, and the error stored in it."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ class Report:
       ticket: the opened ticket; its masks are read from the file when they are needed.
       size, num_kept: the number of connections that have a mask, and the number of kept
         connections.
-      error: the recomputed error; None if no target is given.
+      error: the error of the ticket, recomputed; None if no target is given.
       recorded: the error that the file states; None if no target is given.
     """
 
@@ -62,9 +62,9 @@ def verify(
 ) -> Report:
     """Check a ticket's file and, if a target is given, the error that the file states.
 
-    The checksums of header and masks and the sizes of the masks are always checked. The source is
-    always generated again and compared with the fingerprint. If `target` is given, the error is
-    recomputed and compared with ``metadata['error']``.
+    The checksums of header and masks and the sizes of the masks are always checked. The source's
+    weights are always generated again and compared with the ticket's fingerprint. If `target` is
+    given, the error is recomputed and compared with ``metadata['error']``.
 
     Args:
       path: the file; its masks are read one at a time.
@@ -73,19 +73,23 @@ def verify(
         returns them.
       inputs: if `target` is a network, the sequences `[s, t, m]` on which the error was measured.
         The error is the largest 2-norm, over the tokens of a sequence, of the difference between
-        the outputs. It is averaged over sequences and computed in float64.
-      memory: for cross-attention, the sequences `[s, t, n]` from which keys and values were
-        computed for each of `inputs`, or a tuple: the inputs of keys and of values.
-      tolerance: the largest difference from the stored error; None for the possible effect of
-        rounding: 1000 units of round-off times the mean norm of the target's outputs, in float32
-        or, if ``metadata['dtype']`` is 'float64', in float64. If `target` is a function, None
-        means a thousandth of the error. The content of a file can therefore reduce the tolerance
+        the outputs of ticket and target. This error is averaged over sequences and computed in
+        float64.
+      memory: for cross-attention, the sequences `[s, t, n]` from which keys and values are
+        computed; or a tuple of two such arrays, for keys and for values. Sequence i belongs to
+        ``inputs[i]``.
+      tolerance: the largest allowed difference between stored and recomputed error. None allows for
+        rounding: the default is 1000 times the machine epsilon times the mean, over sequences, of
+        the largest norm of the target's outputs. The epsilon is that of float32 or, if
+        ``metadata['dtype']`` is 'float64', of float64. If `target` is a function, the default is a
+        thousandth of the recomputed error. The content of a file can therefore reduce the default
         but not increase it.
       sources: as in `create`.
 
     Raises:
-      ValueError: a target that cannot be used, or a network without `inputs`.
-      CheckpointError: a line about the first fault, such as a wrong error.
+      ValueError: `target` cannot be used, or `target` is a network and `inputs` is None.
+      CheckpointError: the file, its source or its stored error is wrong; the error message
+        describes the first fault.
     """
     if tolerance is not None:
         tolerance = checks.number("tolerance", tolerance, low=0)
@@ -105,7 +109,7 @@ def verify(
 
 
 def _compare(ticket: Ticket, error: float, tolerance: float) -> float:
-    """Return the error that the file states; it must be within `tolerance` of `error`."""
+    """Return the error stored in the file, which must be within `tolerance` of `error`."""
     try:
         recorded = float(ticket.metadata["error"])
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
@@ -158,7 +162,7 @@ def _error(
 
 
 def _like(masked: Sequence[Any], target: Sequence[Block]) -> tuple[Block, ...]:
-    """Return the ticket as transformer blocks; blocks without layers get the target's layers."""
+    """Return the ticket as transformer blocks; bare attention gets the target's layers."""
     if len(masked) != len(target):
         raise checks.fail("target", f"{len(masked)} blocks", len(target))
     return tuple(

@@ -1,7 +1,7 @@
 """Read and write a ticket's file: a safetensors file of packed masks, with a JSON header.
 
-A mask in which few or nearly all bits are ones can be stored as a zlib stream (format 2). Checksums
-are computed from uncompressed masks, so they do not depend on compression.
+A mask in which few or nearly all bits are ones can be stored as a zlib stream (version 2 of the
+file format). Checksums are computed from uncompressed masks, so they do not depend on compression.
 """
 
 import contextlib
@@ -51,10 +51,10 @@ class Tensor(NamedTuple):
 
 
 class Stored(Mapping[str, np.ndarray]):
-    """The tensors of a safetensors file by name; each is read when it is accessed."""
+    """A mapping from name to tensor of a safetensors file; a tensor is read when it is accessed."""
 
     def __init__(self, path: storage.Place, file: storage.Local, whole: Mapping[str, int]):
-        """Read names, dtypes and sizes of the tensors; `sizes` has the number of bytes of each.
+        """Read the names, dtypes and sizes of all tensors; set `sizes` to their numbers of bytes.
 
         `path` is used in error messages, `file` is the local file with the bytes, and `whole` maps
         the names of compressed tensors to their uncompressed sizes.
@@ -112,8 +112,8 @@ def _reading(path: storage.Place) -> Iterator[None]:
 def save(path: str | os.PathLike[str], ticket: Ticket, *, overwrite: bool = False) -> None:
     """Write a ticket atomically as one safetensors file; equal tickets give equal bytes.
 
-    Masks in which few or nearly all bits are ones are compressed by zlib. If the file already
-    contains the same ticket, compressed or not, it is not changed.
+    Masks in which few or nearly all bits are ones are compressed by zlib. A file that already
+    contains the same ticket, compressed or not, is not changed.
 
     Raises:
       ValueError: `path` does not end in '.ticket.safetensors'.
@@ -163,7 +163,7 @@ def _has(path: storage.Place, ticket: Ticket) -> bool:
 
 
 def stored(bits: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, " bytes"]]:
-    """Return packed masks as `save` stores them, compressed if that makes them smaller."""
+    """Return packed masks as `save` stores them: compressed if that saves at least 5 %."""
     tensors = {}
     for name in sorted(bits):
         whole = np.asarray(bits[name])
@@ -177,7 +177,7 @@ def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) ->
 
     Args:
       path: the file.
-      ticket: the ticket; its `bits` are not read.
+      ticket: the ticket; its `bits` are ignored, and `tensors` is written instead.
       tensors: the packed masks and any other bytes, by name.
     """
     names = sorted(tensors)
@@ -202,9 +202,9 @@ def write(path: storage.Place, ticket: Ticket, tensors: Mapping[str, Tensor]) ->
 def _compress(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """Compress blocks with zlib in two ways; return the bytes of the shorter stream.
 
-    If a tenth or more of the connections is kept, Huffman codes alone are within 2 % of the
-    entropy. If fewer connections are kept, zlib's references to repeated bytes give a shorter
-    stream.
+    If a tenth or more of the connections is kept, a stream of Huffman codes alone is at most 2 %
+    longer than the entropy of the mask. If fewer connections are kept, zlib's references to
+    repeated bytes give a shorter stream.
     """
     ways = [
         zlib.compressobj(9, strategy=strategy)
@@ -278,7 +278,7 @@ def _fields(path: storage.Place, file: storage.Local) -> dict[str, Any]:
 
 
 def _check_header(fields: Any) -> None:
-    """Refuse a header that does not follow the schema; `open` compares the sizes of masks."""
+    """Raise an error if a field of a header is invalid; `open` checks the sizes of masks."""
     for name, kind in (
         ("source", str), ("options", dict), ("shapes", dict), ("masks_sha256", str),
         ("fingerprint", str), ("metadata", dict),

@@ -23,20 +23,21 @@ _MAX_UNMASKED = 1 << 28  # 1 GiB in float32
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ticket:
-    """A subnetwork of a random network, given by the network's source and seed and by masks.
+    """A subnetwork of a random network: the name of a random source, a seed, and masks.
 
     Attributes:
       source: the name of the source, a key of `ticket.SOURCES`.
       options: the source's keyword arguments, as values that JSON can store.
       seed: the seed of the source's key, `jax.random.key(seed, impl='threefry2x32')`.
       bits: a dict from the name of each mask to its bytes (uint8), as `supermask.pack` returns
-        them. They are in memory, or are read from the ticket's file one at a time.
+        them. The bytes are in memory, or are read from the ticket's file one mask at a time.
       shapes: a dict from the name of each mask to its shape.
       fingerprint: the SHA-256 of the source's weights.
       metadata: a dict of further values that JSON can store, such as the error, the target and
         versions.
-      choices: a dict from name to b, for masks that keep one of each ``2^b`` neighbouring units.
-        The `bits` of these masks are the results of `construction.choices.pack`.
+      choices: a dict from the name of a mask to an integer b, for masks that keep exactly one of
+        every ``2^b`` neighbouring units. The `bits` of these masks are the results of
+        `construction.choices.pack`.
     """
 
     source: str
@@ -74,7 +75,7 @@ class Ticket:
 
 @runtime_checkable
 class Rows(Protocol):
-    """The methods of a sweep's results that `from_row` calls."""
+    """A protocol for the results of a sweep: the methods that `from_row` calls."""
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a dict with a row's grid values, seed and metrics."""
@@ -99,8 +100,8 @@ def create(
       source: the name of a source in `sources`.
       options: the source's keyword arguments, without the key.
       seed: the seed, an integer in [0, 2^32).
-      masks: booleans in the tree of the source's weights. An array is not masked if its leaf is
-        None or is missing in a dict.
+      masks: booleans in the tree of the source's weights. An array of weights is not masked if
+        `masks` has None or no entry in its place.
       weights: the weights for which the masks were found; they are compared bit for bit with the
         source's weights.
       metadata: further values to store, see `Ticket`.
@@ -108,8 +109,8 @@ def create(
         `ticket.SOURCES`.
 
     Raises:
-      ValueError: the source is unknown, it refuses the options, the names or shapes of masks differ
-        from those of its weights, or `weights` differ from the weights that it generates.
+      ValueError: the source is unknown or refuses the options, the masks differ from the source's
+        weights in names or shapes, or `weights` differ from the weights that the source generates.
     """
     seed = checks.integer("seed", seed, low=0, high=2**32 - 1)
     named = {n: checks.array(f"masks.{n}", m, kind="bool") for n, m in named_leaves(masks).items()}
@@ -199,20 +200,21 @@ def mask(ticket: Ticket, name: str) -> np.ndarray:
 
 
 def masks(ticket: Ticket) -> dict[str, np.ndarray]:
-    """Return a dict from name to mask of all masks, as booleans."""
+    """Return a dict from the name of each mask to the mask, as booleans."""
     return {name: mask(ticket, name) for name in ticket.shapes}
 
 
 def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
-    The weights are generated on the CPU if JAX can use it, because bits may differ on other
-    devices. If the source yields weights one at a time, the result is a dict of NumPy arrays.
+    The weights are generated on the CPU if JAX can use it, because other devices may generate
+    different bits. If the source yields weights one at a time, the result is a dict of NumPy
+    arrays.
 
     Raises:
-      CheckpointError: the source is unknown, it refuses the options, its weights do not have the
-        names and shapes of the masks, or the weights differ from those for which the masks were
-        found.
+      CheckpointError: the source is unknown or refuses the options, the masks differ from the
+        source's weights in names or shapes, or the weights differ from the weights for which the
+        masks were found.
     """
     source = _source(ticket, sources)
     if source.masked is not None:
@@ -233,7 +235,7 @@ def weights(ticket: Ticket, *, sources: Sources | None = None) -> Iterator[tuple
 
 
 def check_source(ticket: Ticket, *, sources: Sources | None = None) -> None:
-    """Compare the ticket's source with masks and fingerprint; errors are as in `materialize`."""
+    """Check that the source's weights fit the masks and the fingerprint; errors: `materialize`."""
     source = _source(ticket, sources)
     if source.check is not None:
         source.check(ticket)
@@ -248,7 +250,7 @@ def _masked(leaf: jax.Array, name: str, ticket: Ticket) -> jax.Array:
 
 
 def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
-    """Generate the source's weights; raise an error if their fingerprint differs."""
+    """Generate the source's weights; raise an error if their fingerprint is not the ticket's."""
     drawn = _generate(ticket, sources)
     if _fingerprint(drawn) != ticket.fingerprint:
         raise other_weights(ticket)
@@ -258,7 +260,8 @@ def _genuine(ticket: Ticket, sources: Sources | None) -> PyTree:
 def _generate(ticket: Ticket, sources: Sources | None) -> PyTree:
     """Check that names and shapes of weights and masks agree; return the source's weights.
 
-    The number of weights without a mask is limited, because they take no bytes in the file.
+    The number of weights without a mask is limited, because otherwise a small file could request
+    any amount of memory.
     """
     draw = _draw(ticket, sources)
     shapes = _shapes(draw, ticket)

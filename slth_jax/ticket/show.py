@@ -45,7 +45,7 @@ def describe(ticket: Ticket) -> str:
 
 
 def _stored(ticket: Ticket) -> str:
-    """Return a description of how the masks are stored."""
+    """Describe in words how many bits the file stores per connection."""
     bits = sorted(set(ticket.choices.values()))
     if not bits:
         return "one bit each"
@@ -55,7 +55,7 @@ def _stored(ticket: Ticket) -> str:
 
 
 def _size(ticket: Ticket) -> str:
-    """Return a text with the bytes of masks and target, and bits per trained weight if known."""
+    """Describe the sizes of masks and target in bytes, and the bits per trained weight if known."""
     size = sum(bits.size for bits in ticket.bits.values())
     text, target = f"{size:,} bytes", ticket.metadata.get("target_bytes")
     if isinstance(ticket.bits, Stored) and ticket.bits.num_bytes != size:
@@ -79,7 +79,7 @@ def _short(value: Any) -> str:
 
 
 def export(ticket: Ticket, out: str | os.PathLike[str], *, sources: Sources | None = None) -> int:
-    """Write a ticket's weights (source times masks) to a .npz file; return their number.
+    """Write a ticket's weights (source times masks) to a .npz file; return the number of arrays.
 
     The arrays are written one after another, under the names of the masks. The file appears only
     when it is complete. Equal tickets give equal bytes.

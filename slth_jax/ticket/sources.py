@@ -22,12 +22,12 @@ class Source:
       name: the name that tickets store.
       draw: `draw(key, **options)` returns the tree of weights. None if the weights do not fit into
         memory; in that case `masked` yields the masked weights instead.
-      masked: `masked(ticket)` yields pairs (name, weights times mask) one at a time. It is for
-        sources whose tickets do not store a mask for each weight. The function compares the weights
-        with the ticket's fingerprint before the first pair and raises `storage.CheckpointError` if
-        they differ.
-      check: `check(ticket)` makes the same comparison without yielding weights; None if only
-        `masked` can make it.
+      masked: `masked(ticket)` yields pairs (name, weights times mask) one at a time. The function
+        is needed for sources whose tickets do not store a mask for each weight. The function
+        compares the weights with the ticket's fingerprint before the first pair and raises
+        `storage.CheckpointError` if they differ.
+      check: `check(ticket)` compares the source's weights with the ticket's fingerprint but returns
+        no weights; None if only `masked` can compare them.
     """
 
     name: str
@@ -50,7 +50,7 @@ def _gpt2(
     gains: str = "fixed",
     **shape: Any,
 ) -> PyTree:
-    """Draw a GPT-2 of `models`; `embeddings` and `gains` only state which parts are masked."""
+    """Draw the weights of a GPT-2; `embeddings` and `gains` are ignored."""
     from slth_jax import models
 
     defaults: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024, "activation": "relu"}
@@ -67,7 +67,7 @@ def _decoder(ticket: Any) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def check_decoder(ticket: Any) -> "Network":
-    """Return the network of a whole model's ticket; check that this machine draws its weights.
+    """Return the network of a whole model's ticket, if this machine draws the ticket's weights.
 
     Raises:
       CheckpointError: this machine draws different random weights, or the masks do not fit the
