@@ -1,4 +1,4 @@
-"""Transformers as pure functions on named arrays, which take no weight masks.
+"""Transformers as pure functions of named weight arrays, without weight masks.
 
 `settings` describes a network, `initial` draws its initial weights, and `presets` provides named
 settings and weights. `layers` and `decoder` compute logits, `encoder` computes embeddings of texts,

@@ -52,8 +52,9 @@ def extend(
     products are computed in the dtype of the cache.
 
     Raises:
-      ValueError: the tokens are refused by `decoder.apply`, or the cache lacks space for them. If
-        `used` is traced, the space cannot be checked, and later tokens overwrite earlier tokens.
+      ValueError: `decoder.apply` refuses the tokens, or the cache lacks space for them. If
+        `cache.used` is traced, the space cannot be checked, and tokens beyond the space overwrite
+        the last tokens of the cache.
     """
     tokens = decoder.check_tokens(tokens, settings)
     decoder.check_params(params, settings)

@@ -1,7 +1,8 @@
-"""Transformers as pure functions on named arrays.
+"""Transformers as pure functions of named weight arrays.
 
-The same functions compute GPT-2, Llama, BERT, the merged network of a ticket, and the masked random
-source. These networks differ only in their settings and in which parameters they have (`settings`).
+The functions in this file compute GPT-2, Llama, BERT, the merged network of a ticket, and the
+masked random source. Such networks differ only in their settings and in the names of their
+parameters (see `settings`).
 """
 
 import functools
@@ -40,7 +41,8 @@ def apply(
       tokens: integers `[n, t]`, t at most `settings.max_length`.
       settings: the network.
       attn_mask: booleans `[t, t]` or `[n, t, t]`, True if token i may attend to token j; causal
-        settings apply in addition. A token that may attend to nothing attends to all tokens.
+        settings mask later tokens in addition. A token whose keys are all masked attends equally to
+        all tokens.
       dtype: the dtype of the matrix products; float32 products have full precision. Norms and
         softmax are computed in float32 or, if `dtype` is float64, in float64, which needs JAX's x64
         mode.
@@ -51,9 +53,9 @@ def apply(
       The logits `[n, t, outputs]`, in float32 or float64.
 
     Raises:
-      ValueError: an array has a wrong shape, or `tokens` are not integers `[n, t]` or are too many.
-        Unless values are traced, tokens outside the vocabulary and logits that overflow are refused
-        too.
+      ValueError: an array has a wrong shape, or `tokens` are not integers `[n, t]` with t at most
+        `settings.max_length`. The error is also raised for tokens outside the vocabulary and for
+        logits that overflow, but not if these values are traced (inside `jax.jit`).
     """
     tokens = check_tokens(tokens, settings)
     check_params(params, settings)
@@ -96,9 +98,10 @@ def embed(
     start: ArrayLike = 0,
     token_types: Int[Array, "n t"] | None = None,
 ) -> Float[Array, "n t d"]:
-    """Return the input of the first block; the first token has position `start`.
+    """Return the input of the first block; the position of the first token is `start`.
 
-    The parameters used are `wte` and, if the settings have them, `wtt`, `wpe` and `ln_e.*`.
+    The function uses the parameters `wte` and, if the settings require them, `wtt`, `wpe` and
+    `ln_e.*`.
     """
     dtype = _dtype(params, "wte")
     with layers.full_precision(dtype):
@@ -124,12 +127,13 @@ def block(
 ) -> Float[Array, "n t d"]:
     """Apply one block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
 
-    If the settings have `post_norm`: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``.
+    If `settings.post_norm` is true, the block is ``norm(x + attention(x))``, then ``norm(x +
+    mlp(x))``.
 
     Args:
       params: the block's parameters, without the prefix 'h.' and the block axis: 'attn.q' `[d, h
-        k]`, 'ln_1.gain' `[d]`, ... If 'mlp.in' is absent (as a matrix and as factors), the second
-        step is skipped.
+        k]`, 'ln_1.gain' `[d]`, ... If 'mlp.in' is absent (as a matrix and as factors), the step
+        with `mlp` is skipped.
       x: the residual stream.
       settings: the network.
       attn_mask: True if token i may attend to token j.
@@ -144,8 +148,8 @@ def unembed(
 ) -> Float[Array, "n t outputs"]:
     """Return the logits for the last block's output `x`, in float32 or float64.
 
-    The parameters used are `ln_f.*`, and `unembed` or (if tied) `wte`. If the settings have
-    `states`, the result is `x` itself.
+    The function uses the parameters `ln_f.*` and `unembed`, or `wte` instead of `unembed` if the
+    output layer is tied. If `settings.states` is true, the result is `x` itself.
     """
     if settings.states:
         return x.astype(layers.wide(x.dtype))
@@ -168,8 +172,8 @@ def advance(
 ) -> tuple[Float[Array, "n t d"], Cached]:
     """Apply one block to the tokens at `positions`, given the keys and values of a cache.
 
-    Returns the output, and the keys and values of all positions in the cache or, without a cache,
-    in `x`.
+    Returns the block's output, and the keys and values of all positions in the cache. If `past` is
+    None, there is no cache, and the keys and values are those of `x`.
     """
     n, t, _ = x.shape
     chex.assert_shape(positions, (t,))
@@ -203,7 +207,7 @@ def advance(
 
 
 def split(params: Params, dtype: jax.typing.DTypeLike) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the parameters outside the blocks, and the blocks' parameters without 'h.'."""
+    """Return the parameters outside the blocks, and those of the blocks without the prefix 'h.'."""
     cast = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
     ends = {name: value for name, value in cast.items() if not name.startswith("h.")}
     return ends, {name[2:]: value for name, value in cast.items() if name.startswith("h.")}
@@ -228,7 +232,7 @@ def check_types(
 
 
 def check_params(params: Params, settings: Settings) -> None:
-    """Refuse arrays whose shapes do not fit the settings, and a network without attention.
+    """Raise an error if an array has a wrong shape, or `wte` or an attention matrix is missing.
 
     The shapes of factors (see `Settings.factor`) are not checked.
     """
@@ -283,7 +287,7 @@ def _apply(
 def padding_mask(
     tokens: Int[Array, "n t"], settings: Settings, attn_mask: Mask | None = None
 ) -> Mask | None:
-    """Return `attn_mask` in which, if the settings have a padding token, no token attends to it."""
+    """Return `attn_mask`; if the settings have a padding token, its positions are masked too."""
     if settings.pad_token is None:
         return attn_mask
     n, t = tokens.shape

@@ -26,7 +26,7 @@ def embeddings(
 
     Args:
       params: named arrays; see `settings`.
-      tokens: integers `[n, t]`; shorter texts are padded at their end.
+      tokens: integers `[n, t]`; texts with fewer than t tokens are padded at their end.
       settings: the settings of an encoder, which is not causal and whose outputs are states.
       kept: booleans `[n, t]`, False at padding, which no token attends to; None for no padding.
       token_types: integers `[n, t]`; None for type 0.
@@ -50,7 +50,7 @@ def embeddings(
 
 
 def check(settings: Settings, pooling: str) -> None:
-    """Refuse the settings of a decoder, and an unknown pooling."""
+    """Raise an error for the settings of a decoder and for an unknown pooling."""
     checks.record("settings", settings, Settings)
     if not settings.states or settings.causal:
         raise checks.fail("settings", "of an encoder: causal False, states True", "a decoder's")

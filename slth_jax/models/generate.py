@@ -25,9 +25,9 @@ def generate(
 ) -> list[int]:
     """Return `prompt` continued by up to `length` tokens.
 
-    At temperature 0 the next token is the likeliest one; else it is
-    ``argmax(logits / temperature + noise)`` with Gumbel noise from ``fold_in(key, position)``, so
-    that two models sampled with the same key see the same noise.
+    At temperature 0 the next token is the likeliest token. At higher temperatures it is
+    ``argmax(logits / temperature + noise)``. The Gumbel noise is drawn with ``fold_in(key,
+    position)``, so two models that are sampled with the same key see the same noise.
 
     Args:
       params, settings: see `decoder`.

@@ -28,8 +28,10 @@ class Initial:
 
     Attributes:
       sd: the standard deviation of all matrix entries; 0.02 in GPT-2 and Llama.
-      embedding_sd: the standard deviation of the entries of `wte`, `wpe` and `wtt`; None for `sd`.
-      residual: whether `h.attn.o` and `h.mlp.out` are multiplied by ``(2 b)^(-1/2)`` (GPT-2).
+      embedding_sd: the standard deviation of the entries of `wte`, `wpe` and `wtt`; None for the
+        value of `sd`.
+      residual: whether `h.attn.o` and `h.mlp.out` are multiplied by ``(2 b)^(-1/2)``, where b is
+        the number of blocks, as in GPT-2.
       biases: the names of the maps that have a bias, from `MAPS`.
     """
 
@@ -61,9 +63,9 @@ def initialise(
     """Draw the initial weights, with query and key weights multiplied by `qk_scale`.
 
     Entries are ``N(0, sd^2)``, see `Initial`; gains are 1, shifts and biases 0. The key of a matrix
-    depends only on the matrix's name, so the entries do not depend on the other matrices. Call this
-    function outside compiled functions: only then is it always the same program, which gives the
-    same bits.
+    depends only on the matrix's name, so the entries do not depend on the other matrices. Do not
+    call this function inside a compiled function: XLA could then change the last bits of the
+    weights.
 
     Args:
       key: a typed PRNG key.

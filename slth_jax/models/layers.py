@@ -1,7 +1,7 @@
-"""The layers of a block as pure functions on named arrays; an absent parameter is skipped.
+"""The layers of a block as pure functions; a layer without a gain or bias skips that step.
 
-The letters of axes are: n sequences, t (queries) and s (keys) positions, d width, h query heads, g
-key/value heads, k and v head widths, f hidden width.
+The letters in shapes are: n sequences, t query positions, s key positions, d width, h query heads,
+g key/value heads, k the width of query and key heads, v the width of value heads, f hidden width.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def linear(
 def lookup(
     params: Params, name: str, index: Int[Array, "*rows"], settings: Settings
 ) -> Float[Array, "*rows d"]:
-    """Return the rows `index` of the table `name`; the result equals `linear` of one-hot inputs."""
+    """Return the rows with numbers `index` of a table, as `linear` does for one-hot inputs."""
     if name in params:
         return params[name][index]
     first = _plus(params[f"{name}.first"][index], params.get(f"{name}.first.bias"))
@@ -69,8 +69,9 @@ def norm(
 ) -> Float[Array, "*rows d"]:
     """Return x normalised over its last axis, times a gain, plus a shift.
 
-    'layer': ``(x - mean) / sqrt(var + eps)``; 'rms': ``x / sqrt(mean(x^2) + eps)``. A linear map
-    NAME.map, either whole or as two factors, can replace gain and shift.
+    If `settings.norm` is 'layer', x is normalised as ``(x - mean) / sqrt(var + eps)``; if it is
+    'rms', as ``x / sqrt(mean(x^2) + eps)``. Instead of a gain and shift, `params` may contain a
+    linear map NAME.map, either whole or as two factors.
     """
     if settings.norm != "none":
         y = x.astype(wide(x.dtype))
@@ -88,10 +89,11 @@ def norm(
 def rotate(
     x: Float[Array, "n t heads k"], positions: Int[Array, " t"], settings: Settings
 ) -> Float[Array, "n t heads k"]:
-    """Rotate each head's pairs by the angle position times frequency (Su et al. 2021).
+    """Rotate pairs of a head's components by position times frequency (Su et al. 2021).
 
-    ``even' = even cos - odd sin``, ``odd' = odd cos + even sin``. As in `transformers`, the first
-    half of a head contains the even components.
+    The result is ``even' = even cos - odd sin`` and ``odd' = odd cos + even sin``. As in the
+    library `transformers`, the first half of a head contains the even components, the second half
+    the odd components.
     """
     dtype = wide(x.dtype)
     frequencies = jnp.repeat(jnp.asarray(settings.rotary, dtype), settings.rotary_repeat)
@@ -113,17 +115,17 @@ def attend(
     """Return ``softmax(scale q keys^T) values`` of every head.
 
     `jax.nn.dot_product_attention` is not used, because it requires values as wide as keys and
-    always computes its softmax in float32. Long sequences are computed in blocks of queries, so
-    that memory grows with the number of keys and not with its square.
+    always computes its softmax in float32. For long sequences the queries are processed in blocks,
+    so memory grows linearly, not quadratically, with the length.
 
     Args:
       q: queries.
       keys: the keys of all positions; query head i uses key/value head ``i // (h / g)``.
       values: the values of all positions.
       positions: the position of each query among the keys, used only if the settings are causal.
-      settings: the settings that contain the logit scale and causality.
-      attn_mask: True if query t may attend to key s; one mask for all sequences, or one for each.
-        If every key is masked for a query, the query attends to all keys equally.
+      settings: the network's settings; only `logit_scale` and `causal` are used.
+      attn_mask: True if query t may attend to key s; the first axis has length 1 (one mask for all
+        sequences) or n. If every key is masked for a query, the query attends to all keys equally.
     """
     n, count, h, k = q.shape
     length, g, v = values.shape[1:]

@@ -61,13 +61,14 @@ as GPT-2 small."""
 
 
 def preset(name: str, *, width_multiplier: float = 1.0, **settings: Any) -> Preset:
-    """Return the named network, with `width_multiplier` times its width and number of heads.
+    """Return the preset `name`, with `width_multiplier` times its width and number of heads.
 
-    The width of each head does not change, as in figure 7 of the paper. The hidden width is
-    multiplied too. `settings` replace other fields of `Settings`.
+    The hidden width of the fully connected layers is multiplied too. The width of each head does
+    not change, as in figure 7 of the paper. The keyword arguments `settings` replace fields of the
+    preset's `Settings`.
 
     Raises:
-      ValueError: the name is unknown, or the multiplied number of heads is not a whole number.
+      ValueError: the name is unknown, or the multiplied number of key/value heads is not whole.
     """
     base, initial = PRESETS[checks.choice("model", name, PRESETS)]
     checks.number("width_multiplier", width_multiplier, low=0, open_low=True)

@@ -9,8 +9,8 @@ matrix is applied as ``x @ w``. The parameters of the blocks are stacked along a
     h.ln_2.gain, h.ln_2.bias [b, d] h.attn.q [b, d, h k]   h.attn.k [b, d, g k]   h.attn.v [b, d, g
     v]   h.attn.o [b, h v, d] h.mlp.in, h.mlp.gate [b, d, f]   h.mlp.out [b, f, d]
 
-and the biases of the maps, such as ``h.attn.q.bias [b, h k]``. Gains, shifts and biases are
-optional: a parameter that is absent is skipped.
+Linear maps may also have biases, such as ``h.attn.q.bias [b, h k]``. Gains, shifts and biases are
+optional: if one is absent, the step that would use it is skipped.
 """
 
 import dataclasses
@@ -44,9 +44,9 @@ POSITIONS = ("learned", "rotary", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a transformer, each given explicitly; `make_settings` derives most of them.
+    """All settings of a transformer; `make_settings` derives most of them from a few.
 
-    Two networks are the same function of their parameters if and only if their settings are equal.
+    Networks with equal settings compute the same function of their parameters.
 
     Attributes:
       vocab_size: the number of different tokens.
@@ -58,24 +58,24 @@ class Settings:
       head_width: k, the width of a query and key head.
       value_width: v, the width of a value head.
       hidden_width: f, the hidden width of the fully connected layers.
-      outputs: the number of logits per token.
+      outputs: the number of outputs per token: logits or, if `states` is true, state entries.
       logit_scale: the factor of the attention logits, usually ``1 / sqrt(k)``.
       max_length: the largest number of tokens in a sequence.
       norm: the kind of normalisation: 'layer', 'rms' or 'none'.
       norm_eps: the number that is added to the variance.
       positions: the kind of positions: 'learned' (added to the embedding), 'rotary' or 'none'.
       rotary: the F rotary frequencies in radians per position; empty unless positions are rotary. A
-        head contains first the even components of its pairs, then the odd components.
+        head contains the even components of all rotated pairs, followed by the odd components.
       rotary_repeat: the number of consecutive pairs that share a frequency;
         ``F rotary_repeat = k / 2``.
       activation: the name of the activation function, from `ACTIVATIONS`.
       gated: whether layers compute ``act(x gate) * (x in)`` instead of ``act(x in)``.
       causal: whether each token attends only to itself and to earlier tokens.
-      pad_token: the padding token, to which no token attends; None for none.
+      pad_token: the padding token, to which no token attends; None if there is none.
       tied: whether the output layer is the transposed `wte`; if not, it is `unembed`.
       factor: the name of the function between the two factors of a matrix, from `FACTORS`.
       post_norm: whether norms follow the residual sums, ``norm(x + f(x))`` as in BERT; if false,
-        they precede the maps, ``x + f(norm(x))``.
+        norms precede attention and fully connected layers, ``x + f(norm(x))``.
       states: whether the outputs are the states of the last block, without a final norm or an
         output layer.
       token_types: the number of token types; the row of `wtt` for a token's type is added to the
@@ -150,10 +150,11 @@ def make_settings(
 ) -> Settings:
     """Return settings with the usual proportions, unless `options` override them.
 
-    ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``, ``logit_scale = 1 /
-    sqrt(k)``, and rotary frequencies of base 10,000. If `states` is true, ``outputs = d`` and the
-    output layer is not tied. An option that is None is derived too. To change the width, call this
-    function again, since `dataclasses.replace` derives nothing.
+    The defaults are ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
+    ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000. If `states` is true,
+    ``outputs = d`` and the output layer is not tied. An option that is None also gets its default.
+    To change the width of existing settings, call this function again: `dataclasses.replace` would
+    not update the settings that depend on the width.
 
     Raises:
       ValueError: no network can have these settings; the error message names the first wrong
@@ -218,7 +219,7 @@ def matrix_shapes(settings: Settings) -> Shapes:
 
 
 def vector_shapes(settings: Settings) -> Shapes:
-    """Return a dict from name to shape of all gains, shifts and biases a network may have."""
+    """Return a dict from name to shape, for all gains, shifts and biases a network may have."""
     s, b, d = settings, settings.num_blocks, settings.width
     shapes: Shapes = {}
     parts = {"layer": ("gain", "bias"), "rms": ("gain",), "none": ()}[s.norm]

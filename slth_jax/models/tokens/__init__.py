@@ -1,10 +1,10 @@
 """Convert text to tokens and back, with the tokenizer files of models.
 
-`open_tokenizer` recognises a path: a llama2.c file (`llama2c`), a Hugging Face folder (`folder`), a
-folder with GPT-2's first two files (`gpt2`), or a GGUF file (`gguf`). Each tokenizer has the
-methods `encode` and `decode`, and `stop` contains the tokens that end a text. For a model without a
-tokenizer, `numbers` writes tokens as numbers. `sentences` makes padded batches of texts for
-encoders.
+`open_tokenizer` recognises the format of a path. The formats are a llama2.c file (`llama2c`), a
+Hugging Face folder (`folder`), a folder with the two files of GPT-2's first release (`gpt2`), and a
+GGUF file (`gguf`). Each tokenizer has the methods `encode` and `decode`, and an attribute `stop`
+with the tokens that end a text. For a model without a tokenizer, `numbers` writes tokens as
+numbers. `sentences` makes padded batches of texts for encoders.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ AnyTokenizer = Tokenizer | FolderTokenizer | BytePairs | Numbers
 
 
 def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
-    """Return the tokenizer at `path`: a llama2.c or GGUF file, or a folder; None for `Numbers`.
+    """Return the tokenizer in a llama2.c file, GGUF file or folder; return `Numbers` for None.
 
     Raises:
       ValueError: the folder has no tokenizer files, or the type is not supported.
@@ -68,7 +68,7 @@ def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
 def find(
     given: str | os.PathLike[str] | None, beside: str | os.PathLike[str], vocab_size: int
 ) -> Path | None:
-    """Return the path `given`, or else that of a tokenizer beside a model or ticket, or None."""
+    """Return the path of the tokenizer `given`, or of one beside a model or ticket, or None."""
     if given is not None:
         return storage.fetched(storage.place(given), _NAMES)
     path = storage.place(beside)
@@ -88,8 +88,8 @@ def find(
 def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """Copy the files of a tokenizer into `folder`, where `find` looks for them.
 
-    The tokens that end a text according to ``config.json`` are written to
-    ``generation_config.json``.
+    The tokens that end a text, as listed in the model's ``generation_config.json`` and
+    ``config.json``, are written to ``generation_config.json`` in `folder`.
 
     Raises:
       CheckpointError: a file cannot be read or written.

@@ -19,11 +19,12 @@ _LARGEST = 9999  # the limit on powers and repetitions in a template
 
 
 class FolderTokenizer:
-    """The tokenizer of a folder: ``tokenizer.json``, or GPT-2's ``vocab.json`` and ``merges.txt``.
+    """A tokenizer read from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt`` (GPT-2).
 
     Attributes:
-      stop: the tokens that end a text or a turn, according to the folder's configurations.
-      start: the token with which generation from an empty text begins, or None.
+      stop: the tokens that end a text or a turn of a chat, according to the folder's configuration
+        files.
+      start: the token with which generation from an empty text begins; None if there is none.
     """
 
     def __init__(self, folder: Path, *, name: str | None = None):
@@ -73,17 +74,17 @@ class FolderTokenizer:
         return tokens or ([] if self.start is None else [self.start])
 
     def encode_texts(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Return the tokens of each text, with special tokens, cut to at most `length`."""
+        """Return the tokens of each text, with special tokens, cut to at most `length` tokens."""
         self._tokenizer.enable_truncation(length)
         encoded = self._tokenizer.encode_batch(list(texts))
         self._tokenizer.no_truncation()
         return [text.ids for text in encoded]
 
     def chat(self, text: str) -> list[int]:
-        """Return the tokens of a chat with the user's message `text`, up to the assistant's turn.
+        """Return the tokens of a chat with one message `text`, which an answer can continue.
 
         Raises:
-          ValueError: the folder has no chat template, or the template refuses the text.
+          ValueError: the folder has no chat template, or the template raises an error.
         """
         rendered = _render(self._template(), text, self._config)
         return self._tokenizer.encode(rendered, add_special_tokens=False).ids
@@ -93,11 +94,11 @@ class FolderTokenizer:
         return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
 
     def __repr__(self) -> str:
-        """Return a text with the folder and the number of tokens."""
+        """Return a short text with the folder's name and the size of the vocabulary."""
         return f"FolderTokenizer({self._name!r}: {self._tokenizer.get_vocab_size()} tokens)"
 
     def _id(self, name: str) -> int | None:
-        """Return the number of the special token `name` in the configuration, or None."""
+        """Return the special token that the configuration calls `name`; None if there is none."""
         token = self._config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
@@ -121,7 +122,7 @@ class FolderTokenizer:
 
 
 def stated_ends(folder: Path) -> set[int]:
-    """Return the numbers of the tokens that end a text, according to the model's configurations."""
+    """Return the tokens that the model's configuration files list as ends of a text."""
     ends: set[Any] = set()
     for name in ("generation_config.json", "config.json"):
         value = read_object(folder / name).get("eos_token_id")
@@ -138,7 +139,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
-    """Render a chat of one message with the template, in a sandbox as transformers does."""
+    """Render a chat of one message with the template, in a sandbox like that of `transformers`."""
     try:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -150,7 +151,7 @@ def _render(template: str, text: str, config: Mapping[str, Any]) -> str:
         raise jinja2.exceptions.TemplateError(message)
 
     class Bounded(ImmutableSandboxedEnvironment):
-        """Limits the size of products, powers and texts, so that no template takes all memory."""
+        """A template environment that limits sizes, so that no template can fill the memory."""
 
         intercepted_binops = frozenset(("*", "**", "%"))
 

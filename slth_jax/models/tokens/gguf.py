@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as the files of a Hugging Face folder."""
+"""Convert the tokenizer inside a GGUF file to the files of a Hugging Face folder."""
 
 import json
 import tempfile
@@ -19,7 +19,7 @@ _DIGITS = {"type": "Digits", "individual_digits": True}
 
 
 def _split(pattern: str) -> list[dict[str, Any]]:
-    """Return the steps that split a text by a pattern, and then into bytes."""
+    """Return the pre-tokenizer steps that split a text by a pattern, and then into bytes."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
     return [split | {"invert": False}, _BYTES | {"use_regex": False}]
 
@@ -37,7 +37,7 @@ _CONTROL, _USER = 3, 4  # types of tokens that are not made by merges
 
 
 def open_gguf(path: Path) -> FolderTokenizer:
-    """Return the tokenizer in a GGUF file; the errors are those of `folder_files`."""
+    """Return the tokenizer in a GGUF file; see `folder_files` for the errors."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in folder_files(path).items():
             (Path(folder) / name).write_bytes(content)
@@ -45,7 +45,7 @@ def open_gguf(path: Path) -> FolderTokenizer:
 
 
 def folder_files(path: Path) -> dict[str, bytes]:
-    """Return the contents of the tokenizer's files, as a dict from file name to bytes.
+    """Return the files of a Hugging Face tokenizer, as a dict from file name to bytes.
 
     Raises:
       ValueError: the tokenizer is not of the supported type (byte-pair merges).

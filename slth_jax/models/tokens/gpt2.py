@@ -51,7 +51,7 @@ class BytePairs:
             raise storage.Damaged(f"{line} are damaged or do not belong together") from error
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text`; for an empty text, the end-of-text token."""
+        """Return the tokens of `text`; for an empty text, return the end-of-text token."""
         return self._encoding.encode_ordinary(text) or [self.start]
 
     def decode(self, tokens: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer(NamedTuple):
-    """Pieces of bytes with scores; the pair with the best score is merged first.
+    """A vocabulary of byte strings (pieces), each with a score; high scores are merged first.
 
     Token 1 begins a text and also ends it. Tokens 3 to 258 are single bytes.
     """
@@ -24,10 +24,11 @@ class Tokenizer(NamedTuple):
     start: int = 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the start token and the tokens of `text`; the best-scored pair is merged first.
+        """Return the start token and the tokens of `text`, merged in the order of scores.
 
         Raises:
-          ValueError: a character of the text is not a piece, nor are its bytes.
+          ValueError: the vocabulary contains neither a character of the text nor the character's
+            bytes.
         """
         lookup = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         tokens = [self.start]
@@ -52,7 +53,7 @@ class Tokenizer(NamedTuple):
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens` without start tokens and without the first space.
 
-        A token beyond the pieces becomes U+FFFD.
+        A token outside the vocabulary is decoded as U+FFFD.
         """
         raw = b""
         for token in tokens:
@@ -70,7 +71,7 @@ class Tokenizer(NamedTuple):
         return frozenset({self.start})
 
     def __repr__(self) -> str:
-        """Return the number of pieces."""
+        """Return a short text with the size of the vocabulary."""
         return f"Tokenizer({len(self.pieces)} pieces)"
 
 

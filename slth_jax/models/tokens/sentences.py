@@ -40,7 +40,7 @@ class Sentences:
         """Read the files of the folder; `max_length` is the model's largest number of tokens.
 
         Raises:
-          ValueError: the pooling, a step, a prompt or a preprocessing of texts is not supported.
+          ValueError: the pooling, a module, a prompt, or lower-casing of texts is not supported.
           CheckpointError: a file is missing or damaged.
         """
         self._tokenizer = FolderTokenizer(folder)
@@ -75,7 +75,7 @@ class Sentences:
 
 
 def _pooling(config: Mapping[str, Any]) -> str:
-    """Return the pooling that a configuration names; 'mean' if the configuration is empty."""
+    """Return the pooling that a configuration selects; 'mean' if the configuration is empty."""
     modes = [name for name in config if name.startswith("pooling_mode_")]
     for name in config.keys() - {*modes, *_WIDTHS}:
         raise checks.fail(repr(name)[:80], "absent from the pooling", repr(config[name])[:80])
@@ -86,7 +86,7 @@ def _pooling(config: Mapping[str, Any]) -> str:
 
 
 def _steps(path: Path) -> tuple[str, ...]:
-    """Return the steps in an encoder's list of modules; return all steps if there is no list."""
+    """Return the module types in ``modules.json``; if there is no such file, return `_STEPS`."""
     if not path.exists():
         return _STEPS
     modules = storage.read_json(path)
@@ -102,7 +102,7 @@ def _steps(path: Path) -> tuple[str, ...]:
 
 
 def _check_prompt(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration with a prompt, which sentence-transformers puts before all texts."""
+    """Raise an error if the configuration has a prompt that is put before every text."""
     name, prompts = config.get("default_prompt_name"), config.get("prompts")
     empty = isinstance(prompts, dict) and isinstance(name, str) and prompts.get(name) == ""
     if name is not None and not empty:

@@ -1,12 +1,13 @@
-"""Read and write weights: `open` recognises the kind of a path and returns a `Reader`.
+"""Read and write weights: `open` recognises a file's format and returns a `Reader`.
 
 A `Reader` (`reader`) has the model's settings and reads its arrays block by block, under the names
-in `models.settings`. `save` writes a folder. `folder` reads and writes Hugging Face folders. Tables
-of names and keys describe their architectures (`bert`, `roberta`, `gpt2`, `llama`, with `layout`,
-`keys` and `rope`). `llama2c` reads a ``.bin`` file, `gguf` reads a ``.gguf`` file, and `lens` reads
-a TransformerLens ``.npz`` file. A model is read as the original library reads it. Every key of a
-configuration and every array is used, or known to have no effect, or refused with an error message
-that names it.
+in `models.settings`. `save` writes a Hugging Face folder. `folder` reads and writes Hugging Face
+folders. The files `bert`, `roberta`, `gpt2` and `llama` contain tables of array names and
+configuration keys for each architecture; `layout`, `keys` and `rope` interpret these tables.
+`llama2c` reads a ``.bin`` file, `gguf` reads a ``.gguf`` file, and `lens` reads a TransformerLens
+``.npz`` file. A model read by this subpackage computes the same function as in the library that
+wrote it. A key of the configuration or an array is ignored only if it is known to have no effect.
+If a key or array is not supported, an error names it.
 """
 
 import os
@@ -37,11 +38,12 @@ def open(  # always called as weights.open
     """Return a reader of the model at `path`.
 
     Args:
-      path: a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2, BERT or RoBERTa: ``config.json``
-        and weights), its name on the Hub if `huggingface_hub` is installed, a llama2.c ``.bin``, a
-        ``.gguf`` of the Llama type, or a TransformerLens ``.npz``; on this machine or in a bucket
-        (gs://, s3://).
-      config: the configuration for an ``.npz`` file; None if a JSON file with the same name exists.
+      path: a Hugging Face folder with ``config.json`` and weights (GPT-2, Llama, Mistral, Qwen2,
+        BERT or RoBERTa), a llama2.c ``.bin``, a ``.gguf`` of the Llama type, or a TransformerLens
+        ``.npz``. The path may be on this machine, in a bucket (gs://, s3://) or, if
+        `huggingface_hub` is installed, a name on the Hub.
+      config: the configuration for an ``.npz`` file; None to read it from the JSON file of the same
+        name.
 
     Raises:
       ValueError: the kind of file, a key, a value or an array is not supported.
@@ -64,7 +66,7 @@ def open(  # always called as weights.open
 
 
 def _from_bucket(path: storage.BucketPath) -> Path:
-    """Copy a model's folder, or its file with accompanying files; return the local path."""
+    """Copy a model from a bucket, with its tokenizer and configuration; return the local path."""
     if path.is_file():
         names = (path.name, f"{path.stem}.json", "tok*.bin")
         return storage.fetched(path.parent, names) / path.name

@@ -46,7 +46,7 @@ _NORMS = {"ln_1": "attention.output.LayerNorm", "ln_2": "output.LayerNorm"}
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of array names (see `layout.Layout`)."""
+    """Return the table from this library's array names to Hugging Face's names."""
     part, rows = "encoder.layer.{b}.", []
     for ours, theirs in _MAPS.items():
         rows.append(Row(ours, f"{part}{theirs}.weight", transposed=True))
@@ -82,7 +82,7 @@ def sizes(fields: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
 
 
 def settings(fields: Mapping[str, Any]) -> Settings:
-    """Return our settings for the fields of a Hugging Face ``BertConfig``.
+    """Return the `Settings` that correspond to the fields of a ``BertConfig`` (Hugging Face).
 
     Raises:
       ValueError: a key or a value is not supported.
@@ -107,7 +107,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
 
 
 def fields(settings: Settings) -> dict[str, Any]:
-    """Return the fields of a Hugging Face ``BertConfig``.
+    """Return the fields of the ``BertConfig`` (Hugging Face) that corresponds to `settings`.
 
     Raises:
       ValueError: BERT cannot have these settings; the error message names the first wrong setting.

@@ -36,7 +36,8 @@ def open_folder(path: str | os.PathLike[str]) -> Reader:
     The names and shapes of all weights are compared with the config before any weight is read.
 
     Raises:
-      ValueError: an architecture, key or value is not supported, or weights do not fit.
+      ValueError: the architecture, a key or a value is not supported, or the weights do not fit the
+        config.
       CheckpointError: a file is missing or damaged.
     """
     folder = Path(path)
@@ -84,13 +85,13 @@ def save(
 ) -> None:
     """Write a folder of the type Llama, Qwen2, BERT, RoBERTa or GPT-2 for `transformers`.
 
-    If positions are rotary, the type is Llama or Qwen2. If outputs are states, the type is RoBERTa
-    (with a padding token) or BERT (without). Otherwise it is GPT-2.
+    If positions are rotary, the model type is Llama or Qwen2. If outputs are states, the model type
+    is RoBERTa (with a padding token) or BERT (without). All other networks are written as GPT-2.
 
     The folder contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2
     must have all gains, shifts and biases. A Llama may have the biases of its attention or of its
     fully connected layers, and a Qwen2 has the biases of queries, keys and values. `fields` are
-    added to ``config.json``.
+    added to ``config.json`` and override its other entries.
 
     Raises:
       ValueError: the architecture cannot have these settings or parameters.
@@ -129,10 +130,11 @@ def to_state(
 
 
 def _named(tensors: Mapping[str, Tensor], module: ModuleType) -> dict[str, Tensor]:
-    """Remove the prefix from the tensors' names; leave out buffers that have no effect.
+    """Remove the architecture's prefix from array names; leave out buffers without effect.
 
     Raises:
-      ValueError: an array has a dtype of integers or float8, or occurs with and without the prefix.
+      ValueError: an array has an integer or float8 dtype, or occurs both with the prefix and
+        without.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -150,10 +152,10 @@ def _named(tensors: Mapping[str, Tensor], module: ModuleType) -> dict[str, Tenso
 
 
 def _tie(tensors: dict[str, Tensor], table: Layout) -> None:
-    """Remove the output layer of a tied model if it repeats the embedding, or rename it.
+    """Drop a tied model's output matrix, or use it as the embedding if that is absent.
 
     Raises:
-      ValueError: the model is tied and its two tables differ.
+      ValueError: the model is tied, but its output matrix differs from its embedding.
     """
     rows = {row.ours: row.theirs for row in table.ends}
     if "unembed" in rows or _HEAD not in tensors:

@@ -46,8 +46,8 @@ KEYS = Keys(
 def open_gguf(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a GGUF file of architecture 'llama'.
 
-    llama.cpp stores the rows of query and key heads as neighbouring pairs (even, odd). The rows are
-    reordered so that each head's even rows come first.
+    llama.cpp stores the rows of query and key heads as neighbouring pairs (even, odd). The reader
+    reorders the rows so that all even rows of a head precede its odd rows.
 
     Raises:
       ValueError: the architecture, a key or an array is not supported.
@@ -80,7 +80,7 @@ def tokenizer_fields(path: Path) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> tuple[Any, Any]:
-    """Return the library `gguf` and its reader of a file."""
+    """Return the module `gguf` and its `GGUFReader` of a file."""
     check_file(path)
     try:
         import gguf

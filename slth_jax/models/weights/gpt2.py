@@ -42,7 +42,7 @@ KEYS = Keys(
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of array names (see `layout.Layout`)."""
+    """Return the table from this library's array names to Hugging Face's names."""
     rows = []
     for ours, theirs in {
         "ln_1": "ln_1",
@@ -89,7 +89,7 @@ def num_blocks(fields: Mapping[str, Any]) -> int:
 
 
 def settings(fields: Mapping[str, Any]) -> Settings:
-    """Return our settings for the fields of a Hugging Face ``GPT2Config``.
+    """Return the `Settings` that correspond to the fields of a ``GPT2Config`` (Hugging Face).
 
     Raises:
       ValueError: a key or a value is not supported.
@@ -112,7 +112,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
 
 
 def fields(settings: Settings) -> dict[str, Any]:
-    """Return the fields of a Hugging Face ``GPT2Config``.
+    """Return the fields of the ``GPT2Config`` (Hugging Face) that corresponds to `settings`.
 
     Raises:
       ValueError: GPT-2 cannot have these settings; the error message names the first wrong setting.

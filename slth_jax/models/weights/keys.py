@@ -23,10 +23,11 @@ class Keys(NamedTuple):
 
 
 def read(fields: Any, keys: Keys, *, kind: str) -> dict[str, Any]:
-    """Return a dict of the used keys with their values in `fields`, or else their defaults.
+    """Return the used keys with their values in `fields`; absent keys get their defaults.
 
     Raises:
-      ValueError: a key has an unknown effect, an unsupported value, or two values.
+      ValueError: a key's effect is unknown, its value is not supported, or a key and its alias have
+        different values.
     """
     if not isinstance(fields, dict):
         raise checks.fail("config", "a JSON object", type(fields).__name__)

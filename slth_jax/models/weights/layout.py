@@ -17,14 +17,14 @@ _SIZES = (
 
 
 def check_kind(settings: Settings, kind: str, expected: Mapping[str, Any]) -> None:
-    """Refuse settings that a network of this kind cannot have; the error names the first one."""
+    """Raise an error that names the first setting that differs from `expected`."""
     for name, value in expected.items():
         if getattr(settings, name) != value:
             raise checks.fail(name, f"{value!r} in a {kind}", repr(getattr(settings, name)))
 
 
 def plain_fields(settings: Settings, **options: Any) -> dict[str, Any]:
-    """Return all fields of `Settings`: sizes from `settings`, then `options`, then defaults."""
+    """Return fields of `Settings`: the sizes of `settings`, `options`, and else defaults."""
     sizes = {name: getattr(settings, name) for name in _SIZES}
     fields = dict(vars(make_settings(**sizes, **options)))
     del fields["factor"]  # only masked sources have this field, and no configuration does
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The table's rows outside the blocks and of a block; ``{b}`` is the block's number."""
+    """A table of array names; in a block's names ``{b}`` stands for the block's number."""
 
     ends: tuple[Row, ...]
     block: tuple[Row, ...]
@@ -57,21 +57,21 @@ class Layout(NamedTuple):
         return [row._replace(theirs=row.theirs.format(b=index)) for row in self.block]
 
     def stacked(self, num_blocks: int) -> list[tuple[str, int | None, Row]]:
-        """Return (name in this library, block or None, row of the table) for every array."""
+        """Return a triple for each array: this library's name, block or None, row of the table."""
         rows: list[tuple[str, int | None, Row]] = [(row.ours, None, row) for row in self.ends]
         for index in range(num_blocks):
             rows += [(f"h.{row.ours}", index, row) for row in self.rows_of(index)]
         return rows
 
     def count_blocks(self, names: Iterable[str]) -> int:
-        """Return the number of blocks whose first array is among `names`."""
+        """Return the number of consecutive blocks, from block 0, with an array in `names`."""
         names, first, count = set(names), self.block[0].theirs, 0
         while first.format(b=count) in names:
             count += 1
         return count
 
     def without_absent(self, names: Iterable[str], num_blocks: int) -> "Layout":
-        """Return the layout without the biases that no block in `names` has, which are zero."""
+        """Return the layout without the biases (all zero) that no block has in `names`."""
         names = set(names)
 
         def kept(row: Row, count: int) -> bool:
@@ -82,7 +82,7 @@ class Layout(NamedTuple):
         return Layout(ends, tuple(row for row in self.block if kept(row, num_blocks)))
 
     def their_shapes(self, settings: Settings) -> dict[str, tuple[int, ...]]:
-        """Return a dict from name to shape of all arrays of a state dict."""
+        """Return a dict from each array's name in the state dict to its shape."""
         ours = {**matrix_shapes(settings), **vector_shapes(settings)}
         result: dict[str, tuple[int, ...]] = {}
         for name, index, row in self.stacked(settings.num_blocks):
@@ -99,7 +99,7 @@ class Layout(NamedTuple):
 
 
 def read(rows: Iterable[Row], source: Read, *, block: int = 0) -> dict[str, np.ndarray]:
-    """Read the arrays of `rows` with ``source(name)``; query-key-value arrays are read once."""
+    """Read the arrays in `rows` with ``source(name)``, joined query-key-value arrays only once."""
     result, joined = {}, {}
     for row in rows:
         if row.third is None:
@@ -114,7 +114,7 @@ def read(rows: Iterable[Row], source: Read, *, block: int = 0) -> dict[str, np.n
 
 
 def write(layout: Layout, params: Mapping[str, Any], num_blocks: int) -> dict[str, np.ndarray]:
-    """Return the state dict for stacked parameters in this library's names."""
+    """Return the state dict for parameters that are stacked and named as in this library."""
     parts: dict[str, list[np.ndarray]] = {}
     for name, index, row in layout.stacked(num_blocks):
         value = np.asarray(params[name]) if index is None else np.asarray(params[name])[index]
@@ -155,12 +155,13 @@ def check_sizes(shapes: Shapes, layout: Layout, sizes: Mapping[str, tuple[str, i
 
 
 def check(name: str, have: Shapes, expected: Shapes, *, what: str) -> None:
-    """Refuse a state dict whose names or shapes differ from `expected`.
+    """Raise an error if the names or shapes `have` of a state dict differ from `expected`.
 
-    Biases may be absent; absent biases are zero.
+    Biases may be absent; an absent bias counts as zero.
 
     Raises:
-      ValueError: a name is missing or unknown, or a shape is wrong; the message names the first.
+      ValueError: a name is missing or unknown, or a shape is wrong; the error message names the
+        first such array.
     """
     for theirs in sorted(expected.keys() ^ have.keys()):
         if theirs not in have and theirs.endswith(".bias"):

@@ -1,8 +1,8 @@
 """Read NumPy archives of TransformerLens, and of Nanda et al.
 
-(2023). The arrays of an archive do not determine a network. Activation, normalisation, attention
-mask and scales are in TransformerLens's configuration, which must be in the file `NAME.json` beside
-`NAME.npz`.
+(2023). The arrays of an archive alone do not determine a network. Activation, normalisation,
+attention mask and scales are in TransformerLens's configuration. It is read from the file
+`NAME.json` beside `NAME.npz` or given as an argument.
 """
 
 import hashlib
@@ -77,12 +77,12 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
       path: the archive, with the arrays `embed.W_E`, `pos_embed.W_pos`, `blocks.N.attn.W_Q`, ....
       config: the keys of TransformerLens's configuration; None to read them from `NAME.json` beside
         the archive. Archives in the layout of Nanda et al. (2023), whose projections are ``[h, k,
-        d]``, need no configuration, because their code always has no normalisation, a causal mask
-        and ReLU.
+        d]``, need no configuration: these networks always have a causal mask, ReLU and no
+        normalisation.
 
     Raises:
-      ValueError: there is no configuration, a key or value is not supported, or an array is
-        missing, is unknown or has a wrong shape.
+      ValueError: there is no configuration, a key or value is not supported, an array is missing or
+        unknown, or an array has a wrong shape.
       CheckpointError: the file is missing or damaged.
     """
     path = Path(path)
@@ -99,7 +99,7 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
 
 
 def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
-    """Return the configuration of an archive, from the file beside it or from a known archive."""
+    """Return an archive's configuration: from the JSON file beside it, or known or inferred."""
     beside = path.with_suffix(".json")
     if beside.exists():
         return storage.read_json(beside)
@@ -113,7 +113,7 @@ def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
 
 
 def _turn(arrays: Arrays) -> bool:
-    """Convert arrays from the layout of Nanda et al., if they have it; return whether they do."""
+    """Transpose arrays if they have the layout of Nanda et al.; return whether they have it."""
     for name in [name for name in arrays if name.startswith("attn_blocks.")]:
         arrays[name.removeprefix("attn_")] = arrays.pop(name)
     first, positions = arrays.get("blocks.0.attn.W_Q"), arrays.get("pos_embed.W_pos")
@@ -213,7 +213,7 @@ _ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "s
 
 
 def _shapes(s: Settings, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in the state dict, with biases; 'B.' stands for a block's prefix."""
+    """Return a dict from array name to shape; 'B.' stands for the prefix of any block."""
     d, h, g, k, f = s.width, s.num_heads, s.num_kv_heads, s.head_width, s.hidden_width
     grouped = "_" if values["n_key_value_heads"] is not None else ""
     shapes: dict[str, tuple[int, ...]] = {
@@ -289,7 +289,7 @@ def _reader(path: Path, arrays: Arrays, config: Mapping[str, Any]) -> Reader:
 
 
 def _checked_sizes(arrays: Arrays, values: Mapping[str, Any]) -> Settings:
-    """Compare the configuration's sizes with the arrays; return the settings."""
+    """Refuse sizes above the number of entries of the largest array; return the settings."""
     most = max((value.size for value in arrays.values()), default=0)
     for name in ("d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_heads"):
         value = values[name]
@@ -338,6 +338,6 @@ def _block(arrays: Arrays, part: str, settings: Settings) -> Arrays:
 
 
 def _halves(w: np.ndarray, head_width: int) -> np.ndarray:
-    """Reorder columns `[..., heads k]` from neighbouring pairs to even columns before odd ones."""
+    """Move the even columns of each head before its odd columns; columns are `[heads k]`."""
     pairs = w.reshape(*w.shape[:-1], -1, head_width // 2, 2)
     return np.moveaxis(pairs, -1, -2).reshape(w.shape)

@@ -1,6 +1,7 @@
 """Llama, Mistral and Qwen2 in the form in which Hugging Face stores them.
 
-Matrices are stored as ``[out, in]``. In query and key heads the even components come first.
+Matrices are stored as ``[out, in]``. In each query and key head the even components of all rotated
+pairs precede the odd components.
 """
 
 import re
@@ -64,7 +65,7 @@ KEYS = {
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names, which depends on the biases and on whether `wte` is tied."""
+    """Return the table of array names; it depends on the biases and on whether `wte` is tied."""
     kind = fields["model_type"]
     attention = kind == "llama" and bool(fields.get("attention_bias"))
     biased = {f"attn.{name}" for name in "qkv"} if attention or kind == "qwen2" else set()
@@ -107,7 +108,7 @@ def num_blocks(fields: Mapping[str, Any]) -> int:
 
 
 def settings(fields: Mapping[str, Any]) -> Settings:
-    """Return our settings for the fields of a ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config``.
+    """Return the `Settings` for a ``LlamaConfig``, ``MistralConfig`` or ``Qwen2Config``.
 
     Raises:
       ValueError: a key or a value is not supported.
@@ -142,7 +143,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
 
 
 def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the number h of query heads, g of key/value heads, and the head width k."""
+    """Return h, the number of query heads, g, that of key/value heads, and k, the head width."""
     heads = keys.size(values, "num_attention_heads")
     width = keys.size(values, "hidden_size")
     return (
@@ -153,10 +154,10 @@ def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _window(values: Mapping[str, Any]) -> int | None:
-    """Return the length of the attention window if a block has a window, else None.
+    """Return the length of the attention window; None if no block has a window.
 
-    Windows are not computed. The reader allows only sequences up to this length, for which a window
-    has no effect.
+    The library does not compute windows. The reader therefore limits sequences to the window's
+    length, for which the window has no effect.
     """
     if "sliding_window" not in values:
         return None
@@ -189,7 +190,7 @@ def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
 
     Args:
       settings: the settings of the network.
-      names: the names of the network's parameters, which show the biases that it has.
+      names: the names of the network's parameters; they show which biases exist.
 
     Raises:
       ValueError: Llama cannot have these settings; the error message names the first wrong setting.

@@ -27,7 +27,8 @@ def open_bin(path: str | os.PathLike[str]) -> Reader:
     """Return a reader of a llama2.c model of version 0 (no magic number), 1 or 2.
 
     Matrices are stored as ``[out, in]``. The rows of query and key heads are stored as neighbouring
-    pairs (even, odd). They are reordered so that each head's even rows come first.
+    pairs (even, odd). The reader reorders these rows so that all even rows of a head precede its
+    odd rows.
 
     Raises:
       CheckpointError: the file is missing, has another format, or its length contradicts its
@@ -94,7 +95,7 @@ def _blocks(s: Settings) -> Shapes:
 
 
 def _first_format(s: Settings) -> Shapes:
-    """Return the shapes of version 0 in the order of the file."""
+    """Return a dict from name to shape of all arrays of version 0, in the file's order."""
     blocks = _blocks(s)
     order = ("ln_1.gain", *_MATRICES[:4], "ln_2.gain", *_MATRICES[4:])
     shapes = {"wte": (s.vocab_size, s.width)} | {name: blocks[name] for name in order}
@@ -103,7 +104,7 @@ def _first_format(s: Settings) -> Shapes:
 
 
 def _later_format(s: Settings) -> Shapes:
-    """Return the shapes of versions 1 and 2 in the order of the file."""
+    """Return a dict from name to shape of all arrays of versions 1 and 2, in the file's order."""
     blocks = _blocks(s)
     shapes: Shapes = {name: blocks[name] for name in ("ln_1.gain", "ln_2.gain")}
     shapes |= {"ln_f.gain": (s.width,), "wte": (s.vocab_size, s.width)}
@@ -156,6 +157,6 @@ def _reader(
 
 
 def halves(w: np.ndarray, head_width: int) -> np.ndarray:
-    """Reorder rows `[heads k, d]` from neighbouring pairs to even rows before odd rows."""
+    """Move the even rows of each head before its odd rows; `w` is `[heads k, d]`."""
     pairs = w.reshape(-1, head_width // 2, 2, w.shape[1])
     return pairs.transpose(0, 2, 1, 3).reshape(w.shape)

@@ -1,8 +1,9 @@
 """RoBERTa as Hugging Face stores it, `RobertaModel`: BERT with shifted positions.
 
-Position i has row ``pad_token_id + 1 + i`` of the table, so the first rows are not read. Tokens of
-the number `pad_token_id` are padding, which no token attends to. `transformers` does not count them
-as positions, so padding must stand behind a text, as its tokenizers write it.
+Position i uses row ``pad_token_id + 1 + i`` of the position table; the rows before are not read.
+The token `pad_token_id` is padding, which no token attends to. The library `transformers` skips
+padding when it counts positions, so padding must follow the text, as the tokenizers of
+`transformers` write it.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ KEYS = bert.KEYS._replace(used={**bert.KEYS.used, "vocab_size": 50265, "pad_toke
 
 
 def layout(fields: Mapping[str, Any]) -> Layout:
-    """Return the table of names."""
+    """Return the table from this library's array names to Hugging Face's names."""
     table = bert.layout(fields)
     skipped = _skipped(keys.read(fields, KEYS, kind="roberta"))
     ends = (row._replace(skipped=skipped) if row.ours == "wpe" else row for row in table.ends)
@@ -37,15 +38,15 @@ def num_blocks(fields: Mapping[str, Any]) -> int:
 
 
 def sizes(fields: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """Return the sizes to compare with the arrays (see `layout.check_sizes`)."""
+    """Return the configured sizes that `layout.check_sizes` compares with the arrays."""
     return bert.sizes(_of_bert(fields))
 
 
 def settings(fields: Mapping[str, Any]) -> Settings:
-    """Return our settings for the fields of a Hugging Face ``RobertaConfig``.
+    """Return the `Settings` that correspond to the fields of a ``RobertaConfig`` (Hugging Face).
 
     Raises:
-      ValueError: a key or a value that this family does not have.
+      ValueError: a key or a value is not supported.
     """
     skipped = _skipped(keys.read(fields, KEYS, kind="roberta"))
     whole = bert.settings(_of_bert(fields))
@@ -56,10 +57,11 @@ def settings(fields: Mapping[str, Any]) -> Settings:
 
 
 def fields(settings: Settings) -> dict[str, Any]:
-    """Return the fields of a Hugging Face ``RobertaConfig``.
+    """Return the fields of the ``RobertaConfig`` (Hugging Face) that corresponds to `settings`.
 
     Raises:
-      ValueError: RoBERTa cannot have these settings; the error message names the first.
+      ValueError: RoBERTa cannot have these settings; the error message names the first wrong
+        setting.
     """
     pad = checks.integer("pad_token", settings.pad_token, low=0)
     written = bert.fields(dataclasses.replace(settings, pad_token=None))
@@ -72,7 +74,7 @@ def fields(settings: Settings) -> dict[str, Any]:
 
 
 def _of_bert(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields for the functions of `bert`, with RoBERTa's defaults for absent keys."""
+    """Return `fields` in the form that `bert` reads; absent keys get RoBERTa's defaults."""
     return {**fields, **keys.read(fields, KEYS, kind="roberta")}
 
 

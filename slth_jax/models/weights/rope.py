@@ -33,11 +33,11 @@ KEYS = {
 def frequencies(
     values: Mapping[str, Any], head_width: int, max_length: int
 ) -> tuple[tuple[float, ...], float]:
-    """Return the k / 2 frequencies in radians per position, and a factor of cosine and sine.
+    """Return k / 2 frequencies (radians per position) and the factor of cosine and sine.
 
     Args:
       values: the keys in `KEYS`. Parameters are read from `rope_scaling` (transformers 4) if it is
-        given, else from `rope_parameters` (5); both may contain the base `rope_theta`.
+        given, else from `rope_parameters` (transformers 5). Both may contain the base `rope_theta`.
       head_width: the width k of a head.
       max_length: the model's original maximal length, used if the parameters do not contain it.
 
@@ -101,7 +101,7 @@ def _llama3(
 def _yarn(
     plain: tuple[float, ...], rope: Mapping[str, Any], factor: float, length: int, base: float
 ) -> tuple[float, ...]:
-    """Divide low frequencies by `factor`, with a linear transition (YaRN, Peng et al. 2023)."""
+    """Divide low frequencies by `factor`, keep high ones, interpolate (YaRN, Peng et al. 2023)."""
     checks.number("rope_theta", base, low=1, open_low=True)
     width = 2 * len(plain)
 

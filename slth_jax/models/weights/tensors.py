@@ -25,7 +25,7 @@ class Tensor(NamedTuple):
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """Return a dict from name to array of a folder's safetensors files or `pytorch_model.bin`.
+    """Return a dict from name to `Tensor` of all arrays in the folder's weight files.
 
     Raises:
       ValueError: two files contain an array of the same name.
@@ -42,10 +42,10 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that is not a file, or that is a git-lfs pointer.
+    """Raise an error if a path is not a file, or is a git-lfs pointer.
 
     Raises:
-      CheckpointError: the path is refused; the error message names it.
+      CheckpointError: the path is no file or a git-lfs pointer; the error message names the path.
     """
     if not path.exists():
         raise CheckpointError(f"cannot read {path}: No such file or directory")
@@ -57,7 +57,7 @@ def check_file(path: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the weight files: one file, or the shards that an index names."""
+    """Return the folder's weight files: a single file, or the shards listed in an index file."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if (folder / stem).exists() or (folder / stem).is_symlink():
