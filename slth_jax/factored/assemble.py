@@ -1,9 +1,9 @@
-"""Assemble parts into a model, as parameters of `models.decoder`.
+"""Assemble the parts of a random network into parameters for `models.decoder`.
 
-There are two forms. In the *merged* form every product is multiplied out. Attention is then
-multi-query attention whose keys and values are the normalised rows z themselves (identity
-projections). In the *unmerged* form the masked factors stay separate. Attention then has wide
-heads, and the other maps are products of two matrices.
+There are two forms. In the *merged* form every product is multiplied out. If attention is merged
+too, it is multi-query attention whose keys and values are the normalised rows z themselves
+(identity projections). In the *unmerged* form the masked factors stay separate: merged attention
+has heads as wide as the number of hidden units, and every other map is a product of two matrices.
 
 The letters in shapes are: d the width, o the inputs of a map (d, or d + 1 if there is a constant
 coordinate), h query heads, g key/value heads, f rotary frequencies, n hidden units.
@@ -35,7 +35,7 @@ _NAMES = {
 
 
 def merged_settings(spec: Spec) -> Settings:
-    """Return the settings of the merged model."""
+    """Return the settings of the merged model, whose products are multiplied out."""
     s = dataclasses.replace(spec.settings, factor="linear", tied=False)
     if spec.attention == "factored":
         return s
@@ -80,7 +80,7 @@ def merged_ends(spec: Spec, entries: Entries) -> Arrays:
 
 
 def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
-    """Return the query weights `[o, h width]` and the key weights `[o, width]`; keys equal z."""
+    """Return the query weights `[o, h width]`, and key weights `[o, width]` that copy z."""
     s, o = spec.settings, spec.inputs
     if s.positions != "rotary":
         # [h, o, d] to [o, (h, d)]
@@ -95,7 +95,7 @@ def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
 
 
 def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays:
-    """Return the value weights (values equal z) and the output weights `[h d, d]`."""
+    """Return value weights that copy z, and the output weights `[h d, d]`."""
     d = spec.settings.width
     w = w.reshape(spec.settings.num_heads, d, spec.inputs)  # [head, output, input]
     params = {"attn.v": np.eye(d), "attn.o": w[:, :, :d].transpose(0, 2, 1).reshape(-1, d)}
@@ -145,7 +145,7 @@ def masked(spec: Spec, factors: Factors) -> Arrays:
 def _factored_qk(
     spec: Spec, left: Float[np.ndarray, "count rows n"], right: Float[np.ndarray, "count n columns"]
 ):
-    """Return the key weights `[o, g width]` and the query weights `[o, h width]`."""
+    """Return key weights `[o, g width]` and query weights `[o, h width]` of the unmerged model."""
     s, o = spec.settings, spec.inputs
     g, n = s.num_kv_heads, right.shape[1]
     if s.positions != "rotary":
@@ -189,7 +189,7 @@ def _inputs_first(
 
 
 def _split(name: str, w: Float[np.ndarray, "o outputs"], spec: Spec) -> Arrays:
-    """Split a matrix into weights `[d, outputs]` and, with a constant, a bias `[outputs]`."""
+    """Split a matrix into weights and, if there is a constant coordinate, a bias (last row)."""
     return {name: w[:-1], f"{name}.bias": w[-1]} if spec.constant else {name: w}
 
 

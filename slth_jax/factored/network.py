@@ -17,9 +17,9 @@ LEVELS = np.array([(1 - i % 2 / 4) * 2.0 ** -(i // 2) for i in range(16)], np.fl
 class Network:
     """A random network: a spec, a seed, and a scale for the free factor of each part's products.
 
-    If `Spec.row_scales` is true, `levels` maps the name of each part to the levels of its rows'
-    scales, `[count, rows]`. If columns have scales, `columns` maps the name of each part to the
-    levels of its columns' scales, `[count, columns]`.
+    If `Spec.row_scales` is true, `levels` maps the name of each part to the levels `[count, rows]`
+    of its row scales (indices into `LEVELS`). If columns have scales, `columns` maps the name of
+    each part to the levels `[count, columns]` of its column scales.
     """
 
     spec: Spec
@@ -43,7 +43,8 @@ class Network:
     def row_numbers(self, part: Part, g: int) -> Int[np.ndarray, " rows"]:
         """Return, for each row of a free factor, the number that is folded into its random key.
 
-        If scales are chosen row by row, this number depends on the row's level.
+        If `Spec.scaling` is 'rows', the number depends on the level of the row's scale, so each
+        level has different random weights.
         """
         rows = np.arange(part.rows)
         if self.spec.scaling != "rows":

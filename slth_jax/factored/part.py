@@ -16,14 +16,15 @@ class Part:
     Attributes:
       block: the number of the part's block; None if the part is outside the blocks.
       kind: the kind of matrix, such as 'wte' or 'qk', see the table in `factored.spec`.
-      index: the part's number among all parts, which is folded into its random key.
-      count, rows, columns, units: the shape of the stack.
-      rows_are_inputs: if true, rows are inputs of the map (`left` is applied first); if false, rows
-        are outputs.
-      relu: whether a ReLU stands between the factors.
+      index: the number of the part among all parts; it is folded into the random key of the part's
+        weights.
+      count, rows, columns, units: the number of products, and the dimensions of their factors.
+      rows_are_inputs: if true, the rows of a product are the inputs of the map, so `left` is
+        applied first; if false, the rows are the map's outputs.
+      relu: whether a ReLU stands between the two factors.
       band: the shape of the grouped factor's mask if each row keeps one unit per column (see
         `construction.trellis`); None for subset sums.
-      weights: the name of the distributions of a band's weights, a key of
+      weights: the name of the distributions of a band's random weights, a key of
         `construction.encode.SOURCES`.
     """
 
@@ -51,47 +52,46 @@ class Part:
 
     @property
     def num_weights(self) -> int:
-        """The number of random weights of both factors."""
+        """The number of entries of all factors, including a band's entries that are always 0."""
         return self.count * self.units * (self.rows + self.columns)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of the masks of the free factors."""
+        """The shape of the masks of the part's free factors."""
         return self.count, self.rows, self.units
 
     @property
     def num_bytes(self) -> int:
-        """The number of bytes of the stored masks of the free factors."""
+        """The number of bytes of the packed masks of the part's free factors."""
         if self.band is None:
             return math.prod(self.shape) // 8
         return choices.num_bytes(self.shape, self.band.bits)
 
     @property
     def nameless(self) -> "Part":
-        """The shape of this part alone: parts for which it is equal share compiled programs."""
+        """A copy without name, block and number of rows; parts with equal copies share programs."""
         return dataclasses.replace(self, block=None, kind="", index=0, count=1, rows=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bands:
-    """Settings of bands, which replace subset sums: b mask bits per entry.
+    """Settings of bands, which store b mask bits per matrix entry and replace subset sums.
 
     See `construction.trellis`.
 
     Attributes:
       bits: b, the mask bits per entry of most matrices.
-      states: the base-2 logarithm of the number of search states.
+      states: the base-2 logarithm of the number of states in the search for shortest paths.
       weights: the name of the distributions of weights, a key of `construction.encode.SOURCES`.
       row_scales: whether each row of a free factor has a scale of 4 bits (see `network.LEVELS`) in
         addition to the scale of its matrix.
       column_scales: whether each column of a grouped factor also has a scale, which is relative to
-        the largest column scale. If so, rows with outliers are solved again with coarser row
-        scales.
-      others: exceptions from `bits`, as pairs: the kind or the name of a matrix, and its bits per
+        the largest column scale. If this is true and rows have scales, rows with outliers are
+        solved again with coarser row scales.
+      others: exceptions from `bits`, as pairs of a matrix's kind or name and its mask bits per
         entry.
-      diagonal_gain: whether the map of the last norm, which precedes a tied embedding, is a
-        diagonal of subset sums like the maps of other norms. It is false in tickets of an earlier
-        version.
+      diagonal_gain: whether the last norm's map before a tied embedding is a diagonal of subset
+        sums, like the maps of other norms. The value is false in tickets of an earlier version.
     """
 
     bits: int
@@ -109,7 +109,7 @@ class Bands:
         checks.choice("weights", self.weights, encode.SOURCES)
 
     def rule(self) -> Rule:
-        """Return the rule of all matrices that are no exceptions."""
+        """Return the rule for all matrices that are not listed in `others`."""
         return rules.band(self.bits, self.states)
 
     def band(self, name: str) -> Band:

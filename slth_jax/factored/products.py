@@ -4,12 +4,12 @@ A part's weights need never be in memory all at once. Every product g of the par
 i of the free factor `left` is drawn after folding i into this key. Therefore any row can be drawn
 alone, on any device, in any order.
 
-The grouped factor of a band has weights inside the band only. Diagonal t of the band contains the
-weights of all units to the t-th column after their first column. It is drawn after folding t into
-the key.
+The grouped factor of a band has weights inside the band only. Diagonal t of the band contains, for
+each unit, the weight to column j + t, where j is the unit's first column. Each diagonal is drawn
+after folding t into the key.
 
 The letters in shapes are: p rows of a free factor, r columns of the grouped factor, n hidden units.
-In a band M units start at each column, and each unit is connected to L columns.
+In a band M units start at each column, and each unit has weights to L consecutive columns.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ ROWS = 64  # the number of rows of a free factor that a device solves at a time
 
 
 class Product(NamedTuple):
-    """A product of a part: its key, the grouped factor and the assignment of its units."""
+    """A product of a part: its random key, its grouped factor, and its units' assignment."""
 
     key: Key
     right: Float[Array, "n r"] | Float[Array, "r M L"]  # `[r, M, L]` for a band
@@ -50,9 +50,10 @@ def draw(
     rule: Rule,
     columns: Float[np.ndarray, " r"] | None = None,
 ) -> Product:
-    """Draw the grouped factor of product `g` (``U[-1, 1]`` except for bands); assign its units.
+    """Draw the grouped factor of product `g` and assign its hidden units to columns.
 
-    `columns` are the scales of the columns of a band.
+    Entries are ``U[-1, 1]`` except for bands. The columns of a band are multiplied by the scales
+    `columns`.
     """
     # If the inputs of a ReLU may have either sign, units of either sign are needed.
     signs = part.relu and not part.rows_are_inputs
@@ -69,7 +70,7 @@ def draw(
 
 
 def product_key(seed: int, part: Part, g: int) -> Key:
-    """Return the key of product `g` of a part."""
+    """Return the random key of product `g` of a part."""
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), part.index)
     return jax.random.fold_in(key, g)
 
@@ -94,7 +95,7 @@ def _grouped(
 
 @partial(jax.jit, static_argnums=1)
 def _right(key: Key, part: Part) -> Float[Array, "..."]:
-    """Draw the grouped factor: ``[n, r]``, or the weights ``[r, M, L]`` of a band."""
+    """Draw the grouped factor ``[n, r]`` or, for a band, the weights ``[r, M, L]`` inside it."""
     key = jax.random.fold_in(key, 1)
     if part.band is None:
         return initializers.uniform(key, (part.units, part.columns), jnp.float32)
@@ -126,7 +127,7 @@ _left_rows = jax.jit(left_rows, static_argnums=3)
 def band_entries(
     left: Float[Array, "p n"], digits: Int[Array, "p r"], right: Float[Array, "r M L"]
 ) -> Float[Array, "p r"]:
-    """Return rows of a band's masked product: L terms per entry, see `construction.trellis`."""
+    """Return rows of a band's masked product; each entry sums L terms (`construction.trellis`)."""
     r, m, window = right.shape
     p = left.shape[0]
     left = jnp.take_along_axis(left.reshape(p, r, m), digits[..., None], axis=-1)  # [p, r, 1]
@@ -140,9 +141,9 @@ def band_entries(
 def entries(
     left: Float[Array, "p n"], mask: Bool[Array, "p n"], product: Product, part: Part
 ) -> Float[Array, "p r"]:
-    """Return rows of the masked product, each a sum over the units that it keeps.
+    """Return rows of the masked product; each row is a sum over the units that its mask keeps.
 
-    If a ReLU stands between the factors, these are rows of the product that acts on positive
+    If a ReLU stands between the factors, the function returns the rows that apply to positive
     inputs.
     """
     assignment = product.assignment if product.halves is None else product.halves[0]
@@ -163,7 +164,7 @@ def masked_left(
     scales: Float[np.ndarray, " p"],
     bits: UInt8[np.ndarray, " bytes"],
 ) -> Float[np.ndarray, "p n"]:
-    """Return the masked free factor; `Network` provides the rows' `numbers` and `scales`."""
+    """Return the masked free factor; `numbers` and `scales` of rows come from `Network`."""
     left = _left_rows(product.key, numbers, scales, part.nameless)
     packed = bits.reshape(part.rows, -1)
     if part.band is None:
@@ -175,7 +176,7 @@ def masked_left(
 
 
 def masked_right(product: Product, part: Part) -> Float[np.ndarray, "n r"]:
-    """Return the masked grouped factor."""
+    """Return the masked grouped factor of a product."""
     if product.assignment is not None:
         mask = engine.right_mask(product.assignment, part.units)
         return np.asarray(jnp.where(mask, product.right, 0))
@@ -188,9 +189,9 @@ def masked_right(product: Product, part: Part) -> Float[np.ndarray, "n r"]:
 
 
 def fingerprint(key: Key, part: Part, scale: float) -> str:
-    """Return the SHA-256 of the grouped factor and the first and last row of the free factor.
+    """Return a SHA-256 of the grouped factor and of the free factor's first and last row.
 
-    `key` is the key of the product, see `product_key`.
+    `key` is the random key of the product (see `product_key`).
     """
     ends = jnp.array([0, part.rows - 1])
     left = _left_rows(key, ends, jnp.full(2, scale, jnp.float32), part.nameless)

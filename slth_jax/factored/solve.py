@@ -1,4 +1,4 @@
-"""Find the masks of a product's rows; the devices draw, solve and pack the rows."""
+"""Find the masks of a product's rows; random weights are drawn on the devices."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -28,15 +28,15 @@ _FEW = 8  # the number of rows that a device solves again at a time
 
 
 class Problem(NamedTuple):
-    """A product whose free factor is to be masked.
+    """A product, with the settings of the search for its free factor's mask.
 
     Attributes:
       product: the grouped factor, and the assignment of the hidden units to its columns.
       part: the part to which the product belongs.
-      rule: the rule that made the assignment.
-      scale: the scale of the free factor. Except for bands it is the factor's largest possible
-        entry.
-      samples: the number of samples per subset sum or, for a band, of units per column.
+      rule: the rule that assigned the hidden units to columns.
+      scale: the scale of the free factor. For subset sums it is the largest absolute value that an
+        entry of the free factor can have.
+      samples: the number of samples per subset sum; it is not used for a band.
     """
 
     product: Product
@@ -70,12 +70,12 @@ def rows(
 ) -> Masks:
     """Return the masks of rows ``start, start + 1, ...`` of the free factor.
 
-    If a rule with few re-rolls leaves an entry with an unusually large error, the entry's row is
-    solved again with all patterns. Otherwise a few such entries would cause most of a network's
-    error.
+    If the rule limits the number of re-rolls and leaves an entry with an unusually large error, the
+    entry's row is solved again without this limit. Without this step a few such entries would cause
+    most of a network's error.
 
     Args:
-      problem: the product.
+      problem: the product whose free factor is masked.
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
@@ -125,17 +125,18 @@ def rows_with_scales(
     levels: Levels | None = None,
     columns: Float[np.ndarray, " r"] | None = None,
 ) -> tuple[Masks, Levels]:
-    """Choose a scale for each row; return the masks of the rows, and the levels of the scales.
+    """Choose a scale for each row; return the masks of the rows and the levels of their scales.
 
     The error of an entry within reach is proportional to the scale, but a fine scale leaves large
     entries out of reach. Each row is therefore solved at a fine scale first. As long as the error
     expected at the next coarser scale is below the row's error, the row is also solved at that
-    scale, and the better masks are kept. For subset sums each level gives a row different random
-    weights. Otherwise an entry whose samples all have the wrong sign would be out of reach at every
-    scale.
+    scale, and the better masks are kept. If the matrix entries are subset sums, the random weights
+    of a row differ from level to level. If the weights did not change, an entry whose samples all
+    have the wrong sign would be out of reach at every scale.
 
     Args:
-      problem: the product; `problem.scale` is the scale of level 0, the coarsest.
+      problem: the product whose free factor is masked; `problem.scale` is the scale at level 0, the
+        coarsest level.
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
@@ -191,7 +192,7 @@ def band_scale(
     sizes: Float[np.ndarray, " p"],
     of_most: bool = False,
 ) -> float:
-    """Return the scale of a band's free factor that gives the least squared error on some rows.
+    """Return the scale of a band's free factor that gives the least error on some rows.
 
     Args:
       problem: the product; `problem.scale` is not read.
@@ -223,18 +224,18 @@ def band_scale(
 
 
 def _terms(part: Part) -> float:
-    """Return the variance of one entry of a band, the sum of all its terms, at scale 1."""
+    """Return the variance of an entry of a band's product (a sum of L terms) at scale 1."""
     assert part.band is not None
     return min(part.band.window, part.columns) * SOURCES[part.weights][2]
 
 
 def row_sizes(target: Float[np.ndarray, "p r"]) -> Float[np.ndarray, " p"]:
-    """Return the root mean square of each row."""
+    """Return the root mean square of the entries of each row."""
     return np.sqrt(np.mean(np.square(target, dtype=np.float64), axis=1))
 
 
 def levels_of(sizes: Float[np.ndarray, " p"]) -> Levels:
-    """Return the levels of scales proportional to `sizes`, the root mean squares of rows."""
+    """Return levels of scales that are nearly proportional to `sizes` (root mean squares)."""
     return _levels(sizes / max(float(sizes.max()), 1e-30))
 
 
@@ -277,9 +278,9 @@ def _fetch(masks: Masks, count: int) -> Masks:
 
 
 def trace(part: Part, rule: Rule, devices: Sequence[Any]) -> Any:
-    """Trace, for these devices, the step of `rows` that solves `products.ROWS` rows per device.
+    """Trace the compiled step of `rows`, which solves `products.ROWS` rows on each device.
 
-    The devices need not be present, see `machines.compile_for`.
+    The devices need not be present (see `machines.compile_for`).
     """
     mesh = machines.mesh_of(devices, names=("rows",))
     count = products.ROWS * len(devices)
@@ -340,7 +341,7 @@ def _walks(
     target: Float[Array, "p r"],
     bits: int,
 ) -> Masks:
-    """Find the masks of a band's rows as shortest walks (see `construction.trellis`)."""
+    """Find the masks of a band's rows as shortest paths (see `construction.trellis`)."""
     p, r = target.shape
     digits = trellis.shortest(left.reshape(p, r, -1), right, target, 1 << bits)
     error = jnp.abs(products.band_entries(left, digits, right) - target)
@@ -354,5 +355,5 @@ def _walks(
 
 
 def _worst_column(error: Float[Array, "p halves_r"], columns: int) -> Int[Array, " p"]:
-    """Return the column of the largest error; with a ReLU each column has two subset sums."""
+    """Return each row's column with the largest error; with a ReLU `error` has r columns twice."""
     return (jnp.argmax(error, axis=1) % columns).astype(jnp.int32)

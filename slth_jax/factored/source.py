@@ -1,4 +1,4 @@
-"""The weights of a ticket whose source is a whole random transformer."""
+"""Compute the weights of a ticket whose source is a whole random transformer."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ COLUMNS = "columns"  # the name of the array with the scale levels of all column
 
 
 def packed_levels(levels: UInt8[np.ndarray, " rows"]) -> UInt8[np.ndarray, " bytes"]:
-    """Pack levels of 4 bits, two per byte."""
+    """Pack scale levels of 4 bits each, two per byte."""
     pairs = np.pad(levels, (0, levels.size % 2)).reshape(-1, 2)
     return pairs[:, 0] << 4 | pairs[:, 1]
 
 
 def of_ticket(ticket: Any) -> Network:
-    """Return the network of a `ticket.Ticket`, after a check that its masks fit its options.
+    """Return the network of a `ticket.Ticket`; check first that its masks fit its options.
 
-    A small file cannot describe a huge network: the file must contain a mask or a kept matrix for
-    every part.
+    The file must contain a mask or a copied matrix for every part. A small damaged file therefore
+    cannot cause the allocation of a huge network.
 
     Raises:
-      CheckpointError: the options are not a spec, or the ticket's masks, kept matrices or scales do
-        not fit the parts of the spec.
+      CheckpointError: the options are not those of a `Spec`, or the ticket's masks, copied matrices
+        or scales do not fit the parts of the spec.
     """
     try:
         fields = dict(ticket.options)
@@ -77,7 +77,7 @@ def of_ticket(ticket: Any) -> Network:
 def _levels(
     ticket: Any, name: str, spec: Spec, counts: Sequence[int]
 ) -> dict[str, UInt8[np.ndarray, "count levels"]]:
-    """Return a dict from the name of each part to the levels of its rows or columns."""
+    """Return a dict from the name of each part to the scale levels of its rows or columns."""
     if not any(counts):
         return {}
     packed = ticket.bits[name]
@@ -94,7 +94,7 @@ def _compare(what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 
 def fingerprint(network: Network) -> str:
-    """Return one SHA-256 of the fingerprints of all products, see `products.fingerprint`."""
+    """Return one SHA-256 of the fingerprints of all products (see `products.fingerprint`)."""
     digest = hashlib.sha256()
     for part in network.spec.parts:
         for g, scale in enumerate(network.scales[part.name]):
@@ -107,11 +107,11 @@ def fingerprint(network: Network) -> str:
 def materialize(
     network: Network, bits: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], Settings]:
-    """Return the weights times the masks, with separate factors, and the model's settings.
+    """Return the masked weights, with separate factors, and the settings of the model.
 
-    The result can be passed to `models.decoder`. The heads of attention are as wide as the number
-    of hidden units, and the other maps are products of two matrices. All parameters are in memory
-    at once, so this function is for small models.
+    The result can be passed to `models.decoder`. If attention is merged, its heads are as wide as
+    the number of hidden units. All other maps are products of two matrices. The function holds all
+    parameters in memory at once, so use it for small models.
 
     Raises:
       CheckpointError: some parts were copied from the target, so they have no factors.

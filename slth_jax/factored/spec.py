@@ -1,7 +1,8 @@
 """Describe a random transformer made of products: the spec, and the parts that it lists.
 
-A model of the family in `models.decoder` depends on its weights only through the matrices below. In
-the table z is a normalised row, extended by a constant coordinate 1 if there are biases or shifts:
+The logits of a model in `models.decoder` depend on its weights only through the matrices in the
+table below. There z is a normalised row of activations, extended by a constant coordinate 1 if the
+model has biases or shifts:
 
     wte, wpe, wtt    one-hot token, position or token type to row    [vocabulary, d], ...
     B.qk        z_i W z_j^T, a matrix per query head; with rotary positions two per frequency
@@ -13,13 +14,13 @@ where B is the number of a block.
 If attention is factored, the four projections B.q, B.k, B.v and B.o replace B.qk and B.vo. If the
 embedding is tied, unembed can be the product of `gain` and the transpose of wte, where `gain` is
 the map that applies the last norm's gain and shift. If norms follow the residual sums (BERT), their
-gains and shifts are inside the residual stream. They are then separate linear maps, ln_e, B.ln_1
-and B.ln_2, and z is the output of such a map.
+gains and shifts act inside the residual stream. Gain and shift of each norm are then one more
+linear map (ln_e, B.ln_1 or B.ln_2), and z is the output of such a map.
 
 Each matrix is approximated by a product ``left right`` of two random matrices: `right [n, r]` is
 the grouped factor, whose mask is set by a rule (`construction.rules`); `left [p, n]` is the free
-factor, whose mask is stored in the ticket. Query heads that share a key/value head share `right`,
-because their matrices are stacked vertically in one product.
+factor, whose mask is stored in the ticket. The matrices of query heads that share a key/value head
+are stacked vertically in one product, so these heads share `right`.
 """
 
 import dataclasses
@@ -54,26 +55,28 @@ class Spec:
     Attributes:
       settings: the settings of the model to hide.
       samples: the number of random samples per subset sum. If no ReLU stands between the factors, a
-        column of the grouped factor has this number of hidden units. With a ReLU it has twice as
-        many, since an entry is two sums: one over units of positive weight and one over units of
-        negative weight.
-      construction: the rule that assigns units to columns.
-      form: 'linear' if no map has a ReLU between its two factors; 'relu' if each map outside
-        attention has a ReLU between its two factors (Lemma 2).
-      constant: whether rows are extended by a constant coordinate, for biases and shifts.
+        column of the grouped factor has this number of hidden units. With a ReLU the column has
+        twice this number of units, because only the units with one sign of their weight contribute
+        to a subset sum.
+      construction: the rule that assigns hidden units to columns.
+      form: 'linear' if no product has a ReLU between its two factors; 'relu' if every product has a
+        ReLU there (Lemma 2), except the merged matrices of attention.
+      constant: whether inputs of linear maps are extended by a constant coordinate 1, for biases
+        and shifts.
       layers: whether the model has fully connected layers.
       keep: the parts that are copied from the target unchanged: 'embedding', 'unembedding',
         'attention', 'layers', 'norms'.
       attention: 'merged' if the merged query-key and value-output matrices of each head are
         products (the paper's construction); 'factored' if each projection is a product.
-      shared: whether one product is used for both the first and the last map of a tied embedding.
+      shared: whether one product is used for both the embedding and the output layer of a tied
+        model.
       scaling: the method that chooses the scale of a free factor. 'largest': a fixed multiple of
         the matrix's largest entry. 'rows': one scale per row (see `network.LEVELS`). Tickets of an
         earlier version may have 'spread', which gives a smaller scale than 'largest' if the largest
         entry is far above the root mean square.
       bands: the settings of bands, for which ``samples = 2^bits``; None for subset sums.
-      finer: exceptions from `samples`, as pairs: the name of a matrix, such as '3.k', and its
-        number of samples per subset sum.
+      finer: exceptions from `samples`, as pairs of a matrix's name, such as '3.k', and its number
+        of samples per subset sum.
     """
 
     settings: Settings
@@ -141,7 +144,7 @@ class Spec:
 
     @property
     def inputs(self) -> int:
-        """The number of inputs of a map that reads the residual stream: d, or d + 1."""
+        """The number of inputs of a map on the residual stream: d, or d + 1 with a constant."""
         return self.settings.width + int(self.constant)
 
     @property
@@ -153,7 +156,7 @@ class Spec:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The parts that are random."""
+        """The parts that are random, not copied from the target."""
         return tuple(part for part in self.every_part if part.kind not in self._kept)
 
     @property
@@ -166,7 +169,7 @@ class Spec:
         return {kind for name in self.keep for kind in KEEP[name]}
 
     def diagonal(self, part: Part) -> bool:
-        """Return whether the part is a norm's map: a diagonal (gain) and a last row (shift)."""
+        """Return whether the part is a norm's map: a diagonal of gains, and a row of shifts."""
         return self._diagonal(part.kind)
 
     def _diagonal(self, kind: str) -> bool:
@@ -175,10 +178,10 @@ class Spec:
         return kind in NORMS or (kind == "gain" and self.scaling != "largest")
 
     def rule(self, part: Part) -> Rule:
-        """Return the rule of a part; a diagonal part takes subset sums without shift units.
+        """Return the rule for a part; for a norm's map, a rule of subset sums without shift units.
 
-        Without shift units the zeros outside the diagonal are exact, because their subsets are
-        empty.
+        Without shift units the zeros outside the diagonal of a norm's map are exact, because the
+        subset of a zero entry is empty.
         """
         if not self.diagonal(part):
             return self.construction
@@ -186,12 +189,12 @@ class Spec:
         return dataclasses.replace(rule, search=Search())
 
     def num_column_levels(self, part: Part) -> int:
-        """Return the number of columns of a part that have scales."""
+        """Return the number of column scales that a ticket stores for a part."""
         scaled = self.bands is not None and self.bands.column_scales and part.band is not None
         return part.count * part.columns if scaled else 0
 
     def num_levels(self, part: Part) -> int:
-        """Return the number of rows of a part that have scales."""
+        """Return the number of row scales that a ticket stores for a part."""
         of_band = part.band is not None and self.row_scales
         return part.count * part.rows if of_band or self.scaling == "rows" else 0
 
@@ -309,10 +312,10 @@ def _bands(fields: Mapping[str, Any] | None) -> Bands | None:
 
 
 def can_share(settings: Settings, form: str, keep: Iterable[str]) -> bool:
-    """Return whether one product can be the embedding and, transposed, also the last map."""
+    """Return whether one product can be both the embedding and, transposed, the output layer."""
     return settings.tied and form == "linear" and not {"embedding", "unembedding"} & set(keep)
 
 
 def num_bits(parts: Iterable[Part]) -> int:
-    """Return the number of stored mask bits of these parts."""
+    """Return the number of mask bits that a ticket stores for these parts."""
     return sum(8 * part.num_bytes for part in parts)

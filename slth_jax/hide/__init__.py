@@ -1,10 +1,11 @@
-"""Hide a whole trained model in random numbers: a seed and masks.
+"""Hide a whole trained model in a random network; the ticket stores a seed and masks.
 
-`targets` returns the parts of a model as matrices, into which normalisation and biases are folded.
-`pieces` cuts the parts into units of work. `run` solves the pieces, resumes a stopped run and
-writes the ticket. `estimate` predicts the cost of a run. `model` reads a target or a ticket block
-by block, `compare` compares a target with its ticket, and `export` writes a ticket's network for
-`transformers`. The random network and the search for its masks are in `slth_jax.factored`.
+`targets` returns the parts of a model as matrices; gains, shifts and biases are folded into these
+matrices. `pieces` cuts the parts into groups of rows. `run` finds the masks of each group, resumes
+a stopped run and writes the ticket. `estimate` predicts the cost of a run. `model` reads a target
+or a ticket block by block, `compare` compares a target with its ticket, and `export` writes a
+ticket's network for `transformers`. The random network and the search for its masks are in
+`slth_jax.factored`.
 
 In a notebook::
 

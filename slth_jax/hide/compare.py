@@ -42,12 +42,12 @@ def logits(
     *,
     kept: Bool[ArrayLike, "batch length"] | None = None,
 ) -> Float[np.ndarray, "batch length outputs"]:
-    """Return the logits (of an encoder, the states) in float32, computed block by block.
+    """Return a model's logits, or an encoder's states, in float32, computed block by block.
 
     Args:
       model: the model.
       tokens: integers.
-      kept: False at padding, which no token attends to; None for no padding.
+      kept: False at padding tokens, to which no token attends; None if there is no padding.
     """
     tokens, kept = _checked(model, tokens, kept)
     return _outputs(model, [(tokens, kept)])[0]
@@ -98,7 +98,7 @@ def _checked(
 def _outputs(
     model: Model, batches: Sequence[tuple[np.ndarray, ArrayLike | None]]
 ) -> list[np.ndarray]:
-    """Return the logits or states of batches; each batch is tokens and a padding mask or None."""
+    """Return the logits or states for batches of (tokens, padding mask or None)."""
     settings = model.settings
     groups: list[tuple[int, Array, Array | None]] = []  # batch, tokens, mask
     for number, (tokens, kept) in enumerate(batches):
@@ -166,7 +166,7 @@ def measures(
 
 
 def perplexity(logits: Float[np.ndarray, "n t outputs"], tokens: Int[np.ndarray, "n t"]) -> float:
-    """Return ``exp`` of the mean cross-entropy of each token given the tokens before it."""
+    """Return ``exp`` of the mean cross-entropy (in nats) of each token given all earlier tokens."""
     losses = []
     for scores, row in zip(logits, tokens, strict=True):
         wide = scores[:-1].astype(np.float64)
@@ -177,6 +177,6 @@ def perplexity(logits: Float[np.ndarray, "n t outputs"], tokens: Int[np.ndarray,
 
 
 def equal_tokens(target: Sequence[int], ticket: Sequence[int]) -> int:
-    """Return the number of tokens, counted from the beginning, in which two texts agree."""
+    """Return the number of tokens before the first difference between two texts."""
     pairs = zip(target, ticket, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(target), len(ticket)))

@@ -1,4 +1,4 @@
-"""Estimate, before a run, its number of subset sums, bytes, and time on this machine."""
+"""Estimate, before a run, the number of entries, the bytes, and the time on this machine."""
 
 import time
 from functools import partial
@@ -20,11 +20,12 @@ class Estimate(NamedTuple):
     """The estimated cost of a run.
 
     Attributes:
-      num_sums: the number of subset sums or, for bands, of matrix entries.
-      random_weights: the number of random weights.
+      num_sums: the number of matrix entries to approximate.
+      random_weights: the number of entries of all factors.
       ticket_bytes: the number of bytes of masks, scale levels and kept matrices; the file is
-        slightly larger. The masks of diagonals are compressed, so only their ones are counted.
-      seconds: the time on this machine, estimated from some rows of parts of each shape.
+        slightly larger. The masks of diagonal matrices are compressed; they are estimated from the
+        number of kept samples.
+      seconds: the time on this machine, extrapolated from some rows of a few parts.
       compile_seconds: the part of `seconds` that is spent on compiling.
     """
 
@@ -36,13 +37,13 @@ class Estimate(NamedTuple):
 
 
 def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
-    """Return the cost of `solve`, estimated from the first rows of some parts.
+    """Return the cost of a call of `solve`, estimated from the first rows of some parts.
 
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      shapes: the number of different part shapes to measure; shapes with the most entries come
-        first. For parts of other shapes the mean time per entry is assumed.
+      shapes: the number of different shapes of parts to measure, beginning with the shapes that
+        contain the most entries. For parts of all other shapes the mean time per entry is assumed.
     """
     checks.instance("reader", reader, Reader, "an open file (models.weights.open)")
     checks.instance("spec", spec, Spec, "a spec (hide.make_spec)")
@@ -81,13 +82,14 @@ def estimate(reader: Reader, spec: Spec, *, shapes: int = 3) -> Estimate:
 
 
 class Ahead(NamedTuple):
-    """A program of a run, compiled for another machine.
+    """The report of one of a run's programs, compiled for another machine.
 
     Attributes:
       report: the memory per chip and the compile time. The report's lower bound on the running time
         includes one pass over arguments and results, but not the comparisons of the search.
       parts: the names of the parts that the program solves.
-      calls: the number of times that a run calls the program, apart from rows solved again.
+      calls: the least number of calls of the program per run; rows that are solved again are not
+        counted.
     """
 
     report: machines.Report
@@ -115,7 +117,7 @@ def compile_for(on: str, spec: Spec) -> list[Ahead]:
 
 
 def _stored(spec: Spec, part: Part) -> int:
-    """Return the number of bytes that a part's masks take in the file."""
+    """Return the number of bytes of a part's masks in the ticket's file."""
     if not spec.diagonal(part):
         return part.num_bytes
     # Half of the samples of the diagonal and of the constant row are kept; zlib stores each kept

@@ -1,8 +1,8 @@
 """Write a ticket's network as a folder that `transformers` loads.
 
-If attention is factored, the merged matrices of a ticket have the same shapes as the target's
-matrices. Gains and shifts are folded into these matrices, so norms that precede maps get gains of 1
-and shifts of 0.
+If attention is factored (one product per projection), the multiplied-out matrices of a ticket have
+the same shapes as the target's matrices. Gains and shifts of norms that precede linear maps are
+folded into these matrices, so the exported norms get gains of 1 and shifts of 0.
 """
 
 import os
@@ -26,11 +26,12 @@ _RESIDUAL = 0.01
 def to_huggingface(ticket: str | os.PathLike[str], out: str | os.PathLike[str]) -> Opened:
     """Write the merged network of a ticket's file to the folder `out`; return the opened ticket.
 
-    The network must be of the type Llama, GPT-2 or BERT. Tokenizer files beside the ticket are
-    copied.
+    The network must be of a type that `models.weights.save` can write, such as Llama, GPT-2 or
+    BERT. A folder of tokenizer files beside the ticket is copied.
 
     Raises:
-      ValueError: the ticket's attention is merged, or the network fits none of these types.
+      ValueError: the ticket's attention is merged, or `models.weights.save` cannot write the
+        network.
       CheckpointError: the ticket is damaged, or the folder cannot be written to.
     """
     whole = opened(ticket)
@@ -53,7 +54,7 @@ def to_huggingface(ticket: str | os.PathLike[str], out: str | os.PathLike[str]) 
 
 
 def _norms(params: Arrays, settings: Settings) -> None:
-    """Replace norms' maps by gains and shifts; give other norms gains of 1 and shifts of 0."""
+    """Turn the linear maps of norms into gains and shifts; set absent gains to 1, shifts to 0."""
     for norm in NORMS:
         name = norm if norm == "ln_e" else f"h.{norm}"
         if f"{name}.map" not in params:
@@ -72,12 +73,14 @@ def _norms(params: Arrays, settings: Settings) -> None:
 
 
 def _output_bias(params: Arrays, settings: Settings) -> None:
-    """Replace the output layer's bias by a shift of the last norm, since no type has this bias.
+    """Turn the output layer's bias, which no model type has, into a shift of the last norm.
 
-    The shift s is the least-squares solution of ``s W = bias``. RMS norms have no shift, so s is 0.
+    The shift s is the least-squares solution of ``s W = bias``, where W is the output layer's
+    matrix. RMS norms have no shift, so s is 0 for them.
 
     Raises:
-      ValueError: the residual ``s W - bias`` is so large that it would change logits.
+      ValueError: an entry of the residual ``s W - bias`` exceeds 1 % of the root mean square of the
+        norms of W's columns.
     """
     bias = params.pop("unembed.bias", None)
     if bias is None:
@@ -93,5 +96,5 @@ def _output_bias(params: Arrays, settings: Settings) -> None:
 
 
 def _column_norm(w: Float[np.ndarray, "d outputs"]) -> float:
-    """Return the root mean square of the norms of all columns."""
+    """Return the root mean square of the Euclidean norms of the columns of `w`."""
     return float(np.sqrt(np.square(w).sum() / w.shape[1]))

@@ -67,8 +67,8 @@ class Opened(NamedTuple):
 def opened(path: str | os.PathLike[str], *, check: bool = True) -> Opened:
     """Return the ticket of a whole model at `path`.
 
-    If `check` is true, the masks are compared with their checksum, and the random weights that
-    this machine draws with the ticket's fingerprint.
+    If `check` is true, the checksum of the masks is verified, and the random weights that this
+    machine draws are compared with the ticket's fingerprint.
 
     Raises:
       ValueError: the source of the ticket is not 'decoder'.
@@ -90,9 +90,9 @@ def of_target(reader: Reader) -> Model:
 
 
 def of_ticket(ticket: Opened | str | os.PathLike[str]) -> Model:
-    """Return the merged model of a ticket; each block is generated when it is needed.
+    """Return the merged model of a ticket; each block is computed when it is read.
 
-    If `ticket` is a path, the file is checked first, see `opened`.
+    If `ticket` is a path, the file is checked first (see `opened`).
     """
     model = ticket if isinstance(ticket, Opened) else opened(ticket)
     spec = model.spec

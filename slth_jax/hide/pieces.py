@@ -18,7 +18,7 @@ _STEP = 512  # large products are cut at multiples of this number of rows
 
 
 class Piece(NamedTuple):
-    """Rows ``start ... stop - 1`` of a part; the rows of its products are numbered in order."""
+    """Rows ``start ... stop - 1`` of a part; row numbers continue from product to product."""
 
     part: Part
     start: int
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
     @property
     def num_sums(self) -> int:
-        """The number of matrix entries in these rows."""
+        """The number of matrix entries in the piece's rows."""
         return (self.stop - self.start) * self.part.columns
 
     @property
@@ -35,7 +35,7 @@ class Piece(NamedTuple):
         return f"{self.part.name}-{self.start:09d}"
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """Return (product, first row, last row + 1) for each product with rows in the piece."""
+        """Return (product, first row, last row + 1) for each product that has rows in the piece."""
         rows = self.part.rows
         return [
             (g, max(self.start - g * rows, 0), min(self.stop - g * rows, rows))
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 
 
 def cut(spec: Spec) -> list[Piece]:
-    """Cut all parts into pieces, in the order of the parts and equally on every machine."""
+    """Cut all parts, in order, into pieces; the result depends only on `spec`."""
     pieces = []
     for part in spec.parts:
         whole = part.rows * part.columns
@@ -62,12 +62,12 @@ def cut(spec: Spec) -> list[Piece]:
 
 
 def scale_factor(rule: Rule) -> float:
-    """Return the ratio of a matrix's scale to the largest entry of the target.
+    """Return the ratio of the free factor's scale to the target matrix's largest entry.
 
-    The ratios were optimised by measurements at 8 to 20 samples. Shift units bring the few largest
-    entries within reach, so smaller samples, which are finer, are better. With ratios below 0.8
-    single entries would be out of reach. Without shift units the range of reachable sums limits the
-    ratio.
+    Both ratios gave the least error in measurements at 8 to 20 samples. With shift units a small
+    ratio is best: small samples approximate more finely, and shift units let the few largest
+    entries be reached. At ratios below 0.8 some entries would exceed every subset sum. Without
+    shift units the ratio must be larger, so that subset sums reach the largest entries.
     """
     return 0.9 if rule.search.shift_units else 1.25
 
@@ -81,7 +81,7 @@ _COARSEST = 4.0
 
 
 def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
-    """Return the scale of the free factor with which to approximate a matrix."""
+    """Return the scale of the free factor for the approximation of a matrix."""
     rule = spec.rule(part)
     most = float(np.max(np.abs(matrix)))
     if most == 0:
@@ -97,7 +97,7 @@ def scale_of(matrix: Float[np.ndarray, "p r"], part: Part, spec: Spec) -> float:
 def compute(
     piece: Piece, spec: Spec, seed: int, targets: Targets, mesh: Mesh
 ) -> tuple[dict[str, UInt8[np.ndarray, "rows ..."]], dict[str, Any]]:
-    """Solve a piece; return its arrays (packed masks, and scale levels if any) and its report."""
+    """Find a piece's masks; return arrays (packed masks, scale levels if any) and a report."""
     part = piece.part
     rule = spec.rule(part)
     arrays: dict[str, list[np.ndarray]] = {"bits": []}
@@ -162,7 +162,7 @@ def compute(
 def _worst_entry(
     masks: solve.Masks, matrix: Float[np.ndarray, "rows columns"], first: int
 ) -> dict[str, Any]:
-    """Find the entry with the largest error among rows; return its position, error and magnitude.
+    """Return position, error and magnitude of the entry with the largest error in some rows.
 
     Error and magnitude are divided by the root mean square of the matrix.
     """

@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 class Unfinished(Exception):
-    """Raised if this shard is complete, but pieces of other shards are missing."""
+    """Raised if the pieces of this shard are complete, but those of other shards are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Run:
 
 
 class _Folder(RunFolder):
-    """The folder of a run; in folders of the first version the spec is called 'recipe'."""
+    """The folder of a run; the first version of the library called the spec 'recipe'."""
 
     def recorded(self) -> dict[str, Any] | None:
         config = super().recorded()
@@ -95,16 +95,16 @@ def make_spec(
       samples, form, keep: see `factored.Spec`.
       construction: a rule or its name; None for the rule and the scales that measurements showed
         to be best at this number of samples and entries.
-      attention: 'merged' or 'factored'. None means 'factored' if `bits` is given, and otherwise the
-        form with fewer subset sums.
-      tied: 'once' if a tied embedding and the last map should be one product where this is possible
-        (see `factored.spec.can_share`); 'twice' for two products.
-      bits: to use bands (`construction.rules.band`), the number of mask bits per entry, or a
-        `factored.Bands` with all settings. None for subset sums.
+      attention: 'merged' or 'factored'. None means 'factored' if `bits` is given; if not, None
+        means the choice with fewer subset sums.
+      tied: 'once' to use one product for both a tied embedding and the last map, if this is
+        possible (see `factored.spec.can_share`); 'twice' for two products.
+      bits: the number of mask bits per entry, or a `factored.Bands` with all settings, to use bands
+        (`construction.rules.band`); None to use subset sums.
       scales: the scales for subset sums: 'rows' for one scale of 4 bits per row of a free factor,
         or 'matrix' for one scale per free factor, as in the paper. None means 'matrix' if
-        `construction` is given or `attention` is 'merged', and 'rows' otherwise. For bands the
-        scales are set in `factored.Bands`.
+        `construction` is given or `attention` is 'merged'; if not, None means 'rows'. For bands,
+        `scales` must be None, since `factored.Bands` sets the scales.
 
     Raises:
       ValueError: an argument cannot be used, or the model cannot be hidden.
@@ -167,9 +167,10 @@ def solve(
 ) -> Place:
     """Find the masks of all parts and write ``out/ticket.safetensors``; resume a stopped run.
 
-    Parts are drawn, solved and written in pieces of some seconds. Each piece is safely on disk
-    before the next piece begins. A piece depends only on the model, the spec and the seed, so
-    neither a kill nor the number of devices or machines changes a bit of the result.
+    The work is cut into pieces (rows of one part) that take some seconds each. Each piece is safely
+    on disk before the next piece begins. The masks of a piece depend only on the model, the spec
+    and the seed. The result is therefore bit-identical after a kill and on any number of devices or
+    machines.
 
     Args:
       reader: the model to hide.
@@ -179,19 +180,19 @@ def solve(
       seed: the seed of the source, in [0, 2^32).
       identity: a text that identifies the model, such as the result of `identity_of`. A run is
         resumed only if the text is the same.
-      shard: the text 'i/n', with which this call computes every n-th piece from the i-th on. All
-        shards share `out`, and the shard that finds all pieces complete writes the ticket. None for
-        all pieces.
-      progress: a function that is called after each piece with the numbers of finished and of all
-        entries.
+      shard: a text 'i/n' to compute only every n-th piece, beginning with the i-th; None to compute
+        all pieces. All n calls share the folder `out`. The call that finds all pieces complete
+        writes the ticket.
+      progress: a function that is called after each piece with two numbers: the matrix entries that
+        this call has finished, and all matrix entries of this call.
 
     Returns:
       The path of the ticket.
 
     Raises:
-      ValueError: arguments that cannot be used.
-      CheckpointError: `out` belongs to another run, is in use, or its disk is too full.
-      Unfinished: pieces of other shards are missing.
+      ValueError: an argument cannot be used.
+      CheckpointError: `out` belongs to another run or is in use, or the disk lacks space.
+      Unfinished: this shard is complete, but pieces of other shards are missing.
     """
     checks.instance("reader", reader, Reader, "an open file (models.weights.open)")
     checks.instance("spec", spec, Spec, "a spec (hide.make_spec)")
@@ -223,7 +224,7 @@ def clean(out: str | os.PathLike[str]) -> None:
     """Remove the pieces of a run whose ticket is complete.
 
     Raises:
-      Damaged: the ticket is damaged; the pieces stay.
+      Damaged: the ticket is damaged; the pieces are not removed.
     """
     folder = storage.place(out)
     if (folder / NAME).exists() and (folder / "parts").exists():
@@ -232,7 +233,7 @@ def clean(out: str | os.PathLike[str]) -> None:
 
 
 def identity_of(model: str | os.PathLike[str]) -> str:
-    """Return one SHA-256 of all files of a model."""
+    """Return a SHA-256 of a model's file, or of its folder's .json and .safetensors files."""
     path = Path(model)
     suffixes = (".json", ".safetensors")
     files = sorted(f for f in path.iterdir() if f.suffix in suffixes) if path.is_dir() else [path]
@@ -259,7 +260,7 @@ def _compute(run: _Run, mine: list[Piece], progress: Progress | None) -> None:
 
 
 def _join(run: _Run, todo: list[Piece]) -> None:
-    """Join all pieces into the ticket's file."""
+    """Write the masks of all pieces to the ticket's file."""
     by_part: dict[str, list[Piece]] = {part.name: [] for part in run.spec.parts}
     for piece in todo:
         by_part[piece.part.name].append(piece)
@@ -331,7 +332,7 @@ def _join(run: _Run, todo: list[Piece]) -> None:
 
 
 def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Combine the reports of a part's pieces into the errors of the part."""
+    """Return the relative and the largest error of a part from the reports of its pieces."""
     target = sum(report["squared_target"] for report in reports)
     error = sum(report["squared_error"] for report in reports)
     return {
@@ -341,7 +342,7 @@ def _errors(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _worst_entry(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return, as metadata, the entry with the largest relative error among all matrices."""
+    """Return metadata about the matrix entry with the largest relative error."""
     if not entries:
         return {}
     worst = max(entries, key=lambda entry: entry["relative_error"])
@@ -380,7 +381,7 @@ def _num_levels(spec: Spec) -> int:
 
 
 def _check_space(run: _Run, missing: list[Piece]) -> None:
-    """Refuse a disk without space for the missing pieces and the ticket."""
+    """Raise an error if the disk lacks space for the missing pieces and the ticket."""
     rows = [((piece.stop - piece.start), piece.part) for piece in missing]
     masks = sum(count * part.num_bytes // (part.count * part.rows) for count, part in rows)
     kept = 4 * sum(part.num_sums for part in run.spec.kept_parts)

@@ -1,9 +1,9 @@
-"""The parts of a trained model as matrices, which a random network's products approximate.
+"""Return a trained model as matrices, to be approximated by products of random matrices.
 
-If a norm precedes maps, its gain and shift are folded into these maps. If a norm follows a residual
-sum, its gain and shift become a separate map. A bias is stored as an extra row of its matrix, which
-the constant coordinate 1 multiplies. Everything is computed in NumPy float64. `factored.spec` lists
-the parts.
+If a norm precedes linear maps, its gain and shift are folded into these maps. If a norm follows a
+residual sum, its gain and shift become a separate map. A bias is stored as an extra row of its
+matrix; the constant coordinate 1 of the input multiplies this row. Everything is computed in NumPy
+float64. `factored.spec` lists the parts.
 """
 
 import math
@@ -37,14 +37,14 @@ _IN_BLOCKS = ("ln_1", "ln_2")
 
 
 def traits(reader: Reader) -> dict[str, bool]:
-    """Return the fields 'constant' and 'layers' of `Spec`, which depend on the model's arrays."""
+    """Return the fields 'constant' and 'layers' of `Spec` for a model with these arrays."""
     names = {*reader.ends(), *reader.block(0)}
     constant = any(name.endswith(".bias") for name in names)
     return {"constant": constant, "layers": "mlp.in" in names}
 
 
 def check(reader: Reader) -> None:
-    """Refuse a model that this construction does not cover, or that has non-finite entries."""
+    """Raise an error if rotary frequencies are repeated or an array has non-finite entries."""
     s = reader.settings
     if s.positions == "rotary" and s.rotary_repeat != 1:
         raise checks.fail("model", "one with each rotary frequency once", s.rotary_repeat)
@@ -59,11 +59,11 @@ _OUTLIER = 12.0
 
 
 def finer(reader: Reader, spec: Spec) -> tuple[tuple[str, int], ...]:
-    """Return the names of matrices whose biases are outliers, and the samples that they need.
+    """Return the matrices whose biases are outliers, with the number of samples that each needs.
 
     A bias of 100 in a query or key has a hundred times the error of an ordinary entry. If positions
-    are rotary, all of this error reaches the logits of attention. Such matrices occur only if
-    attention is factored.
+    are rotary, all of this error reaches the logits of attention. Queries and keys have separate
+    matrices only if attention is factored.
     """
     rotary = spec.settings.positions == "rotary"
     if not (rotary and spec.constant and spec.attention == "factored" and spec.bands is None):
@@ -83,7 +83,7 @@ def finer(reader: Reader, spec: Spec) -> tuple[tuple[str, int], ...]:
 
 
 class Targets:
-    """The matrices of a model's parts, computed when needed; one block is cached."""
+    """The matrices of a model's parts, computed when needed; the last block read is cached."""
 
     def __init__(self, reader: Reader, spec: Spec):
         """Store the arguments; nothing is read yet."""
@@ -145,7 +145,7 @@ class Targets:
         return np.concatenate(matrices)
 
     def _value_output(self, arrays: Arrays, kv_head: int) -> np.ndarray:
-        """Return the value-output matrices of the query heads that share a key/value head."""
+        """Return the value-output matrices of all query heads that share the head `kv_head`."""
         s = self._spec.settings
         values = self._folded(arrays, "attn.v", "ln_1")
         v = values[:, kv_head * s.value_width : (kv_head + 1) * s.value_width]  # [o, v]
@@ -163,7 +163,7 @@ class Targets:
         return range(kv_head * group, (kv_head + 1) * group)
 
     def _folded(self, arrays: Arrays, name: str, norm: str) -> Float[np.ndarray, "inputs outputs"]:
-        """Return ``[gain W; shift W + b]`` in float64; the last row exists only with a constant."""
+        """Return ``[gain W; shift W + b]``; without a constant coordinate there is no last row."""
         w = np.asarray(arrays[name], np.float64)
         if self._spec.settings.post_norm and norm in _IN_BLOCKS and name != "identity":
             norm = ""  # gain and shift have already been applied to the rows that the map reads
