@@ -13,7 +13,8 @@ ArrayLike = jax.typing.ArrayLike
 # A typed PRNG key, as `jax.random.key(seed)` returns it; never a raw uint32 pair.
 Key = jax.Array
 PyTree = Any
-# The tokens of which cross-attention computes keys and values, or the two inputs as a tuple.
+# The tokens from which cross-attention computes keys and values; or a tuple of two arrays, the
+# inputs of keys and the inputs of values.
 Memory = ArrayLike | tuple[ArrayLike, ArrayLike]
 # Dicts from name to value: a trial's arguments (swept values) and its results (metrics).
 Hparams = Mapping[str, Any]

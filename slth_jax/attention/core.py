@@ -231,7 +231,7 @@ def error(
     return checks.finite_result(errors)
 
 
-_MOST = 1 << 17  # the most rows of a mask: 16 GiB
+_MOST = 1 << 17  # the largest number of rows of a mask, which then takes 16 GiB
 
 
 def causal_mask(length: int) -> Bool[Array, "{length} {length}"]:

@@ -14,8 +14,8 @@ from slth_jax.construction import rules, trellis
 from slth_jax.construction.trellis import Band
 from slth_jax.types import Array, ArrayLike, Key
 
-# For each `source`: the distributions of the free and the grouped factor, and the variance of the
-# product of two of their entries.
+# For each `source`: the distributions of `left` and of `right`, and the variance of the product of
+# an entry of `left` and an entry of `right`.
 SOURCES = {
     "uniform": (initializers.uniform, initializers.uniform, 1 / 9),
     "sign_uniform": (initializers.signs, initializers.uniform, 1 / 3),

@@ -134,7 +134,7 @@ def _solve(
         jnp.concatenate([x.reshape(-1) for x in values]),
     )
     if most is None:
-        # `max_exact` is passed: its default depends on the padded length, and masks must not.
+        # `max_exact` is passed because its default, unlike masks, may depend on the padded length.
         batch = subset_sum.solve(*instances, max_exact=subset_sum.PART)
     else:
         batch = subset_sum.solve_few(*instances, most=most)

@@ -167,7 +167,7 @@ def _by_xla(
 
 
 def _forward(terms, goal, usable, cost: Float[Array, "S p"], columns: Int[Array, " steps"]):
-    """Return the cost of each state after `columns`, and the digit that left it in each step."""
+    """Return the state costs after `columns`, and the oldest digit that each step dropped."""
     r, m, window, p = terms.shape
 
     def step(cost, j):

@@ -44,9 +44,10 @@ def solve(
     were set aside are then solved exactly. The result is never worse than the greedy choice, which
     goes through all samples, the largest first, and keeps each sample that brings the sum closer.
 
-    Zeros are never kept. The result of an instance does not depend on zeros appended to its
-    samples, on the other instances of the batch, or on `jit`, `vmap` and sharding. Subnormal
-    numbers count as zeros, as on most accelerators. No gradient passes through the result.
+    Zeros are never kept. For a given `max_exact` the result of an instance does not depend on zeros
+    appended to its samples, on the other instances of the batch, or on `jit`, `vmap` and sharding.
+    Subnormal numbers count as zeros, as on most accelerators. No gradient passes through the
+    result.
 
     If the batch is sharded over devices and the samples of an instance are not split, each device
     solves its part of the batch. On CPUs, float32 instances are solved several times faster if a
@@ -57,9 +58,9 @@ def solve(
       samples: the numbers to choose from, float32 or float64 of shape [..., n], n up to 4,096.
       value: the numbers that the sums should reach, of shape [...].
       max_exact: the largest number of samples (not counting zeros) for which the optimum is
-        guaranteed, from 2 to 30. Every two more samples double the time. If it is None, `max_exact`
-        is 30 if n is at most 30, and 24 if n is larger. Set `max_exact` if the results for 25 to 30
-        samples must not depend on appended zeros.
+        guaranteed, from 2 to 30. Every two more samples double the time. The default is 30 if n is
+        at most 30, and 24 if n is larger. Set `max_exact` if the results for 25 to 30 samples must
+        not depend on appended zeros.
 
     Returns:
       A `Solution`. `total` is the sum of the kept samples, rounded once. `error` is `|value -

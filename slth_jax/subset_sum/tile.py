@@ -182,7 +182,7 @@ def _reach_and_resolve(
     greedy = _scattered(order, keep[::-1, 1].T, n)  # [b, n]
     masks = settled.T, greedy.T  # [n, b]
     error = [jnp.abs(value - _total(jnp.where(mask, samples.T, 0))) for mask in masks]  # [b]
-    # If all nonzero samples were enumerated, that solution is taken. It is the same without zeros.
+    # If all nonzero samples were enumerated, the enumerated solution is taken, as without zeros.
     settled_is_better = (error[0] <= error[1]) | (count <= m)
     return jnp.where(settled_is_better[None], *masks)
 

@@ -80,10 +80,10 @@ class Search:
       rerolls: the number of steps after every block was solved once; None for ``2^R - 1``.
       centred: if true, patterns that bring a block's targets nearest to the middle of their subset
         sums are tried first. If `centred` is false, patterns are tried in the order of their binary
-        numbers. Let the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2.
-        Patterns are tried in increasing order of ``max_j (v_j - mu_j)^2 / sigma_j^2``, where v_j is
-        target j after the change by the pattern. The subset sums of column j are densest at mu_j,
-        so one of the first few patterns is nearly always the best.
+        numbers. Let the samples of column j sum to 2 mu_j and their squares to 4 sigma_j^2. If
+        `centred` is true, patterns are tried in increasing order of ``max_j (v_j - mu_j)^2 /
+        sigma_j^2``, where v_j is target j after the change by the pattern. The subset sums of
+        column j are densest at mu_j, so one of the first few patterns is nearly always the best.
 
     Raises:
       ValueError: a number is outside its range.
