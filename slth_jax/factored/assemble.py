@@ -1,9 +1,10 @@
 """Assemble the parts of a random network into parameters for `models.decoder`.
 
-There are two forms. In the *merged* form every product is multiplied out. If attention is merged
-too, it is multi-query attention whose keys and values are the normalised rows z themselves
-(identity projections). In the *unmerged* form the masked factors stay separate: merged attention
-has heads as wide as the number of hidden units, and every other map is a product of two matrices.
+There are two forms. In the *merged* form every product is multiplied out. If `Spec.attention` is
+'merged', attention becomes multi-query attention whose keys and values are the normalised rows z
+themselves (identity projections). In the *unmerged* form the masked factors stay separate: heads of
+merged attention are as wide as the number of hidden units, and every other map is a product of two
+matrices.
 
 The letters in shapes are: d the width, o the inputs of a map (d, or d + 1 if there is a constant
 coordinate), h query heads, g key/value heads, f rotary frequencies, n hidden units.
@@ -80,7 +81,7 @@ def merged_ends(spec: Spec, entries: Entries) -> Arrays:
 
 
 def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
-    """Return the query weights `[o, h width]`, and key weights `[o, width]` that copy z."""
+    """Return query weights `[o, h width]`, and key weights `[o, width]` that copy the row z."""
     s, o = spec.settings, spec.inputs
     if s.positions != "rotary":
         # [h, o, d] to [o, (h, d)]
@@ -95,7 +96,7 @@ def _merged_qk(spec: Spec, w: Float[np.ndarray, "count rows columns"]):
 
 
 def _merged_vo(spec: Spec, w: Float[np.ndarray, "count rows columns"]) -> Arrays:
-    """Return value weights that copy z, and the output weights `[h d, d]`."""
+    """Return value weights that copy the row z, and the output weights `[h d, d]`."""
     d = spec.settings.width
     w = w.reshape(spec.settings.num_heads, d, spec.inputs)  # [head, output, input]
     params = {"attn.v": np.eye(d), "attn.o": w[:, :, :d].transpose(0, 2, 1).reshape(-1, d)}

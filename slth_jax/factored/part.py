@@ -86,12 +86,13 @@ class Bands:
       row_scales: whether each row of a free factor has a scale of 4 bits (see `network.LEVELS`) in
         addition to the scale of its matrix.
       column_scales: whether each column of a grouped factor also has a scale, which is relative to
-        the largest column scale. If this is true and rows have scales, rows with outliers are
-        solved again with coarser row scales.
+        the largest column scale. If `row_scales` and `column_scales` are true, rows with outliers
+        are solved again with coarser row scales.
       others: exceptions from `bits`, as pairs of a matrix's kind or name and its mask bits per
         entry.
       diagonal_gain: whether the last norm's map before a tied embedding is a diagonal of subset
-        sums, like the maps of other norms. The value is false in tickets of an earlier version.
+        sums, like the maps of other norms. `diagonal_gain` is false in tickets of an earlier
+        version.
     """
 
     bits: int

@@ -35,7 +35,7 @@ ROWS = 64  # the number of rows of a free factor that a device solves at a time
 
 
 class Product(NamedTuple):
-    """A product of a part: its random key, its grouped factor, and its units' assignment."""
+    """A product of a part: its random key, grouped factor, and assignment of units to columns."""
 
     key: Key
     right: Float[Array, "n r"] | Float[Array, "r M L"]  # `[r, M, L]` for a band

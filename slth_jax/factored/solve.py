@@ -34,8 +34,8 @@ class Problem(NamedTuple):
       product: the grouped factor, and the assignment of the hidden units to its columns.
       part: the part to which the product belongs.
       rule: the rule that assigned the hidden units to columns.
-      scale: the scale of the free factor. For subset sums it is the largest absolute value that an
-        entry of the free factor can have.
+      scale: the scale of the free factor. For subset sums, the scale is the largest absolute value
+        that an entry of the free factor can have.
       samples: the number of samples per subset sum; it is not used for a band.
     """
 
@@ -127,12 +127,12 @@ def rows_with_scales(
 ) -> tuple[Masks, Levels]:
     """Choose a scale for each row; return the masks of the rows and the levels of their scales.
 
-    The error of an entry within reach is proportional to the scale, but a fine scale leaves large
-    entries out of reach. Each row is therefore solved at a fine scale first. As long as the error
-    expected at the next coarser scale is below the row's error, the row is also solved at that
-    scale, and the better masks are kept. If the matrix entries are subset sums, the random weights
-    of a row differ from level to level. If the weights did not change, an entry whose samples all
-    have the wrong sign would be out of reach at every scale.
+    The error of a matrix entry is proportional to the scale if a subset sum can reach the entry,
+    but at a fine scale large entries cannot be reached. Each row is therefore solved at a fine
+    scale first. While the error expected at the next coarser scale is below the row's error, the
+    row is solved at that scale too. The better masks are kept. If the matrix entries are subset
+    sums, the random weights of a row differ from level to level. If the weights did not change, an
+    entry whose samples all have the wrong sign could not be approximated at any scale.
 
     Args:
       problem: the product whose free factor is masked; `problem.scale` is the scale at level 0, the
@@ -355,5 +355,5 @@ def _walks(
 
 
 def _worst_column(error: Float[Array, "p halves_r"], columns: int) -> Int[Array, " p"]:
-    """Return each row's column with the largest error; with a ReLU `error` has r columns twice."""
+    """Return each row's column with the largest error; with a ReLU `error` has two per column."""
     return (jnp.argmax(error, axis=1) % columns).astype(jnp.int32)

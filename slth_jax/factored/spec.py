@@ -144,7 +144,7 @@ class Spec:
 
     @property
     def inputs(self) -> int:
-        """The number of inputs of a map on the residual stream: d, or d + 1 with a constant."""
+        """The number of inputs of a map on the residual stream: d, plus 1 if `constant` is true."""
         return self.settings.width + int(self.constant)
 
     @property
@@ -284,7 +284,7 @@ class Spec:
 
 
 def from_json(fields: Mapping[str, Any]) -> Spec:
-    """Return the spec that `Spec.to_json` wrote."""
+    """Return the spec from a dict that `Spec.to_json` returned."""
     construction = dict(fields["construction"])
     rule = rules.get(construction.pop("name"))
     # Older files also store the fields of `Search`; the oldest of them lack `centred`.

@@ -1,4 +1,4 @@
-"""Estimate, before a run, the number of entries, the bytes, and the time on this machine."""
+"""Estimate, before a run, its matrix entries, its bytes, and its time on this machine."""
 
 import time
 from functools import partial

@@ -1,8 +1,9 @@
 """Write a ticket's network as a folder that `transformers` loads.
 
 If attention is factored (one product per projection), the multiplied-out matrices of a ticket have
-the same shapes as the target's matrices. Gains and shifts of norms that precede linear maps are
-folded into these matrices, so the exported norms get gains of 1 and shifts of 0.
+the same shapes as the target's matrices. If a norm precedes linear maps, its gain and shift are
+folded into the matrices of these maps. The exported norm therefore gets a gain of 1 and a shift of
+0.
 """
 
 import os

@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 class Unfinished(Exception):
-    """Raised if the pieces of this shard are complete, but those of other shards are missing."""
+    """Raised if this call's share of the pieces is complete, but other pieces are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +175,14 @@ def solve(
     Args:
       reader: the model to hide.
       spec: see `make_spec`.
-      out: the output folder, on this machine or in a bucket (gs://, s3://). It must be new or
-        already belong to this run.
+      out: the output folder, on this machine or in a bucket (gs://, s3://). The folder must be new
+        or already belong to this run.
       seed: the seed of the source, in [0, 2^32).
       identity: a text that identifies the model, such as the result of `identity_of`. A run is
-        resumed only if the text is the same.
+        resumed only if `identity` is unchanged.
       shard: a text 'i/n' to compute only every n-th piece, beginning with the i-th; None to compute
-        all pieces. All n calls share the folder `out`. The call that finds all pieces complete
-        writes the ticket.
+        all pieces. All n calls write to the same folder `out`. The call that finds all pieces
+        complete writes the ticket.
       progress: a function that is called after each piece with two numbers: the matrix entries that
         this call has finished, and all matrix entries of this call.
 

@@ -37,7 +37,7 @@ _IN_BLOCKS = ("ln_1", "ln_2")
 
 
 def traits(reader: Reader) -> dict[str, bool]:
-    """Return the fields 'constant' and 'layers' of `Spec` for a model with these arrays."""
+    """Return the fields 'constant' and 'layers' of `Spec`, derived from the model's arrays."""
     names = {*reader.ends(), *reader.block(0)}
     constant = any(name.endswith(".bias") for name in names)
     return {"constant": constant, "layers": "mlp.in" in names}

@@ -207,7 +207,7 @@ def advance(
 
 
 def split(params: Params, dtype: jax.typing.DTypeLike) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the parameters outside the blocks, and those of the blocks without the prefix 'h.'."""
+    """Return the parameters outside the blocks, and the blocks' parameters, named without 'h.'."""
     cast = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
     ends = {name: value for name, value in cast.items() if not name.startswith("h.")}
     return ends, {name[2:]: value for name, value in cast.items() if name.startswith("h.")}
@@ -232,7 +232,7 @@ def check_types(
 
 
 def check_params(params: Params, settings: Settings) -> None:
-    """Raise an error if an array has a wrong shape, or `wte` or an attention matrix is missing.
+    """Raise an error if an array's shape is wrong, or if `wte` or an attention matrix is missing.
 
     The shapes of factors (see `Settings.factor`) are not checked.
     """
@@ -287,7 +287,7 @@ def _apply(
 def padding_mask(
     tokens: Int[Array, "n t"], settings: Settings, attn_mask: Mask | None = None
 ) -> Mask | None:
-    """Return `attn_mask`; if the settings have a padding token, its positions are masked too."""
+    """Return `attn_mask`; if the settings have a padding token, mask all positions with it too."""
     if settings.pad_token is None:
         return attn_mask
     n, t = tokens.shape

@@ -25,7 +25,7 @@ def generate(
 ) -> list[int]:
     """Return `prompt` continued by up to `length` tokens.
 
-    At temperature 0 the next token is the likeliest token. At higher temperatures it is
+    At temperature 0 the next token is the likeliest token. At higher temperatures the next token is
     ``argmax(logits / temperature + noise)``. The Gumbel noise is drawn with ``fold_in(key,
     position)``, so two models that are sampled with the same key see the same noise.
 

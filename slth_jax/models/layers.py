@@ -1,4 +1,4 @@
-"""The layers of a block as pure functions; a layer without a gain or bias skips that step.
+"""The layers of a block as pure functions; absent gains, shifts and biases are skipped.
 
 The letters in shapes are: n sequences, t query positions, s key positions, d width, h query heads,
 g key/value heads, k the width of query and key heads, v the width of value heads, f hidden width.
@@ -43,7 +43,8 @@ def linear(
     """Return ``x w + bias``, where w is the matrix `name`.
 
     If w is given as two factors, NAME.first `[i, u]` and NAME.second `[u, o]`, the product is
-    ``factor(x first) second`` with the function `Settings.factor`. Each factor may have a bias.
+    ``factor(x first) second`` with the function `Settings.factor`. Each of the two factors may have
+    a bias.
     """
     if name in params:
         x = jnp.einsum("...i,io->...o", x, params[name])
@@ -89,7 +90,7 @@ def norm(
 def rotate(
     x: Float[Array, "n t heads k"], positions: Int[Array, " t"], settings: Settings
 ) -> Float[Array, "n t heads k"]:
-    """Rotate pairs of a head's components by position times frequency (Su et al. 2021).
+    """Rotate pairs of components by the angle position times frequency (Su et al. 2021).
 
     The result is ``even' = even cos - odd sin`` and ``odd' = odd cos + even sin``. As in the
     library `transformers`, the first half of a head contains the even components, the second half

@@ -63,9 +63,9 @@ as GPT-2 small."""
 def preset(name: str, *, width_multiplier: float = 1.0, **settings: Any) -> Preset:
     """Return the preset `name`, with `width_multiplier` times its width and number of heads.
 
-    The hidden width of the fully connected layers is multiplied too. The width of each head does
-    not change, as in figure 7 of the paper. The keyword arguments `settings` replace fields of the
-    preset's `Settings`.
+    `width_multiplier` also multiplies the hidden width of the fully connected layers. The width of
+    each head does not change, as in figure 7 of the paper. The keyword arguments `settings` replace
+    fields of the preset's `Settings`.
 
     Raises:
       ValueError: the name is unknown, or the multiplied number of key/value heads is not whole.

@@ -44,7 +44,7 @@ POSITIONS = ("learned", "rotary", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a transformer; `make_settings` derives most of them from a few.
+    """All settings of a transformer; `make_settings` derives most of them from four sizes.
 
     Networks with equal settings compute the same function of their parameters.
 
@@ -152,9 +152,9 @@ def make_settings(
 
     The defaults are ``g = h``, ``k = d / h``, ``v = k``, ``f = 4 d``, ``outputs = vocab_size``,
     ``logit_scale = 1 / sqrt(k)``, and rotary frequencies of base 10,000. If `states` is true,
-    ``outputs = d`` and the output layer is not tied. An option that is None also gets its default.
-    To change the width of existing settings, call this function again: `dataclasses.replace` would
-    not update the settings that depend on the width.
+    ``outputs = d`` and the output layer is not tied. An option that is given as None gets its
+    default. To change the width of existing settings, call this function again:
+    `dataclasses.replace` would not update the settings that depend on the width.
 
     Raises:
       ValueError: no network can have these settings; the error message names the first wrong

@@ -68,7 +68,7 @@ def open_tokenizer(path: str | os.PathLike[str] | None) -> AnyTokenizer:
 def find(
     given: str | os.PathLike[str] | None, beside: str | os.PathLike[str], vocab_size: int
 ) -> Path | None:
-    """Return the path of the tokenizer `given`, or of one beside a model or ticket, or None."""
+    """Return `given` or, if it is None, the path of a tokenizer `beside` a model or ticket."""
     if given is not None:
         return storage.fetched(storage.place(given), _NAMES)
     path = storage.place(beside)

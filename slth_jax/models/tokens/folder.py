@@ -81,7 +81,7 @@ class FolderTokenizer:
         return [text.ids for text in encoded]
 
     def chat(self, text: str) -> list[int]:
-        """Return the tokens of a chat with one message `text`, which an answer can continue.
+        """Return the tokens of a chat with one user message `text`, before the model's answer.
 
         Raises:
           ValueError: the folder has no chat template, or the template raises an error.

@@ -14,7 +14,7 @@ _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer(NamedTuple):
-    """A vocabulary of byte strings (pieces), each with a score; high scores are merged first.
+    """A vocabulary of byte strings (pieces), each with a score that orders the merges.
 
     Token 1 begins a text and also ends it. Tokens 3 to 258 are single bytes.
     """
@@ -24,7 +24,7 @@ class Tokenizer(NamedTuple):
     start: int = 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the start token and the tokens of `text`, merged in the order of scores.
+        """Return the start token and the tokens of `text`; the highest score is merged first.
 
         Raises:
           ValueError: the vocabulary contains neither a character of the text nor the character's

@@ -1,4 +1,4 @@
-"""Token numbers instead of text, for models without a tokenizer."""
+"""Write tokens as decimal numbers instead of text, for models without a tokenizer."""
 
 from collections.abc import Iterable
 

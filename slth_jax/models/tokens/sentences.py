@@ -86,7 +86,7 @@ def _pooling(config: Mapping[str, Any]) -> str:
 
 
 def _steps(path: Path) -> tuple[str, ...]:
-    """Return the module types in ``modules.json``; if there is no such file, return `_STEPS`."""
+    """Return the module types in ``modules.json``; if the file is absent, return `_STEPS`."""
     if not path.exists():
         return _STEPS
     modules = storage.read_json(path)

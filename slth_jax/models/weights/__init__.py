@@ -1,9 +1,9 @@
 """Read and write weights: `open` recognises a file's format and returns a `Reader`.
 
-A `Reader` (`reader`) has the model's settings and reads its arrays block by block, under the names
-in `models.settings`. `save` writes a Hugging Face folder. `folder` reads and writes Hugging Face
-folders. The files `bert`, `roberta`, `gpt2` and `llama` contain tables of array names and
-configuration keys for each architecture; `layout`, `keys` and `rope` interpret these tables.
+A `Reader` (in the file `reader`) has the model's settings and reads its arrays block by block,
+under the names in `models.settings`. `save` writes a Hugging Face folder. `folder` reads and writes
+Hugging Face folders. The files `bert`, `roberta`, `gpt2` and `llama` contain tables of array names
+and configuration keys for each architecture; `layout`, `keys` and `rope` interpret these tables.
 `llama2c` reads a ``.bin`` file, `gguf` reads a ``.gguf`` file, and `lens` reads a TransformerLens
 ``.npz`` file. A model read by this subpackage computes the same function as in the library that
 wrote it. A key of the configuration or an array is ignored only if it is known to have no effect.

@@ -89,8 +89,8 @@ def save(
     is RoBERTa (with a padding token) or BERT (without). All other networks are written as GPT-2.
 
     The folder contains ``config.json`` and ``model.safetensors``, each written atomically. A GPT-2
-    must have all gains, shifts and biases. A Llama may have the biases of its attention or of its
-    fully connected layers, and a Qwen2 has the biases of queries, keys and values. `fields` are
+    must have all gains, shifts and biases. A Llama may have biases in its attention, in its fully
+    connected layers, or in both. A Qwen2 has biases of queries, keys and values only. `fields` are
     added to ``config.json`` and override its other entries.
 
     Raises:
@@ -152,7 +152,7 @@ def _named(tensors: Mapping[str, Tensor], module: ModuleType) -> dict[str, Tenso
 
 
 def _tie(tensors: dict[str, Tensor], table: Layout) -> None:
-    """Drop a tied model's output matrix, or use it as the embedding if that is absent.
+    """Drop a tied model's output matrix; if the embedding is absent, use this matrix instead.
 
     Raises:
       ValueError: the model is tied, but its output matrix differs from its embedding.

@@ -24,7 +24,7 @@ def check_kind(settings: Settings, kind: str, expected: Mapping[str, Any]) -> No
 
 
 def plain_fields(settings: Settings, **options: Any) -> dict[str, Any]:
-    """Return fields of `Settings`: the sizes of `settings`, `options`, and else defaults."""
+    """Return the fields of `Settings` that follow from the sizes in `settings` and `options`."""
     sizes = {name: getattr(settings, name) for name in _SIZES}
     fields = dict(vars(make_settings(**sizes, **options)))
     del fields["factor"]  # only masked sources have this field, and no configuration does
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
         return count
 
     def without_absent(self, names: Iterable[str], num_blocks: int) -> "Layout":
-        """Return the layout without the biases (all zero) that no block has in `names`."""
+        """Return the layout without biases that no block has in `names`; these biases are zero."""
         names = set(names)
 
         def kept(row: Row, count: int) -> bool:

@@ -1,8 +1,8 @@
 """Read NumPy archives of TransformerLens, and of Nanda et al.
 
 (2023). The arrays of an archive alone do not determine a network. Activation, normalisation,
-attention mask and scales are in TransformerLens's configuration. It is read from the file
-`NAME.json` beside `NAME.npz` or given as an argument.
+attention mask and scales are in TransformerLens's configuration. The configuration is read from the
+file `NAME.json` beside `NAME.npz` or given as an argument.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ def open_npz(path: str | os.PathLike[str], *, config: Mapping[str, Any] | None =
 
 
 def _config(path: Path, arrays: Arrays) -> dict[str, Any]:
-    """Return an archive's configuration: from the JSON file beside it, or known or inferred."""
+    """Return an archive's configuration, which is read from JSON, built in, or inferred."""
     beside = path.with_suffix(".json")
     if beside.exists():
         return storage.read_json(beside)

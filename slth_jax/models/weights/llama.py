@@ -143,7 +143,7 @@ def settings(fields: Mapping[str, Any]) -> Settings:
 
 
 def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return h, the number of query heads, g, that of key/value heads, and k, the head width."""
+    """Return the number h of query heads, the number g of key/value heads, the head width k."""
     heads = keys.size(values, "num_attention_heads")
     width = keys.size(values, "hidden_size")
     return (
@@ -186,7 +186,7 @@ def _window(values: Mapping[str, Any]) -> int | None:
 
 
 def fields(settings: Settings, names: frozenset[str]) -> dict[str, Any]:
-    """Return the fields of a ``LlamaConfig`` or, if the biases are Qwen2's, a ``Qwen2Config``.
+    """Return fields of a ``Qwen2Config`` if only q, k, v have biases, else a ``LlamaConfig``.
 
     Args:
       settings: the settings of the network.

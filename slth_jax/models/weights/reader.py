@@ -78,7 +78,7 @@ class Reader:
 
 
 def stacked(ends: Mapping[str, np.ndarray], blocks: Iterable[Mapping[str, np.ndarray]]) -> Arrays:
-    """Return all parameters; arrays NAME of the blocks are stacked as 'h.NAME'."""
+    """Return all parameters; the arrays NAME of all blocks are stacked under the name 'h.NAME'."""
     parts: dict[str, list[np.ndarray]] = {}
     for block in blocks:
         for name, value in block.items():

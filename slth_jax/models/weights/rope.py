@@ -33,7 +33,7 @@ KEYS = {
 def frequencies(
     values: Mapping[str, Any], head_width: int, max_length: int
 ) -> tuple[tuple[float, ...], float]:
-    """Return k / 2 frequencies (radians per position) and the factor of cosine and sine.
+    """Return the k / 2 frequencies (radians per position) and the scale of cosine and sine.
 
     Args:
       values: the keys in `KEYS`. Parameters are read from `rope_scaling` (transformers 4) if it is
