@@ -1,6 +1,6 @@
 """Draw the random weights of sources, the networks that are then masked.
 
-The random numbers of a source do not depend on its width: hidden unit j of attention projection p
+The random numbers of a source do not depend on its width. Hidden unit j of attention projection p
 (0, 1, 2, 3 for q, k, v, o) is drawn from the key ``fold_in(key, 4 j + p)``. Therefore, up to the
 scale, a source of width n consists of the first n units of any wider source with the same key.
 Padding arrays to a larger width does not change the weights drawn.
@@ -229,8 +229,8 @@ def theory_transformer(
     """Draw a random transformer as the theory assumes (paper, Theorems 11 and 14), without biases.
 
     Block b has the attention weights of `theory_blocks`. The ReLU layers of block b are drawn by
-    `theory_layers` from ``fold_in(key, 2^31 + b)``. They fit a target ReLU network with d inputs, d
-    outputs and hidden layers of the widths `hidden`.
+    `theory_layers` from ``fold_in(key, 2^31 + b)``. These ReLU layers suit a target ReLU network
+    with d inputs, d outputs and hidden layers of the widths `hidden`.
 
     Args:
       key: a typed PRNG key.

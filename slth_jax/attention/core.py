@@ -47,9 +47,9 @@ def apply(
         g < h (grouped queries), each head uses a copy of the keys and values that it shares.
       x: the tokens of one sequence `[t, m]`. For a batch of sequences use `jax.vmap`.
       attn_mask: booleans `[t, t]`, or `[tokens of x, tokens of memory]`; True if token i may attend
-        to token j. None if every token may attend to all tokens. A mask in which a row has no True
-        is refused. Under a JAX transformation the values of the mask are not known, and the output
-        for a row without True is zero.
+        to token j. If `attn_mask` is None, every token may attend to all tokens. A mask in which a
+        row has no True is refused. Under a JAX transformation the values of the mask are not known,
+        and the output for a row without True is zero.
       memory: the tokens `[s, n]` from which keys and values are computed, or a tuple: the inputs of
         keys `[s, n]` and of values `[s, l]`. If `memory` is None, keys and values are computed from
         `x`.

@@ -1,10 +1,10 @@
 """Find, by shortest paths, masks that keep one of 2^b units per row and column.
 
-The mask of `right` is a band: unit k starts at column ``j = k // M``, where M = 2^b, and is
-connected to the L columns ``j, ..., j + L - 1``. Columns are counted modulo r, so the last column
-is followed by the first, and every entry is a sum of L terms. Each row of `left` keeps exactly one
-of the M units that start at column j; the number of the kept unit among these M is the *digit*
-``d_j``. Entry j of a row of the masked product is then
+The mask of `right` is a band with M = 2^b units per column. Unit k starts at column ``j = k // M``
+and is connected to the L columns ``j, ..., j + L - 1``. Columns are counted modulo r, so the last
+column is followed by the first, and every entry is a sum of L terms. Each row of `left` keeps
+exactly one of the M units that start at column j; the number of the kept unit among these M is the
+*digit* ``d_j``. Entry j of a row of the masked product is then
 
     ``sum_{t=0}^{L-1} left[j - t, d_{j-t}] right[j - t, d_{j-t}, j]``.
 

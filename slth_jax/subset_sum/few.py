@@ -26,7 +26,8 @@ def solve_few(
     `mask` minimises ``|value - sum_i mask_i samples_i|`` over the masks with at most `most` ones
     (subset sums of fixed size: da Cunha et al. 2023, Natale et al. 2024). The samples are split
     into two halves. Every sum of at most k samples of the first half is combined with the best
-    matching sum of the second half, so the time grows as the number of these sums.
+    matching sum of the second half. The time grows as the number of subsets of a half with at most
+    k samples.
 
     Args:
       samples: float32 or float64 of shape [..., n].

@@ -64,9 +64,9 @@ def solve(
 
     Returns:
       A `Solution`. `total` is the sum of the kept samples, rounded once. `error` is `|value -
-      total|`. `optimal` is true if all subsets were tried (at most `max_exact` samples are not
-      zero), or if `value` lies at or beyond the sum of all positive or of all negative samples.
-      `optimal` is also true if `error` is at most the rounding unit `eps` times the largest of
+      total|`. `optimal` is true if all subsets were tried, because at most `max_exact` samples are
+      not zero. `optimal` is also true if `value` lies at or beyond the sum of all positive or of
+      all negative samples, or if `error` is at most the rounding unit `eps` times the largest of
       `|value|` and `|samples|`. In all three cases no subset has a closer sum, up to rounding.
       Subsets are tried with samples rounded to multiples of `2^-29 sum |samples|` (`2^-61` in
       float64). If all subsets were tried, the error is therefore at most `n 2^-29 sum |samples|`

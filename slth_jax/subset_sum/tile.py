@@ -2,9 +2,9 @@
 
 If there are too many samples to try all subsets, the largest samples are first decided greedily.
 Every number on which a decision depends is an integer, or a sum stored with its rounding error, or
-a number scaled by a power of two. Therefore neither the order of a reduction nor fused
-multiply-adds can change a bit of the result. In this module the batch is the last axis, and no
-operation mixes two instances.
+a number scaled by a power of two. Neither the order of a reduction nor fused multiply-adds can
+therefore change a bit of the result. In this module the batch is the last axis, and no operation
+mixes two instances.
 """
 
 from typing import NamedTuple
