@@ -1,9 +1,8 @@
 """Solve subset sums of a few integers exactly, for many instances at once, without `sort`.
 
 Horowitz and Sahni (1974) split the numbers into two halves and list the 2^(n/2) subset sums of each
-half in order. The algorithm then finds the pair of sums, one of each half, that adds up closest to
-the value. In this module every step is an elementwise operation on arrays whose last axis is the
-batch:
+half in order. The algorithm then finds the pair of a sum of each half that adds up closest to the
+value. In this module every step is an elementwise operation on arrays whose last axis is the batch:
 
 - The subset sums of a half come in complementary pairs `x, total - x`, so only the smaller sum `x`
   of each pair is stored. If one more number `q` is included, the sorted list `x` becomes two lists,
