@@ -1,4 +1,4 @@
-"""Write the generated blocks of README and pages, and the committed pictures, anew.
+"""Rewrite the generated parts of the README and of `docs/`, and plot the committed pictures.
 
 python -m experiments.pages [--check | --pictures]
 """
@@ -11,7 +11,7 @@ from experiments.pages.blocks import ROOT
 
 
 def main() -> int:
-    """Rewrite or check all pages; return the exit status."""
+    """Rewrite all pages, or only check them; return 1 if a checked page differs, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m experiments.pages", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if pages differ")
     parser.add_argument("--pictures", action="store_true", help="draw pictures, too (matplotlib)")

@@ -1,4 +1,4 @@
-"""Generate the blocks of the page on mask bits."""
+"""Generate the parts of docs/bits.md, and one of the README, that contain numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def readme_bits() -> str:
-    """Return the README's paragraph on the smallest tickets."""
+    """Return the README's paragraph on the tickets that need the fewest bytes."""
     stories = read("bits_stories")["rows"]
     tickets = [row for row in stories if row["method"] == "band"]
     small = min((r for r in tickets if r["perplexity"] <= 1.9), key=lambda row: row["bytes"])
@@ -83,7 +83,10 @@ def _stored(run: dict[str, Any]) -> str:
 
 
 def bits_errors() -> str:
-    """Return the table of relative squared errors for Gaussian entries: methods against bits."""
+    """Return the table of relative squared errors on Gaussian matrices.
+
+    The table has a row for each method and a column for each number of bits per entry.
+    """
     result = read("bits")
     rows = [row for row in result["rows"] if row["target"] == "gaussian"]
     columns = sorted({row["nominal"] for row in rows})
@@ -104,7 +107,7 @@ def bits_errors() -> str:
 
 
 def bits_stories() -> str:
-    """Return the table, by bits, of bytes, perplexity and equal texts of stories260K."""
+    """Return the table that compares tickets of stories260K with its rounded weights."""
     rows = sorted(read("bits_stories")["rows"], key=lambda row: (row["method"], row["bytes"]))
     lines = []
     for row in rows:
@@ -128,7 +131,7 @@ def bits_stories() -> str:
 
 
 def bits_sparse() -> str:
-    """Return the table of densities, entropies and errors of sparse masks."""
+    """Return the table of densities, entropies and errors of masks that keep few samples."""
     result = read("sparse")
     rows = [
         (

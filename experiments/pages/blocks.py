@@ -1,4 +1,4 @@
-"""Read committed results, and format numbers, tables and paragraphs for generated blocks."""
+"""Read committed results; format numbers, tables and paragraphs for generated blocks of pages."""
 
 import functools
 import json
@@ -11,19 +11,19 @@ ROOT = Path(__file__).parents[2]
 
 @functools.cache
 def read(name: str) -> Any:
-    """Return a committed result, parsed from JSON.
+    """Return the content of a committed JSON file of results.
 
     Args:
       name: the name, without '.json', of a file in `figures/` or `benchmarks/results/`.
 
     Raises:
-      FileNotFoundError: neither folder contains the file.
+      FileNotFoundError: neither of the two folders contains the file.
     """
     return json.loads(place(name).read_text())
 
 
 def place(name: str) -> Path:
-    """Return the file of a committed result."""
+    """Return the path of the committed JSON file that has the name `name`, without '.json'."""
     for folder in ("figures", "benchmarks/results"):
         path = ROOT / "experiments" / folder / f"{name}.json"
         if path.exists():
@@ -69,7 +69,11 @@ def interval(low: float, high: float, digits: int = 2) -> str:
 
 
 def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    """Return the row that has these values; it is an error if there is not exactly one."""
+    """Return the only row that has the given values.
+
+    Raises:
+      ValueError: no row, or more than one row, has these values.
+    """
     chosen = [row for row in rows if all(row.get(name) == v for name, v in values.items())]
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows with {values}")

@@ -1,4 +1,4 @@
-"""Generate the blocks of the page on guarantees."""
+"""Generate the parts of docs/guarantee.md that contain numbers."""
 
 import math
 
@@ -6,7 +6,11 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def bounds() -> str:
-    """Return the table, by depth, of ratios of bound to error and of shares of vacuous bounds."""
+    """Return the table of error bounds, with a row for each number of blocks.
+
+    The table contains the median ratio of the bound to the measured error, and the share of vacuous
+    bounds. A bound is vacuous if it is not below the bound on the norm of the target's outputs.
+    """
     result = read("bounds_paper")
     rows = [
         (
@@ -29,7 +33,7 @@ def bounds() -> str:
 
 
 def bound_slopes() -> str:
-    """Return the paragraph on how error and bounds grow with depth, input bound and length."""
+    """Return the paragraph on how errors and bounds grow with depth, input norm and input length."""
     result = read("bounds_paper")
     fit = result["fit"]
     kinds = ("error", "bound_on", "bound")

@@ -1,8 +1,8 @@
-"""Generate the blocks on trained models and tickets at their best learning rates."""
+"""Generate the tables that compare trained models with tickets at their best learning rates."""
 
 from typing import Any
 
-from experiments.pages.blocks import g, interval, pick, pm, read, table
+from experiments.pages.blocks import g, interval, pick, pm, read, table, wrapped
 
 NAMES = {"dense": "trained", "ticket": "ticket", "scaled": "scaled ticket"}
 
@@ -12,7 +12,7 @@ def _width(row: dict[str, Any]) -> str:
 
 
 def language_tuned() -> str:
-    """Return the table of losses at each method's best learning rate."""
+    """Return the table of losses of trained models and tickets at their best learning rates."""
     run = read("language_tuned")
     rows = []
     for width in sorted({row["width_multiplier"] for row in run["rows"]}):
@@ -30,8 +30,11 @@ def language_tuned() -> str:
     )  # fmt: skip
     seeds, minutes = run["rows"][0]["count"], run["seconds"] / 60
     tried = ", ".join(g(rate) for rate in sorted({row["learning_rate"] for row in run["rates"]}))
-    note = f"{seeds} seeds; rates tried for each method: {tried}; {minutes:.0f} minutes, {run['date']}."
-    return f"{table(names, rows)}\n\n{note}"
+    note = (
+        f"Each method was trained with {seeds} seeds and the learning rates {tried}. "
+        f"The run took {minutes:.0f} minutes ({run['date']})."
+    )
+    return f"{table(names, rows)}\n\n{wrapped(note)}"
 
 
 def language_bytes() -> str:
@@ -48,4 +51,5 @@ def language_bytes() -> str:
     ]
     seeds = run["bytes"][0]["count"]
     names = ("width", "model", "kB", "validation loss")
-    return f"{table(names, rows)}\n\n± is the standard deviation over {seeds} seeds."
+    note = f"The numbers after ± are standard deviations over {seeds} seeds."
+    return f"{table(names, rows)}\n\n{note}"

@@ -1,4 +1,4 @@
-"""Generate the blocks of the page on the law of widths."""
+"""Generate the parts of docs/law.md that contain numbers."""
 
 import math
 from typing import Any
@@ -15,7 +15,10 @@ def _law(rule: str = MAIN) -> dict[str, Any]:
 
 
 def law_bits() -> str:
-    """Return the slope in bits that all shapes share, and a table of each shape's own fit."""
+    """Return the law's fits: a paragraph on all shapes together, and a table of single shapes.
+
+    The fitted slopes are numbers of hidden units per bit of precision.
+    """
     bits = _law()["bits"]
     widths = [
         row
@@ -40,22 +43,23 @@ def law_bits() -> str:
     ]  # fmt: skip
     names = (
         "d", "H", "c(d, H)", "slope in bits", "slope in log(1 / eps)",
-        "the same, all errors", "worst-case bound of that slope, H = 1",
+        "slope in log(1 / eps), all errors", "least slope in log(1 / eps) in the worst case, H = 1",
     )  # fmt: skip
     coarse = (
-        "At d = 128 widths were measured in steps of four units or more, so this constant is rough."
+        "At d = 64 and d = 128 the widths were measured in steps of at least four units per input\n"
+        "coordinate, so the constants c(64, 1) and c(128, 1) are rough."
     )
     return f"{wrapped(text)}\n\n{table(names, rows)}\n\n{coarse}"
 
 
 def _slope(widths: list[dict[str, Any]]) -> float:
-    """Return the slope of n / d against log(1 / eps), fitted to `widths`."""
+    """Return the slope of the line in log(1 / eps) that is fitted to the least widths n / d."""
     x = [-math.log(row["eps"]) for row in widths]
     return float(np.polyfit(x, [row["width"] / row["d"] for row in widths], 1)[0])
 
 
 def law_forms() -> str:
-    """Return the table of each form's slope, residual and R^2, fitted to all errors."""
+    """Return the table of formulas for n / d, fitted to all errors: slope, residual and R^2."""
     law = _law()
     lines = {line["form"]: line for line in (law["line"], *law["rivals"])}
     notes = {"H d^(3/2) / eps": ", the paper's", "d^(3/2) / eps": ", without H"}
@@ -70,7 +74,7 @@ def law_forms() -> str:
     ]
     for name, label in (
         ("free", "each power free"),
-        ("measured", "the same, and a term in 1 / d^2"),
+        ("measured", "each power free, and a term in 1 / d^2"),
     ):
         fit = law[name]
         rows.append(
@@ -87,22 +91,22 @@ def law_forms() -> str:
 
 
 def law_powers() -> str:
-    """Return the paragraph on the fitted powers of d and H, and on the fit for the rule "proof"."""
+    """Return the paragraph on the fitted powers of d and H, and on the fit of the rule 'proof'."""
     claims = read("width_law")["claims"]
     d, heads = (
         next(c for c in claims if f"power of {name}" in c["what"]) for name in ("d", "heads")
     )
     proof = _law("spectral, proof")["measured"]
     return wrapped(
-        f"If both powers are fitted, the power of d is {d['here']:.2f} "
+        f"If the powers of d and H in the logarithm are fitted, the power of d is {d['here']:.2f} "
         f"{interval(d['low'], d['high'])} and the power of H is {heads['here']:.2f} "
-        f"{interval(heads['low'], heads['high'])}. For the rule `proof`, the last form of the "
-        f"table has R^2 {proof['r2']:.2f} and slope {proof['slope']:.2f}."
+        f"{interval(heads['low'], heads['high'])}. For the rule `proof`, the fit of the last "
+        f"form in the table has R^2 {proof['r2']:.2f} and slope {proof['slope']:.2f}."
     )
 
 
 def bend() -> str:
-    """Return the paragraph on the share of sources, at each width, that cannot reach a value."""
+    """Return the paragraph on the share of sources for which a target value is out of reach."""
     rows = read("hidden_dim")["bend"]
     parts = [row for row in rows if row["beyond"] > 0]
     last = parts[-1]
@@ -112,9 +116,10 @@ def bend() -> str:
         f"{100 * at[n]['beyond']:.0f} % at n = {n}" for n in sorted(at) if n in (20, 36)
     )
     return wrapped(
-        f"In figure 4 (trained target) the mean error is nearly the product of the share of "
-        f"sources that cannot reach a value and the mean error of these sources, which is about "
-        f"{g(parts[0]['mean_beyond'], 1)} to {g(last['mean_beyond'], 1)}. The share is {inside}; "
+        f"A source misses a target value if the value is larger than the sum of all samples with "
+        f"its sign. In figure 4 (trained target) the mean error is nearly the share of sources "
+        f"that miss a value, multiplied by the mean error of these sources (about "
+        f"{g(parts[0]['mean_beyond'], 1)} to {g(last['mean_beyond'], 1)}). The share is {inside}; "
         f"{100 * last['beyond']:.0f} % at "
         f"n = {last['width']}. At n = {after['width']} every source reaches all values, and the "
         f"mean error falls from {g(last['mean'])} to {g(after['mean'])}."
@@ -122,7 +127,7 @@ def bend() -> str:
 
 
 def law_ratios() -> str:
-    """Return the table of width ratios: the default rule's width divided by the rule "proof"'s."""
+    """Return the table of ratios of the width of the rule 'fitted' to the width of 'proof'."""
     errors = (0.1, 0.01, 0.001)
     wide = read("law_theory")
     rows = []
@@ -153,7 +158,10 @@ def _most_units(result: dict[str, Any]) -> float:
 
 
 def law_theory() -> str:
-    """Return the table of units per input coordinate that two rules need for theory targets."""
+    """Return the table of hidden units per input coordinate that 'proof' and 'fitted' need.
+
+    The targets are drawn from the theory's distribution.
+    """
     result = read("law_theory")
     rows = []
     for d in (4, 8, 16, 32):
@@ -165,7 +173,10 @@ def law_theory() -> str:
 
 
 def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
-    """Return the least width in units per input coordinate, or "> ..." or "< ..." if unmeasured."""
+    """Return the least width n / d for a given error.
+
+    If it is above or below all measured widths, return '> LARGEST' or '< SMALLEST'.
+    """
     for row in result["widths"]:
         if (row["construction"], row["d"], row["eps"]) == (rule, d, eps):
             return f"{row['width'] / d:.1f}"
@@ -179,7 +190,7 @@ def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
 
 
 def law_failures() -> str:
-    """Return the paragraph on the entries that fail at output error 1, for each rule and target."""
+    """Return the paragraph on matrix entries with too large errors, for each rule and target."""
 
     def counts(name: str, target: str, rule: str) -> dict[str, Any]:
         return pick(read(name)["failures"], target=target, construction=rule, level=1.0)
@@ -187,15 +198,16 @@ def law_failures() -> str:
     proof, fitted = (counts("width_law", "theory", rule) for rule in ("proof", "fitted"))
     small, best = (counts("width_law", "spectral", rule) for rule in ("proof", "fitted"))
     return wrapped(
-        f"Which entries have large errors? The entries that fail at output error 1 were counted in "
-        f"tickets near the transition (whose error is within a factor of three of 1). With theory targets "
-        f"and the rule `proof`, {proof['beyond']} of {proof['failed']} failing entries are out of "
-        f"reach, which means that the target value is larger than the sum of all samples with its "
-        f"sign. {proof['beyond_of_small_samples']} "
-        f"of these entries belong to groups whose samples are all small. With `fitted`, "
-        f"{fitted['beyond']} of {fitted['failed']} failing entries are out of reach. With spectral "
-        f"targets, {_share(small)} of the failing entries are out of reach with `proof`, and "
-        f"{_share(best)} with `fitted`."
+        f"Which entries of the merged matrices have large errors? Tickets with an output error "
+        f"between 1/3 and 3 were examined. An entry has a large error if its error is larger than "
+        f"1 / d. An entry is out of reach if its target value is larger than the sum of all samples with "
+        f"the sign of this value. For theory targets "
+        f"and the rule `proof`, {proof['beyond']} of {proof['failed']} entries with large errors "
+        f"are out of reach; for {proof['beyond_of_small_samples']} "
+        f"of these entries, this sum is less than half of its median over all entries. With `fitted`, "
+        f"{fitted['beyond']} of {fitted['failed']} entries with large errors are out of reach. For "
+        f"spectral targets, {_share(small)} of the entries with large errors are out of reach with "
+        f"`proof`, and {_share(best)} with `fitted`."
     )
 
 
@@ -204,13 +216,13 @@ def _share(counts: dict[str, Any]) -> str:
 
 
 def law_check() -> str:
-    """Return the paragraph on the check of the law at points to which it was not fitted."""
+    """Return the paragraph that checks the law at points that were not used to fit it."""
     check = read("law_check")
     count = len(check["points"])
     return wrapped(
         f"`python -m experiments.benchmarks.law_check` measures {count} points (d, H, epsilon) "
         f"whose d was not used to fit the law, with {check['seeds']} new sources at each point. "
         f"The mean error is at most epsilon at {check['met']} of {count} points if the width is "
-        f"the law's width, and at {check['half_met']} points if the width is half of it "
+        f"the width that the law states, and at {check['half_met']} points at half of this width "
         f"(`experiments/benchmarks/results/law_check.json`)."
     )

@@ -1,4 +1,4 @@
-"""Generate the blocks on published models whose weights are all hidden."""
+"""Generate the paragraphs on hidden models: published models and large random models."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def readme_models() -> str:
 
 
 def scales_of_rows() -> str:
-    """Return the sentence on all-MiniLM-L6-v2's errors with a scale per row or per matrix."""
+    """Return the paragraph that compares a scale per row with a scale per matrix."""
     rows, matrix = read("real_minilm"), read("real_minilm_matrix")
     errors = [run["hide"]["relative_error"] for run in (rows, matrix)]
     return wrapped(
@@ -58,8 +58,8 @@ def hide_large() -> str:
         f"ran). The dry run estimates {whole['num_sums'] / 1e9:.2f} billion subset sums, a ticket "
         f"of "
         f"{whole['ticket_bytes'] / 1e9:.2f} GB and {g(whole['hours'])} hours. "
-        f"Then {blocks['blocks']} blocks were hidden. This took {blocks['seconds'] / 60:.0f} "
-        f"minutes for {blocks['num_sums'] / 1e6:.0f} million subset sums "
+        f"Then {blocks['blocks']} blocks of the model were hidden, which took "
+        f"{blocks['seconds'] / 60:.0f} minutes for {blocks['num_sums'] / 1e6:.0f} million subset sums "
         f"({blocks['sums_per_second'] / 1000:.0f} thousand per second) and "
         f"{blocks['peak_bytes'] / 2**30:.1f} GiB of memory. At this rate, hiding the whole model "
         f"takes {g(whole['num_sums'] / blocks['sums_per_second'] / 3600)} hours. The largest "
@@ -68,7 +68,7 @@ def hide_large() -> str:
 
 
 def key_biases() -> str:
-    """Return the paragraph on the errors of a hidden random Qwen2 with large key biases."""
+    """Return the paragraph on the logit errors of a hidden Qwen2 with large key biases."""
     run = read("key_biases")
     runs, samples = run["runs"], run["samples"]
     (none,), (slow, slow_finer), (every, every_finer) = (runs[n] for n in ("none", "slow", "all"))

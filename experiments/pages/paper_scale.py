@@ -1,4 +1,4 @@
-"""Generate the block on the cost of figures 7 and 8 at the paper's sizes."""
+"""Generate the table of the estimated cost of figures 7 and 8 at the paper's sizes."""
 
 from typing import Any
 
@@ -13,18 +13,20 @@ DEVICES = (("H100 SXM", 8), ("TPU v5e", 16))
 
 
 def paper_cost() -> str:
-    """Return the table of parameters, memory and time of figures 7 and 8 (preset 'paper')."""
+    """Return the table of estimated memory and time of figures 7 and 8 (preset 'paper')."""
     rows = [_row(*entry) for entry in (*_figure_7(), *_figure_8())]
     names = (
         "figure", "model", "width", "parameters", "not zero in a ticket", "runs", "GB per run",
         *(f"time on {count} {device}" for device, count in DEVICES),
     )  # fmt: skip
     note = (
-        f"The table is computed, not measured: time at {100 * cost.UTILISATION:.0f} % of the devices' "
-        f"peak in bfloat16, without evaluations; memory of one run on one device (weights, scores, two "
-        f"moments and a gradient in float32, activations of 1 / {_job('small').accumulate} "
-        f"of a batch). Runs share the devices. A model that needs more than the 16 GB of a v5e "
-        f"chip is split with `--set mesh=RUN,DATA,MODEL`, devices along each axis."
+        f"The table is computed, not measured. Its times assume {100 * cost.UTILISATION:.0f} % of "
+        f'the devices\' peak speed in bfloat16 and contain no evaluations. The column "GB per run" '
+        f"contains the memory of one run on one device: weights, scores, two moments and a "
+        f"gradient in float32, and the activations of 1 / {_job('small').accumulate} of a batch. "
+        f"Runs share the devices. If a model needs more than the 16 GB of a v5e chip, "
+        f"`--set mesh=RUN,DATA,MODEL` splits it over several chips; the three numbers are the "
+        f"numbers of devices along the axes of the mesh."
     )
     return f"{table(names, rows)}\n\n{wrapped(note)}"
 

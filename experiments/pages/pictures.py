@@ -1,10 +1,10 @@
-"""Plot the committed figures again from the committed results.
+"""Plot all committed pictures from the committed results.
 
     python -m experiments.pages --pictures
 
-The file of every picture contains a mark: the picture's caption and the checksum of the results
-that the picture shows. A test compares marks, so it fails if a picture is older than its results or
-its labels.
+The PNG file of every picture contains a mark: a text with the titles and labels of the picture and
+the checksum of its results. A test plots every picture again and compares the marks, so the test
+fails if a committed picture is older than its results or its labels.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ KEYWORD = "Description"  # the name of the PNG text entry that contains the mark
 
 
 class Picture(NamedTuple):
-    """A picture: the name of the committed result that it shows, and the function that plots it."""
+    """The name of a committed result, and the function that plots this result as a picture."""
 
     result: str
     draw: Callable[[Any], "Figure"]
@@ -42,7 +42,7 @@ def _config(run: Result) -> Any:
 
 
 def _series(run: Result, second: str) -> dict[tuple[Any, Any], list[Result]]:
-    """Group the rows of a run by pairs (target, value of the column `second`)."""
+    """Group the rows of a run by the pair of their entries `target` and `second`."""
     series: dict[tuple[Any, Any], list[Result]] = {}
     for row in run["rows"]:
         series.setdefault((row["target"], row[second]), []).append(row)
@@ -120,7 +120,7 @@ def file(name: str) -> Path:
 
 
 def drawn(name: str) -> tuple["Figure", str]:
-    """Plot a committed result; return the figure and its mark, a text of caption and checksum."""
+    """Plot a picture; return the figure and its mark (labels, and the checksum of its results)."""
     picture = PICTURES[name]
     figure = picture.draw(read(picture.result))
     checksum = hashlib.sha256(place(picture.result).read_bytes()).hexdigest()
@@ -128,7 +128,7 @@ def drawn(name: str) -> tuple["Figure", str]:
 
 
 def mark(name: str) -> str:
-    """Return the mark in a picture's file, or '' if the file has no mark."""
+    """Return the mark (labels and checksum) in a picture's file; '' if the file has none."""
     from PIL import Image
 
     with Image.open(file(name)) as image:
@@ -136,7 +136,7 @@ def mark(name: str) -> str:
 
 
 def draw_all() -> list[Path]:
-    """Plot all pictures; write the pictures whose marks changed, and return their files."""
+    """Plot all pictures; write those with a changed mark, and return the written files' paths."""
     written = []
     for name in PICTURES:
         figure, new = drawn(name)

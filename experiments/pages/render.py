@@ -1,4 +1,4 @@
-"""Replace the generated blocks of pages."""
+"""Replace the generated blocks of the README and of the pages in `docs/`."""
 
 import re
 from collections.abc import Callable
@@ -23,10 +23,10 @@ BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(page: Path) -> str:
-    """Generate all blocks of a page again; return the text of the page.
+    """Return the text of a page, with all its blocks generated from the committed results.
 
     Raises:
-      ValueError: no function, or more than one, has the name of a block.
+      ValueError: a block has the name of no function, or of more than one function.
     """
 
     def block(match: re.Match[str]) -> str:

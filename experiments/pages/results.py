@@ -1,4 +1,4 @@
-"""Generate blocks of the README and of the page of results."""
+"""Generate the parts of the README and of docs/results.md that contain numbers."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def readme_figure_4() -> str:
 
 
 def readme_claims() -> str:
-    """Return the README's table of claims and non-claims, with the size of a hidden model."""
+    """Return the README's table of statements that the library claims and does not claim."""
     row = pick(read("hide_stories")["rows"], samples=20, attention="factored")
     bits = 8 * row["ticket_bytes"] / WEIGHTS
     rows = [
@@ -129,25 +129,29 @@ def figures_4_to_6() -> str:
         ),
     ]
     times = ", ".join(
-        f"figure {n} {_seconds(name)}"
+        f"{_seconds(name)} (figure {n})"
         for n, name in ((4, "hidden_dim"), (5, "input_length"), (6, "blocks"))
     )
-    note = f"Times on two cores that other programs used too: {times}. Numbers after ± are standard errors."
+    note = (
+        f"The runs took {times}, on two cores that other programs used too. Numbers after ± are "
+        f"standard errors."
+    )
     return f"{table(('', 'here', 'paper'), rows)}\n\n{wrapped(note)}"
 
 
 def figure_4_target() -> str:
-    """Return the paragraph on figure 4's trained target, and on a second draw of targets."""
+    """Return the paragraph on the trained target of figure 4, and on other random targets."""
     target = read("hidden_dim")["target"]
     other = read("hidden_dim_other_targets")["fit_drawn"]
     return wrapped(
         f"The trained target explains {100 * target['explained_variance']:.1f} % of the variance "
-        f"of the right answers (its mean squared error is {target['test_loss']:.2f}, the variance "
-        f"{target['answer_variance']:.2f}). Training therefore makes its weights small: its merged "
-        f"value-output matrix has norm {target['w_vo_norm']:.2f}. The fit for drawn targets "
-        f"depends on which targets are drawn: {other['targets']} other targets give "
-        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). These other targets were measured "
-        f"first. The seed of the targets in the figure was chosen after that result was known."
+        f"of the right answers (its mean squared error is {target['test_loss']:.2f}, and the variance of "
+        f"the answers is {target['answer_variance']:.2f}). Training therefore makes the weights of "
+        f"this target small: its merged "
+        f"value-output matrix has norm {target['w_vo_norm']:.2f}. The fitted curve depends on "
+        f"which random targets are drawn: for {other['targets']} other targets it is "
+        f"{other['gamma']:.2f} exp(-{other['delta']:.3f} n). The other targets were measured "
+        f"first, and the seed of the targets in figure 4 was chosen after their result was known."
     )
 
 
@@ -157,8 +161,9 @@ def figure_6_note() -> str:
     residual = max(part["residual"] for part in blocks.values())
     agree = sum(part["agrees"] for part in blocks.values())
     return wrapped(
-        f"In figure 6 a common rate was fitted to the shallowest transformer. The separate rates "
-        f"of {agree} of {len(blocks)} depths agree with this rate within Student's 95 % interval. The "
+        f"In figure 6 the common rate was fitted to the transformer with one block. A separate "
+        f"rate was fitted to each depth, and {agree - 1} of the {len(blocks) - 1} other depths "
+        f"agree with the common rate within Student's 95 % interval. The "
         f"root mean square distance of the logarithms of the errors from a line with the common "
         f"rate is at most {residual:.2f} at every depth. All depths use the same sources and the "
         f"same target, because a shallower transformer consists of the first blocks of the deepest "
@@ -167,7 +172,7 @@ def figure_6_note() -> str:
 
 
 def trained_target() -> str:
-    """Return the table of a published network's tickets, by the rules "proof" and "fitted"."""
+    """Return the table of tickets of a published network, for the rules 'proof' and 'fitted'."""
     proof, fitted = read("trained_target"), read("trained_fitted")
     rows = []
     for name, run in (("proof", proof), ("fitted", fitted)):
@@ -188,20 +193,23 @@ def trained_target() -> str:
     last = max((r for r in fitted["rows"] if r["part"] == "attention"), key=lambda r: r["units"])
     note = (
         f"Tokens have norm {proof['target']['alpha']:.1f} and the merged value-output matrices "
-        f"norm {proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above the "
-        f"errors. If only attention is pruned by the rule `fitted` with {last['units']} units per "
-        f"input, the largest error of an output row is {g(last['mean'])}. At no width is the "
-        f"guarantee small enough to prove that an answer is right: it contains the worst case of "
-        f"float32's round-off, which grows with the width. Relative to the norm of an output row, "
-        f"the bound for the given inputs is smallest at {best['units']} units, where it is "
-        f"{best['relative_on']:.2f} "
+        f"have norm {proof['target']['w_vo_norm']:.1f}, so the bounds for all inputs are far above "
+        f"the errors. If only attention is pruned, by the rule `fitted` with {last['units']} units "
+        f"per input coordinate, the largest error of an output row is {g(last['mean'])}. At every "
+        f"width the guaranteed error is too large to prove that an answer is right, because it "
+        f"contains the worst case of float32's round-off, which grows with the width. The ratio of "
+        f"the bound for the given inputs to the norm of an output row is smallest at "
+        f"{best['units']} units per input coordinate, where it is {best['relative_on']:.2f} "
         f"(`experiments/benchmarks/results/trained_fitted.json`)."
     )
     return f"{table(names, rows)}\n\n{wrapped(note)}"
 
 
 def hidden_stories() -> str:
-    """Return the table that compares stories260K with its tickets, by samples and rule."""
+    """Return the table that compares stories260K with its tickets.
+
+    The table has a row for each number of samples and a column for each rule.
+    """
     result = read("hide_stories")["rows"]
     kinds = [
         *[(rule, "linear", "merged") for rule in ("proof", "reach", "shift")],
@@ -232,7 +240,7 @@ def hidden_stories() -> str:
 
 
 def hidden_notes() -> str:
-    """Return the paragraph on perplexity, GPT-2 small and small published networks."""
+    """Return the paragraph on hidden models: stories260K, GPT-2 small and smaller networks."""
     best = pick(read("hide_stories")["rows"], samples=20, attention="factored")
     small = read("hide_gpt2_small")
     add, induction, brackets = read("hide_published")["rows"]
@@ -252,11 +260,11 @@ def hidden_notes() -> str:
         f"and target is {100 * small['mean_logit_difference'] / small['logit_sd']:.1f} % of the "
         f"logits' standard deviation "
         f"(`experiments/benchmarks/results/hide_gpt2_small.json`). Small published networks were hidden "
-        f"with {add['samples']} samples (`experiments/benchmarks/hide_published.py`). For the "
-        f"network that adds modulo 113, ticket and network give the same answer to {_agree(add)} "
-        f"questions; for an attention-only network with two layers, at {_agree(induction)} "
-        f"positions; and for a bracket classifier (with LayerNorm and biases), on "
-        f"{_agree(brackets)} inputs."
+        f"with {add['samples']} samples (`experiments/benchmarks/hide_published.py`). Ticket "
+        f"and network give the same answer to {_agree(add)} questions for the network that adds "
+        f"modulo 113, at {_agree(induction)} positions for an attention-only network with two "
+        f"layers, and to {_agree(brackets)} inputs for a bracket classifier (with LayerNorm and "
+        f"biases)."
     )
 
 
@@ -282,8 +290,11 @@ def weight_scale() -> str:
         )  # fmt: skip
     names = ("scale", "validation loss", "difference to scale 1 (95 %)", "seeds below scale 1")
     seeds, minutes = run["rows"][0]["count"], run["seconds"] / 60
-    note = f"{seeds} seeds, {minutes:.0f} minutes; unigram entropy {run['unigram_entropy']:.2f}."
-    return f"{table(names, rows)}\n\n{note}"
+    note = (
+        f"Each scale was trained with {seeds} seeds, in {minutes:.0f} minutes in total. A model that "
+        f"always predicts the frequencies of the bytes has the loss {run['unigram_entropy']:.2f}."
+    )
+    return f"{table(names, rows)}\n\n{wrapped(note)}"
 
 
 def language() -> str:
@@ -301,11 +312,12 @@ def language() -> str:
         rows.append((f"{32 * width:g}", *cells))
     names = ("width", "trained", "ticket", "scaled ticket", "scaled - ticket", "scaled - trained")
     seeds, minutes = run["rows"][0]["count"], run["seconds"] / 60
-    return f"{table(names, rows)}\n\n{seeds} seeds, {minutes:.0f} minutes."
+    note = f"Each model was trained with {seeds} seeds, in {minutes:.0f} minutes in total."
+    return f"{table(names, rows)}\n\n{note}"
 
 
 def edge_popup_step() -> str:
-    """Return the paragraph that compares the times of a masked training step and other steps."""
+    """Return the paragraph on the time of a training step with masks, compared with other steps."""
     step = {row["step"]: row["ours_over_this"] for row in read("edge_popup_step")["rows"]}
     return wrapped(
         f"`experiments/benchmarks/edge_popup.py` measures steps of a model with 5.3 million parameters. "
@@ -314,7 +326,7 @@ def edge_popup_step() -> str:
         f"the time of a PyTorch step with one sort per layer, as in published code, and "
         f"{step['JAX, sort']:.2f} times the time of the same JAX program with a sort. PyTorch's "
         f"dense step is the fastest: this library's step with masks takes "
-        f"{step['PyTorch, dense']:.2f} times its time."
+        f"{step['PyTorch, dense']:.2f} times the time of that step."
     )
 
 
@@ -343,19 +355,19 @@ def subset_sums() -> str:
     }
     published, million = result["published"], result["million"]
     note = (
-        f"At n = 20 slth_jax is {g(times['Gurobi'])} times faster than Gurobi and "
+        f"At n = 20 samples slth_jax is {g(times['Gurobi'])} times faster than Gurobi and "
         f"{g(times['HiGHS'])} times faster than HiGHS, and its error is not larger on any of the "
-        f"five instances that all solvers solved. For the case of [Pensia et al. "
-        f"(2020)](bibliography.md#pensia), {published['what']}, these authors report "
-        f"{published['published_seconds']:,} s on {published['published_cores']} cores; slth_jax "
-        f"takes {published['seconds']:.1f} s. The peak "
-        f"memory for a million instances at n = {million['n']} is {million['peak_gib']:.1f} GiB."
+        f"five instances that all solvers solved. [Pensia et al. "
+        f"(2020)](bibliography.md#pensia) report {published['published_seconds']:,} s on "
+        f"{published['published_cores']} cores for {published['what']}; slth_jax takes "
+        f"{published['seconds']:.1f} s for a problem of the same size. The peak "
+        f"memory for a million instances with n = {million['n']} samples is {million['peak_gib']:.1f} GiB."
     )
     return f"{table(('n', *(label for _, label in solvers)), rows)}\n\n{wrapped(note)}"
 
 
 def sweeps() -> str:
-    """Return the paragraph on sweeps: time compared with loops, memory, and kills."""
+    """Return the paragraph on the time of sweeps compared with loops, their memory, and kills."""
     result = read("sweep")
     kills = [report for report in read("kills")["reports"] if report["work"] == "sweep"]
     killed, in_saves = (sum(report[n] for report in kills) for n in ("kills", "kills_in_a_save"))
@@ -373,10 +385,10 @@ def sweeps() -> str:
         f"compilation ({medians['batched']['run']:.2f} s against {medians['one_by_one']['run']:.1f} s); "
         f"these are medians of {len(result['pairs'])} pairs. In {min(same)} of {trials:,} trials "
         f"sweep and loop found equal masks. Masks may differ because the loop and the sweep "
-        f"compile different programs. Equal bits are guaranteed only between sweeps, for any "
-        f"numbers of devices, chunks and processes. 100,000 trials that are saved to disk take "
+        f"compile different programs. Equal bits are guaranteed for two sweeps with any numbers "
+        f"of devices, chunks and processes, but not for a sweep and a loop. 100,000 trials that are saved to disk take "
         f"{scale[100_000]['seconds']:.0f} s. The peak memory is at most {most:.0f} MiB, from 1,000 "
         f"to 100,000 trials. Sweeps were killed {killed} times, {in_saves} of them in the middle "
-        f"of a save; after they were resumed, their results and masks were equal, bit for bit, to "
-        f"those of an undisturbed sweep ([kills](trust.md#kills))."
+        f"of a save. After the killed sweeps were resumed, their results and masks were equal, bit "
+        f"for bit, to the results and masks of an undisturbed sweep ([kills](trust.md#kills))."
     )

@@ -1,4 +1,4 @@
-"""Generate the blocks of the page on learned masks."""
+"""Generate the parts of docs/supermasks.md that contain numbers."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from experiments.pages.blocks import pick, read, table, wrapped
 
 
 def convolutions_accuracy() -> str:
-    """Return the table of accuracies, and a paragraph on how they were measured."""
+    """Return the table of accuracies of convolutional networks, and a paragraph on the runs."""
     run = read("convolutions")
     preset, rows = run["preset"], run["accuracy"]
     header = ["network", "mask", *(f"keep {keep:g}" for keep in preset["keeps"]), "dense"]
@@ -25,11 +25,11 @@ def convolutions_accuracy() -> str:
     at_edge = sum(row["learning_rate"] in edges for row in rows)
     text = wrapped(
         f"The table contains test accuracies in per cent, with 95 % intervals over {preset['seeds']} seeds; "
-        f"each seed has different weights. Widths are {preset['width']:g} times the paper's. Training takes "
-        f"{preset['steps']} steps of Adam with cosine decay, on batches of {preset['rows']}. For "
-        f"each cell, including the controls, the learning rate with the best mean validation "
+        f"each seed has different weights. All widths are {preset['width']:g} times the paper's widths. "
+        f"Training takes {preset['steps']} steps of Adam with cosine decay, on batches of {preset['rows']}. For "
+        f"each cell of the table, the learning rate with the best mean validation "
         f"accuracy was chosen from {rates}. In {at_edge} of {len(rows)} cells the smallest or the "
-        f"largest rate was chosen, so more rates may give higher accuracies. "
+        f"largest of these rates was chosen, so other rates may give higher accuracies. "
         f"The run took {run['seconds'] / 60:.0f} minutes on {run['device']}, with a load average "
         f"of {run['load_average']:.0f}."
     )
@@ -37,7 +37,7 @@ def convolutions_accuracy() -> str:
 
 
 def digits_table() -> str:
-    """Return the digits example's results as a table, and a paragraph on how they were measured."""
+    """Return the table of results of the digits example, and a paragraph on the measurement."""
     run = read("digits_table")
     words = {"edge-popup": "learned", "dense": "none", "random": "random, weights trained"}
     lines = [
@@ -50,11 +50,11 @@ def digits_table() -> str:
         for row in run["table"]
     ]
     text = wrapped(
-        f"The table contains the accuracy in per cent and the cross-entropy on images of other "
-        f"writers, as mean and standard deviation over {run['seeds']} seeds. Each run has up to "
-        f"{run['steps']} steps and is measured at the evaluation at which its cross-entropy is "
-        f"lowest. Lion's rate is 0.001 for all runs and was "
-        f"not tuned. All {run['seeds'] * len(run['table'])} runs took {run['seconds']:.0f} s on "
+        f"The table contains the accuracy (in per cent) and the cross-entropy on validation images, "
+        f"whose writers wrote no training image. The numbers are means and standard deviations "
+        f"over {run['seeds']} seeds. Each run has {run['steps']} training steps; its results come "
+        f"from the evaluation with the lowest cross-entropy. The learning rate of the optimiser, "
+        f"Lion, is 0.001 for all runs and was not tuned. All {run['seeds'] * len(run['table'])} runs took {run['seconds']:.0f} s on "
         f"{run['device']} ({run['date']}; the load average was {run['load_average']:.1f} at the start)."
     )
     header = ["mask", "keep", "accuracy", "cross-entropy"]
@@ -77,7 +77,7 @@ def convolutions_speed() -> str:
 
 
 def edge_popup_seeds() -> str:
-    """Return the table of speeds for eight runs of a small GPT-2, at once and in sequence."""
+    """Return the table of speeds of eight runs of a small GPT-2, trained together or in sequence."""
     run = read("edge_popup_seeds")
     lines = [
         [row["step"], f"{row['steps_per_second']:.1f}", f"{row['ours_over_this']:.2f}"]

@@ -1,4 +1,4 @@
-"""Generate the blocks of the page on damaged files and bad arguments."""
+"""Generate the parts of docs/trust.md that contain numbers, and one part of docs/pods.md."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from experiments.pages.blocks import g, read, table, wrapped
 
 
 def fuzz_counts() -> str:
-    """Return the table that counts the fuzzer's cases, and a paragraph on how the fuzzer ran."""
+    """Return the table that counts the cases of the fuzzer, and a paragraph on its run."""
     run = read("fuzz")
     kinds = ("refused", "same", "read")
     rows = [
@@ -23,15 +23,15 @@ def fuzz_counts() -> str:
         "read with another valid result",
     ]
     text = wrapped(
-        f"{total:,} cases with seed {run['seed']} had {len(run['failures'])} failures. They took "
-        f"{run['seconds'] / 60:.0f} minutes while other programs ran ({run['date']}, "
+        f"The fuzzer ran {total:,} cases with seed {run['seed']}; {len(run['failures'])} of the "
+        f"cases failed. The run took {run['seconds'] / 60:.0f} minutes while other programs ran ({run['date']}, "
         f"{run['device']})."
     )
     return f"{table(header, rows)}\n\n{text}"
 
 
 def networks_drawn() -> str:
-    """Return the table that counts drawn networks and layers, and a paragraph on how it was run."""
+    """Return the table that counts random networks and layers, and a paragraph on the run."""
     run = read("networks")
     rows = [
         [name, c["drawn"], c["read"], c["refused"], g(c["largest_difference"]) if c["read"] else ""]
@@ -40,14 +40,14 @@ def networks_drawn() -> str:
     header = ["kind", "drawn", "read", "refused in one line", "largest difference"]
     text = wrapped(
         f"Of {sum(row[1] for row in rows):,} networks drawn with seed {run['seed']} and "
-        f"{len(run['named'])} named networks, {len(run['faults'])} were read wrongly "
+        f"{len(run['named'])} named networks, {len(run['faults'])} were read with wrong outputs "
         f"({run['date']}, {run['device']})."
     )
     return f"{table(header, rows)}\n\n{text}"
 
 
 def networks_named() -> str:
-    """Return the table with the verdict on every named network."""
+    """Return the table that shows, for every named network, whether it was read or refused."""
     rows = []
     for entry in read("networks")["named"]:
         if entry["kind"] == "read":
@@ -65,7 +65,7 @@ def shortened(text: str, length: int = 150) -> str:
 
 
 def kills() -> str:
-    """Return the table of kills in single-process runs, and a paragraph on how they were made."""
+    """Return the table of kills of single-process runs, and a paragraph on their results."""
     run = read("kills")
     reports = [report for report in run["reports"] if WORK[report["work"]].processes == 1]
     rows = _sums(reports)
@@ -73,14 +73,14 @@ def kills() -> str:
     header = ["run", "kills", "kills in the middle of a save", "runs, all with equal bits"]
     text = wrapped(
         f"After {total} kills, the results of every run were equal, bit for bit, to the results of an "
-        f"undisturbed run. The sweeps computed {again:,} trials again, at most one chunk of "
-        f"{CHUNK} per kill ({run['date']}, {run['device']}, while other programs ran)."
+        f"undisturbed run. After the kills, the sweeps computed {again:,} trials a second "
+        f"time, at most one chunk of {CHUNK} trials per kill ({run['date']}, {run['device']}, while other programs ran)."
     )
     return f"{table(header, rows)}\n\n{text}"
 
 
 def kills_of_processes() -> str:
-    """Return the table of kills in multi-process runs, and a paragraph on how they were made."""
+    """Return the table of kills of multi-process runs, and a paragraph on their results."""
     run = read("kills")
     reports = [report for report in run["reports"] if WORK[report["work"]].processes > 1]
     rows = []
@@ -89,12 +89,12 @@ def kills_of_processes() -> str:
         times = f"{statistics.median(waits):.0f} s", f"{max(waits):.0f} s"
         rows.append([name, killed, in_saves, *times, runs])
     header = [
-        "run", "kills", "kills in the middle of a save", "the other process ended after (median)",
-        "at most", "runs, all with equal bits",
+        "run", "kills", "kills in the middle of a save", "time until the other process ended, median",
+        "maximum of this time", "runs, all with equal bits",
     ]  # fmt: skip
     text = wrapped(
-        f"A process, chosen at random, was killed a random time after both had started, "
-        f"{sum(row[1] for row in rows)} times in all ({run['device']}, while other programs ran). "
+        f"One of the two processes, chosen at random, was killed a random time after both "
+        f"processes had started. There were {sum(row[1] for row in rows)} kills in all ({run['device']}, while other programs ran). "
         f"The results of every resumed run were equal, bit for bit, to the results of a single "
         f"undisturbed process."
     )
@@ -102,9 +102,9 @@ def kills_of_processes() -> str:
 
 
 def _sums(reports: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Return rows [name, kills, kills during a save, runs], one for each kind of run.
+    """Return a row [name, kills, kills during a save, runs] for each kind of run.
 
-    The three counts are sums over all seeds.
+    The three numbers of a row are sums over all seeds.
     """
     columns = ("kills", "kills_in_a_save", "runs")
     return [
