@@ -5,7 +5,7 @@
     python -m experiments.pages --pictures # plot the committed pictures from the same results, too
 
 A block is the text of a page between ``<!-- begin NAME -->`` and ``<!-- end -->``. The function
-NAME in a module of `render.MODULES` returns the Markdown of this block. The module `blocks` reads
+NAME in a module of `render.MODULES` returns the Markdown of the block NAME. The module `blocks` reads
 the JSON files of results and formats numbers, `render` replaces the blocks of a page, and
 `pictures` plots the committed pictures.
 """

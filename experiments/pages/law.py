@@ -175,7 +175,7 @@ def law_theory() -> str:
 def _units(result: dict[str, Any], rule: str, d: int, eps: float) -> str:
     """Return the least width n / d for a given error.
 
-    If it is above or below all measured widths, return '> LARGEST' or '< SMALLEST'.
+    If the least width is above or below all measured widths, return '> LARGEST' or '< SMALLEST'.
     """
     for row in result["widths"]:
         if (row["construction"], row["d"], row["eps"]) == (rule, d, eps):
