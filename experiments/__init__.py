@@ -1,9 +1,9 @@
-"""Experiments with slth_jax: `python -m experiments list` prints their names.
+"""Experiments with slth_jax: `python -m experiments list` prints the experiments' names.
 
-An experiment is one module and one entry of `registry`. The module defines a flat frozen dataclass
-`Config` (its docstring explains each option), the dictionary `PRESETS` from names to `Config`s,
-`run(config, out) -> summary`, and either `sweeps(config)` or `dry_run(config, on)`. `--dry-run`
-calls one of these two functions to estimate the time and the memory of a run.
+An experiment consists of a module and an entry of `registry`. The module defines a flat frozen
+dataclass `Config` (its docstring explains each option), the dictionary `PRESETS` from names to
+`Config`s, `run(config, out) -> summary`, and either `sweeps(config)` or `dry_run(config, on)`.
+`--dry-run` calls one of these two functions to estimate the time and the memory of a run.
 
     paper/           figures 4, 5 and 6         language/    figures 7 and 8
     law/             least widths               benchmarks/  speed, kills, published models

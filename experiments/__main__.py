@@ -9,7 +9,7 @@ from slth_jax.cli import devices, outcome
 
 
 class _Help(argparse.Action):
-    """The action of `--help`; after an experiment's name it also prints the presets and options."""
+    """The action of `--help`, which also prints the presets and options of a named experiment."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.print_help()

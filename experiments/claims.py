@@ -4,8 +4,8 @@ A comparison is called a claim and has these fields: `what` names the compared q
 the paper's number or statement; `here` is the measured value, and `low` and `high` are the ends of
 its interval; `tolerance` is the condition under which paper and measurement agree; `verdict` is the
 result. The verdict is 'agrees'; 'lower' or 'higher' if the whole interval lies below or above the
-paper's number; 'differs' if the measurement contradicts the paper's statement; or 'open' if the
-interval contains values that agree and values that contradict.
+paper's number; 'differs' if the measurement contradicts the paper's statement; or 'open' if some
+values in the interval agree with the paper and some contradict it.
 """
 
 import itertools
@@ -21,7 +21,7 @@ Claim = dict[str, Any]
 
 
 def interval(measured: float, se: float, free: int) -> tuple[float, float]:
-    """Return the 95 % interval of a measured number, by Student's t.
+    """Return the 95 % confidence interval of a measured number, from Student's t.
 
     Args:
       measured: the number. se: its standard error.
@@ -40,7 +40,7 @@ def number(what: str, paper: float, measured: float, se: float, free: int) -> Cl
 def inside(
     what: str, paper: float, measured: float, low: float, high: float, tolerance: str
 ) -> Claim:
-    """Compare a number of the paper with a measured number's range from `low` to `high`."""
+    """Compare a number of the paper with the range `low` to `high` of a measured number."""
     verdict = "lower" if high < paper else "higher" if low > paper else AGREES
     return _claim(what, paper, measured, verdict, tolerance=tolerance, low=low, high=high)
 
@@ -48,14 +48,20 @@ def inside(
 def statement(
     what: str, paper: str, measured: Any, holds: bool, tolerance: str, **more: float
 ) -> Claim:
-    """Compare a statement of the paper with a measurement; `more` may contain `low` and `high`."""
+    """Compare a statement of the paper with a measurement.
+
+    `more` may contain `low` and `high`, the ends of the measurement's interval.
+    """
     return _claim(
         what, paper, measured, AGREES if holds else "differs", tolerance=tolerance, **more
     )
 
 
 def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
-    """Compare a difference from `measure.paired` with the paper's statement that it is negative."""
+    """Compare the paper's statement that a difference is negative with the measured difference.
+
+    `paired` is the measured difference, as a dict that `measure.paired` returned.
+    """
     low, high = paired.get("low", -math.inf), paired.get("high", math.inf)
     verdict = AGREES if high < 0 else "differs" if low > 0 else "open"
     limits = {"low": low, "high": high} if "low" in paired else {}
@@ -67,10 +73,10 @@ def below_zero(what: str, paper: str, paired: Mapping[str, Any]) -> Claim:
 def ordered(
     what: str, rows: Sequence[Mapping[str, Any]], outer: str, inner: str, *, grows: bool
 ) -> list[Claim]:
-    """Compare the paper's statement that the mean error grows (or falls) with `outer`.
+    """Check the paper's statement that the mean error grows (or falls) as `outer` increases.
 
-    Neighbouring values of `outer` are compared at equal values of `inner`. The list is empty if
-    `outer` has a single value.
+    The mean errors at neighbouring values of the column `outer` are compared, at each value of the
+    column `inner`. The returned list is empty if `outer` has a single value.
     """
     larger, pairs = pairs_in_order(rows, outer, inner)
     if not pairs:
@@ -80,9 +86,10 @@ def ordered(
 
 
 def pairs_in_order(rows: Sequence[Mapping[str, Any]], outer: str, inner: str) -> tuple[int, int]:
-    """Return the number of pairs in which the mean grows, and the number of all pairs.
+    """Return the number of pairs of rows in which the mean grows, and the number of all pairs.
 
-    A pair consists of two neighbouring values of `outer` at one value of `inner`.
+    The rows of a pair have neighbouring values of the column `outer` and the same value of the
+    column `inner`.
     """
     values = sorted({row[outer] for row in rows})
     mean = {(row[outer], row[inner]): row["mean"] for row in rows}

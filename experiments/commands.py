@@ -167,7 +167,7 @@ def _run(
 
 
 def _log_start(name: str, out: folder.RunFolder) -> None:
-    """Log the first line: versions, devices, processes, host, the folder and the folder's state."""
+    """Log a run's first line: versions, devices, processes, host, the folder and its state."""
     patterns = ("**/SHA256SUMS", "**/*.safetensors")  # saved chunks
     chunks = sum(1 for pattern in patterns for _ in out.checkpoints.glob(pattern))
     state = "finished" if out.finished else f"{chunks} saved pieces" if chunks else "new"

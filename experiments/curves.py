@@ -62,7 +62,7 @@ def log_gamma_at(n: ArrayLike, mean: ArrayLike, delta: float) -> dict[str, float
 
 
 def slope(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> dict[str, float]:
-    """Fit ``y = a + b x`` by least squares; the interval of b is from `low` to `high`."""
+    """Fit ``y = a + b x`` by least squares; `low` and `high` are the ends of b's interval."""
     x_, y_ = np.asarray(x, float), np.asarray(y, float)
     line = stats.linregress(x_, y_)
     half = float(stats.t.ppf((1 + confidence) / 2, len(x_) - 2) * line.stderr)
@@ -76,7 +76,7 @@ def within(
     """Fit ``y = a_g + sum_i b_i x_i`` with an intercept a_g per group g; return each b_i.
 
     The deviations of y and x_i from their means in each group are fitted by least squares. The list
-    is empty if the number of points is at most the number of fitted numbers, or if the x_i are
+    is empty if the number of points is at most the number of fitted parameters, or if the x_i are
     linearly dependent within groups.
     """
     names, index = np.unique([repr(group) for group in groups], return_inverse=True)

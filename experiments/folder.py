@@ -20,12 +20,15 @@ _log = logging.getLogger("experiments")
 
 
 class Sweep(NamedTuple):
-    """A trial and its grid; see `sweep.run` for `padded`, `batch`, `chunk` and `static`.
+    """A trial function and the grid of its settings.
 
-    Programs are compiled at the largest padded size, since a narrower source needs little more time
-    in that program than in a smaller one. If a run has several sweeps, `part` is the name of the
-    folder of this sweep. If sweeps have the same `kind`, the time of a trial is proportional to the
-    sweep's `work`, so an estimate of the cost runs only one of these sweeps.
+    `sweep.run` describes the fields `padded`, `batch`, `chunk` and `static`.
+
+    Programs are compiled only for the largest padded size; a narrower source takes little more time
+    in this program than in a program of the source's size. If a run has several sweeps, `part` is
+    the name of the folder of this sweep. In sweeps of the same `kind`, the time of a trial is
+    proportional to the sweep's `work`. An estimate of the cost therefore runs only one sweep of
+    each kind.
     """
 
     what: str  # the title of the progress bar
@@ -81,7 +84,7 @@ class RunFolder:
     def record(self) -> None:
         """Write the configuration. This method is called when the first result exists.
 
-        A summary of fewer seeds is removed, because it belongs to another configuration.
+        If the folder contains the summary of a run with fewer seeds, the summary is removed.
         """
         if self.writes and not self._recorded:
             self._folder.compare()
@@ -228,7 +231,7 @@ def open(  # hides the builtin in this module; callers write folder.open
 
 
 def _complete(shard: str | None, where: storage.Place) -> str | None:
-    """Complete the shard 'i' to 'i/n'; an earlier shard recorded n, the number of shards."""
+    """Return 'i/n' for the shard 'i'; n is the number of shards, recorded by an earlier shard."""
     if shard is None or not shard.isdigit():
         return shard
     if not (where / SHARDS).exists():

@@ -10,12 +10,12 @@ from slth_jax import edge_popup, supermask
 
 
 def masks(key, scores, weights, keep):
-    """Keep a connection with the probability sigmoid(score); `keep` is not used."""
+    """Keep a connection with the probability sigmoid(score); the argument `keep` is unused."""
     return jax.random.bernoulli(key, jax.nn.sigmoid(scores))
 
 
 def through(scores, mask):
-    """Return the mask, with the derivative of the probability as its derivative."""
+    """Return the mask; its derivative is replaced by the derivative of the probability."""
     return supermask.straight_through_raw(jax.nn.sigmoid(scores), mask)
 
 

@@ -1,9 +1,9 @@
-"""Learned masks of a CNN on scikit-learn's digits, with controls: python digits_table.py
+"""Train masks of a CNN, and controls, on scikit-learn's digits: python digits_table.py
 
 Lion trains masks at keep 0.1, 0.3 and 0.5 with eight seeds. The controls are dense training and
-training under random masks. All 56 runs train at once. If a call with `out` is stopped, the next
-call with it continues. No writer of a validation image wrote a training image. The learning rate is
-not tuned.
+training under random masks. All 56 runs train at once. If a call with the folder `out` is stopped,
+the next call with this folder continues the training. The validation digits and the training digits
+were written by different people. The learning rate is not tuned.
 """
 
 import jax

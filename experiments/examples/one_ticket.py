@@ -1,4 +1,4 @@
-"""The strong lottery ticket theorem for attention in one file: python one_ticket.py
+"""Demonstrate the strong lottery ticket theorem for attention: python one_ticket.py
 
 A random attention layer is drawn and never trained. The program computes masks (0 or 1 per weight);
 the masked layer approximates a given attention layer. The construction is Lemma 4 of Otsuka et al.

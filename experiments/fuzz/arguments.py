@@ -1,8 +1,8 @@
 """Calls of public functions with one or two unexpected arguments.
 
-`CALLS` contains a function for each entry of `TABLE`; this function takes a random generator and
-returns a call of the entry's function. Huge integers are not drawn for arguments that are sizes of
-arrays.
+`TABLE` lists the public functions. For each of them, `CALLS` contains a function that takes a
+random generator and returns a call of the public function. Huge integers are not drawn for
+arguments that are sizes of arrays.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ ENCODER_PARAMS = models.initialise(KEY, ENCODER)
 
 
 def model_of(settings: models.Settings, params: Mapping[str, Any]) -> hide.Model:
-    """Return parameters as a model that is read block by block."""
+    """Return a `hide.Model` that yields the arrays of `params` block by block."""
     arrays = {name: np.asarray(array) for name, array in params.items()}
     return hide.Model(
         settings,

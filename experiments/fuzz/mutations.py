@@ -1,7 +1,8 @@
 """Make random changes in bytes, JSON, named arrays and folders.
 
-The first argument of every function that changes something is a random generator. The function
-returns a changed copy, or changes files in place; equal generators make equal changes.
+Every function that makes changes takes a random generator as its first argument. Functions on data
+return a changed copy; functions on folders change the files in place. Generators with equal seeds
+make equal changes.
 """
 
 import copy
@@ -108,7 +109,7 @@ def _change_entry(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def json_text(rng: random.Random, value: Any) -> bytes:
-    """Change a value and return it as JSON text, which is sometimes damaged too."""
+    """Change a JSON value and return its text; sometimes the text is damaged too."""
     text = json.dumps(change_json(rng, value))
     kind = rng.randrange(20)
     if kind == 0:

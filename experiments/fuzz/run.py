@@ -164,7 +164,7 @@ def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> 
 
 
 def _reset_peak() -> int:
-    """Reset this process's peak of memory if the system can; return the peak in bytes."""
+    """Reset this process's peak memory if the system allows it; return the peak in bytes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes the current size
     return _peak()

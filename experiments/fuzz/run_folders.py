@@ -1,4 +1,4 @@
-"""The folders of a sweep, a fit and a finished experiment, and a configuration file."""
+"""Subjects: the folders of a sweep, a fit and a finished experiment, and a config.json."""
 
 import dataclasses
 import json

@@ -21,8 +21,8 @@ class Subject:
       write: the function that writes the subject into an empty folder.
       change: the function that damages a copy of that folder.
       read: the function that reads the folder and returns a result.
-      sealed: whether every damage must be found. If True, it is a fault if the damaged folder is
-        read with another result than the undamaged folder.
+      sealed: whether every damage must be found. If True, reading the damaged folder must fail or
+        return the same result as reading the undamaged folder.
     """
 
     name: str

@@ -31,7 +31,7 @@ BERT: dict[str, Any] = {
 
 
 def _drawn_model(**options: Any) -> tuple[models.Settings, dict[str, np.ndarray]]:
-    """Draw a model of the sizes above, with `options` as its other settings."""
+    """Draw a random model whose sizes are this module's constants; `options` are other settings."""
     settings = models.make_settings(
         vocab_size=VOCABULARY, width=WIDTH, num_blocks=BLOCKS, num_heads=2, hidden_width=12,
         max_length=LENGTH, **options,

@@ -139,10 +139,10 @@ def check(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def slopes(trials: Sequence[dict[str, Any]], floor: float = 1e-12) -> dict[str, Any]:
     """Fit the logarithm of the error, and of each bound, by linear functions; return the slopes.
 
-    The variables are log alpha and log T at each depth, with an intercept per setting, and the
-    depth B over all depths, with an intercept per trial. The slope in B is the logarithm of the
-    factor by which a block multiplies the error or bound. Tickets with an error up to `floor` are
-    left out.
+    For each depth, the variables are log alpha and log T, and each setting has an intercept. Over
+    all depths, the variable is the depth B, and each trial has an intercept. The slope in B is the
+    logarithm of the factor by which one more block multiplies the error or bound. Tickets with an
+    error up to `floor` are left out.
     """
     used = [row for row in trials if row["error"] > floor]
     fitted: dict[str, Any] = {}

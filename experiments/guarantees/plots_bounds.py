@@ -25,8 +25,9 @@ PANELS = {"alpha": r"input bound $\alpha$", "length": "input length $T$", "depth
 def medians(trials: Sequence[dict[str, Any]], depths: Sequence[int]) -> list[dict[str, Any]]:
     """Return medians of error and bounds by input bound, by input length, and by depth.
 
-    A row has a `panel`, the place `x` on its axis, the depth `num_blocks` and a column per kind.
-    Input bounds are put into intervals of half a doubling.
+    A row contains the name `panel` of a panel of the figure, the position `x` on the panel's
+    horizontal axis, the depth `num_blocks`, and a median for each key of `KINDS`. Input bounds are
+    grouped into intervals in which the largest is sqrt(2) times the smallest.
     """
     edges = 2 ** np.linspace(-2, 2, 9)
     groups: list[tuple[str, float, int, list[dict[str, Any]]]] = []

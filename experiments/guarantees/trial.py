@@ -44,9 +44,10 @@ class Drawn(NamedTuple):
 def draw(shape: Shape, key: Key, width: Array, width_max: int) -> Drawn:
     """Draw a target, a source and an input.
 
-    alpha is log-uniform in [1/4, 4], and T is a random entry of `LENGTHS`. Tokens have random
-    directions and norms up to alpha; the first token has norm alpha. The target's weights are
-    multiplied by `TARGET_SCALE` (value weights by TARGET_SCALE / H), so that their norms are small.
+    The input bound alpha is log-uniform in [1/4, 4], and the input length T is a random entry of
+    `LENGTHS`. Tokens have random directions and norms up to alpha; the first token has norm alpha.
+    The target's weights are multiplied by `TARGET_SCALE` (value weights by TARGET_SCALE / H), so
+    that their norms are small.
     """
     # Each width has a different target, source and input. All rules share them.
     key = jax.random.fold_in(key, width)

@@ -34,11 +34,11 @@ class Config(Settings):
         width of heads is unchanged.
       methods: any of 'dense' (all weights are trained), 'ticket', and 'scaled' (a ticket whose
         query and key weights are multiplied by ``n_K^(1/4)``).
-      rates: the highest learning rates of the schedule that are tried for each method and size with
-        all seeds; only the rate with the lowest mean loss enters the results. If empty,
-        `learning_rate` is used for tickets and `dense_learning_rate` for trained models.
-      dense_learning_rate: the highest learning rate with which models are trained without masks, if
-        `rates` is empty.
+      rates: the peak learning rates that are tried with all seeds, for each method and size; only
+        the rate with the lowest mean loss enters the results. If `rates` is empty, `learning_rate`
+        is used for tickets and `dense_learning_rate` for trained models.
+      dense_learning_rate: the peak learning rate of training without masks; it is used if `rates`
+        is empty.
       runs_at_once: the number of runs that one program trains; 0 for all tickets, or all trained
         models, of a size.
     """
@@ -137,7 +137,7 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def _best_rates(every: list[Row], rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Choose, for each size and method, the setting of lowest mean loss; return also its runs."""
+    """Return the setting of lowest mean loss for each size and method, and these settings' rows."""
     best: dict[tuple, Row] = {}
     for setting in every:
         key = tuple(setting[name] for name in ("model", "width_multiplier", "method"))

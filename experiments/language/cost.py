@@ -1,4 +1,4 @@
-"""The estimated cost of training a language model: parameters, memory, operations, time."""
+"""Estimate the cost of training a language model: parameters, memory, operations, time."""
 
 import math
 from collections.abc import Sequence
@@ -51,8 +51,8 @@ def flops_per_token(model: Model, length: int) -> float:
 
     The number is ``6 (12 b d^2 + v d) + 6 b d t``: six operations per weight of a matrix product,
     and the two products of causal attention over half of the t x t pairs. The embedding, which is
-    also the output layer, counts once. Masks add a few dozen comparisons per weight and *step*, and
-    nothing per token.
+    also the output layer, counts once. Masks add a few dozen comparisons per weight to each *step*,
+    however many tokens the step has.
     """
     shape = model.settings
     b, d = shape.num_blocks, shape.width

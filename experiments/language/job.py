@@ -23,7 +23,7 @@ class Run(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Return a description for messages, with the settings that may make the run fail."""
+        """Describe the run for messages; include the settings that may make the run fail."""
         return (
             f"run {self.method} with seed {self.seed} (learning_rate={self.learning_rate:g}, "
             f"keep={self.keep:g}, qk_scale={self.qk_scale:g})"

@@ -44,7 +44,7 @@ class Outcome:
         return self._values(index, name)[-1]
 
     def first(self, index: int, name: str = "val_loss") -> float:
-        """Return a run's measurement `name` before training, for tickets with the initial masks."""
+        """Return a run's measurement `name` before training (of a ticket: with initial masks)."""
         return self._values(index, name)[0]
 
     def kept(self, index: int) -> dict[str, float]:
@@ -75,14 +75,17 @@ class Outcome:
         return row
 
     def num_bytes(self, index: int) -> int:
-        """Return the bytes of a run's best masks in a ticket file and of its trained parameters."""
+        """Return the stored bytes of a run's best masks and trained parameters together."""
         masks = {name: np.asarray(bits[index]) for name, bits in self.best.masks.items()}
         stored = sum(bits.size for bits in ticket.stored(masks).values())
         sizes = matrix_shapes(self.job.model.settings) | vector_shapes(self.job.model.settings)
         return stored + 4 * sum(math.prod(sizes[name]) for name in self.job.model.learned)
 
     def tokens_per_second(self) -> float | None:
-        """Return the tokens per second over all runs (median over the log, without compilation)."""
+        """Return the tokens per second that all runs process together.
+
+        The value is the median over the log and excludes compilation.
+        """
         speeds = [row["tokens_per_second"] for row in self.log if row["tokens_per_second"]]
         return float(np.median(speeds)) * len(self.runs) if speeds else None
 

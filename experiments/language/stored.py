@@ -49,7 +49,7 @@ def by_bytes(
     jobs: Mapping[tuple[str, float, bool], Job],
     rows: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return bytes, and moments of the losses, of tickets and of rounded trained models.
+    """Return sizes in bytes, and moments of losses, for tickets and for rounded trained models.
 
     Args:
       bits: the numbers of bits per weight to which trained models are rounded.

@@ -120,9 +120,10 @@ def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
 def batch(tokens: np.ndarray, *, seed: int, step: int, rows: int, length: int) -> np.ndarray:
     """Return the training batch of a step: int32 `[rows, length + 1]`.
 
-    The batch depends on the text, sizes, seed and step alone, so a resumed run has the same data.
-    In every epoch the text is cut into windows of `length` inputs, beginning at a random offset.
-    The epoch uses all windows in random order and drops an incomplete last batch.
+    The batch depends on the text, sizes, seed and step alone, so a resumed run reads the batches
+    that an uninterrupted run reads. In every epoch the text is cut into windows of `length` inputs,
+    beginning at a random offset. The epoch uses all windows in random order and drops an incomplete
+    last batch.
 
     Raises:
       ValueError: the text is shorter than one batch.
@@ -149,7 +150,7 @@ def steps_per_epoch(tokens: np.ndarray, *, rows: int, length: int) -> int:
 def windows(tokens: np.ndarray, *, rows: int, length: int) -> np.ndarray:
     """Return `rows` evenly spaced windows of a validation text: int32 `[rows, length + 1]`.
 
-    If the text has at most `rows` whole windows, or if `rows` is 0, all of them are returned.
+    If the text has at most `rows` whole windows, or if `rows` is 0, all whole windows are returned.
     """
     whole = (len(tokens) - 1) // length
     if whole < 1:
@@ -238,7 +239,7 @@ def _whole(file: Path, known: dict) -> bool:
 
 
 def _fetch(folder: Path, name: str) -> None:
-    """Fetch the texts of a WikiText from the hub into `folder`, unless the folder has them."""
+    """Fetch the texts of a WikiText corpus from the hub, unless `folder` contains the texts."""
     if all((folder / f"{split}.txt").is_file() for split in SPLITS):
         return
     try:

@@ -213,7 +213,7 @@ def _mesh(job: Job, runs: int, devices: Sequence[Any] | None) -> Mesh:
 
 
 def _stretch(job: Job, runs: int) -> int:
-    """Return the number of steps per call; it divides `chunk`, so all calls have equal size."""
+    """Return the number of steps per call; this number divides `chunk`, so all calls are equal."""
     most = max(1, _TOKENS_PER_CALL // (runs * job.rows * job.length))
     return max(n for n in range(1, min(most, job.chunk) + 1) if job.chunk % n == 0)
 

@@ -55,8 +55,9 @@ PRESETS = {
 def run(config: Config, out: RunFolder) -> dict[str, Any]:
     """Train every scale and seed, evaluate the controls, and plot the figure.
 
-    A seed determines the same weights, batches and first scores at every scale. In the summary,
-    `paired` contains the difference of losses between each scale and scale 1, over the seeds.
+    At every scale, the runs of one seed have the same weights (before scaling), batches and first
+    scores. In the summary, `paired` contains the difference of losses between each scale and scale
+    1, over the seeds.
     """
     jobs = {model: config.job(model) for model in config.models}  # checked before text is read
     corpus = load_text(config)
@@ -153,7 +154,7 @@ def _measurement(model: str, outcome: Outcome, index: int) -> dict[str, Any]:
 
 
 def _minimum(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the scale of lowest mean loss, and how much higher the loss is at both range ends."""
+    """Return the scale of lowest mean loss, and the excess loss at the least and largest scale."""
     best = min(rows, key=lambda row: row["mean"])
     return {
         "best_scale": best["scale"],
