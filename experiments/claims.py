@@ -1,4 +1,4 @@
-"""Compare statements and numbers of the paper with measurements; `summary.json` stores them.
+"""Compare the paper's statements and numbers with measurements, for `summary.json`.
 
 A comparison is called a claim and has these fields: `what` names the compared quantity; `paper` is
 the paper's number or statement; `here` is the measured value, and `low` and `high` are the ends of

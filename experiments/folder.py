@@ -137,7 +137,7 @@ class RunFolder:
             storage.write_rows(self.path / ROWS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json`` and checksums of all results, after a run's other files."""
+        """Write ``summary.json`` and all results' checksums; all other files must exist."""
         if self.writes:
             self.record()
             storage.write_json(self.path / SUMMARY, summary)

@@ -80,7 +80,7 @@ def duration(seconds: float) -> str:
 
 
 def cost(sweeps: Iterable[Sweep], seeds: int) -> str:
-    """Run a batch of each kind of sweep at its largest size; return the estimate for all sweeps.
+    """Estimate the cost of all sweeps: run one batch of trials per kind, at the largest size.
 
     The estimated time is the time of all compilations plus the time of all trials. The estimated
     memory is the peak memory of this process, which does not depend on the number of trials.

@@ -1,4 +1,4 @@
-"""Compute statistics of trials, which are the rows of a summary."""
+"""Compute statistics of trials; these statistics are the rows of a summary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def summarize(
     metric: str = "error",
     **more: tuple[str, Callable[[list[Any]], Any]],
 ) -> list[dict[str, Any]]:
-    """Return a row for each setting: its values, and moments of `metric` over the trials with it.
+    """Return a row per setting: the setting's values, and moments of `metric` over its trials.
 
     The moments are mean, std, median, low and high (the 10th and 90th percentile) and count.
 

@@ -40,8 +40,8 @@ def configure(
       options: a dict from names of fields to values as text; entries of tuples are separated by
         commas.
       seeds: the number of seeds; None for the preset's number.
-      recorded: if a run is repeated, the options in the run's config.json, which replace the
-        preset's options; else None.
+      recorded: the options in the config.json of a run that is repeated, which replace the preset's
+        options; None if no run is repeated.
 
     Raises:
       ValueError: a preset or option is unknown, or a value is not allowed.

@@ -70,7 +70,7 @@ def curve(
 
 
 def legend_below(axes: Axes, columns: int = 1) -> None:
-    """Put the legend under the axes, where it hides no point, in letters for narrow screens."""
+    """Put the legend below the axes, so that it hides no point; its size suits narrow screens."""
     axes.legend(
         frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.16)
     )

@@ -1,8 +1,8 @@
 """Write one page about finished runs: text, figures, comparisons with the paper, tables.
 
 `gather` reads a run's folder, `render` makes the page, and `write` saves the page. The page is one
-file, which contains all pictures and no scripts. Its only links to other files lead to the raw
-files in the folders of the runs.
+file, which contains all pictures and no scripts. The page's only links to other files lead to the
+raw files in the folders of the runs.
 """
 
 import base64
@@ -157,14 +157,14 @@ def write(paths: Iterable[str | os.PathLike[str]], page: str | os.PathLike[str])
 
 
 def _link(file: storage.Place, folder: storage.Place) -> str:
-    """Return a link from `folder` to `file`, relative if both are on a disk or in a bucket."""
+    """Return a link from `folder` to `file`; it is relative if both are in storage of one kind."""
     if type(file) is not type(folder):
         return str(file)
     return Path(os.path.relpath(file, folder)).as_posix()
 
 
 def _embedded(path: storage.Place, stem: str) -> str:
-    """Return a picture as a data URL: the SVG, which prints better, or else the PNG."""
+    """Return a picture as a data URL: the SVG, which prints better, or the PNG if no SVG exists."""
     kind = next((kind for kind in KINDS if (path / f"{stem}.{kind}").exists()), "png")
     data = base64.b64encode(storage.read_bytes(path / f"{stem}.{kind}")).decode()
     return f"data:{KINDS[kind]};base64,{data}"

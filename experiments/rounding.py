@@ -1,4 +1,4 @@
-"""Round weights to few bits each; tickets are compared with models stored this way."""
+"""Round weights to few bits each; tickets are compared with models of rounded weights."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import numpy as np
 
 
 def rounded(target: Any, bits: int, group: int = 128) -> Any:
-    """Round the entries of an array to equally spaced values; the step size differs by group.
+    """Round the entries of an array to equally spaced values; each group has a step size.
 
-    For each group the best of 27 step sizes is used; entries beyond the largest value are clipped.
+    For each group, the step size of least squared error is chosen among 27; entries beyond the
+    largest representable value are clipped.
 
     Args:
       target: an array of NumPy or JAX.

@@ -1,4 +1,4 @@
-"""Print the short table with which a run ends."""
+"""Print the short table that is shown at the end of a run."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence

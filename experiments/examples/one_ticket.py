@@ -23,7 +23,10 @@ def draw(key, width):
 
 
 def attention(x, w_q, w_k, w_v, w_o):
-    """Apply one head to x [t, d]. The paper's scale n^(1/4) of w_q, w_k cancels 1 / sqrt(n)."""
+    """Apply one head to x [t, d].
+
+    The logits' factor 1 / sqrt(n) is omitted: the paper's factors n^(1/4) of w_q and w_k cancel it.
+    """
     weights = jax.nn.softmax((x @ w_q) @ (x @ w_k).T)  # [t, t]
     return weights @ (x @ w_v) @ w_o  # [t, d]
 

@@ -165,7 +165,7 @@ def _row(shape, row, depth, for_all, on_x, alpha, length) -> dict[str, Any]:
 
 
 def _blocks(shape: Shape, drawn: Drawn, stored: Any, width: int) -> tuple[Any, Any, Any]:
-    """Return the source's and the target's blocks and the masks, without padded hidden units."""
+    """Return blocks of the source, blocks of the target, and masks, without padded hidden units."""
     named = PaddedAttention(**stored["attention"])
     layers = tuple(Linear(layer["w"]) for layer in stored["layers"].values())
     source, target, masks = [], [], []

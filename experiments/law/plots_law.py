@@ -1,4 +1,4 @@
-"""Plot the figures of the law: widths against errors, the transition, all constructions."""
+"""Plot the figures of the law: widths against errors, shares of sources, all constructions."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _line(axes: Axes, widths: Sequence[Row], bits: dict[str, Any]) -> None:
 def transition(shares: Sequence[Row]) -> Figure:
     """Plot, against the width, the share of sources whose ticket has at most a given error.
 
-    There is one panel per error. `shares` come from `width_law.shares`; only the four largest d are
-    shown.
+    There is one panel per error. `shares` is the result of `width_law.shares`; only the four
+    largest d are shown.
     """
     levels = sorted({row["eps"] for row in shares}, reverse=True)
     drawing, panels = _panels(len(levels))
@@ -122,7 +122,7 @@ def rivals(summary: Sequence[Row]) -> Figure:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels that share the vertical axis, one if `count` is 0 or 1."""
+    """Return a figure and its `count` panels (at least one), which share the vertical axis."""
     if count < 2:
         drawing, axes = figure()
         return drawing, [axes]

@@ -68,8 +68,8 @@ def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     the rows have several values of d (or of H). Entries that end in `_se` are standard errors of
     the powers, by the delta method; entries that end in `_free` are the degrees of freedom of these
     errors. `low` and `high` are the smallest and the largest ratio of a measured width to the
-    fitted width: `high` times the fitted width suffices at every point, and less than `low` times
-    the fitted width suffices at no point.
+    fitted width: `high` times the fitted width suffices at every measured point; a width below
+    `low` times the fitted width suffices at no measured point.
     """
     h, d, eps = _columns(rows)
     y = _units(rows)
@@ -112,10 +112,11 @@ def in_bits(rows: Sequence[Row]) -> dict[str, Any]:
     """Fit ``n / d = slope log2(1 / eps) + log2(n / d) / 2 + c(d, H)`` to errors up to 1 %.
 
     The second term is needed because the subset sums of n / d random samples take 2^(n / d) values
-    in a range that grows with the square root of n / d. A slope of 1 means one bit of precision per
-    unit. All shapes share one slope, whose interval (`low`, `high`) is clustered by shape. For each
-    shape `shapes` contains the slope of a separate fit, and c(d, H) if the slope is set to 1. `rms`
-    is the root mean square of the residuals if the slope is set to 1.
+    in a range that grows with the square root of n / d. A slope of 1 means one bit of precision for
+    each hidden unit per input coordinate. All shapes share one slope, whose interval (`low`,
+    `high`) is clustered by shape. `shapes` contains, for each shape, the slope of a separate fit,
+    and c(d, H) if the slope is set to 1. `rms` is the root mean square of the residuals if the
+    slope is set to 1.
     """
     rows = [row for row in rows if row["eps"] <= SMALL_ERRORS * (1 + 1e-9)]
     counts = {shape: _shapes(rows).count(shape) for shape in dict.fromkeys(_shapes(rows))}
@@ -194,8 +195,9 @@ class Clustered:
     def error(self, contrast: Float[np.ndarray, " p"]) -> tuple[float, float]:
         """Return the standard error of ``contrast . beta``, and its degrees of freedom.
 
-        If all deviations were independent with equal variance, a scaled chi-squared variable with
-        these degrees of freedom would have the mean and the variance of the squared standard error.
+        The degrees of freedom are the number at which a scaled chi-squared variable has the mean
+        and the variance of the squared standard error, if all deviations are independent with equal
+        variance.
         """
         weights = self.spreads @ contrast  # [groups, n]
         gram = weights @ weights.T

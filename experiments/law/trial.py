@@ -13,7 +13,7 @@ _TARGET = 1 << 20  # folded into a trial's key; the source's units use smaller n
 
 
 def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
-    """Draw Gaussian projections of width ``max(1, d / H)`` and, in every head, spectral norm 1."""
+    """Draw Gaussian projections of width ``max(1, d / H)``, each scaled to spectral norm 1."""
     d_k = max(1, d // num_heads)
 
     def projection(key: Key, shape: tuple[int, ...]) -> Array:
@@ -27,7 +27,7 @@ def random_target(key: Key, *, num_heads: int, d: int) -> AttentionParams:
 
 
 def drawn_target(key: Key, *, num_heads: int, d: int) -> Projections:
-    """Draw a target from the theory's distribution; its large entries are hard to reach."""
+    """Draw a target from the theory's distribution; subset sums rarely reach its large entries."""
     d_k = max(1, d // num_heads)
     return initializers.theory_attention(
         key, num_heads=num_heads, d_in=d, d_out=d, n_k=d_k, n_v=d_k
@@ -83,14 +83,14 @@ def _measure(source, masks, target, x: Array) -> dict[str, Array]:
     """Return the metrics of a ticket.
 
     `of_sequence` is, for each sequence, the largest 2-norm of a token's output error, and `error`
-    is the mean of `of_sequence`. `entries` is the number of entries of all merged matrices,
-    `median` is the median of the entries' errors, and `worst_share` is the share of the sum of
-    these errors that the worst 1 % of the entries contribute. An entry fails at a level of output
-    error if ``|error| d > level``. For each level, `failed` is the number of failing entries.
-    `beyond` is the number of failing entries whose target value is larger than the sum of all
-    samples with the sign of this value. `small` is the number of entries counted in `beyond` for
-    which this sum is less than half of its median over the entries. `kept` is the share of
-    connections that the ticket keeps.
+    is the mean of `of_sequence`. `entries` is the number of entries of all merged matrices, and
+    `median` is the median error of an entry. `worst_share` is the share that the worst 1 % of the
+    entries contribute to the sum of all entries' errors. An entry fails at a level of output error
+    if ``|error| d > level``. For each level, `failed` is the number of failing entries. `beyond` is
+    the number of failing entries whose target value is larger than the sum of all samples with the
+    sign of this value. `small` is the number of entries counted in `beyond` for which the sum of
+    the samples of that sign is less than half of the median of such sums over all entries of the
+    same product (w_qk or w_vo). `kept` is the share of connections that the ticket keeps.
     """
     ticket = construction.apply_masks(source, masks)
     error = attention.error(ticket, target, x)

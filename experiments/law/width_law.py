@@ -104,8 +104,8 @@ LARGE = 64
 def _settings(config: Config) -> list[dict[str, Any]]:
     """Return a dict per sweep: the values of target, construction, d and heads.
 
-    Several heads are measured only with the first target. Large d are measured only with the first
-    target and the first rule.
+    Shapes with several heads are measured only with the first target. Shapes with d of at least
+    `LARGE` are measured only with the first target and the first rule.
     """
     return [
         {"target": target, "construction": rule, "d": d, "heads": heads}
@@ -185,10 +185,11 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def shares(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, by d and width, the share of sources whose ticket has at most a given error.
+    """Return, for each d and width, the share of sources whose ticket has at most a given error.
 
-    Only trials with one head, the first target and the first construction are counted. The errors
-    are the errors of `SHARED` that the config contains or, if there are none, the config's first.
+    Only trials with one head, the first target and the first construction are counted. The given
+    errors are the values of `SHARED` that are also in `config.errors`; if there is no such value,
+    the only given error is the first of `config.errors`.
     """
     first = {"target": config.targets[0], "construction": config.constructions[0], "heads": 1}
     errors: dict[tuple, list[float]] = {}
@@ -230,7 +231,10 @@ def _is(row: dict[str, Any], **values: Any) -> bool:
 
 
 def _widths(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the least width for each error, once for the mean and once for the 95th percentile."""
+    """Return, for each error level, the least widths for the mean error and its 95th percentile.
+
+    The 95th percentile is taken over all sources and sequences.
+    """
     least = []
     for setting in _settings(config):
         trials = [row for row in rows if _is(row, **setting)]
@@ -286,10 +290,10 @@ def _ratios(widths: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Count, for each target and rule, the entries that fail at each of `trial.LEVELS`.
 
-    `failed` is the number of failing entries, and `beyond` is the number of failing entries that
-    exceed the sum of their samples. `beyond_of_small_samples` is the number of entries in `beyond`
-    whose samples are small. Only tickets whose error is within a factor of three of the level are
-    included.
+    `failed` is the number of failing entries, and `beyond` is the number of failing entries whose
+    target value exceeds the sum of all samples of the value's sign. `beyond_of_small_samples` is
+    the number of entries counted in `beyond` for which this sum is unusually small (see `trial`).
+    Only tickets whose error is within a factor of three of the level are included.
     """
     counts = []
     for target, rule in dict.fromkeys((row["target"], row["construction"]) for row in rows):

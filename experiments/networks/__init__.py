@@ -2,8 +2,8 @@
 
     python -m experiments.networks [--draws 40] [--seed 0] [--only llama,gguf] [--out FILE.json]
 
-A case consists of a file or a layer, this library's outputs, and the outputs of the original
-library, from which the network comes. `judge` compares the outputs. Its verdict is "read", with the
+A case consists of a file or a layer, this library's outputs, and the outputs of the library from
+which the network comes. `judge` compares the outputs. The verdict on a case is "read", with the
 largest difference; "refused", with the message; or a fault. `hugging_face`, `archives`,
 `single_files` and `layers` define named cases, and draw random cases.
 """

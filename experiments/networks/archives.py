@@ -1,4 +1,4 @@
-"""Cases: archives of TransformerLens, compared with a copy of the network TransformerLens."""
+"""Cases: archives of TransformerLens, compared with its network rewritten in torch."""
 
 import json
 import random
@@ -69,7 +69,10 @@ def refused_keys(config: dict[str, Any]) -> list[str]:
 def changed(
     words: str, changes: dict[str, Any], change: Callable[[dict[str, Any]], Any] | None = None
 ) -> Case:
-    """Return a case: an archive of `BASE` with `changes`, whose arrays `change` has altered."""
+    """Return a case: an archive of the configuration `BASE` with `changes`.
+
+    `change` is a function that alters the arrays.
+    """
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         config = BASE | changes
@@ -92,7 +95,7 @@ def changed(
 
 
 def draw(seed: str) -> Case:
-    """Draw a case: `BASE` with random values for up to nine keys."""
+    """Draw a case: the configuration `BASE` with random values for up to nine keys."""
     rng = random.Random(f"{seed} archive")
     changes: dict[str, Any] = {}
     for key in rng.sample(sorted(TABLE), k=9):

@@ -2,8 +2,8 @@
 
 `draw` changes one to four keys of a configuration. A key gets a value from the tables below or a
 value that no configuration should have, or the key is removed. A key may also be taken from another
-family of models. If `transformers` accepts the changed configuration, the arrays have its shapes;
-if not, they have the shapes of the unchanged configuration.
+family of models. The arrays have the shapes of the changed configuration if `transformers` accepts
+it, and the shapes of the unchanged configuration if not.
 """
 
 import json
@@ -146,7 +146,7 @@ _STRANGE: list[Any] = [None, True, False, 0, 1, 2, -1, 0.5, "x", [], {}, 1e-5, 1
 
 
 def write(folder: Path, kind: str, config: Any, seed: int = 0) -> Path:
-    """Write a folder of random weights; biases and gains are random too, so all have an effect."""
+    """Write a model folder; weights, biases and gains are random, so that all have an effect."""
     auto = transformers.AutoModel if kind in ENCODERS else transformers.AutoModelForCausalLM
     net = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -183,7 +183,7 @@ def logits(path: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
 
 
 def both(folder: Path) -> tuple[Outputs, Outputs]:
-    """Return two functions that compute the outputs of a folder: this library's, transformers'."""
+    """Return two functions that compute a folder's outputs: with this library and transformers."""
     return (lambda: logits(folder)), (lambda: reference(folder))
 
 

@@ -21,7 +21,7 @@ CASES = (*hugging_face.CASES, *archives.CASES, *single_files.CASES, *layers.CASE
 
 
 def named(only: Sequence[str]) -> Iterator[Callable[[Path], Verdict]]:
-    """Yield a function for each named case of the kinds `only`; it returns the case's verdict."""
+    """Yield, for each named case of the kinds `only`, a function that returns the verdict."""
     for case in CASES:
         if case.name.partition(":")[0] in only:
             yield partial(judge, case)

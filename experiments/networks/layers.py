@@ -47,12 +47,12 @@ def _halved(arrays: Any, **options: Any) -> Any:
 
 
 def _rows(width: int) -> np.ndarray:
-    """Return an input of keys or values."""
+    """Return a random input for keys or values, `[T, width]`."""
     return np.random.default_rng(width).normal(size=(T, width)).astype(np.float32)
 
 
 def _ours(read: Callable[[], attention.AttentionParams], *others: np.ndarray) -> np.ndarray:
-    """Apply our layer to X, and to the inputs of keys and values if they are others."""
+    """Apply this library's layer to X; `others` are the inputs of keys and values, if not X."""
     params = read()
     extra = params.w_q.shape[1] - M  # the constant coordinate that carries biases
     extend: Callable = attention.append_one if extra else np.asarray
@@ -144,8 +144,8 @@ def flax_case(words: str, kind: str, **options: Any) -> Case:
 def _linen(heads: int, dtype: Any, given: dict[str, Any]) -> tuple[Outputs, Outputs]:
     """Return two functions that compute the outputs of a linen layer, as in `Case.make`.
 
-    This library reads only the parameters. They do not depend on the option `attention_fn`, so this
-    option is left out.
+    This library reads only the parameters. The parameters do not depend on the option
+    `attention_fn`, so this option is left out.
     """
     given.pop("attention_fn", None)
     layer = flax.linen.MultiHeadDotProductAttention(heads, **given, dtype=dtype, deterministic=True)

@@ -132,15 +132,15 @@ def run(config: Config, out: RunFolder) -> dict[str, Any]:
 
 
 def one_rate(by_depth: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Fit the decay rate to the shallowest transformer, and only gamma to deeper transformers.
+    """Fit a decay rate for the shallowest transformer, and only gamma for deeper transformers.
 
     Only widths whose mean error is at least ten times the rounding error are used. The rounding
-    error is estimated by the least median error over all widths, since rare values out of reach do
-    not change a median. Lines are fitted to logarithms, because the means span many decades.
-    `residual` is the root mean square of the residuals of the logarithms. `own_delta` is the rate
-    of a separate fit for a depth. A depth agrees if Student's 95 % interval of the difference
-    between its separate rate and the shared rate, which uses both standard errors, contains 0;
-    `one_rate_serves` is true if all depths agree.
+    error is estimated by the least median error over all widths, because a median does not depend
+    on a few large errors of values that no subset sum reaches. Lines are fitted to logarithms,
+    because the means span many decades. `residual` is the root mean square of the residuals of the
+    logarithms. `own_delta` is the decay rate of a separate fit for one depth. A depth agrees if 0
+    is in Student's 95 % interval of the difference between `own_delta` and the shared rate; this
+    interval uses the standard errors of both rates. `one_rate_serves` is true if all depths agree.
     """
     depths: dict[str, Any] = {}
     shared: dict[str, float] = {}

@@ -27,8 +27,8 @@ def angular_velocity(
 
     ``w ~ U[-pi, pi]`` radians per step and ``theta ~ U[0, pi]``. If `min_length` is given, lengths
     are drawn uniformly from ``min_length, 2 min_length, 4 min_length, ... length``, and the points
-    beyond a sequence's length are zero; otherwise all lengths are `length`. The points are computed
-    in float64 if JAX's 64-bit mode is on.
+    beyond a sequence's length are zero. If `min_length` is None, all lengths are `length`. The
+    points are computed in float64 if JAX's 64-bit mode is on.
     """
     dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
     for_w, for_theta, for_length = jax.random.split(key, 3)

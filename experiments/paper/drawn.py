@@ -16,7 +16,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def key_of(seed: int) -> Key[Array, ""]:
-    """Return the key with which targets are drawn; seed 0 gives the targets of the first runs."""
+    """Return the key with which targets are drawn; seed 0 gives the key 11, as in early runs."""
     return jax.random.key(11 + seed, impl="threefry2x32")
 
 
@@ -46,7 +46,7 @@ def means(
 def with_band(
     summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], by: str
 ) -> list[dict[str, Any]]:
-    """Add columns to each row of a summary: a band over targets, and a mean's standard error.
+    """Add columns to each row of a summary: a band over targets, and the mean's standard error.
 
     `targets_low` and `targets_high` are the 10th and the 90th percentile of the targets' mean
     errors. `mean_se` is the standard error of the mean over all trials, clustered by target and by
@@ -69,7 +69,7 @@ def with_band(
 def fit(rows: Sequence[dict[str, Any]], *, floor: float = 0.0) -> dict[str, Any]:
     """Fit ``gamma exp(-delta n)`` to the means over all targets, and to the means of each target.
 
-    The line through the logarithms uses the means above `floor`.
+    The straight line through the logarithms of the means uses only means above `floor`.
 
     The returned dict contains the fit of the means over all targets (see `curves.exponential`);
     `targets`, the number of targets; and `single`, the quantiles of gamma and delta over the fits

@@ -251,11 +251,11 @@ def describe_target(target: Projections, loss: float) -> dict[str, float]:
 
 
 def explain_bend(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Split the mean error at each width: sources that reach all values, and sources that do not.
+    """Return, for each width, mean errors of sources that do and do not reach all target values.
 
-    A source does not reach a value that is larger than the sum of all samples of the value's sign.
-    `beyond` is the share of sources that do not reach some value. The means satisfy ``mean = beyond
-    * mean_beyond + (1 - beyond) * mean_within``.
+    A source does not reach a target value if the value is larger than the sum of all samples of the
+    same sign. `beyond` is the share of sources that do not reach all target values. The means
+    satisfy ``mean = beyond * mean_beyond + (1 - beyond) * mean_within``.
     """
     split = []
     for width in sorted({row["width"] for row in trials}):

@@ -173,7 +173,10 @@ def compare(
 
 
 def query_rows(tokens: int, count: int) -> jax.Array | None:
-    """Return `count` evenly spaced token indices from 0 on; if `count` is 0, None (all tokens)."""
+    """Return `count` evenly spaced token indices, beginning with 0.
+
+    Return None, which stands for all tokens, if `count` is 0 or at least `tokens`.
+    """
     if count == 0 or tokens <= count:
         return None
     return jnp.asarray(np.unique(np.linspace(0, tokens - 1, count).round().astype(np.int32)))

@@ -1,4 +1,4 @@
-"""Figures 4 and 5, with random and trained targets side by side; figure 6; the bend of figure 4."""
+"""Plot figures 4 and 5 (random and trained targets side by side), figure 6, and figure 4's bend."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def input_length(config: Any, series: Mapping[tuple[str, int], Rows]) -> Figure:
 
 
 def blocks(seeds: int, rows: Rows, fit: Mapping[str, Any], paper_range: tuple[int, int]) -> Figure:
-    """Plot figure 6: mean error against width, with a curve per number of blocks and one rate."""
+    """Plot figure 6: mean error against width, with a curve per number of blocks.
+
+    The fitted curves share one decay rate.
+    """
     figure, axes = plots.figure(6.4, 5.0)
     axes.axvspan(*paper_range, color="#dddddd", zorder=0, label="range of the paper's figure")
     for index, depth in enumerate(sorted({row["num_blocks"] for row in rows})):
@@ -95,7 +98,10 @@ def blocks(seeds: int, rows: Rows, fit: Mapping[str, Any], paper_range: tuple[in
 
 
 def bend(split: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot the share of sources that miss a value, and mean errors with and without a miss."""
+    """Plot the share of sources that do not reach all target values.
+
+    The mean errors of these sources, and of the remaining sources, are plotted too.
+    """
     figure, (left, right) = plots.two(7.6, 4.4)
     for name, label, color in (
         ("mean", "all sources", plots.PAPER),

@@ -18,7 +18,7 @@ def random_source(
     n_fc: Sequence[ArrayLike],
     padded: tuple[int, Sequence[int]],
 ) -> tuple[Block, ...]:
-    """Draw a source for `target`: theory attention, and two random layers for each ReLU layer.
+    """Draw a source: attention weights as in the theory, and two layers for each ReLU layer.
 
     Args:
       key: a typed PRNG key.

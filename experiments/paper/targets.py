@@ -42,7 +42,7 @@ class AngularTarget(NamedTuple):
 
 
 def train_angular(key: Key, training: Training) -> AngularTarget:
-    """Train a head (``d_in = 2, d_out = 1``) to answer, at the regression token, the velocity.
+    """Train a head (``d_in = 2, d_out = 1``) to output the velocity at the regression token.
 
     AdamW minimises the squared error; the weights of the epoch with the least validation loss are
     returned.

@@ -1,4 +1,7 @@
-"""Train a small network that adds modulo p. The run itself trains it, so no file is needed."""
+"""Train a small network that adds modulo p.
+
+The run trains the network itself, so no file is needed.
+"""
 
 from functools import partial
 
@@ -15,7 +18,7 @@ from slth_jax.types import Array, AttentionParams, Key
 def train(
     key: Key, *, modulus: int = 23, d: int = 48, heads: int = 4, hidden: int = 96, steps: int = 600
 ) -> Network:
-    """Train one block without normalisation by AdamW; every batch is all ``p^2`` questions.
+    """Train one block without normalisation with AdamW; a batch contains all ``p^2`` questions.
 
     The architecture is a smaller version of the network of Nanda et al. (2023): causal attention
     and a ReLU network with biases.

@@ -25,7 +25,8 @@ class Network(NamedTuple):
 class Task(NamedTuple):
     """Questions and their answers.
 
-    An answer is the largest of the first `choices` logits at a position of `positions`.
+    An answer is the index of the largest among the first `choices` logits at a position in
+    `positions`.
     """
 
     name: str

@@ -244,7 +244,7 @@ def _save(
 def _summary(
     out: RunFolder, rows: list[dict[str, Any]], target: Target, max_norm: float
 ) -> dict[str, Any]:
-    """Return the summary: a row for each part and width, and the target's scores."""
+    """Return the summary: rows for each sweep and width, and the target's scores."""
     summary = measure.summarize(
         rows,
         ("part", "units", "width"),
