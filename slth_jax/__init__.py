@@ -7,7 +7,7 @@ Where to start::
 
     initializers.theory_attention(key, ...)          draw a random source
     construction.prune_attention(source, target)     find the masks of a ticket by subset sums
-    construction.guaranteed_error(source, masks, target, max_norm)
+    construction.guaranteed_error(source, ...)       bound the error for all inputs up to a norm
     attention.apply(params, x)                       compute attention of a target or a ticket
     construction.find_width(target, error, key=...)  find the smallest width for an error
     attention.from_torch(layer, num_heads)           convert a PyTorch layer to a target

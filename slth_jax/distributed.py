@@ -154,7 +154,7 @@ def joined(how: str, report: Callable[[BaseException], int] | None = None) -> It
         Python's traceback is printed and the exit status is 1.
 
     Raises:
-      ValueError: `how` has another form, `how` is 'on' and no scheduler was found, or the processes
+      ValueError: `how` is invalid, `how` is 'on' and no scheduler was found, or the processes
         cannot be joined.
     """
     if how == "off" or jax.distributed.is_initialized():

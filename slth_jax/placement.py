@@ -33,7 +33,7 @@ def mesh_of_all(runs: int, rows: int, devices: Sequence[Any] | None = None) -> M
 
 
 def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh with these `sizes` of its axes 'run', 'data' and 'model'."""
+    """Return a mesh of `devices` (None: all) with these `sizes` along 'run', 'data', 'model'."""
     kinds = (AxisType.Auto,) * 3
     return jax.make_mesh(sizes, ("run", "data", "model"), axis_types=kinds, devices=devices)
 
@@ -41,8 +41,9 @@ def mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> M
 def of(tree: PyTree, mesh: Mesh, *, runs: bool = False) -> PyTree:
     """Return a sharding for each leaf of a run's state.
 
-    If a leaf has two or more dimensions and the size of its last axis is divisible by the size of
-    the mesh axis 'model', the last axis is split over 'model'.
+    The last axis of a leaf is split over the mesh axis 'model' if its size is divisible by the size
+    of 'model'. Leaves with fewer than two dimensions, not counting an axis of runs, are not split
+    over 'model'.
 
     Args:
       tree: arrays, or `jax.ShapeDtypeStruct`s.
@@ -130,7 +131,7 @@ def of_this_process(tree: PyTree) -> PyTree:
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Return the start and the stop of an index along each axis."""
+    """Return the start and the stop of each slice in the index of a shard."""
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 

@@ -68,12 +68,12 @@ class Watch:
         ctypes.CDLL(None).signal(signal.SIGABRT, None)
 
     def finished(self) -> None:
-        """Leave the run after all processes have finished their parts."""
+        """Leave the run; call this after all processes have finished their parts."""
         self._set(self._me, _FINISHED)
         self._leave()
 
     def stopped(self) -> None:
-        """After SIGTERM, leave the run with all processes; after 8 s without them, only exit."""
+        """Leave the run after SIGTERM, or exit if another process does not leave within 8 s."""
         self._set(self._me, _STOPPED)
         until = time.monotonic() + _GRACE - 2
         with contextlib.suppress(Exception):  # process 0 may have ended

@@ -120,7 +120,7 @@ def advice() -> str:
 
 
 def unused(versions: Mapping[str, str], backend: str, libtpu: str | None) -> str | None:
-    """Return a warning if JAX runs on the CPU although a plugin is installed, else None."""
+    """Return a warning if JAX runs on the CPU despite an accelerator's plugin, else None."""
     plugins = [name for name in versions if name == "libtpu" or name.endswith("-plugin")]
     if backend != "cpu" or not plugins:
         return None

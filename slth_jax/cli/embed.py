@@ -1,7 +1,7 @@
 """Embed texts with the encoder in a ticket.
 
-The random weights are generated from the ticket's seed, compared with its fingerprint, and masked;
-no trained number is read.
+The random weights are generated from the ticket's seed, compared with the ticket's fingerprint, and
+masked; no trained number is read.
 """
 
 import argparse

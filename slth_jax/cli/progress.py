@@ -1,4 +1,4 @@
-"""Show progress: as a bar with the time left on a terminal, otherwise as dated lines."""
+"""Show progress: on a terminal as a bar, otherwise as lines with date and time."""
 
 import contextlib
 import datetime

@@ -34,7 +34,7 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 class Writer:
-    """Continue the prompt, or answer the chat message, of the command line by any number of models.
+    """Continue the command line's prompt, or answer its chat message, with one or several models.
 
     Attributes:
       prompt: the tokens of the prompt.
@@ -68,7 +68,7 @@ class Writer:
         models.decoder.check_tokens(np.asarray([self.prompt], np.int32), settings)
 
     def write(self, model: "Model") -> tuple[list[int], str]:
-        """Return the tokens of prompt and continuation, and the text (of a chat, the answer)."""
+        """Return all tokens, including the prompt's, and the text (of a chat, only the answer)."""
         import jax
 
         from slth_jax import models

@@ -79,7 +79,7 @@ def error_bands(
 def entry_errors(
     tickets: AttentionParams | Mapping[str, AttentionParams], target: AttentionParams
 ) -> Figure:
-    """Plot the cumulative distribution of the errors of the merged matrices' entries.
+    """Plot the cumulative distribution of the entrywise errors of the merged matrices.
 
     The matrices are ``w_qk = w_q w_k^T / sqrt(k)`` and ``w_vo = w_v w_o`` of all heads, multiplied
     in float64. A dashed line shows the rounding error of float32. This rounding error is ``2^-24``

@@ -3,8 +3,8 @@
 A claim is an object that the owning process renews as long as the process lives. A process that
 finds the claim of another process watches the claim. If the claim is not renewed for 45 seconds
 (`SLTH_CLAIM_SECONDS`), its owner counts as dead, and the watching process takes over the claim. A
-claim that is more than an hour old is taken over at once; only for this age are the clocks of two
-machines compared.
+claim that is more than an hour old is taken over at once; no other decision compares the clocks of
+two machines.
 """
 
 import contextlib

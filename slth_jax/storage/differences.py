@@ -20,9 +20,9 @@ def difference(
     Args:
       stored, new: values that JSON can store.
       at: the path of `stored` and `new` in the whole configuration; '' if they are the whole.
-      grows: paths at which the list in `new` may be longer than the list in `stored`, if it begins
-        with all entries of the list in `stored`. At these paths an integer n stands for the list 0
-        ... n - 1.
+      grows: paths at which the list in `new` may be longer than the list in `stored`, provided that
+        the longer list begins with all entries of the shorter list. At these paths an integer n
+        stands for the list 0 ... n - 1.
       ignores: paths at which values are not compared.
 
     Returns:

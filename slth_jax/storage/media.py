@@ -1,9 +1,9 @@
 """The operations on a run's folder that differ between a disk and a bucket.
 
 On a disk a lock protects a run. A piece (a saved result of the run) is written under a temporary
-name and then renamed. In a bucket a claim protects a run. A piece is one object, which is written
-only if no object with this name exists. The configuration of a run in a bucket is overwritten only
-if it is still the version that this process read.
+name and then renamed. In a bucket a claim protects a run. A piece in a bucket is one object, which
+is written only if no object with this name exists. The configuration of a run in a bucket is
+overwritten only if it is still the version that this process read.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class OnDisk:
         self._watched: dict[Path, int] = {}  # open folders while the run is locked
 
     def form(self, form: Form) -> Form:
-        """Return `form`, the requested format of pieces, which a disk can store."""
+        """Return `form`: on a disk, pieces (saved results) are stored in the requested format."""
         return form
 
     def hold(self, index: int, count: int) -> contextlib.AbstractContextManager[None]:

@@ -41,11 +41,11 @@ class Objects:
     suffix = Files.suffix
 
     def names(self, pieces: BucketPath) -> list[str]:
-        """Return the names of all pieces in a folder, complete or damaged, in order."""
+        """Return the sorted names of all pieces in a folder, complete or damaged."""
         return [path.stem for path in pieces.glob(f"*{self.suffix}")]
 
     def notes(self, path: BucketPath) -> dict[str, Any]:
-        """Return the notes of a piece; the objects with its shards are only checked by `load`."""
+        """Return the notes of a piece without a check of the objects that contain its shards."""
         return decode(path, path.read_bytes())[1]
 
     def check(self, path: BucketPath) -> dict[str, Any]:

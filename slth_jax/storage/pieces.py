@@ -1,8 +1,8 @@
 """Two formats of pieces (saved results of a run): a folder written by Orbax, or a single file.
 
-A piece is a tree of arrays with notes. `start` writes a piece under a temporary name. The piece is
-renamed when it is complete, so that a piece is either complete or absent. The module `objects`
-contains the format of pieces in a bucket.
+A piece is a tree of arrays with notes (a dict of JSON values). `start` writes a piece under a
+temporary name. The piece is renamed when it is complete, so that a piece is either complete or
+absent. The module `objects` contains the format of pieces in a bucket.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ DAMAGED = "damaged"  # the name of the folder for damaged pieces
 
 
 class Pending(NamedTuple):
-    """The remaining steps of saving a piece (a tree of arrays with notes).
+    """The two functions that complete the saving of a piece (a tree of arrays with notes).
 
     Attributes:
       finish: a function that every process must call; it writes the arrays of this process.
@@ -58,7 +58,7 @@ class Renamed:
     suffix = ""
 
     def names(self, pieces: Path) -> list[str]:
-        """Return the names of all pieces in a folder, complete or damaged, in order."""
+        """Return the sorted names of all pieces in a folder, complete or damaged."""
         return sorted(
             entry.name.removesuffix(self.suffix)
             for entry in (pieces.iterdir() if pieces.is_dir() else ())
@@ -140,7 +140,7 @@ class Folders(Renamed):
 class Files(Renamed):
     """The format of a piece as one safetensors file, with notes and checksums as metadata.
 
-    The metadata entry consists of the checksum of the notes, a space, and the notes as JSON. The
+    The file's metadata consist of the checksum of the notes, a space, and the notes as JSON. The
     entry 'sha256' of the notes is the checksum of the arrays.
     """
 
@@ -180,7 +180,7 @@ def encode(arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> bytes:
 
 
 def decode(path: Place, data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays and the notes in the bytes of a file.
+    """Return the arrays and the notes that `encode` put into the bytes of a file.
 
     Raises:
       Damaged: the bytes have changed; the error message names `path`.
@@ -209,7 +209,7 @@ def _sum(text: str) -> str:
 
 
 def _first_sum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the checksum that the library's first versions wrote: only of the arrays' bytes."""
+    """Return the checksum of the library's first versions, which covers only the arrays' bytes."""
     return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 

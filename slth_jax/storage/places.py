@@ -58,12 +58,12 @@ class BucketPath(os.PathLike[str]):
 
     @property
     def stem(self) -> str:
-        """The name without its last ending."""
+        """The name without its last extension."""
         return PurePosixPath(self.key).stem
 
     @property
     def suffix(self) -> str:
-        """The last ending of the name, such as '.json'."""
+        """The last extension of the name, such as '.json'."""
         return PurePosixPath(self.key).suffix
 
     @property

@@ -66,8 +66,8 @@ class RunFolder:
             A folder with a shorter list is accepted if the list in `config` begins with the entries
             of the folder's list.
           ignores: paths in `config` whose values are written but not compared.
-          optional: names in `config` that earlier versions did not write. Such a name is compared
-            only if the configurations of the folder and of this run contain it.
+          optional: names in `config` that earlier versions did not write. A name in `optional` is
+            compared only if both the folder's configuration and `config` contain it.
           shard: 'i/n' if this process computes the i-th of n parts, which share the folder; None if
             the run is not split.
           pieces: the folder of the pieces inside `path`; '' for `path` itself; None for a run
@@ -159,7 +159,7 @@ class RunFolder:
             )
 
     def record(self) -> None:
-        """Write the configuration, unless the folder has one of the same run with more seeds.
+        """Write the configuration, unless the folder has this run's configuration with more seeds.
 
         Only the first process calls this function, when it has a result to save. A run that fails
         before its first result leaves the folder free for another run.
@@ -177,7 +177,7 @@ class RunFolder:
                 return
 
     def names(self) -> list[str]:
-        """Return the names of all pieces, complete or damaged, in order."""
+        """Return the sorted names of all pieces, complete or damaged."""
         return [] if self._pieces is None else self._form.names(self._pieces)
 
     def has(self, name: str) -> bool:

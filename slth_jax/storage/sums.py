@@ -16,7 +16,7 @@ _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def _files(folder: Place, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return the files to checksum, by name: those in `names`, or all if `names` is None."""
+    """Return a dict of the files to checksum: those in `names`, or all if `names` is None."""
     if names is not None:
         return {name: folder / name for name in names if (folder / name).is_file()}
     inside: list[Any] = sorted(folder.glob("**/*"))  # type: ignore[type-var]

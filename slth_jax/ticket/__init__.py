@@ -8,9 +8,9 @@ options, the seed, and the packed masks, one bit per connection.
 sweep found. `save` writes a ticket's file, `load` reads the whole file, and `open` reads each mask
 only when it is accessed. `materialize` generates the source weights again, compares them with the
 fingerprint of the weights for which the masks were found, and returns the masked weights. `weights`
-yields masked weights one at a time, and `export` writes them as NumPy arrays. `verify` checks a
-file and, if a target is given, the error stored in the file. `describe` shows a ticket as text.
-`sources` contains the table of sources that tickets may name.
+yields the arrays of masked weights one at a time, and `export` writes these arrays to a .npz file.
+`verify` checks a file and, if a target is given, the error stored in the file. `describe` shows a
+ticket as text. `sources` contains the table of sources that tickets may name.
 """
 
 from slth_jax.ticket.claims import Report, verify

@@ -78,12 +78,12 @@ def verify(
       memory: for cross-attention, the sequences `[s, t, n]` from which keys and values are
         computed; or a tuple of two such arrays, for keys and for values. Sequence i belongs to
         ``inputs[i]``.
-      tolerance: the largest allowed difference between stored and recomputed error. None allows for
-        rounding: the default is 1000 times the machine epsilon times the mean, over sequences, of
-        the largest norm of the target's outputs. The epsilon is that of float32 or, if
-        ``metadata['dtype']`` is 'float64', of float64. If `target` is a function, the default is a
-        thousandth of the recomputed error. The content of a file can therefore reduce the default
-        but not increase it.
+      tolerance: the largest allowed difference between stored and recomputed error. The default
+        (None) allows for rounding: it is 1000 times the machine epsilon times the norm of the
+        target's outputs (the largest over tokens, averaged over sequences). The machine epsilon is
+        that of float64 if ``metadata['dtype']`` is 'float64', and that of float32 if not. If
+        `target` is a function, the default is a thousandth of the recomputed error. The content of
+        a file can therefore reduce the default tolerance but not increase it.
       sources: as in `create`.
 
     Raises:
@@ -162,7 +162,7 @@ def _error(
 
 
 def _like(masked: Sequence[Any], target: Sequence[Block]) -> tuple[Block, ...]:
-    """Return the ticket as transformer blocks; bare attention gets the target's layers."""
+    """Return the ticket as transformer blocks; if it is attention only, add the target's layers."""
     if len(masked) != len(target):
         raise checks.fail("target", f"{len(masked)} blocks", len(target))
     return tuple(

@@ -78,10 +78,10 @@ class Rows(Protocol):
     """A protocol for the results of a sweep: the methods that `from_row` calls."""
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return a dict with a row's grid values, seed and metrics."""
+        """Return a dict with the grid values, the seed and the metrics of row `index`."""
 
     def arrays(self, index: int) -> Any:
-        """Return the tree of arrays, such as masks, of a row."""
+        """Return the tree of arrays, such as masks, that belongs to row `index`."""
 
 
 def create(
@@ -145,13 +145,14 @@ def from_row(
 ) -> Ticket:
     """Return the ticket that one trial of a sweep found.
 
-    The seed is taken from the row. The row's values and metrics become the metadata, together with
-    the dtype in which `error` was measured. Masks that the trial padded are cut to the shapes of
-    the source's weights. Arrays that correspond to no weights of the source are left out.
+    The seed is taken from the trial's row in `results`. The row's values and metrics become the
+    metadata, together with the dtype in which `error` was measured. Masks that the trial padded are
+    cut to the shapes of the source's weights. Arrays of the trial that correspond to no weights of
+    the source are left out.
 
     Args:
       results: the results of `sweep.run` or `sweep.load`.
-      index: the index of the row.
+      index: the index of the trial's row in `results`.
       source, options: as in `create`. An option may be read from the row, such as ``{"n_k":
         results.row(index)["width"]}``.
       masks: a function that receives the trial's arrays and returns the masks among them.
@@ -208,7 +209,7 @@ def materialize(ticket: Ticket, *, sources: Sources | None = None) -> PyTree:
     """Return the ticket's weights, source times masks, in the tree of the source.
 
     The weights are generated on the CPU if JAX can use it, because other devices may generate
-    different bits. If the source yields weights one at a time, the result is a dict of NumPy
+    different bits. If the source yields its arrays one at a time, the result is a dict of NumPy
     arrays.
 
     Raises:
@@ -235,7 +236,7 @@ def weights(ticket: Ticket, *, sources: Sources | None = None) -> Iterator[tuple
 
 
 def check_source(ticket: Ticket, *, sources: Sources | None = None) -> None:
-    """Check that the source's weights fit the masks and the fingerprint; errors: `materialize`."""
+    """Check the source's weights against masks and fingerprint; errors are as in `materialize`."""
     source = _source(ticket, sources)
     if source.check is not None:
         source.check(ticket)

@@ -81,8 +81,8 @@ def _short(value: Any) -> str:
 def export(ticket: Ticket, out: str | os.PathLike[str], *, sources: Sources | None = None) -> int:
     """Write a ticket's weights (source times masks) to a .npz file; return the number of arrays.
 
-    The arrays are written one after another, under the names of the masks. The file appears only
-    when it is complete. Equal tickets give equal bytes.
+    The arrays are written one after another, under the names of the masks. The file `out` appears
+    only when it is complete. Equal tickets give equal bytes.
 
     Raises:
       ValueError: `out` does not end in '.npz'.

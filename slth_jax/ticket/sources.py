@@ -20,11 +20,11 @@ class Source:
 
     Attributes:
       name: the name that tickets store.
-      draw: `draw(key, **options)` returns the tree of weights. None if the weights do not fit into
-        memory; in that case `masked` yields the masked weights instead.
-      masked: `masked(ticket)` yields pairs (name, weights times mask) one at a time. The function
-        is needed for sources whose tickets do not store a mask for each weight. The function
-        compares the weights with the ticket's fingerprint before the first pair and raises
+      draw: `draw(key, **options)` returns the tree of weights. `draw` is None if the weights do not
+        fit into memory; in that case `masked` yields the masked weights instead.
+      masked: `masked(ticket)` yields pairs (name, weights times mask) one at a time. `masked` is
+        needed for sources whose tickets do not store a mask for each weight. `masked` compares the
+        weights with the ticket's fingerprint before the first pair and raises
         `storage.CheckpointError` if they differ.
       check: `check(ticket)` compares the source's weights with the ticket's fingerprint but returns
         no weights; None if only `masked` can compare them.
@@ -50,7 +50,10 @@ def _gpt2(
     gains: str = "fixed",
     **shape: Any,
 ) -> PyTree:
-    """Draw the weights of a GPT-2; `embeddings` and `gains` are ignored."""
+    """Draw the weights of a GPT-2.
+
+    The options `embeddings` and `gains` only state which parts are masked; they change no weight.
+    """
     from slth_jax import models
 
     defaults: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024, "activation": "relu"}
@@ -101,7 +104,7 @@ SOURCES: dict[str, Source] = {
 
 
 def get(name: str, sources: Sources | None = None) -> Source:
-    """Return the source with this name from `sources` or, if that is None, from `SOURCES`.
+    """Return the source with this name from `sources`, or from `SOURCES` if `sources` is None.
 
     Raises:
       ValueError: no source has this name.
