@@ -210,7 +210,8 @@ def open(  # hides the builtin in this module; callers write folder.open
       shard: 'i/n' to run part i of n of the sweep, or 'i' if an earlier part recorded n; several
         parts may use the folder at once. None for the whole sweep.
       quiet: whether to hide the progress.
-      writes: whether this process writes files; of several processes only the first does.
+      writes: whether this process writes files; if there are several processes, only the first
+        process writes.
 
     Raises:
       CheckpointError: the folder is in use, cannot be written to, or contains other results.

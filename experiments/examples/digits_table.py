@@ -39,7 +39,7 @@ def loss(model, rows):
 
 
 def evaluate(model, rows):
-    """Return the loss and the accuracy of a network, which `fit` passes in evaluation mode."""
+    """Return a network's loss and accuracy; `fit` puts the network into evaluation mode."""
     return {"loss": loss(model, rows), "accuracy": (model(rows[0]).argmax(1) == rows[1]).mean()}
 
 

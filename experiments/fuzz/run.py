@@ -53,7 +53,7 @@ class Failure:
 def run(
     cases: int, seed: int, only: Sequence[str] = (), progress: Callable[[str], None] = print
 ) -> tuple[dict[str, Counter[str]], list[Failure]]:
-    """Run cases of all subjects in turn; return each subject's counts of verdicts, and failures.
+    """Run cases of all subjects in turn; return the counts of verdicts per subject, and failures.
 
     Args:
       cases: the number of cases, which is divided among the subjects.
@@ -120,7 +120,7 @@ def verdict(call: Callable[[], Any], subject: Subject | None, expected: Any) -> 
 
     Args:
       call: the function.
-      subject: the subject that it reads; None for a call with unexpected arguments.
+      subject: the subject that the function reads; None for a call with unexpected arguments.
       expected: the result of reading the undamaged subject.
     """
     before = _reset_peak()

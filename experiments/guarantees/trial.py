@@ -23,7 +23,7 @@ LENGTHS = (2, 4, 8, 16, 32, 64)
 
 
 class Shape(NamedTuple):
-    """The static sizes of one compiled program."""
+    """The static settings of one compiled program: a rule and the sizes of the networks."""
 
     rule: str
     d: int

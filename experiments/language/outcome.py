@@ -152,7 +152,7 @@ def rows_of(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
-    """Return, for each setting, moments of the best validation loss and means of the controls."""
+    """Return, per setting, moments of the best validation loss and means of the control losses."""
     controls = ("last_loss", "random_mask", "shuffled_mask")
     more = {name: (name, measure.mean) for name in controls}
     return measure.summarize(rows, by, "loss", **more)

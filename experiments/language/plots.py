@@ -85,7 +85,10 @@ def _label_sizes(axes: Axes, size: str) -> None:
 
 
 def curves(log: Sequence[dict[str, Any]], by: str) -> Figure:
-    """Plot the validation loss (mean over seeds) over the steps, one line per value of `by`."""
+    """Plot validation losses (means over seeds) against steps.
+
+    `by` is the name of a column of the log; each value in this column has a line per model.
+    """
     drawing, axes = figure()
     models = list(dict.fromkeys(row["model"] for row in log))
     names = list(dict.fromkeys(row[by] for row in log))

@@ -63,13 +63,14 @@ def line(rows: Sequence[Row], form: str) -> dict[str, Any]:
 def free(rows: Sequence[Row], *, small: bool = False) -> dict[str, Any]:
     """Fit ``n / d = intercept + slope log(1 / eps) + d log(d) + heads log(H) (+ small / d^2)``.
 
-    In the paper's form ``d / slope = 3/2`` and ``heads / slope = 1``. The term `small`, which is
-    fitted on request, describes the deviation at small d. A power of d (or of H) is fitted only if
-    the rows have several values of d (or of H). Entries that end in `_se` are standard errors of
-    the powers, by the delta method; entries that end in `_free` are the degrees of freedom of these
-    errors. `low` and `high` are the smallest and the largest ratio of a measured width to the
-    fitted width: `high` times the fitted width suffices at every measured point; a width below
-    `low` times the fitted width suffices at no measured point.
+    `power_of_d` is the ratio ``d / slope`` of fitted coefficients, and `power_of_heads` is ``heads
+    / slope``; the paper's values are 3/2 and 1. The term `small`, which is fitted on request,
+    describes the deviation at small d. A power of d (or of H) is fitted only if the rows have
+    several values of d (or of H). Entries that end in `_se` are standard errors of coefficients
+    and, by the delta method, of powers; entries that end in `_free` are the degrees of freedom of
+    the powers' standard errors. `low` and `high` are the smallest and the largest ratio of a
+    measured width to the fitted width: `high` times the fitted width suffices at every measured
+    point; a width below `low` times the fitted width suffices at no measured point.
     """
     h, d, eps = _columns(rows)
     y = _units(rows)
@@ -174,7 +175,7 @@ def _shapes(rows: Sequence[Row]) -> list[tuple[int, int]]:
 class Clustered:
     """A least-squares fit whose deviations may be dependent within groups.
 
-    Standard errors are those of Bell and McCaffrey (2002).
+    Standard errors are computed as in Bell and McCaffrey (2002).
 
     Attributes:
       beta: the coefficients, `[p]`.

@@ -45,7 +45,7 @@ def load(path: str) -> Network:
 
     Raises:
       ValueError: the file or an array is missing, or the network has attention biases or any
-        normalisation. The theory covers neither.
+        normalisation. The theory covers neither attention biases nor normalisation.
     """
     where = storage.fetched(storage.place(path))
     if not where.is_file():

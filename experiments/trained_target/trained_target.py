@@ -35,8 +35,8 @@ class Config:
       weights: the path of a published network (.npz); none to train a small network that adds
         modulo 23.
       attention_units: hidden units of attention per input coordinate.
-      relu_units: hidden units of ReLU layers per input coordinate; half of the units have each
-        sign.
+      relu_units: hidden units of ReLU layers per input coordinate; about half of the units have a
+        positive weight in the first layer, the rest a negative weight.
       construction: the rule that assigns hidden units to input coordinates.
       target_seed: the seed with which the small network is trained.
     """
