@@ -233,10 +233,20 @@ def clean(out: str | os.PathLike[str]) -> None:
 
 
 def identity_of(model: str | os.PathLike[str]) -> str:
-    """Return a SHA-256 of a model's file, or of its folder's .json and .safetensors files."""
+    """Return a SHA-256 of the files that contain a model: its weights and their JSON files.
+
+    In a folder these are all .json and .safetensors files; without the latter, all .bin files. For
+    a .npz file the JSON of the same name is included.
+    """
     path = Path(model)
-    suffixes = (".json", ".safetensors")
-    files = sorted(f for f in path.iterdir() if f.suffix in suffixes) if path.is_dir() else [path]
+    if path.is_dir():
+        of = {
+            suffix: sorted(path.glob(f"*{suffix}")) for suffix in (".json", ".safetensors", ".bin")
+        }
+        files = sorted(of[".json"] + (of[".safetensors"] or of[".bin"]))
+    else:
+        beside = path.with_suffix(".json")
+        files = [path, beside] if path.suffix == ".npz" and beside.exists() else [path]
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as opened:

@@ -89,3 +89,23 @@ def test_a_folder_and_its_ticket(name, tmp_path, scatter):
     ticket = hide.of_ticket(hide.solve(reader, spec, tmp_path / "run"))
     measured = hide.measures(target, hide.logits(ticket, tokens), None)
     assert measured["mean_logit_difference"] < 0.05 * measured["logit_sd"]
+
+
+def test_the_identity_of_a_model_depends_on_its_weights(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    identities = {hide.identity_of(folder)}
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        for content in (b"1", b"2"):
+            (folder / name).write_bytes(content)
+            identities.add(hide.identity_of(folder))
+    assert len(identities) == 5
+    (folder / "pytorch_model.bin").write_bytes(b"3")  # not read if there is a safetensors file
+    assert hide.identity_of(folder) in identities
+    (tmp_path / "model.npz").write_bytes(b"1")
+    identities = {hide.identity_of(tmp_path / "model.npz")}
+    for content in ("{}", "[]"):
+        (tmp_path / "model.json").write_text(content)
+        identities.add(hide.identity_of(tmp_path / "model.npz"))
+    assert len(identities) == 3

@@ -291,9 +291,9 @@ def _reader(path: Path, arrays: Arrays, config: Mapping[str, Any]) -> Reader:
 def _checked_sizes(arrays: Arrays, values: Mapping[str, Any]) -> Settings:
     """Refuse sizes above the number of entries of the largest array; return the settings."""
     most = max((value.size for value in arrays.values()), default=0)
-    for name in ("d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_heads"):
+    for name in ("d_model", "d_head", "d_mlp", "d_vocab", "n_heads"):
         value = values[name]
-        if isinstance(value, int) and value > most and name != "n_ctx":
+        if isinstance(value, int) and value > most:
             raise checks.fail(name, f"at most {most}, the entries of the largest array", value)
     return _settings(values)
 
