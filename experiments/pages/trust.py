@@ -73,8 +73,8 @@ def kills() -> str:
     header = ["run", "kills", "kills in the middle of a save", "runs, all with equal bits"]
     text = wrapped(
         f"After {total} kills, the results of every run were equal, bit for bit, to the results of an "
-        f"undisturbed run. After the kills, the sweeps computed {again:,} trials a second "
-        f"time, at most one chunk of {CHUNK} trials per kill ({run['date']}, {run['device']}, while other programs ran)."
+        f"undisturbed run. After the kills, the sweeps computed {again:,} trials twice, "
+        f"at most one chunk of {CHUNK} trials per kill ({run['date']}, {run['device']}, while other programs ran)."
     )
     return f"{table(header, rows)}\n\n{text}"
 
@@ -93,7 +93,7 @@ def kills_of_processes() -> str:
         "maximum of this time", "runs, all with equal bits",
     ]  # fmt: skip
     text = wrapped(
-        f"One of the two processes, chosen at random, was killed a random time after both "
+        f"A process, chosen at random, was killed a random time after both "
         f"processes had started. There were {sum(row[1] for row in rows)} kills in all ({run['device']}, while other programs ran). "
         f"The results of every resumed run were equal, bit for bit, to the results of a single "
         f"undisturbed process."

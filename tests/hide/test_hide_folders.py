@@ -98,7 +98,7 @@ def test_the_identity_of_a_model_depends_on_its_weights(tmp_path):
     identities = {hide.identity_of(folder)}
     for name in ("pytorch_model.bin", "model.safetensors"):
         for content in (b"1", b"2"):
-            (folder / name).write_bytes(content)
+            (folder / name).write_bytes(name.encode() + content)
             identities.add(hide.identity_of(folder))
     assert len(identities) == 5
     (folder / "pytorch_model.bin").write_bytes(b"3")  # not read if there is a safetensors file
