@@ -205,7 +205,7 @@ class _Doubled(torch.nn.MultiheadAttention):
 
 
 def _of_module(change: Callable[[torch.nn.Module], Any]) -> Callable[[Path], tuple]:
-    """Return the `make` of a case in which `change` has modified or replaced a PyTorch layer."""
+    """Return a function that builds a PyTorch layer, modified or replaced by `change`."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         layer = torch.nn.MultiheadAttention(M, 3, bias=False).eval()
@@ -226,7 +226,7 @@ def _hooked(layer: torch.nn.Module) -> None:
 
 
 def _state(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], tuple]:
-    """Return the `make` of a case in which `change` has converted the tensors of a state dict."""
+    """Return a function that builds a state dict whose tensors `change` has converted."""
 
     def make(folder: Path) -> tuple[Outputs, Outputs]:
         layer = torch.nn.MultiheadAttention(M, 3, bias=False)

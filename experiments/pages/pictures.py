@@ -136,7 +136,7 @@ def mark(name: str) -> str:
 
 
 def draw_all() -> list[Path]:
-    """Plot all pictures; write the pictures whose mark has changed, and return their paths."""
+    """Plot all pictures, write those with changed labels or results, and return their paths."""
     written = []
     for name in PICTURES:
         figure, new = drawn(name)

@@ -64,7 +64,7 @@ PRESETS = {
 
 
 class Target(NamedTuple):
-    """A trained network, its task, and the network's last outputs at the answers' positions."""
+    """A trained network, its task, and the last layer's outputs at the positions of the answers."""
 
     network: Network
     task: Task

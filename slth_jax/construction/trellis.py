@@ -50,7 +50,7 @@ def solve(
     """Return the masks of both factors and the absolute error of each entry of the product.
 
     Args:
-      left: the factor whose rows keep one unit per column.
+      left: the factor whose mask keeps, in each row, one unit for each column of the target.
       right: the factor whose mask is a band.
       target: the matrix to approximate.
       width: the number of hidden units that are not padding; may be traced. At every column each

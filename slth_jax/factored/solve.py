@@ -79,7 +79,8 @@ def rows(
       target: the rows to approximate.
       start: the number of the first row.
       mesh: see `products.mesh`.
-      levels: the levels of the rows' scales; None if all rows have the same scale.
+      levels: for each row, the index of its scale in `network.LEVELS`; None if all rows have the
+        same scale.
     """
     numbers = start + np.arange(len(target))
     levels = np.zeros(len(target), np.uint8) if levels is None else levels

@@ -141,7 +141,7 @@ def _attention(
     allowed: Bool[np.ndarray, "t t"],
     unit: float,
 ) -> tuple[Float[Floats, "s t o"], Float[Floats, "s t"], Float[Floats, " s"]]:
-    """Return the target's attention output at y, a bound on the ticket's error, and round-off.
+    """Return the target's attention at `y`, a bound on the ticket's error, and its rounding part.
 
     The computation is steps 1 to 3 of ``docs/guarantee.md``. `eps` bounds the distance between the
     ticket's input rows and y.
@@ -217,7 +217,7 @@ def _weights_moved(
 def _layers(
     layers: Sequence[Layer], y: Float[Floats, "s t i"], eps: Float[Floats, "s t"], unit: float
 ) -> tuple[Float[Floats, "s t i"], Float[Floats, "s t"], Float[Floats, " s"]]:
-    """Return the target's ``F(y) + y``, a bound on the ticket's error, and round-off (step 4)."""
+    """Return the target's ``F(y) + y``, a bound on the error, and its rounding part (step 4)."""
     x, in_eps, total = y, eps, np.zeros(len(y))
     for l, layer in enumerate(layers):
         u = np.maximum(x, 0) @ layer.D_plus.T  # the source layers' error on these rows, [s, t, o]

@@ -132,8 +132,8 @@ def block(
 
     Args:
       params: the block's parameters, without the prefix 'h.' and the block axis: 'attn.q' `[d, h
-        k]`, 'ln_1.gain' `[d]`, ... If 'mlp.in' is absent (as a matrix and as factors), the step
-        with `mlp` is skipped.
+        k]`, 'ln_1.gain' `[d]`, ... If there is no 'mlp.in', neither as a matrix nor as two factors,
+        the MLP is skipped.
       x: the residual stream.
       settings: the network.
       attn_mask: True if token i may attend to token j.

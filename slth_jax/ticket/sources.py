@@ -70,7 +70,7 @@ def _decoder(ticket: Any) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def check_decoder(ticket: Any) -> "Network":
-    """Return the network of a whole model's ticket, if this machine draws the ticket's weights.
+    """Check that this machine draws the weights of a model's ticket; return the ticket's network.
 
     Raises:
       CheckpointError: this machine draws different random weights, or the masks do not fit the

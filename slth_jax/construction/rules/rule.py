@@ -116,8 +116,8 @@ class Rule:
       assign_relu: the function used instead of `assign` if a ReLU stands between the factors. If
         `assign_relu` is None, `assign` is used with a ReLU too.
       search: the settings of the search for masks.
-      either_side: if true, units are grouped over the rows of `left` or the columns of `right`,
-        whichever are fewer; if false, always over the columns of `right`.
+      either_side: if true, each group of units belongs to one row of `left` or to one column of
+        `right`, depending on which of the two are fewer; if false, to one column of `right`.
       needs_target: whether `assign` reads `Factors.left` and `Factors.target`.
       most: the largest number of samples per entry that are kept; None for no limit.
       band: the shape of the mask of `right` if rows are solved by shortest paths
