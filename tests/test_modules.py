@@ -249,10 +249,7 @@ def test_shared_arrays_have_one_mask_and_biases_of_two_dimensions_none():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["images", "tied", "digits", "autoencoder", "tiny"],
-)
+@pytest.mark.parametrize("name", ["images", "tied", "digits", "autoencoder", "tiny"])
 def test_many_seeds_under_vmap_are_a_loop(name):
     count, rows = 64, batch()
 

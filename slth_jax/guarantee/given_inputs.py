@@ -66,7 +66,7 @@ def guaranteed_error_on(
     bounded by norms at the target's rows.
 
     Args:
-      source, masks, target: as in `guaranteed_error`.
+      source, masks, target: attention layers or sequences of blocks, and the ticket's masks.
       inputs: sequences `[s, t, m]`, or one sequence `[t, m]`.
       attn_mask: booleans `[t, t]`, True if token i may attend to token j; None if all may.
       dtype: as in `guaranteed_error`.

@@ -12,7 +12,7 @@ from experiments.fuzz.__main__ import main
 from experiments.fuzz.subject import Subject
 
 SEALED = Subject("x", lambda _: None, lambda *_: None, lambda _: None)
-# The runs that these subjects repeat take seconds a case.
+# The runs that these subjects repeat take seconds per case.
 LONG = (
     "fit folder", "report", "hide folder", "band ticket bytes", "encoder ticket bytes",
     "model ticket bytes", "band ticket header", "encoder ticket header", "model ticket header",
